@@ -1,0 +1,36 @@
+"""fastcnn trains convolutional networks as fast as the machine allows, and says how close it came.
+
+    python -c "import fastcnn; fastcnn.fit(arch='lenet5', epochs=2)"
+
+Importing this package loads neither torch nor DALI.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcnn.train import Result
+
+__version__ = "0.1.0"
+
+
+def fit(**settings: Any) -> Result:
+    """Train a network: `fastcnn.fit(arch="resnet50", data="photos", epochs=30)`.
+
+    The settings are the fields of `fastcnn.config.Config`, those of `python -m fastcnn.train --help`
+    with underscores for dashes.
+
+    Returns:
+        `fastcnn.train.Result`: the trained network, its best metric, the throughput in images a second
+        and the run's folder.
+
+    Raises:
+        ValueError: a setting is unknown, of the wrong type or impossible; the message says what to
+            write instead.
+        fastcnn.errors.TrainingError: the loss became infinite or NaN.
+    """
+    from fastcnn.config import from_settings
+    from fastcnn.train import fit as run
+
+    return run(from_settings(settings))

@@ -1,0 +1,108 @@
+"""What measures: calls timed in turn in one process, and the machine they ran on.
+
+The scripts under benchmarks/ only call this.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def time_in_turn(
+    sides: dict[str, Callable[[], object]], rounds: int, warmup: int, device: torch.device, calls: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call: the sides take turns in every round, so that noise and heat meet all alike.
+
+    Args:
+        sides: a name and what to call; the order turns by one from round to round.
+        rounds: timed turns of each side.
+        warmup: turns of each side before.
+        calls: calls in a turn, timed together; the device is waited for at its end.
+    """
+    names = list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    for number in range(-warmup, rounds):
+        for i in range(len(names)):
+            name = names[(number + i) % len(names)]
+            start = time.perf_counter()
+            for _ in range(calls):
+                sides[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= 0:
+                seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles, in seconds."""
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return {"median": middle, "quartile_1": low, "quartile_3": high, "repeats": len(seconds)}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the code, and the code's commit."""
+    import torchvision
+
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+        facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return facts
+
+
+def machine_name(device: torch.device) -> str:
+    """A folder name for results: the GPU's, or the processor's and the number of threads."""
+    if device.type == "cuda":
+        return "-".join(torch.cuda.get_device_name(device).lower().split())
+    return "-".join(_processor().lower().split()) + f"-{torch.get_num_threads()}-threads"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit measured, with "+" if files differ from it."""
+    commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
+    changed = _output(
+        "git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no"
+    )
+    return commit + ("+" if changed else "")
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,363 @@
+"""What a run is told: one frozen dataclass, filled from flags, a YAML file or Python.
+
+    python -m fastcnn.train --arch resnet18 --data photos --config mine.yaml --lr 0.2
+
+Torch-free, so that `--help` answers at once. A field whose default is "auto" is chosen by
+`fastcnn.resolve` once the data and the machine are known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from tyro.conf import arg
+
+from fastcnn.errors import UserError
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a convolutional network.
+
+    Settings that say "auto" are chosen for the data and the machine, and printed with the reason."""
+
+    # The network and its data.
+    arch: Annotated[str, arg(aliases=["-a", "--model"])] = "resnet50"
+    """Network: lenet5, resnet18, resnet50, resnet20 (CIFAR), ..."""
+    data: str = "demo"
+    """Image folder, or cifar10, cifar100, mnist, fashion-mnist, synthetic, demo."""
+    data_root: str = "data"
+    """Where the named data sets are, or are downloaded to."""
+    val_split: float | None = None
+    """Share of a folder without val/ to validate on, 0 to 1."""
+    num_classes: int | Auto = "auto"
+    """Classes; auto: those of the data."""
+    in_chans: int | Auto = "auto"
+    """Input channels, 1 or 3; auto: those of the data."""
+    img_size: int | Auto = "auto"
+    """Pixels a side of the training and validation images."""
+
+    # How images are loaded and augmented.
+    data_backend: Literal["auto", "dali", "torch", "synthetic"] = "auto"
+    """Loader; auto: DALI where it is installed, else torchvision."""
+    batch_size: Annotated[int | Auto, arg(aliases=["-b"])] = "auto"
+    """Images a process takes in each forward pass."""
+    workers: Annotated[int | Auto, arg(aliases=["-j"])] = "auto"
+    """Loading threads (DALI) or processes (torchvision) per process."""
+    train_crop: Literal["auto", "random-resized", "pad"] = "auto"
+    """Crop in training; auto: pad for small images of one size, else random-resized."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a random-resized crop takes."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a random-resized crop."""
+    hflip: float | Auto = "auto"
+    """Probability of a horizontal flip; auto: 0.5, for digits 0."""
+    crop_pct: float = 0.875
+    """Side of the validation crop over the resized image's short side."""
+
+    # Optimization.
+    epochs: int | Auto = "auto"
+    """Passes over the training data."""
+    opt: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    """Optimizer, fused."""
+    lr: float | Auto = "auto"
+    """Peak learning rate; auto: scaled with the global batch."""
+    momentum: float = 0.9
+    """Momentum of sgd and nesterov."""
+    weight_decay: Annotated[float | Auto, arg(aliases=["--wd"])] = "auto"
+    """Weight decay of parameters with more than one dimension; auto: 1e-4, adamw 0.05."""
+    sched: Literal["cosine", "step", "multistep", "constant"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup_epochs: float | Auto = "auto"
+    """Linear warm-up; auto: a tenth of the epochs, 5 at most."""
+    min_lr: float = 0.0
+    """Where the cosine ends."""
+    decay_epochs: float = 30.0
+    """Epochs between the drops of --sched step."""
+    decay_milestones: tuple[float, ...] = (30.0, 60.0, 80.0)
+    """Epochs at which --sched multistep drops."""
+    decay_rate: float = 0.1
+    """Factor of each drop."""
+    label_smoothing: Annotated[float, arg(aliases=["--smoothing"])] = 0.0
+    """Label smoothing, 0 to 1."""
+    grad_accum_steps: int = 1
+    """Batches whose gradients are added up before an update."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient."""
+    model_ema: bool = False
+    """Keep an exponential moving average of the weights; it is what gets validated."""
+    model_ema_decay: float = 0.9998
+    """Decay of that average in a step."""
+
+    # The machine.
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to train; auto: cuda, else mps, else cpu."""
+    amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of convolutions and products; auto: the fastest safe one."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last memory."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on with CUDA."""
+    sync_bn: bool = False
+    """Batch norm statistics over all GPUs."""
+    deterministic: bool = False
+    """The same bits in every run on one machine, at some cost in speed."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+    # The run.
+    output_dir: str | Auto = "auto"
+    """Folder of checkpoints, logs and curves; auto: runs/ARCH-DATA, numbered."""
+    resume: str | None = None
+    """Checkpoint to continue from, with its settings; auto (or the flag alone): the run folder's last."""
+    test_only: bool = False
+    """Validate the --resume checkpoint and stop."""
+    checkpoint_interval: int = 1
+    """Epochs between checkpoints."""
+    checkpoint_steps: int | None = None
+    """Save every so many steps too."""
+    log_interval: int | Auto = "auto"
+    """Steps between log lines; auto: 50 on GPUs, 10 elsewhere."""
+    config: str | None = None
+    """YAML file of settings; flags override it."""
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def flag(name: str) -> str:
+    """The flag of a field: `batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
+    """Flags to Config: the defaults, then the `--config` file, then the flags.
+
+    Raises:
+        SystemExit: `--help`, with status 0.
+        UserError: an unknown flag, an unreadable value or settings that cannot work, with what to write
+            instead.
+    """
+    argv = list(argv)
+    for i, word in enumerate(argv):  # `--resume` alone means `--resume auto`
+        if word == "--resume" and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
+            argv[i] = "--resume=auto"
+    file = _value_of("--config", argv)
+    config = _read_flags(argv, from_yaml(file) if file is not None else Config(), prog)
+    check(config)
+    return config
+
+
+def from_yaml(path: str) -> Config:
+    """Reads a `--config` file, through the parser of the flags so that both are checked alike."""
+    try:
+        return _read_flags(_yaml_to_argv(Path(path)), Config(), "fastcnn train")
+    except UserError as error:
+        if str(error).startswith("--config"):
+            raise
+        raise UserError(f"--config {path}: {error}") from error
+
+
+def _read_flags(argv: Sequence[str], default: Config, prog: str) -> Config:
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(Config, args=argv, default=default, prog=prog)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise UserError(_unboxed(box.getvalue()))
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph of tyro's framed message as a line, with the nearest flag for an unknown one."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
+    words = [line if set(line) - set("─-╭╮╰╯") else "" for line in lines]  # rules are of "-" in ASCII
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words)))
+    unknown = re.match(r"Unrecognized options: (--[\w-]+)", text)
+    if unknown is None:
+        return f"{text.rstrip('.')}; --help lists the flags"
+    near = difflib.get_close_matches(unknown[1].replace("_", "-"), map(flag, FIELDS), n=1)
+    return f"{unknown[1]}: no such flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+
+
+def from_settings(settings: Mapping[str, Any]) -> Config:
+    """Python keywords to Config; ValueError for an unknown or ill-typed one."""
+    _check_names(settings, "fit()")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    for name in ("data", "data_root", "output_dir", "resume", "config"):
+        if isinstance(values.get(name), Path):
+            values[name] = str(values[name])
+    base = from_yaml(values["config"]) if values.get("config") else Config()
+    config = dataclasses.replace(base, **values)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """ValueError for a value of the wrong type, an impossible value or an impossible combination."""
+    _check_types(config)
+    _check_values(config)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The settings in types that YAML and weights-only checkpoints hold: tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
+
+
+def to_yaml(config: Config) -> str:
+    """The settings as a YAML file that `--config` reads back."""
+    import yaml
+
+    values = to_plain(config)
+    values.pop("config")
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def ineffective(config: Config) -> list[str]:
+    """One line for each setting that was changed and has no effect beside the others."""
+    adaptive = config.opt == "adamw"
+    loading = ("scale", "ratio", "crop_pct") if config.data_backend == "synthetic" else ()
+    idle = {
+        "momentum": adaptive and "adamw has its own",
+        "model_ema_decay": not config.model_ema and "add --model-ema",
+        "decay_epochs": config.sched != "step" and "it belongs to --sched step",
+        "decay_milestones": config.sched != "multistep" and "it belongs to --sched multistep",
+        "decay_rate": config.sched not in ("step", "multistep") and "it belongs to --sched step or multistep",
+        "min_lr": config.sched != "cosine" and "it belongs to --sched cosine",
+        "scale": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
+        "ratio": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
+        "crop_pct": config.train_crop == "pad" and "small images are validated whole",
+        **dict.fromkeys(loading, "synthetic images are not loaded"),
+    }
+    return [
+        f"warning: {flag(name)} has no effect here: {why}"
+        for name, why in idle.items()
+        if why and getattr(config, name) != FIELDS[name].default
+    ]
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(name + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _check_names(settings: Mapping[str, Any], where: str) -> None:
+    for name in settings:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `python -m fastcnn.train --help`"
+            raise UserError(f"{where}: unknown setting {name!r}; {hint}")
+
+
+def _yaml_to_argv(path: Path) -> list[str]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; write the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: write one `name: value` a line, such as `arch: resnet18`")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    _check_names(settings, f"--config {path}")
+    for name, value in settings.items():
+        if name == "config" or isinstance(value, dict):
+            raise UserError(f"--config {path}: {name}: write single values, and no further file")
+    argv: list[str] = []
+    for name, value in settings.items():
+        if isinstance(FIELDS[name].default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"--config {path}: {name} is true or false, not {value!r}")
+            argv.append(flag(name) if value else "--no-" + flag(name)[2:])
+        elif isinstance(value, list):
+            argv += [flag(name), *map(str, value)]
+        elif isinstance(value, bool):  # YAML reads `compile: on` as true
+            argv += [flag(name), "on" if value else "off"]
+        else:
+            argv += [flag(name), str(value)]
+    return argv
+
+
+def _check_types(config: Config) -> None:
+    from typeguard import TypeCheckError, check_type
+
+    for name, hint in get_type_hints(Config).items():
+        value = getattr(config, name)
+        try:
+            if isinstance(value, bool) and not isinstance(FIELDS[name].default, bool):
+                raise TypeCheckError("a bool is an int to Python, not to us")
+            check_type(value, hint)
+        except TypeCheckError:
+            expected = str(hint).replace("typing.", "").replace("NoneType", "None")
+            raise UserError(f"{flag(name)} {value!r}: expected {expected}") from None
+
+
+def _check_values(config: Config) -> None:
+    _require(config, "data", bool, "write a folder or the name of a data set")
+    _require(config, "img_size", lambda v: v >= 8, "write 8 or more")
+    for name in ("num_classes", "batch_size", "epochs", "grad_accum_steps", "log_interval"):
+        _require(config, name, lambda v: v >= 1, "write 1 or more")
+    for name in ("checkpoint_interval", "checkpoint_steps"):
+        _require(config, name, lambda v: v >= 1, "write 1 or more")
+    for name in ("workers", "seed", "lr", "weight_decay", "warmup_epochs", "min_lr"):
+        _require(config, name, lambda v: v >= 0, "write 0 or more")
+    for name in ("momentum", "label_smoothing", "model_ema_decay"):
+        _require(config, name, lambda v: 0 <= v < 1, "write 0 or more and less than 1")
+    for name in ("decay_epochs", "clip_grad"):
+        _require(config, name, lambda v: v > 0, "write more than 0")
+    _require(config, "decay_rate", lambda v: 0 < v <= 1, "write more than 0 and at most 1")
+    _require(config, "crop_pct", lambda v: 0 < v <= 1, "write more than 0 and at most 1")
+    _require(config, "hflip", lambda v: 0 <= v <= 1, "write 0 to 1")
+    _require(config, "val_split", lambda v: 0 < v < 1, "write a share between 0 and 1, such as 0.1")
+    _require(config, "in_chans", lambda v: v in (1, 3), "write 1 (grey) or 3 (RGB)")
+    _require(config, "scale", lambda v: 0 < v[0] <= v[1] <= 1, "write two shares, such as 0.08 1.0")
+    _require(config, "ratio", lambda v: 0 < v[0] <= v[1], "write two ratios, such as 0.75 1.33")
+    _require(config, "decay_milestones", _ascending, "write epochs in ascending order, such as 30 60")
+    if config.opt == "nesterov" and config.momentum == 0:
+        raise UserError("--momentum 0: nesterov needs more; write --opt sgd, or a momentum such as 0.9")
+    if config.test_only and config.resume is None:
+        raise UserError("--test-only validates a checkpoint: add --resume runs/NAME/best.pt")
+    if config.device == "cpu" and config.amp_dtype == "fp16":
+        raise UserError("--amp-dtype fp16 needs a GPU: on the CPU write bf16 or fp32")
+    if config.device == "mps" and config.amp_dtype == "fp16":
+        raise UserError("--amp-dtype fp16 needs a CUDA GPU: on mps write bf16 or fp32")
+    if config.device in ("cpu", "mps") and config.sync_bn:
+        raise UserError("--sync-bn needs CUDA GPUs: leave it out, or write --device cuda")
+    if config.warmup_epochs != "auto" and config.epochs != "auto" and config.warmup_epochs > config.epochs:
+        raise UserError(
+            f"--warmup-epochs {config.warmup_epochs:g} is longer than --epochs {config.epochs}: write less"
+        )
+
+
+def _ascending(values: tuple[float, ...]) -> bool:
+    return all(math.isfinite(v) and v > 0 for v in values) and list(values) == sorted(values)
+
+
+def _require(config: Config, name: str, holds: Any, advice: str) -> None:
+    value = getattr(config, name)
+    if value is None or value == "auto":
+        return
+    if not holds(value) or value == math.inf:
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UserError(f"{flag(name)} {shown}: {advice}")

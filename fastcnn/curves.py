@@ -1,0 +1,56 @@
+"""Loss and metric curves of a run as a PNG, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TRAIN, VAL, MUTED = "#7a8794", "#c4452d", "#d9dde1"
+
+
+def draw_curves(log: Path, png: Path) -> None:
+    """One panel for the loss, one for every further metric that training and validation share.
+
+    Training is drawn at every log line, validation at every epoch, over epochs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not log.exists():
+        return
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    windows = [r for r in records if r["kind"] == "train"]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    if not windows:
+        return
+    names = [n for n in windows[0]["metrics"] if n == "loss" or n == windows[0]["main_metric"]]
+    figure = Figure(figsize=(5.2 * len(names), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        _panel(axes, name, windows, epochs)
+    figure.savefig(png, dpi=120)
+
+
+def _panel(axes: Any, name: str, windows: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
+    x = [r["progress"] for r in windows]
+    axes.plot(x, [r["metrics"][name] for r in windows], color=TRAIN, linewidth=1, label="training")
+    if epochs:
+        val = [r["val"][name] for r in epochs]
+        at = [r["epoch"] for r in epochs]
+        axes.plot(at, val, color=VAL, linewidth=2, marker="o", markersize=3.5, label="validation")
+        best = (min if name == "loss" else max)(range(len(val)), key=val.__getitem__)
+        axes.annotate(
+            f"{val[best]:.3g}" if name == "loss" else f"{val[best]:.1f}%",
+            (at[best], val[best]),
+            textcoords="offset points",
+            xytext=(0, 7),
+            ha="right" if best == len(val) - 1 else "center",
+            color=VAL,
+        )
+    axes.set_title("loss" if name == "loss" else f"{name} (%)", loc="left")
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0, max([*x, *(r["epoch"] for r in epochs)]) * 1.02)
+    axes.grid(color=MUTED, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)

@@ -1,0 +1,156 @@
+"""The one contract between every loader and the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcnn.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What a loader yields. Shapes are the same for every batch of a phase."""
+
+    images: Tensor
+    """uint8 [N, C, H, W] in channels-last memory, on the training device."""
+    targets: Tensor
+    """What the task asks for; classification: int64 [N]."""
+    mask: Tensor
+    """bool [N]: True for real samples, False for padding."""
+
+
+class Loader(Protocol):
+    """Batches of one phase for one rank.
+
+    Training yields full batches only; evaluation yields every image once over all ranks, the last
+    batches padded and masked.
+    """
+
+    num_samples: int
+    """Real samples over all ranks in an epoch."""
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same on every rank."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, counted from 0, that comes next; the current one changes nothing. Epochs go
+        up by one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, after the last batch that was yielded."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken, by a loader of the same settings."""
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How images become square ones: the same meaning in every loader."""
+
+    size: int
+    """Pixels a side of the result."""
+    channels: int = 3
+    train_crop: Literal["random-resized", "pad"] = "random-resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    crop_pct: float = 0.875
+    """Evaluation resizes the short side to size / crop_pct and crops the centre; with pad-crop it
+    resizes to the size itself."""
+
+    @property
+    def padding(self) -> int:
+        """Black pixels that pad-crop adds on each side: 4 for 32 (He et al. 2016, section 4.2)."""
+        return self.size // 8
+
+    @property
+    def resize(self) -> int:
+        """Short side before the evaluation crop, in pixels."""
+        return self.size if self.train_crop == "pad" else int(self.size / self.crop_pct)
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """A permutation of `count` samples that depends on the seed and the epoch alone."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+@cache
+def _all_real(batch_size: int, device: torch.device) -> Tensor:
+    """One mask for all training batches: nothing is allocated in a step for it."""
+    return torch.ones(batch_size, dtype=torch.bool, device=device)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of a phase: how many batches, of which samples."""
+
+    count: int
+    """Samples of all ranks."""
+    batch_size: int
+    rank: int
+    world_size: int
+    train: bool
+    """Shuffle and drop the last partial batch; else keep the order and pad it."""
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch, the same on every rank."""
+        if self.train:
+            return self.count // self.world_size // self.batch_size
+        return math.ceil(math.ceil(self.count / self.world_size) / self.batch_size)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that an epoch uses, of all ranks."""
+        return self.steps * self.batch_size * self.world_size if self.train else self.count
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """In evaluation: this rank's first sample and one past its last; sizes differ by one at most."""
+        return self.count * self.rank // self.world_size, self.count * (self.rank + 1) // self.world_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """This rank's samples in an epoch, maybe more than it uses."""
+        if self.train:
+            return epoch_order(self.seed, epoch, self.count)[self.rank :: self.world_size]
+        return np.arange(*self.bounds)
+
+    def indices(self, order: np.ndarray, step: int) -> np.ndarray:
+        """The samples of a batch, the last one repeated where an evaluation batch is padded."""
+        chosen = order[step * self.batch_size :][: self.batch_size]
+        return np.concatenate([chosen, np.repeat(order[-1:], self.batch_size - len(chosen))])
+
+    def mask(self, step: int, device: torch.device) -> Tensor:
+        """Which samples of a batch are real, bool [batch_size]."""
+        if self.train:
+            return _all_real(self.batch_size, device)
+        first, last = self.bounds
+        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device=device)
+        return position < last - first
+
+    def check(self) -> None:
+        """UserError if there is no batch for every rank."""
+        ranks = f" x {self.world_size} processes" if self.world_size > 1 else ""
+        if self.train and self.steps == 0:
+            raise UserError(
+                f"--batch-size {self.batch_size}{ranks}: more than the {self.count} training images; "
+                f"write {self.count // self.world_size} or less"
+            )
+        if self.count < self.world_size:
+            raise UserError(
+                f"--data: {self.count} images for {self.world_size} processes; add images, or start fewer"
+            )

@@ -1,0 +1,53 @@
+"""One random batch on the device, again and again: the speed of the model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastcnn.data.batch import Batch, Share, Transform
+from fastcnn.data.sources import Split
+
+
+class SyntheticLoader:
+    """One phase of one rank. Arguments as `fastcnn.data.dali.DaliLoader`'s; the labels are the split's
+    first ones, so that they fit the network."""
+
+    def __init__(self, split: Split, transform: Transform, share: Share, device: torch.device) -> None:
+        n, size = share.batch_size, transform.size
+        self.train = share.train
+        self.steps = share.steps
+        self.num_samples = share.steps * n * share.world_size  # nothing is padded
+        generator = torch.Generator().manual_seed(share.seed * 65_537 + share.rank)
+        shape = (n, size, size, transform.channels)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+        targets = torch.from_numpy(split.labels[torch.arange(n) % len(split)])
+        real = torch.ones(n, dtype=torch.bool, device=device)
+        self.batch = Batch(images.to(device), targets.to(device), real)
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.position < self.steps:
+            self.position += 1
+            yield self.batch
+        if not self.train:
+            self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,175 @@
+"""Ranks, the process group, and sums over all ranks.
+
+    torchrun --nproc-per-node 2 -m fastcnn.train --arch resnet18
+
+Without torchrun there is one rank and no process group; every function here then does nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastcnn.errors import BadImageError, TrainingError, UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `world_size`, `local_rank` of `local_world_size` on its node."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @staticmethod
+    def from_environment() -> Ranks:
+        """Reads what torchrun sets."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return Ranks(*(int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0, 1))))
+
+
+def choose_device(device: str, ranks: Ranks) -> torch.device:
+    """`auto`, `cuda`, `mps` or `cpu` to this rank's device; ValueError where it is not there."""
+    if device == "auto":
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+        if device == "mps" and ranks.world_size > 1:
+            device = "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: this torch sees no CUDA GPU; write --device cpu or auto")
+        if ranks.local_world_size > torch.cuda.device_count():
+            raise UserError(
+                f"{ranks.local_world_size} processes on a node with {torch.cuda.device_count()} GPUs: "
+                f"write torchrun --nproc-per-node {torch.cuda.device_count()}"
+            )
+        return torch.device("cuda", ranks.local_rank)
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("--device mps: this torch sees no Apple GPU; write --device cpu or auto")
+        if ranks.world_size > 1:
+            raise UserError("--device mps trains in one process: start it without torchrun")
+    return torch.device(device)
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """NCCL for CUDA, gloo elsewhere; leaves an already initialized group as it is."""
+    own = ranks.world_size > 1 and not dist.is_initialized()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if own:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            device_id=device if device.type == "cuda" else None,
+            timeout=datetime.timedelta(minutes=30),
+        )
+    together = True
+    try:
+        yield
+    except BaseException as error:
+        # After any other error the other ranks may be waiting in a collective: leave it to the process's end.
+        together = isinstance(error, (UserError, TrainingError)) and not isinstance(error, BadImageError)
+        raise
+    finally:
+        if own and together:
+            dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums `tensor` over all ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank. All ranks must call it; it waits for the device."""
+    if not is_distributed():
+        return flag
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """`compute()` of rank 0, on every rank; its UserError is raised on every rank too."""
+    if not is_distributed():
+        return compute()
+    box: list[object] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = compute()
+        except UserError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]  # type: ignore[return-value]
+
+
+def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
+    """`compute()` on every rank: on rank 0 before all, then on the first of each node before its others,
+    since it may fill a cache that they share. A UserError on any rank is raised on all."""
+    value: T | None = None
+    mistake: str | None = None
+    turn = 0 if ranks.is_main else 1 if ranks.local_rank == 0 else 2
+    for now in range(3):
+        if turn == now:
+            try:
+                value = compute()
+            except UserError as error:
+                mistake = str(error)
+        barrier()
+    mistakes: list[str | None] = [mistake]
+    if is_distributed():
+        mistakes = [None] * ranks.world_size
+        dist.all_gather_object(mistakes, mistake)
+    for text in mistakes:
+        if text is not None:
+            raise UserError(text)
+    return value  # type: ignore[return-value]
+
+
+def gather_to_main(value: T) -> list[T]:
+    """Every rank's value, in rank order, on rank 0; elsewhere an empty list."""
+    if not is_distributed():
+        return [value]
+    values: list[T] | None = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Averages floating-point buffers (batch norm statistics) over all ranks, in one message."""
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if not is_distributed() or not buffers:
+        return
+    flat = torch.cat([b.flatten().float() for b in buffers])
+    all_reduce_sum(flat).div_(dist.get_world_size())
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
+        buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,325 @@
+"""The training loop: works through a task object and knows no network, no data and no kernel by name.
+
+Losses, counts and the flag for a non-finite loss stay on the device; the host waits for it only at the
+log interval, before a save and at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from fastcnn.data.batch import Batch, Loader
+from fastcnn.distributed import average_buffers, is_distributed
+from fastcnn.errors import TrainingError
+from fastcnn.metrics import Metrics
+from fastcnn.optim import EMA, Schedule, learning_rate, set_learning_rate
+from fastcnn.tasks import Task
+
+
+class Normalized(nn.Module):
+    """A network that takes uint8 images: normalization is the first layer of the compiled graph.
+
+    Args:
+        network: takes normalized images.
+        mean, std: of each channel, of values from 0 to 1.
+        channels_last: hand the images over in channels-last memory, as they come; else contiguous.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], channels_last: bool = True
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+        shift = -torch.tensor(mean, dtype=torch.float64) * 255 * scale
+        self.register_buffer("scale", scale.float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> object:
+        """uint8 [N, C, H, W] to the network's outputs."""
+        pixels = images.contiguous(memory_format=self.memory_format) * self.scale + self.shift
+        return self.network(pixels)
+
+
+class FiniteGuard:
+    """Remembers on the device whether a loss was infinite or NaN; from then on no update is made.
+
+    `found_inf` is what fused optimizers read to skip a step, as under `torch.amp.GradScaler`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.found_inf = torch.zeros((), device=device)
+        self.bad_steps = torch.zeros((), device=device)
+        self._pending: dist.Work | None = None
+
+    def check(self, value: Tensor) -> None:
+        self.found_inf.copy_(torch.maximum(self.found_inf, (~torch.isfinite(value.detach())).float()))
+
+    def share(self) -> None:
+        """Starts telling all ranks: one bad loss makes every rank's averaged gradient bad."""
+        if is_distributed():
+            self._pending = dist.all_reduce(self.found_inf, dist.ReduceOp.MAX, async_op=True)
+
+    def poison(self, loss: Tensor) -> Tensor:
+        """The loss, or NaN from the first bad one on: with fp16 it is the scaler that skips updates."""
+        return torch.where(self.found_inf > 0, torch.nan, 1.0) * loss
+
+    def settle(self, norm: Tensor | None = None) -> None:
+        """Ends the step's checks, with the gradient's norm if there is one: after this every rank's flag is
+        in, as far as the device's order of work goes."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        if norm is not None:  # the same on all ranks
+            self.check(norm)
+        self.bad_steps += self.found_inf
+
+    def count(self) -> int:
+        """Steps since the first bad one, itself included; waits for the device."""
+        return int(self.bad_steps.item())
+
+
+@dataclass
+class TrainState:
+    """What training changes, and how a step is made."""
+
+    network: nn.Module
+    """The plain network; its state-dict keys are the checkpoint's."""
+    train_model: nn.Module
+    """`Normalized`, maybe compiled, maybe in DDP."""
+    eval_model: nn.Module
+    """The same without DDP."""
+    optimizer: Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    guard: FiniteGuard
+    device: torch.device
+    amp_dtype: torch.dtype
+    ema: EMA | None = None
+    accum_steps: int = 1
+    clip_grad: float | None = None
+    step: int = 0
+    """Updates made."""
+    epoch: int = 0
+    """Epochs finished, validation included."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.amp_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+
+def build_state(
+    network: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    optimizer: Optimizer,
+    schedule: Schedule,
+    device: torch.device,
+    amp_dtype: torch.dtype,
+    channels_last: bool = True,
+    compile: bool = False,
+    ema_decay: float | None = None,
+    accum_steps: int = 1,
+    clip_grad: float | None = None,
+) -> TrainState:
+    """Wraps a network that is already on `device`: normalization, then compilation, then DDP."""
+    eval_model: nn.Module = Normalized(network, mean, std, channels_last).to(device)
+    if compile:
+        torch._dynamo.reset()  # its limit on recompilations counts the networks of earlier runs too
+        eval_model = cast(nn.Module, torch.compile(eval_model, dynamic=False))
+    train_model = eval_model
+    if is_distributed():
+        train_model = _data_parallel(eval_model, device)
+    return TrainState(
+        network,
+        train_model,
+        eval_model,
+        optimizer,
+        schedule,
+        torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
+        FiniteGuard(device),
+        device,
+        amp_dtype,
+        EMA(network, ema_decay) if ema_decay is not None else None,
+        accum_steps,
+        clip_grad,
+    )
+
+
+def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """DDP that leaves buffers alone in each step; they are averaged over ranks before each validation."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # torch 2.14
+    settings: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, **settings
+    )
+
+
+def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
+    """One update from the mean gradient of `batches`, without waiting for the device."""
+    for i, batch in enumerate(batches):
+        last = i + 1 == len(batches)
+        with _no_sync(state.train_model, not last):
+            with state.autocast():
+                outputs = state.train_model(batch.images)
+                loss = task.loss(outputs, batch, train=True)
+            state.guard.check(loss)
+            part = loss / len(batches)
+            if state.scaler.is_enabled():
+                part = state.scaler.scale(state.guard.poison(part))
+            if last:
+                state.guard.share()
+            part.backward()
+        metrics.update(loss, outputs, batch)
+
+    set_learning_rate(state.optimizer, learning_rate(state.step, state.schedule))
+    norm = None
+    if state.clip_grad is not None:
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.clip_grad)
+    # With fp16 an overflowing gradient is the scaler's business.
+    state.guard.settle(None if state.scaler.is_enabled() else norm)
+    if state.scaler.is_enabled():
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.found_inf = state.guard.found_inf  # type: ignore[attr-defined]
+        state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update()
+    state.step += 1
+
+
+def _no_sync(model: nn.Module, skip: bool) -> AbstractContextManager[object]:
+    """DDP averages gradients in the last of the accumulated batches only."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+@dataclass
+class Window:
+    """The steps since the last look at the device."""
+
+    steps: int
+    samples: int
+    """Images of this rank."""
+    seconds: float
+    data_seconds: float
+    """Of these, spent waiting for the loader."""
+    cold: bool = False
+    """Whether it holds start-up and compilation."""
+
+
+def train_epoch(
+    state: TrainState,
+    task: Task,
+    loader: Loader,
+    metrics: Metrics,
+    log_interval: int,
+    on_step: Callable[[], None],
+    on_window: Callable[[Window], bool],
+    hurry: Callable[[], bool] = lambda: False,
+) -> bool:
+    """The rest of the loader's epoch.
+
+    Args:
+        metrics: sums since the last window; `on_window` reads and resets it.
+        on_step: called after each update; waits for the device at most to save.
+        on_window: called every `log_interval` updates and at the end; True stops the epoch.
+        hurry: True calls `on_window` right after this update; every rank must say the same.
+
+    Returns:
+        Whether the epoch was finished.
+    """
+    state.train_model.train()
+    batches = iter(loader)
+    steps = samples = 0
+    data_seconds, start = 0.0, time.perf_counter()
+    for group, waited in _groups(batches, state.accum_steps):
+        train_step(state, task, group, metrics)
+        steps += 1
+        samples += sum(len(batch.mask) for batch in group)
+        data_seconds += waited
+        on_step()
+        if steps == log_interval or hurry():
+            if on_window(_window(state, steps, samples, start, data_seconds)):
+                return False
+            steps = samples = 0
+            data_seconds, start = 0.0, time.perf_counter()
+    return not (steps and on_window(_window(state, steps, samples, start, data_seconds)))
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[tuple[list[Batch], float]]:
+    """Batches by `size`, an incomplete last group left out, and the seconds waited for each group."""
+    while True:
+        start = time.perf_counter()
+        group = list(islice(batches, size))
+        if len(group) < size:
+            return
+        yield group, time.perf_counter() - start
+
+
+def _window(state: TrainState, steps: int, samples: int, start: float, data_seconds: float) -> Window:
+    state.guard.found_inf.item()  # waits for the device, so that the time is that of the work
+    return Window(steps, samples, time.perf_counter() - start, data_seconds)
+
+
+@torch.no_grad()
+def stop_if_not_finite(state: TrainState) -> None:
+    """Raises TrainingError if a loss or a weight became infinite or NaN; waits for the device."""
+    bad = state.guard.count()
+    step = state.step - bad
+    if bad:
+        what = f"the loss became infinite or NaN at step {step}"
+    elif not torch.stack(torch._foreach_norm(list(state.network.parameters()))).isfinite().all():
+        what = f"weights became infinite or NaN before step {step}"
+    else:
+        return
+    epoch = step // state.schedule.steps_per_epoch + 1
+    lr = learning_rate(step, state.schedule)
+    precision = " or --amp-dtype fp32" if state.amp_dtype != torch.float32 else ""
+    raise TrainingError(
+        f"{what}, epoch {epoch}, and nothing was saved since: try a lower --lr (it was {lr:.3g}), a longer "
+        f"--warmup-epochs, --clip-grad 1{precision}; look for damaged images"
+    )
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, task: Task, loader: Loader) -> dict[str, float]:
+    """The task's metrics over every sample of `loader` once, all ranks together.
+
+    Uses the moving average of the weights where there is one. All ranks call it.
+    """
+    average_buffers(state.network)
+    metrics = task.metrics(state.device)
+    state.eval_model.eval()
+    with state.ema.in_place() if state.ema is not None else nullcontext():
+        if state.ema is not None:
+            average_buffers(state.network)
+        for batch in loader:
+            with state.autocast():
+                outputs = state.eval_model(batch.images)
+                loss = task.loss(outputs, batch, train=False)
+            metrics.update(loss, outputs, batch)
+    result = metrics.compute()
+    samples = int(result.pop("samples"))
+    assert samples == loader.num_samples, f"validated {samples} samples of {loader.num_samples}"
+    return {**result, "samples": samples}

@@ -1,0 +1,18 @@
+"""What a run may end with besides success; the command turns each into one line and an exit status."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user wrote: the message says what is wrong, where, and what to write instead.
+
+    Every rank raises the same one, but for `BadImageError`.
+    """
+
+
+class BadImageError(UserError):
+    """An image that cannot be decoded; only the rank that met it knows."""
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on: the message says since when and what to try."""

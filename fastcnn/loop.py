@@ -1,0 +1,156 @@
+"""The epochs of a run: train, validate, save, report, stop when asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+from fastcnn.data.batch import Loader
+from fastcnn.distributed import any_rank
+from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch
+from fastcnn.interrupt import StopRequest
+from fastcnn.metrics import Metrics
+from fastcnn.optim import learning_rate
+from fastcnn.report import Report
+from fastcnn.run import Run
+from fastcnn.tasks import Task
+
+
+@dataclass
+class Pace:
+    """Throughput over windows of steps; validation and what is saved after it are left out."""
+
+    world_size: int
+    windows: list[Window] = field(default_factory=list)
+
+    def steady(self) -> list[Window]:
+        """The windows after start-up and compilation, if there are any."""
+        return [window for window in self.windows if not window.cold] or self.windows
+
+    def images_per_second(self) -> float:
+        """Over all ranks."""
+        windows = self.steady()
+        seconds = sum(w.seconds for w in windows)
+        return self.world_size * sum(w.samples for w in windows) / seconds if seconds else 0.0
+
+    def data_wait(self) -> float:
+        """Share of the time spent waiting for the loader, 0 to 1."""
+        windows = self.steady()
+        seconds = sum(w.seconds for w in windows)
+        return sum(w.data_seconds for w in windows) / seconds if seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the epochs went."""
+
+    val: dict[str, float]
+    """Validation metrics of the last epoch that was trained; empty if none was."""
+    images_per_second: float
+    stopped_by: int | None
+    """Number of the signal that ended the run early."""
+
+
+def fit_epochs(
+    run: Run,
+    task: Task,
+    val_loader: Loader,
+    epoch_metrics: Metrics,
+    report: Report,
+    stop: StopRequest,
+    log_interval: int,
+) -> Outcome:
+    """Trains the epochs that are left, saving into `run`.
+
+    Args:
+        epoch_metrics: sums of the epoch under way when the run was saved, else empty.
+        stop: a signal's request; all ranks answer it together at a log line, a single process at once, and
+            before a validation, which a resumed run makes up for.
+
+    Raises:
+        fastcnn.errors.TrainingError: the loss became infinite or NaN.
+    """
+    state, config, world_size = run.state, run.config, run.ranks.world_size
+    window_metrics = task.metrics(state.device)
+    pace = Pace(world_size)
+    val: dict[str, float] = {}
+    stopped = False
+
+    def sums() -> Metrics:
+        total = task.metrics(state.device)
+        total.add(epoch_metrics.state())
+        total.add(window_metrics.state())
+        return total
+
+    def on_step() -> None:
+        report.step()
+        if config.checkpoint_steps is not None and state.step % config.checkpoint_steps == 0:
+            run.save(sums())
+
+    def on_window(epoch: int, window: Window) -> bool:
+        stop_if_not_finite(state)
+        measured = window_metrics.compute()
+        epoch_metrics.add(window_metrics.state())
+        window_metrics.reset()
+        pace.windows.append(dataclasses.replace(window, cold=not pace.windows))
+        just_now = Pace(world_size, [window])
+        record = {
+            "step": state.step,
+            "progress": state.step / state.schedule.steps_per_epoch,
+            "metrics": measured,
+            "main_metric": task.best_metric,
+            "lr": learning_rate(state.step - 1, state.schedule),
+            "images_per_second": just_now.images_per_second(),
+            "data_wait": just_now.data_wait(),
+        }
+        report.window(epoch, task.describe(measured), record)
+        return any_rank(bool(stop), state.device)
+
+    for epoch in range(state.epoch, state.schedule.epochs):
+        start = time.perf_counter()
+        first_window = len(pace.windows)
+        run.loader.set_epoch(epoch)
+        report.epoch_begins(epoch, state.step - epoch * state.schedule.steps_per_epoch)
+        finished = train_epoch(
+            state,
+            task,
+            run.loader,
+            window_metrics,
+            log_interval,
+            on_step,
+            partial(on_window, epoch),
+            hurry=lambda: bool(stop) and world_size == 1,
+        )
+        if not finished or any_rank(bool(stop), state.device):
+            run.save(epoch_metrics)
+            stopped = True
+            break
+        trained = epoch_metrics.compute()
+        epoch_metrics.reset()
+        val = evaluate(state, task, val_loader)
+        state.epoch = epoch + 1
+        is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
+        if is_best:
+            run.best = {**val, "epoch": state.epoch}
+        last = state.epoch == state.schedule.epochs
+        stopped = any_rank(bool(stop), state.device) and not last
+        if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
+            run.save(epoch_metrics, is_best)
+        this_epoch = Pace(world_size, pace.windows[first_window:])
+        record = {
+            "step": state.step,
+            "progress": state.epoch,
+            "epoch": state.epoch,
+            "train": trained,
+            "val": val,
+            "images_per_second": this_epoch.images_per_second(),
+            "data_wait": this_epoch.data_wait(),
+            "seconds": time.perf_counter() - start,
+        }
+        report.epoch_ends(epoch, task.describe(trained), task.describe(val), is_best, record)
+        if stopped:
+            break
+    return Outcome(val, pace.images_per_second(), (stop.signal or signal.SIGTERM) if stopped else None)

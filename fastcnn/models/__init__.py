@@ -1,0 +1,50 @@
+"""The networks: a literal name -> constructor dict, one file per family.
+
+python -c "from fastcnn.models import build; print(build('resnet18', num_classes=10))"
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from fastcnn.errors import UserError
+from fastcnn.models import lenet, resnet
+from fastcnn.models.base import ConvNet, Outputs, Stage
+
+__all__ = ["MODELS", "ConvNet", "Outputs", "Stage", "build", "constructor"]
+
+MODELS: dict[str, Callable[..., ConvNet]] = {
+    "lenet5": lenet.lenet5,
+    "lenet5_relu": lenet.lenet5_relu,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnet20": resnet.resnet20,
+    "resnet32": resnet.resnet32,
+    "resnet44": resnet.resnet44,
+    "resnet56": resnet.resnet56,
+    "resnet110": resnet.resnet110,
+}
+
+
+def constructor(name: str) -> Callable[..., ConvNet]:
+    """The constructor of a network; ValueError that names the nearest for an unknown one."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name.lower().replace("-", ""), MODELS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"--arch {name}: no such network; {hint}write one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def build(name: str, num_classes: int, in_chans: int = 3) -> ConvNet:
+    """A freshly initialized network.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: size of the logits.
+        in_chans: channels of the images.
+    """
+    return constructor(name)(num_classes=num_classes, in_chans=in_chans)

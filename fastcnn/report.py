@@ -1,0 +1,175 @@
+"""What a person sees of a run: a live bar or plain lines, metrics.jsonl, TensorBoard, curves as a PNG.
+
+Only rank 0 speaks. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fastcnn.curves import draw_curves
+from fastcnn.engine import TrainState
+
+CURVES_EVERY = 30.0
+"""Seconds between redrawings of the curves while a run goes on."""
+
+
+class Report:
+    """Speaks for one run.
+
+    Args:
+        folder: the run's folder.
+        enabled: False on all ranks but the first: then every method does nothing.
+        epochs: of the whole run.
+        steps_per_epoch: updates an epoch.
+        step: updates made before this start, when the run is resumed.
+    """
+
+    def __init__(self, folder: Path, enabled: bool, epochs: int, steps_per_epoch: int, step: int = 0) -> None:
+        self.folder = folder
+        self.enabled = enabled
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.first_step = self.step_count = step
+        self.started = time.perf_counter()
+        self.curves_drawn = self.started
+        self.live = enabled and sys.stdout.isatty() and sys.stderr.isatty()
+        self.bar: Any = None
+        self.board: Any = None
+        if enabled:
+            self._drop_later_records(step / steps_per_epoch)
+            self.board = _tensorboard(folder)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self.enabled:
+            tqdm.write(line, file=sys.stdout) if self.live else print(line, flush=True)
+
+    def epoch_begins(self, epoch: int, done: int) -> None:
+        """Epoch counted from 0, of which `done` updates are already made."""
+        if self.live:
+            self.bar = tqdm(
+                total=self.steps_per_epoch,
+                initial=done,
+                desc=f"epoch {epoch + 1}/{self.epochs}",
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def step(self) -> None:
+        self.step_count += 1
+        if self.bar is not None:
+            self.bar.update()
+
+    def window(self, epoch: int, described: str, record: dict[str, Any]) -> None:
+        """The steps since the last window: `described` for people, `record` for machines."""
+        if not self.enabled:
+            return
+        text = (
+            f"{described}  {record['images_per_second']:,.0f} img/s  "
+            f"waiting for data {record['data_wait']:.0%}  {self._time_left()} left"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        else:
+            in_epoch = record["step"] - epoch * self.steps_per_epoch
+            print(
+                f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self.steps_per_epoch}  {text}", flush=True
+            )
+        self._write({"kind": "train", **record})
+
+    def epoch_ends(self, epoch: int, train: str, val: str, is_best: bool, record: dict[str, Any]) -> None:
+        if not self.enabled:
+            return
+        self._close_bar()
+        self.say(
+            f"epoch {epoch + 1}/{self.epochs}  train {train}  val {val}{' best' if is_best else '     '}  "
+            f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
+            f"took {clock(record['seconds'])}"
+        )
+        self._write({"kind": "epoch", **record})
+        if time.perf_counter() - self.curves_drawn > CURVES_EVERY:
+            self._draw()
+
+    def close(self) -> None:
+        """Draws the curves and ends the bar."""
+        self._close_bar()
+        if self.enabled:
+            self._draw()
+        if self.board is not None:
+            self.board.close()
+
+    def _draw(self) -> None:
+        draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        self.curves_drawn = time.perf_counter()
+
+    def _close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _time_left(self) -> str:
+        done = self.step_count - self.first_step
+        left = self.epochs * self.steps_per_epoch - self.step_count
+        return clock((time.perf_counter() - self.started) / max(done, 1) * left)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            for name, value in flatten(record):
+                self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def _drop_later_records(self, progress: float) -> None:
+        """After a kill the log may be ahead of the checkpoint; what comes again is written again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            path.write_text("".join(line for line in lines if json.loads(line)["progress"] <= progress))
+
+
+@contextmanager
+def open_report(folder: Path, enabled: bool, state: TrainState) -> Iterator[Report]:
+    """The report of a run that starts, or goes on, from `state`; its curves are drawn at the end."""
+    schedule = state.schedule
+    report = Report(folder, enabled, schedule.epochs, schedule.steps_per_epoch, state.step)
+    try:
+        yield report
+    finally:
+        report.close()
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Numbers of a nested record under names like "val/acc1"."""
+    found: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if isinstance(value, dict):
+            found += flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name not in ("step", "epoch", "progress"):
+            found.append((prefix + name, value))
+    return found
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
+
+
+def _tensorboard(folder: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))

@@ -1,0 +1,208 @@
+"""What "auto" becomes: a pure function of the settings, the data, the network and the machine.
+
+Torch-free. Every choice comes with its reason, which the run prints once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastcnn.config import FIELDS, Config, check, flag
+from fastcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices depend on."""
+
+    data_name: str
+    train_images: int
+    num_classes: int
+    channels: int
+    native_size: int | None
+    """Pixels a side where all images are small squares of one size."""
+    mirror: bool
+    """Whether a mirrored image keeps its class."""
+    model_size: int
+    """Pixels a side that the network was published with."""
+    fixed_size: bool
+    """Whether it takes no other."""
+    device: Literal["cuda", "mps", "cpu"]
+    bf16_gpu: bool
+    """Whether the GPU computes in bf16 (sm_80 on)."""
+    has_dali: bool
+    has_triton: bool
+    world_size: int
+    cores: int
+    """Processor cores for each process of this node."""
+
+
+def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
+    """The settings without "auto", but for `amp_dtype` on the CPU and `output_dir`, which need a probe and
+    a look at the disk; and the reason of each choice.
+
+    Raises:
+        ValueError: settings that this data or network cannot take.
+    """
+    chosen: dict[str, tuple[Any, str]] = {}
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        if getattr(config, name) != "auto":
+            return getattr(config, name)
+        chosen[name] = (value, reason)
+        return value
+
+    choose("num_classes", facts.num_classes, "of the data")
+    choose("in_chans", facts.channels, "of the data")
+    if facts.fixed_size or facts.native_size is None:
+        size = choose("img_size", facts.model_size, f"what {config.arch} was published with")
+    else:
+        size = choose("img_size", facts.native_size, "all images have this size")
+    _check_sizes(config, facts, size)
+
+    small = facts.native_size is not None
+    choose("train_crop", "pad" if small else "random-resized", "small images" if small else "photos")
+    choose("hflip", *((0.5, "mirrored images fit") if facts.mirror else (0.0, "mirrored digits are others")))
+    backend = choose("data_backend", *_backend(facts))
+    workers = facts.cores if backend == "dali" else max(facts.cores - 1, 1)
+    choose("workers", workers, "cores for each process")
+
+    batch = choose("batch_size", *_batch_size(facts, size))
+    global_batch = batch * facts.world_size * config.grad_accum_steps
+    epochs = choose("epochs", *_epochs(facts))
+    if config.opt == "adamw":
+        lr = 1e-3 * math.sqrt(global_batch / 1024)
+        choose("lr", lr, f"1e-3 x sqrt({global_batch} images of a step / 1,024)")
+        choose("weight_decay", 0.05, "adamw")
+    else:
+        rate = 0.3 if facts.data_name == "demo" else 0.2 if small else 0.1
+        choose("lr", rate * global_batch / 256, f"{rate} x {global_batch} images of a step / 256")
+        choose("weight_decay", 1e-4, config.opt)
+    choose("warmup_epochs", min(5.0, epochs / 10), "a tenth of the epochs, 5 at most")
+
+    choose("device", facts.device, "no GPU found" if facts.device == "cpu" else "found")
+    if facts.device == "cuda":
+        reason = "the GPU has it" if facts.bf16_gpu else "the GPU has no bf16"
+        choose("amp_dtype", "bf16" if facts.bf16_gpu else "fp16", reason)
+    elif facts.device == "mps":
+        choose("amp_dtype", "fp32", "mps")
+    if facts.device == "cuda" and facts.has_triton:
+        choose("compile", "on", "cuda")
+    else:
+        choose("compile", "off", "Triton is not installed" if facts.device == "cuda" else facts.device)
+    choose("log_interval", 50 if facts.device == "cuda" else 10, f"steps on {facts.device}")
+
+    resolved = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})
+    check(resolved)
+    return resolved, {name: reason for name, (_, reason) in chosen.items()}
+
+
+NOT_CARRIED = (
+    *("device", "compile", "workers", "log_interval"),  # the machine's
+    *("output_dir", "resume", "test_only", "config"),  # this start's
+)
+
+
+def carry_over(
+    config: Config, saved: dict[str, Any], chosen: Sequence[str], same_ranks: bool, device: str
+) -> tuple[Config, dict[str, str]]:
+    """A resumed run's settings: those of the checkpoint, but for what was told now.
+
+    What is at its default counts as not told. What was chosen and depends on what has changed since is
+    chosen anew.
+
+    Args:
+        saved: the checkpoint's settings.
+        chosen: those of them that were "auto".
+        same_ranks: whether as many processes train now.
+        device: "cuda", "mps" or "cpu".
+
+    Returns:
+        The settings, and the reason of those that were "auto" and stay.
+    """
+    told = {f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default}
+    anew = set(NOT_CARRIED)
+    if device != saved["device"]:
+        anew.add("amp_dtype")
+    if "opt" in told:
+        anew |= {"lr", "weight_decay"} & set(chosen)
+    if not same_ranks or told & {"batch_size", "grad_accum_steps"}:
+        anew |= {"lr"} & set(chosen)
+    if "epochs" in told:
+        anew |= {"warmup_epochs"} & set(chosen)
+    kept: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in saved.items()
+        if name in FIELDS and name not in told and name not in anew
+    }
+    return dataclasses.replace(config, **kept), {name: "as before" for name in chosen if name in kept}
+
+
+def describe(config: Config, reasons: dict[str, str]) -> str:
+    """The settings for a person: what was chosen and why, then what was told and what is the default."""
+    lines = []
+    width = max(len(flag(name)) for name in reasons) if reasons else 0
+    for name, reason in reasons.items():
+        value = getattr(config, name)
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append(f"  {flag(name):<{width}}  {shown:<14}  {reason}".rstrip())
+    told = [
+        _as_flag(field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in ("arch", "data", *reasons) and getattr(config, field.name) != field.default
+    ]
+    head = f"{config.arch} on {config.data}" + (f": {', '.join(told)}" if told else "")
+    return "\n".join([head, *(["chosen for this data and machine:"] if lines else []), *lines])
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """A setting as one would write it on the command line."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag("no_" + name)
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
+def _check_sizes(config: Config, facts: Facts, size: int) -> None:
+    if facts.fixed_size and size != facts.model_size:
+        raise UserError(
+            f"--img-size {size}: {config.arch} takes {facts.model_size} px only; leave the flag out"
+        )
+    if config.num_classes != "auto" and config.num_classes < facts.num_classes:
+        raise UserError(
+            f"--num-classes {config.num_classes}: the data has {facts.num_classes}; leave the flag out"
+        )
+
+
+def _backend(facts: Facts) -> tuple[str, str]:
+    if facts.data_name == "synthetic":
+        return "synthetic", "no data to load"
+    if facts.device == "mps":
+        return "torch", "DALI has no build for macOS"
+    if facts.has_dali:
+        return "dali", "installed"
+    return "torch", 'DALI is not installed: pip install "fastcnn[dali]" on Linux'
+
+
+def _batch_size(facts: Facts, size: int) -> tuple[int, str]:
+    per_rank = facts.train_images // facts.world_size
+    if facts.train_images < 10_000:
+        wanted, reason = 32, f"{facts.train_images:,} images"
+    elif facts.device == "cpu":
+        wanted, reason = (128 if size <= 64 else 32), f"{size} px on the CPU"
+    else:
+        wanted, reason = 256, f"{size} px on a GPU"
+    if per_rank < wanted:
+        wanted, reason = max(per_rank, 1), f"{facts.train_images} images for {facts.world_size} processes"
+    return wanted, reason
+
+
+def _epochs(facts: Facts) -> tuple[int, str]:
+    if facts.data_name == "demo":
+        return 12, "demo set"
+    if facts.train_images >= 500_000:
+        return 90, "as published for ImageNet"
+    return 30, "less than ImageNet"

@@ -1,0 +1,194 @@
+"""A run's folder: where it is, what is saved there and when, and how a run goes on from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcnn import __version__, checkpoint
+from fastcnn.config import Config, to_plain, to_yaml
+from fastcnn.data.batch import Loader
+from fastcnn.data.sources import NAMED, Source
+from fastcnn.distributed import Ranks, gather_to_main
+from fastcnn.engine import TrainState, stop_if_not_finite
+from fastcnn.errors import UserError
+from fastcnn.metrics import Metrics
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+@dataclass
+class Run:
+    """Saves checkpoints of one run into `folder` and remembers its best epoch."""
+
+    folder: Path
+    config: Config
+    source: Source
+    ranks: Ranks
+    state: TrainState
+    loader: Loader
+    chosen: tuple[str, ...] = ()
+    """Settings that were "auto"."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the best epoch so far, and its number as "epoch"."""
+
+    def save(self, metrics: Metrics, is_best: bool = False) -> None:
+        """Writes `last.pt`, and `best.pt` if this is it. All ranks call it; waits for the device.
+
+        Raises:
+            fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
+        """
+        stop_if_not_finite(self.state)
+        # What differs between ranks: the loader's position, random generators, the sums of this epoch.
+        own = {
+            "loader": self.loader.state_dict(),
+            "random": checkpoint.random_state(self.state.device),
+            "metrics": metrics.state().cpu(),
+        }
+        ranks = gather_to_main(own)
+        if not self.ranks.is_main:
+            return
+        content = {
+            "format": checkpoint.FORMAT,
+            "fastcnn": __version__,
+            "arch": self.config.arch,
+            "num_classes": self.config.num_classes,
+            "in_chans": self.config.in_chans,
+            "img_size": self.config.img_size,
+            "class_names": list(self.source.class_names),
+            "mean": list(self.source.mean),
+            "std": list(self.source.std),
+            "config": to_plain(self.config),
+            "chosen": list(self.chosen),
+            "best": self.best,
+            "ranks": ranks,
+            "batches": self._batches(),
+            "steps_per_epoch": self.state.schedule.steps_per_epoch,
+            **checkpoint.pack_state(self.state),
+        }
+        checkpoint.save(self.folder / LAST, content)
+        if is_best:
+            checkpoint.duplicate(self.folder / LAST, self.folder / BEST)
+
+    def restore_weights(self, content: dict[str, Any]) -> None:
+        """The network's and its moving average's, and how good they were."""
+        checkpoint.unpack_weights(self.state, content)
+        self.best = content["best"]
+
+    def restore(self, content: dict[str, Any], metrics: Metrics) -> None:
+        """Goes on from a checkpoint's content.
+
+        Raises:
+            UserError: it is in the middle of an epoch, which this run would cut into other batches.
+        """
+        self.restore_weights(content)
+        checkpoint.unpack_progress(self.state, content)
+        if content["batches"] == self._batches():
+            own = content["ranks"][self.ranks.rank]
+            self.loader.load_state_dict(own["loader"])
+            metrics.add(own["metrics"])
+            checkpoint.restore_random_state(own["random"], self.state.device)
+            return
+        if content["step"] != content["epoch"] * content["steps_per_epoch"]:
+            changed = [
+                f"{name} {old}, now {self._batches()[name]}"
+                for name, old in content["batches"].items()
+                if old != self._batches()[name]
+            ]
+            raise UserError(
+                f"--resume: saved in the middle of an epoch with {'; '.join(changed)}: go on with the same"
+            )
+        # Between epochs the batches may change; steps are counted as if they always had been the new ones.
+        self.state.step = self.state.epoch * self.state.schedule.steps_per_epoch
+
+    def _batches(self) -> dict[str, Any]:
+        """What the loader's position means."""
+        return {
+            "--data-backend": self.config.data_backend,
+            "--batch-size": self.config.batch_size,
+            "--grad-accum-steps": self.config.grad_accum_steps,
+            "--seed": self.config.seed,
+            "processes": self.ranks.world_size,
+            "training images": len(self.source.train),
+        }
+
+
+def data_name(data: str) -> str:
+    """A short name of `--data` for folders."""
+    return data if data in NAMED else Path(data).expanduser().resolve().name
+
+
+def choose_folder(config: Config) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to go on from, if any.
+
+    Raises:
+        UserError: the folder holds another run, or the checkpoint is not there.
+    """
+    told = Path(config.output_dir).expanduser() if config.output_dir != "auto" else None
+    if config.resume == "auto":
+        folder = told or _numbered(config, newest=True)
+        return folder, folder / LAST if (folder / LAST).is_file() else None
+    path: Path | None = None
+    if config.resume is not None:
+        path = Path(config.resume).expanduser()
+        path = path / LAST if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"--resume {config.resume}: no such checkpoint; write the path of a {LAST}")
+    folder = told or (path.parent if path is not None else _numbered(config, newest=False))
+    if (folder / LAST).exists() and (path is None or folder.resolve() != path.parent.resolve()):
+        raise UserError(
+            f"--output-dir {folder}: holds a run already; add --resume to go on with it, or write another"
+        )
+    return folder, path
+
+
+def check_resumable(content: dict[str, Any], config: Config, source: Source, path: Path) -> None:
+    """UserError if a checkpoint belongs to another network, optimizer or other classes."""
+    for name in ("arch", "num_classes", "in_chans", "opt", "model_ema"):
+        then, now = content["config"][name], getattr(config, name)
+        if then != now:
+            raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; write the same")
+    if content["class_names"] != list(source.class_names):
+        raise UserError(f"--resume {path}: its classes are not those of --data {config.data}; write the same")
+
+
+def claim_folder(folder: Path, config: Config) -> Path:
+    """Makes the run's folder and saves the settings in it.
+
+    Returns:
+        The folder, or with an automatic name the next one that is free if another run has taken it since.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        if config.output_dir == "auto" and config.resume is None:
+            while True:
+                try:
+                    folder.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    folder = _numbered(config, newest=False)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, resume=None)))
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {folder}: {error.strerror}; write a folder that can be written to"
+        ) from error
+    return folder
+
+
+def _numbered(config: Config, newest: bool) -> Path:
+    """runs/ARCH-DATA, then with -2, -3, ...: the first free one, or the last one that is taken."""
+    base = Path("runs") / f"{config.arch}-{data_name(config.data)}"
+    taken: Path | None = None
+    for number in itertools.count(1):
+        path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not path.exists():
+            return taken if newest and taken is not None else path
+        taken = path
+    raise AssertionError("count() is endless")

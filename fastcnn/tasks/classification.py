@@ -1,0 +1,87 @@
+"""Classification: cross-entropy, top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.data.batch import Batch
+from fastcnn.metrics import Sums
+from fastcnn.models.base import Outputs
+
+AUX_WEIGHT = 0.3
+"""Weight of an auxiliary classifier's loss (Szegedy et al. 2015, section 5)."""
+
+
+class Classification:
+    """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`.
+
+    Args:
+        num_classes: size of the logits.
+        label_smoothing: share of the target spread evenly over all classes, in training.
+    """
+
+    best_metric = "acc1"
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+
+    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+        smoothing = self.label_smoothing if train else 0.0
+        logits, aux = _split(outputs)
+        loss = _cross_entropy(logits, batch, smoothing)
+        for auxiliary in aux:
+            loss = loss + AUX_WEIGHT * _cross_entropy(auxiliary, batch, smoothing)
+        return loss
+
+    def metrics(self, device: torch.device) -> ClassificationMetrics:
+        return ClassificationMetrics(self.num_classes, device)
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        return f"loss {metrics['loss']:.3f}  acc1 {metrics['acc1']:.2f}%"
+
+
+class ClassificationMetrics:
+    """Mean loss, acc1 and, with more than 5 classes, acc5, in percent."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.top = 5 if num_classes > 5 else 1
+        self.sums = Sums(("samples", "loss", "acc1", "acc5"), device)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
+        logits, _ = _split(outputs)
+        hits = logits.topk(self.top).indices.eq(batch.targets[:, None]) & batch.mask[:, None]
+        samples = batch.mask.sum()
+        self.sums.add(samples, loss.detach() * samples, hits[:, 0].sum(), hits.sum())
+
+    def compute(self) -> dict[str, float]:
+        totals = self.sums.over_ranks()
+        samples = totals["samples"]
+        metrics = {"samples": samples, "loss": totals["loss"] / max(samples, 1)}
+        for name in ("acc1", "acc5") if self.top == 5 else ("acc1",):
+            metrics[name] = 100 * totals[name] / max(samples, 1)
+        return metrics
+
+    def state(self) -> Tensor:
+        return self.sums.values
+
+    def add(self, state: Tensor) -> None:
+        self.sums.values += state.to(self.sums.values.device)
+
+    def reset(self) -> None:
+        self.sums.values.zero_()
+
+
+def _split(outputs: object) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if isinstance(outputs, Outputs):
+        return outputs.logits, outputs.aux
+    assert isinstance(outputs, Tensor)
+    return outputs, ()
+
+
+def _cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none", label_smoothing=label_smoothing)
+    return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1)

@@ -1,0 +1,123 @@
+"""Train a network.
+
+    torchrun -m fastcnn.train --arch resnet50
+    python -m fastcnn.train --arch resnet20 --data cifar10 --epochs 100
+
+`main` parses, `fit` wires data, network and folder together, `fastcnn.loop` runs the epochs. Torch is
+imported after the flags are parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastcnn.config import Config, check, ineffective, parse
+from fastcnn.errors import BadImageError, TrainingError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastcnn.loop import Outcome
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run reached."""
+
+    network: nn.Module
+    """With the weights of the last epoch; `best.pt` in the folder has the best one's."""
+    val: dict[str, float]
+    """Validation metrics of the last epoch, percent."""
+    best: dict[str, float]
+    """Those of the best epoch, and its number as "epoch"."""
+    images_per_second: float
+    """Training throughput over all ranks; validation and the first log interval are left out."""
+    folder: Path
+    stopped_by: int | None = None
+    """Number of the signal that ended the run early."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train") -> int:
+    """The command.
+
+    Returns:
+        The exit status: 0, 1 if the loss was not finite, 2 for a user's mistake, 128 + n after signal n.
+    """
+    try:
+        result = fit(parse(sys.argv[1:] if argv is None else argv, prog))
+    except (UserError, TrainingError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BadImageError):
+            print(f"fastcnn: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:  # before training, or for the second time
+        return 128 + signal.SIGINT
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def fit(config: Config) -> Result:
+    """Trains as `config` says, in every process that torchrun started; see `fastcnn.fit`."""
+    from fastcnn.distributed import Ranks, choose_device, from_main, process_group
+    from fastcnn.engine import evaluate
+    from fastcnn.interrupt import stop_on_signals
+    from fastcnn.loop import fit_epochs
+    from fastcnn.report import open_report
+    from fastcnn.resolve import describe
+    from fastcnn.run import Run, claim_folder
+    from fastcnn.tasks import Classification
+    from fastcnn.wire import build, make_plan
+
+    check(config)
+    ranks = Ranks.from_environment()
+    device = choose_device(config.device, ranks)
+    with process_group(ranks, device):
+        plan = make_plan(config, ranks, device)
+        state, train_loader, val_loader = build(plan, ranks, device)
+        task = Classification(int(plan.config.num_classes), plan.config.label_smoothing)
+        run = Run(plan.folder, plan.config, plan.source, ranks, state, train_loader, tuple(plan.reasons))
+        metrics = task.metrics(device)
+        if plan.checkpoint is not None and config.test_only:
+            run.restore_weights(plan.checkpoint)
+        elif plan.checkpoint is not None:
+            run.restore(plan.checkpoint, metrics)
+        try:
+            if config.test_only:
+                val = evaluate(state, task, val_loader)
+                if ranks.is_main:
+                    print(f"{plan.checkpoint_path}: val {task.describe(val)}  {val['samples']:,} images")
+                return Result(state.network, val, run.best, 0.0, plan.folder)
+            run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
+            with stop_on_signals() as stop, open_report(run.folder, ranks.is_main, state) as report:
+                report.say(describe(plan.config, plan.reasons))
+                for line in (*ineffective(plan.config), *plan.remarks(state)):
+                    report.say(line)
+                interval = int(plan.config.log_interval)
+                outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval)
+                report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
+        finally:
+            train_loader.close()
+            val_loader.close()
+    val = outcome.val or run.best
+    return Result(state.network, val, run.best, outcome.images_per_second, run.folder, outcome.stopped_by)
+
+
+def _last_line(best: dict[str, float], metric: str, outcome: Outcome, folder: Path) -> str:
+    parts = ["nothing validated yet"]
+    if best:
+        parts = [f"best {metric} {best[metric]:.2f}% of {best['samples']:,} images (epoch {best['epoch']})"]
+    if outcome.images_per_second:
+        parts.append(f"{outcome.images_per_second:,.0f} img/s")
+    parts.append(str(folder))
+    if outcome.stopped_by is not None:
+        name = signal.Signals(outcome.stopped_by).name
+        parts.append(f"stopped by {name}: go on with --resume {folder}/last.pt")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,178 @@
+"""From settings to everything a run needs: first a plan, then the network, loaders and optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcnn import checkpoint, machine, models
+from fastcnn.config import Config
+from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
+from fastcnn.distributed import Ranks, from_main, local_main_first
+from fastcnn.engine import TrainState, build_state
+from fastcnn.errors import UserError
+from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.resolve import Facts, carry_over, resolve
+from fastcnn.run import check_resumable, choose_folder
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before anything of it runs."""
+
+    config: Config
+    """Without "auto"."""
+    reasons: dict[str, str]
+    """Of what was "auto"."""
+    source: Source
+    network: nn.Module
+    """On the CPU, freshly initialized, the same on every rank."""
+    folder: Path
+    checkpoint: dict[str, Any] | None
+    """What to go on from."""
+    checkpoint_path: Path | None
+
+    def remarks(self, state: TrainState) -> list[str]:
+        """What a person should know before the first step of this start."""
+        lines = []
+        if self.checkpoint_path is not None:
+            lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
+            if state.epoch >= state.schedule.epochs:
+                lines.append(f"nothing left to train: it has {state.epoch} epochs; write more with --epochs")
+        elif self.config.resume == "auto":
+            lines.append(f"no checkpoint in {self.folder} yet: starting from the beginning")
+        if self.source.name == "synthetic":
+            lines.append("synthetic images and labels are random: only the speed means anything")
+        if self.config.compile == "on":
+            lines.append("compiling the network first: the first steps take long")
+        return lines
+
+
+def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
+    """Looks at the data, the folder and the machine, and settles everything that is "auto".
+
+    Raises:
+        ValueError: no such network, data or checkpoint, or settings that do not fit them.
+    """
+    folder, path = from_main(lambda: choose_folder(config))
+    content = None
+    kept: dict[str, str] = {}
+    if path is not None:
+        content = local_main_first(lambda: checkpoint.load(path), ranks)
+        same_ranks = len(content["ranks"]) == ranks.world_size
+        config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
+    with torch.device("meta"):
+        outline = models.constructor(config.arch)()
+    source = local_main_first(
+        lambda: open_source(config.data, config.data_root, config.val_split, config.seed), ranks
+    )
+    cores = machine.cores_per_process(ranks)
+    facts = Facts(
+        data_name=source.name,
+        train_images=len(source.train),
+        num_classes=len(source.class_names),
+        channels=source.channels,
+        native_size=source.native_size,
+        mirror=source.mirror,
+        model_size=outline.default_image_size,
+        fixed_size=outline.fixed_image_size,
+        device=device.type,  # type: ignore[arg-type]
+        bf16_gpu=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
+        has_dali=has_dali(),
+        has_triton=importlib.util.find_spec("triton") is not None,
+        world_size=ranks.world_size,
+        cores=cores,
+    )
+    config, reasons = resolve(config, facts)
+    reasons = {**kept, **reasons}
+    if content is not None and path is not None:
+        check_resumable(content, config, source, path)
+
+    machine.prepare(device, cores, config.deterministic)
+    torch.manual_seed(config.seed)
+    network: nn.Module = models.build(config.arch, int(config.num_classes), int(config.in_chans))
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if config.amp_dtype == "auto":
+        dtype, why = from_main(
+            lambda: machine.probe_amp_dtype(
+                network, int(config.img_size), int(config.in_chans), config.channels_last
+            )
+        )
+        config = dataclasses.replace(config, amp_dtype=dtype)  # type: ignore[arg-type]
+        reasons = {**reasons, "amp_dtype": why}
+    return Plan(config, reasons, source.with_channels(int(config.in_chans)), network, folder, content, path)
+
+
+def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, Loader, Loader]:
+    """The state that training changes, and the training and validation loaders.
+
+    Raises:
+        ValueError: fewer images than one batch, or than one update takes.
+    """
+    config, source = plan.config, plan.source
+    transform = Transform(
+        size=int(config.img_size),
+        channels=int(config.in_chans),
+        train_crop=config.train_crop,  # type: ignore[arg-type]
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=float(config.hflip),
+        crop_pct=config.crop_pct,
+    )
+    train_loader, val_loader = build_loaders(
+        source,
+        config.data_backend,  # type: ignore[arg-type]
+        transform,
+        int(config.batch_size),
+        int(config.workers),
+        ranks,
+        device,
+        config.seed,
+    )
+    steps_per_epoch = len(train_loader) // config.grad_accum_steps
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"--grad-accum-steps {config.grad_accum_steps}: more than the {len(train_loader)} batches of an "
+            f"epoch; write {len(train_loader)} or less"
+        )
+    schedule = Schedule(
+        peak=float(config.lr),
+        steps_per_epoch=steps_per_epoch,
+        epochs=int(config.epochs),
+        warmup_epochs=float(config.warmup_epochs),
+        kind=config.sched,
+        min_lr=config.min_lr,
+        decay_epochs=config.decay_epochs,
+        decay_milestones=config.decay_milestones,
+        decay_rate=config.decay_rate,
+    )
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(plan.network) if config.sync_bn else plan.network
+    network = network.to(device)
+    optimizer = build_optimizer(
+        network, config.opt, schedule.peak, float(config.weight_decay), config.momentum
+    )
+    state = build_state(
+        network,
+        source.mean,
+        source.std,
+        optimizer,
+        schedule,
+        device,
+        amp_dtype=DTYPES[config.amp_dtype],
+        channels_last=config.channels_last,
+        compile=config.compile == "on",
+        ema_decay=config.model_ema_decay if config.model_ema else None,
+        accum_steps=config.grad_accum_steps,
+        clip_grad=config.clip_grad,
+    )
+    torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
+    return state, train_loader, val_loader

@@ -1,0 +1,7 @@
+"""Layers that PyTorch runs slowly in channels-last memory: local response normalization and depthwise
+convolution. A package of its own: it needs torch alone, and any model can use it.
+"""
+
+from fastcnn_kernels.reference import depthwise_conv2d_reference, local_response_norm_reference
+
+__all__ = ["depthwise_conv2d_reference", "local_response_norm_reference"]

@@ -1,0 +1,52 @@
+"""Small data made on the spot: no test needs a network, a GPU or files from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcnn.data import shapes
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """For tiny tensors a second thread costs more than it brings; a run of the command sets its own."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo set of 16 + 5 images a class."""
+    root = tmp_path_factory.mktemp("demo") / "shapes"
+    shapes.write(root, train_per_class=16, val_per_class=5)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of smooth images of varied sizes: 23 to train on, 7 to validate, uneven on purpose."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 23), ("val", 7)):
+        for i in range(count):
+            width, height = rng.integers(40, 90, 2)
+            coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+            folder = root / split / ("cat" if i % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{i:03}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`train("--arch", "lenet5", ...)` runs the command in an empty folder and returns its exit status."""
+    from fastcnn.train import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *flags: main([str(flag) for flag in flags])

@@ -1,0 +1,79 @@
+"""Two gloo processes equal one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worker_two_ranks import train
+
+from fastcnn.distributed import Ranks, choose_device
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    output = tmp_path_factory.mktemp("ranks")
+    worker = Path(__file__).with_name("worker_two_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(worker), str(output)], capture_output=True, text=True, timeout=200, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["lenet5", "lenet5 accumulated", "resnet20"])
+def test_two_processes_train_like_one(results, kind):
+    one = train(kind.split()[0], rank=0, world_size=1)
+    assert isinstance(one["parameters"], dict)
+    for name, parameter in one["parameters"].items():
+        first, second = (result[kind]["parameters"][name] for result in results)
+        assert torch.equal(first, second)
+        assert (first - parameter).norm() <= 1e-5 * parameter.norm().clamp(min=1e-3), name
+    for result in results:
+        assert result[kind]["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+
+
+def test_a_nan_on_one_rank_stops_updates_on_all(results):
+    for result in results:
+        assert "step 2" in result["spoiled"]["error"]
+    assert all(torch.isfinite(p).all() for p in results[0]["spoiled"]["parameters"].values())
+
+
+def test_ranks_agree(results):
+    assert [result["any"] for result in results] == [[True, False]] * 2
+    assert [result["from main"] for result in results] == ["rank 0"] * 2
+    assert [result["gathered"] for result in results] == [[0, 1], []]
+    assert [result["mistake"] for result in results] == ["rank 1 has no such folder"] * 2
+    assert [result["mean"].tolist() for result in results] == [[1.5, 2.5]] * 2
+    assert [result["backend"] for result in results] == ["gloo"] * 2
+
+
+def test_ranks_come_from_torchruns_environment(monkeypatch):
+    assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
+    names = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert Ranks.from_environment() == Ranks(5, 8, 1, 4)
+
+
+def test_a_device_that_is_not_there_says_what_to_write(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto", Ranks()) == torch.device("cpu")
+    for device in ("cuda", "mps"):
+        with pytest.raises(ValueError, match=f"--device {device}: .*write --device cpu"):
+            choose_device(device, Ranks())
+
+
+def test_more_processes_than_gpus_says_what_to_write(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", Ranks(1, 2, 1, 2)) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="3 processes on a node with 2 GPUs: write .*--nproc-per-node 2"):
+        choose_device("cuda", Ranks(2, 3, 2, 3))

@@ -1,0 +1,342 @@
+"""The engine does what a hand-written loop does, without one wait for the device more than it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcnn.data import Batch, Loader
+from fastcnn.engine import (
+    Normalized,
+    TrainingError,
+    TrainState,
+    build_state,
+    evaluate,
+    stop_if_not_finite,
+    train_epoch,
+    train_step,
+)
+from fastcnn.models import Outputs, build
+from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.tasks import Classification
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+TASK = Classification(10)
+
+
+def batches(count: int, size: int = 8, seed: int = 0) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Batch(
+            torch.randint(0, 256, (size, 32, 32, 3), dtype=torch.uint8, generator=generator).permute(
+                0, 3, 1, 2
+            ),
+            torch.randint(0, 10, (size,), generator=generator),
+            torch.ones(size, dtype=torch.bool),
+        )
+        for _ in range(count)
+    ]
+
+
+def state_of(arch: str = "lenet5", lr: float = 0.05, **settings: Any) -> TrainState:
+    torch.manual_seed(0)
+    network = build(arch, num_classes=10).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, "sgd", lr, weight_decay=1e-3)
+    schedule = Schedule(lr, steps_per_epoch=5, epochs=2, kind="constant")
+    return build_state(network, MEAN, STD, optimizer, schedule, CPU, torch.float32, **settings)
+
+
+def losses(state: TrainState, data: list[Batch], accumulate: int = 1) -> list[float]:
+    found = []
+    for i in range(0, len(data), accumulate):
+        metrics = TASK.metrics(CPU)
+        train_step(state, TASK, data[i : i + accumulate], metrics)
+        found.append(metrics.compute()["loss"])
+    return found
+
+
+class Listed:
+    """A list of batches as a loader."""
+
+    def __init__(self, data: list[Batch], num_samples: int | None) -> None:
+        self.data = data
+        self.num_samples = num_samples or sum(int(batch.mask.sum()) for batch in data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.data)
+
+
+def loader_of(data: list[Batch], num_samples: int | None = None) -> Loader:
+    return cast(Loader, Listed(data, num_samples))
+
+
+@pytest.mark.parametrize("arch", ["lenet5", "resnet20"])
+def test_losses_are_those_of_a_hand_written_loop(arch):
+    data = batches(2) * 3
+    lr = 0.2 if arch == "lenet5" else 0.02
+    state = state_of(arch, lr)
+    torch.manual_seed(0)
+    network = build(arch, num_classes=10)
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 1e-3}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    expected = []
+    for batch in data:
+        mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+        loss = F.cross_entropy(network((batch.images / 255 - mean) / std), batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses(state, data) == pytest.approx(expected, rel=1e-4)
+    assert expected[0] != pytest.approx(expected[-1], rel=1e-2)
+
+
+def set_batch_norm_to_evaluation(state: TrainState) -> None:
+    for module in state.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+@pytest.mark.parametrize("arch", ["lenet5", "resnet20"])
+def test_accumulated_batches_equal_one_large_batch(arch):
+    small = batches(12, size=4)
+    large = [Batch(*(torch.cat(parts) for parts in zip(*small[i : i + 3]))) for i in range(0, 12, 3)]
+    one, three = state_of(arch, lr=0.01), state_of(arch, lr=0.01)
+    for state in (one, three):  # in training mode each batch has its own statistics
+        set_batch_norm_to_evaluation(state)
+    assert losses(three, small, accumulate=3) == pytest.approx(losses(one, large), rel=1e-5)
+    for a, b in zip(one.network.parameters(), three.network.parameters()):
+        assert (a - b).norm() <= 1e-5 * a.norm()
+    assert one.step == three.step == 4
+
+
+def test_normalization_is_the_usual_one_and_keeps_the_memory_format():
+    (batch,) = batches(1)
+    seen: list[Tensor] = []
+
+    class Look(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+    Normalized(Look(), MEAN, STD)(batch.images)
+    Normalized(Look(), MEAN, STD, channels_last=False)(batch.images)
+    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    for x in seen:
+        torch.testing.assert_close(x, (batch.images / 255 - mean) / std)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert seen[1].is_contiguous()
+
+
+def test_the_schedule_sets_the_learning_rate_of_each_step():
+    state = state_of()
+    state.schedule = Schedule(0.1, steps_per_epoch=4, epochs=1, warmup_epochs=1.0, kind="constant")
+    rates = []
+    for batch in batches(4):
+        train_step(state, TASK, [batch], TASK.metrics(CPU))
+        rates.append(state.optimizer.param_groups[0]["lr"].item())
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+def test_gradients_are_clipped_to_the_norm():
+    before = [p.detach().clone() for p in state_of().network.parameters()]
+    state = state_of(lr=1.0, clip_grad=1e-3)
+    for group in state.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    losses(state, batches(1))
+    pairs = zip(before, state.network.parameters())
+    moved = math.sqrt(sum(float((a - b.detach()).square().sum()) for a, b in pairs))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(dtype):
+    class NaNAtThird(Classification):
+        calls = 0
+
+        def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+            self.calls += 1
+            return super().loss(outputs, batch, train) * (float("nan") if self.calls == 3 else 1.0)
+
+    state, task = state_of(), NaNAtThird(10)
+    state.amp_dtype = dtype
+    state.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    data = batches(6)
+    for batch in data[:2]:
+        train_step(state, task, [batch], task.metrics(CPU))
+    stop_if_not_finite(state)
+    good = [p.detach().clone() for p in state.network.parameters()]
+    for batch in data[2:]:
+        train_step(state, task, [batch], task.metrics(CPU))
+    assert all(torch.equal(a, b) for a, b in zip(good, state.network.parameters()))
+    with pytest.raises(TrainingError, match=r"step 2, epoch 1.*--lr"):
+        stop_if_not_finite(state)
+
+
+def test_a_nan_gradient_under_a_finite_loss_is_noticed_when_clipping():
+    state = state_of(clip_grad=1.0)
+    weight = next(state.network.parameters())
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    good = weight.detach().clone()
+    losses(state, batches(1))
+    assert torch.equal(weight, good)
+    with pytest.raises(TrainingError, match="step 0"):
+        stop_if_not_finite(state)
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+def test_a_skipped_first_update_leaves_a_clean_start(opt):
+    def steps(found_inf: list[float]) -> list[Tensor]:
+        torch.manual_seed(0)
+        network = nn.Linear(300, 300)
+        optimizer = build_optimizer(network, opt, lr=0.1, weight_decay=0.0)
+        for flag in found_inf:
+            network(torch.ones(1, 300)).sum().backward()
+            optimizer.found_inf = torch.tensor(flag)  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach() for p in network.parameters()]
+
+    torch.full((300, 300), 3e38)  # what uninitialized memory may hold
+    for skipped, clean in zip(steps([1.0, 0.0, 0.0]), steps([0.0, 0.0])):
+        assert torch.equal(skipped, clean)
+
+
+def test_weights_that_are_not_finite_are_noticed_before_a_save():
+    state = state_of()
+    weight = next(state.network.parameters())
+    weight.register_hook(lambda gradient: gradient * float("nan"))  # under a finite loss
+    losses(state, batches(1))
+    with pytest.raises(TrainingError, match="weights became infinite or NaN before step 1"):
+        stop_if_not_finite(state)
+
+
+def test_a_step_in_fp16_updates_with_the_scale_taken_out():
+    plain, scaled = state_of(lr=0.01), state_of(lr=0.01)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert losses(scaled, batches(3)) == pytest.approx(losses(plain, batches(3)), rel=1e-5)
+
+
+def test_an_epoch_is_cut_into_windows_and_stops_when_asked():
+    state, seen = state_of(), []
+
+    def on_window(window: Any) -> bool:
+        seen.append((window.steps, window.samples))
+        return len(seen) == 3
+
+    def run(interval: int, accumulate: int = 1) -> bool:
+        state.accum_steps = accumulate
+        return train_epoch(
+            state, TASK, loader_of(batches(7)), TASK.metrics(CPU), interval, lambda: None, on_window
+        )
+
+    assert run(5)
+    assert seen == [(5, 40), (2, 16)]
+    seen.clear()
+    assert not run(2)
+    assert seen == [(2, 16)] * 3
+    seen.clear()
+    assert run(10, accumulate=3)  # the seventh batch is left out
+    assert seen == [(2, 48)]
+
+
+def test_validation_counts_real_samples_only_and_once():
+    state = state_of()
+    data = batches(2)
+    data[1] = data[1]._replace(mask=torch.arange(8) < 3)
+    got = evaluate(state, TASK, loader_of(data))
+    state.network.eval()
+    real = Batch(*(torch.cat([a, b[:3]]) for a, b in zip(*data)))
+    logits = state.eval_model(real.images)
+    assert got["samples"] == 11
+    assert got["acc1"] == pytest.approx(100 * float((logits.argmax(1) == real.targets).float().mean()))
+    assert got["loss"] == pytest.approx(F.cross_entropy(logits, real.targets).item(), rel=1e-5)
+    top5 = logits.topk(5).indices.eq(real.targets[:, None]).any(1).float().mean()
+    assert got["acc5"] == pytest.approx(100 * float(top5))
+
+
+def test_a_wrong_count_of_validated_samples_is_an_error():
+    with pytest.raises(AssertionError, match="validated 16 samples of 17"):
+        evaluate(state_of(), TASK, loader_of(batches(2), num_samples=17))
+
+
+def test_validation_uses_the_moving_average_and_puts_the_weights_back():
+    state = state_of(lr=0.5, ema_decay=0.99)
+    losses(state, batches(5))
+    live = [p.detach().clone() for p in state.network.parameters()]
+    data = loader_of(batches(2, seed=1))
+    averaged = evaluate(state, TASK, data)
+    assert all(torch.equal(a, b) for a, b in zip(live, state.network.parameters()))
+    assert state.ema is not None
+    with state.ema.in_place():
+        state_ema, state.ema = state.ema, None
+        assert evaluate(state, TASK, data)["loss"] == averaged["loss"]
+    assert evaluate(state, TASK, data)["loss"] != averaged["loss"]
+    state.ema = state_ema
+
+
+def test_label_smoothing_is_for_training_only():
+    (batch,) = batches(1)
+    logits = torch.randn(8, 10)
+    task = Classification(10, label_smoothing=0.1)
+    smooth = F.cross_entropy(logits, batch.targets, label_smoothing=0.1)
+    assert task.loss(logits, batch, train=True).item() == pytest.approx(smooth.item())
+    assert task.loss(logits, batch, train=False).item() == pytest.approx(
+        F.cross_entropy(logits, batch.targets).item()
+    )
+
+
+def test_auxiliary_classifiers_count_three_tenths():
+    (batch,) = batches(1)
+    logits, aux = torch.randn(8, 10), torch.randn(8, 10)
+    loss = TASK.loss(Outputs(logits, (aux,)), batch, train=True)
+    expected = F.cross_entropy(logits, batch.targets) + 0.3 * F.cross_entropy(aux, batch.targets)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_a_step_asks_nothing_of_the_device(monkeypatch):
+    state, metrics = state_of(clip_grad=1.0, ema_decay=0.9), TASK.metrics(CPU)
+    data = batches(2)
+    train_step(state, TASK, data[:1], metrics)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the host waited for the device")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        monkeypatch.setattr(Tensor, name, forbidden)
+    train_step(state, TASK, data[1:], metrics)
+
+
+@pytest.mark.slow
+def test_compiled_steps_agree_with_eager_ones_and_recompile_nothing():
+    from torch._dynamo.utils import counters
+
+    eager, compiled = state_of("resnet20"), state_of("resnet20", compile=True)
+    data = batches(4)
+    counters.clear()
+    assert losses(compiled, data[:1]) == pytest.approx(losses(eager, data[:1]), rel=1e-4)
+    loader = loader_of(data[:2])
+    assert evaluate(compiled, TASK, loader)["loss"] == pytest.approx(
+        evaluate(eager, TASK, loader)["loss"],
+        rel=1e-3,
+    )
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == 2  # one for training, one for validation
+    for module in (compiled.train_model, eager.train_model):
+        module.train()
+    assert losses(compiled, data[1:]) == pytest.approx(losses(eager, data[1:]), rel=1e-3)
+    evaluate(compiled, TASK, loader)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]

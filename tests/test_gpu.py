@@ -1,0 +1,157 @@
+"""What only a CUDA device can show: `python -m pytest -m gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcnn.data import Batch, Transform, build_loaders, has_dali
+from fastcnn.data.sources import read_folder
+from fastcnn.distributed import Ranks
+from fastcnn.engine import TrainingError, TrainState, build_state, evaluate, stop_if_not_finite, train_step
+from fastcnn.models import build
+from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.tasks import Classification
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+TASK = Classification(10)
+
+
+def batch_on(device: torch.device, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (32, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, 10, (32,), generator=generator)
+    mask = torch.ones(32, dtype=torch.bool)
+    return Batch(images.to(device).permute(0, 3, 1, 2), targets.to(device), mask.to(device))
+
+
+def state_on(
+    device: torch.device, dtype: torch.dtype, compile: bool = False, **settings: float
+) -> TrainState:
+    torch.manual_seed(0)
+    network = build("resnet18", num_classes=10).to(memory_format=torch.channels_last).to(device)
+    schedule = Schedule(0.05, steps_per_epoch=10, epochs=1, kind="constant")
+    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-4)
+    return build_state(
+        network,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        optimizer,
+        schedule,
+        device,
+        dtype,
+        compile=compile,
+        ema_decay=settings.get("ema_decay"),
+        clip_grad=settings.get("clip_grad"),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_a_step_never_waits_for_the_device(dtype, compile):
+    device = torch.device("cuda", 0)
+    state = state_on(device, dtype, compile, ema_decay=0.99, clip_grad=1.0)
+    metrics, batch = TASK.metrics(device), batch_on(device)
+    for _ in range(3):  # warm-up: compilation, cuDNN's choice, lazy initialization
+        train_step(state, TASK, [batch], metrics)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(state, TASK, [batch], metrics)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stop_if_not_finite(state)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_fp32_losses_are_the_cpus(compile):
+    torch.backends.cudnn.allow_tf32 = False
+    losses = []
+    for device, compiled in ((torch.device("cpu"), False), (torch.device("cuda", 0), compile)):
+        state = state_on(device, torch.float32, compiled)
+        found = []
+        for seed in range(3):
+            metrics = TASK.metrics(device)
+            train_step(state, TASK, [batch_on(device, seed)], metrics)
+            found.append(metrics.compute()["loss"])
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_learns(dtype):
+    device = torch.device("cuda", 0)
+    state, batch = state_on(device, dtype), batch_on(device)
+    losses = []
+    for _ in range(20):
+        metrics = TASK.metrics(device)
+        train_step(state, TASK, [batch], metrics)
+        losses.append(metrics.compute()["loss"])
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_after_a_nan_loss_nothing_is_updated():
+    device = torch.device("cuda", 0)
+    state, batch = state_on(device, torch.bfloat16), batch_on(device)
+    train_step(state, TASK, [batch], TASK.metrics(device))
+    good = [p.detach().clone() for p in state.network.parameters()]
+    state.guard.check(torch.tensor(float("nan"), device=device))
+    train_step(state, TASK, [batch], TASK.metrics(device))
+    assert all(torch.equal(a, b) for a, b in zip(good, state.network.parameters()))
+    with pytest.raises(TrainingError, match="step 1"):
+        stop_if_not_finite(state)
+
+
+@pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
+def test_dalis_gpu_images_are_its_cpu_images(photos: Path):
+    source = read_folder(photos, None, 0)
+    images = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        _, val = build_loaders(source, "dali", Transform(32), 4, 2, Ranks(), device, seed=0)
+        batches = list(val)
+        assert all(batch.images.device.type == device.type for batch in batches)
+        assert all(b.images.is_contiguous(memory_format=torch.channels_last) for b in batches)
+        images.append(torch.cat([batch.images.cpu() for batch in batches])[:7].int())
+    difference = (images[0] - images[1]).abs()  # nvJPEG rounds its own way
+    assert difference.float().mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")), "torch"],
+)
+def test_the_command_trains_on_the_gpu_and_resumes(train, demo, backend):
+    flags = (
+        "--arch",
+        "resnet20",
+        "--data",
+        demo,
+        "--data-backend",
+        backend,
+        "--device",
+        "cuda",
+        "--lr",
+        "0.1",
+    )
+    assert train(*flags, "--epochs", "2", "--batch-size", "32", "--output-dir", "run") == 0
+    assert train(*flags, "--epochs", "3", "--batch-size", "32", "--output-dir", "run", "--resume") == 0
+    content = torch.load("run/last.pt")
+    assert content["epoch"] == 3
+    assert content["config"]["amp_dtype"] in ("bf16", "fp16")
+    assert content["config"]["compile"] == "on"
+
+
+def test_validation_on_the_gpu_is_validation_on_the_cpu(photos: Path):
+    source = read_folder(photos, None, 0)
+    results = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        state = state_on(device, torch.float32)
+        _, val = build_loaders(source, "torch", Transform(64), 4, 1, Ranks(), device, seed=0)
+        results.append(evaluate(state, TASK, val))
+        val.close()
+    assert results[0] == pytest.approx(results[1], rel=1e-3)

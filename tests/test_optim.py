@@ -1,0 +1,266 @@
+"""Parameter groups, optimizers, the learning rate at each step, the moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastcnn.models import build
+from fastcnn.optim import EMA, Schedule, build_optimizer, learning_rate, parameter_groups, set_learning_rate
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    # Tanh, since a bias right before batch norm has no gradient but rounding.
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+
+
+def first(network: nn.Module) -> torch.Tensor:
+    return network.get_parameter("0.weight").detach()
+
+
+def backward(network: nn.Module, seed: int = 0) -> None:
+    x = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+    network.zero_grad()
+    network(x).square().mean().backward()
+
+
+# Parameter groups
+
+
+def test_biases_and_norms_are_not_decayed_and_every_parameter_is_in_one_group():
+    network = build("resnet20", 10)
+    decayed, undecayed = parameter_groups(network, 0.05)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): name for name, p in network.named_parameters()}
+    held = [[names.pop(id(p)) for p in group["params"]] for group in (decayed, undecayed)]  # type: ignore[attr-defined]
+    assert not names
+    assert all(".bn" not in f".{name}" and name.endswith("weight") for name in held[0])
+    assert all(".bn" in f".{name}" or name.endswith("bias") for name in held[1])
+
+
+def test_frozen_parameters_are_left_out():
+    network = small_network()
+    network[0].requires_grad_(False)
+    held = {id(p) for group in parameter_groups(network, 0.1) for p in group["params"]}  # type: ignore[attr-defined]
+    assert held == {id(p) for p in network[1:].parameters()}
+
+
+def test_a_group_without_parameters_is_left_out():
+    (group,) = parameter_groups(nn.Conv2d(1, 1, 3, bias=False), 0.1)
+    assert group["weight_decay"] == 0.1
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+def test_the_optimizer_is_fused_and_its_learning_rate_a_tensor(opt):
+    for group in build_optimizer(small_network(), opt, 0.1, 0.01).param_groups:
+        assert group["fused"]
+        assert isinstance(group["lr"], torch.Tensor)
+        assert group["lr"].item() == pytest.approx(0.1)
+
+
+def test_setting_the_learning_rate_fills_the_tensor_that_is_there():
+    optimizer = build_optimizer(small_network(), "sgd", 0.1, 0.01)
+    before = [group["lr"] for group in optimizer.param_groups]
+    set_learning_rate(optimizer, 0.25)
+    assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, before))
+    assert [tensor.item() for tensor in before] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+def test_three_steps_are_those_of_the_plain_optimizer(opt):
+    network = small_network()
+    reference = copy.deepcopy(network)
+    optimizer = build_optimizer(network, opt, 0.1, 0.05, momentum=0.8)
+    many = [p for p in reference.parameters() if p.ndim > 1]
+    few = [p for p in reference.parameters() if p.ndim <= 1]
+    groups = [{"params": many, "weight_decay": 0.05}, {"params": few, "weight_decay": 0.0}]
+    plain: torch.optim.Optimizer
+    if opt == "adamw":
+        plain = torch.optim.AdamW(groups, lr=0.1, fused=False, foreach=False)
+    else:
+        plain = torch.optim.SGD(
+            groups, lr=0.1, momentum=0.8, nesterov=opt == "nesterov", fused=False, foreach=False
+        )
+    for step in range(3):
+        rate = 0.1 / (1 + step)
+        set_learning_rate(optimizer, rate)
+        for group in plain.param_groups:
+            group["lr"] = rate
+        for model, each in ((network, optimizer), (reference, plain)):
+            backward(model, seed=step)
+            each.step()
+    torch.testing.assert_close(dict(network.named_parameters()), dict(reference.named_parameters()))
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
+    network = small_network()
+    optimizer = build_optimizer(network, opt, 0.1, 0.05)
+    start = copy.deepcopy(network.state_dict())
+    backward(network)
+    after_forward = copy.deepcopy(network.state_dict())  # batch norm has moved, the weights have not
+
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    torch.testing.assert_close(network.state_dict(), after_forward, rtol=0, atol=0)
+
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert all(not torch.equal(p, start[name]) for name, p in network.named_parameters())
+
+
+# Schedules
+
+
+def rates(schedule: Schedule) -> list[float]:
+    return [learning_rate(step, schedule) for step in range(schedule.epochs * schedule.steps_per_epoch)]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step", "multistep", "constant"])
+def test_the_warm_up_rises_by_equal_steps_to_the_peak(kind):
+    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind)
+    assert rates(schedule)[:8] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    assert rates(schedule)[8] == pytest.approx(0.8)
+
+
+def test_a_warm_up_may_be_a_part_of_an_epoch():
+    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=0.5)
+    assert rates(schedule)[:3] == pytest.approx([0.4, 0.8, 0.8])
+
+
+def test_the_cosine_starts_at_the_peak_is_halfway_in_the_middle_and_ends_at_the_least():
+    schedule = Schedule(1.0, steps_per_epoch=10, epochs=22, warmup_epochs=2, min_lr=0.2)
+    curve = rates(schedule)
+    assert curve[20] == 1.0
+    assert curve[120] == pytest.approx(0.6)
+    assert 0.2 < curve[-1] < 0.201
+    assert all(later < earlier for earlier, later in itertools.pairwise(curve[20:]))
+    assert learning_rate(220, schedule) == learning_rate(500, schedule) == 0.2
+
+
+def test_the_cosine_without_warm_up_is_that_of_torch():
+    schedule = Schedule(0.3, steps_per_epoch=5, epochs=8, min_lr=0.01)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.01)
+    expected = []
+    for _ in range(40):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        annealing.step()
+    assert rates(schedule) == pytest.approx(expected, rel=1e-9)
+
+
+def test_step_drops_after_every_decay_epochs():
+    schedule = Schedule(1.0, steps_per_epoch=3, epochs=7, kind="step", decay_epochs=3, decay_rate=0.5)
+    assert rates(schedule) == pytest.approx([1.0] * 9 + [0.5] * 9 + [0.25] * 3)
+
+
+def test_multistep_drops_at_each_milestone():
+    schedule = Schedule(
+        1.0, steps_per_epoch=2, epochs=6, kind="multistep", decay_milestones=(2, 4.5), decay_rate=0.1
+    )
+    assert rates(schedule) == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
+
+
+def test_constant_stays_at_the_peak():
+    assert rates(Schedule(0.7, steps_per_epoch=2, epochs=3, kind="constant")) == [0.7] * 6
+
+
+def test_a_warm_up_as_long_as_the_run_ends_at_the_peak():
+    assert rates(Schedule(0.6, steps_per_epoch=3, epochs=1, warmup_epochs=1)) == pytest.approx(
+        [0.2, 0.4, 0.6]
+    )
+
+
+# Moving average
+
+
+def values(network: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(dict(network.state_dict()))
+
+
+@torch.no_grad()
+def shift(network: nn.Module, by: float) -> None:
+    for value in network.state_dict().values():
+        value += int(by) if not value.is_floating_point() else by
+
+
+@pytest.mark.parametrize(
+    ("decay", "decays"),
+    [(0.9998, [2 / 11, 3 / 12, 4 / 13]), (0.2, [2 / 11, 0.2, 0.2])],
+    ids=["warm-up", "capped"],
+)
+def test_the_average_is_a_lerp_whose_decay_grows_with_the_updates(decay, decays):
+    network = small_network()
+    ema = EMA(network, decay)
+    expected = first(network).clone()
+    for each in decays:
+        shift(network, 1.0)
+        ema.update()
+        expected = each * expected + (1 - each) * first(network)
+    torch.testing.assert_close(ema.average["0.weight"], expected)
+    assert ema.updates == 3
+
+
+def test_the_average_holds_floating_point_buffers_but_no_counters():
+    ema = EMA(small_network(), 0.9)
+    assert {"2.running_mean", "2.running_var", "2.weight", "4.bias"} <= set(ema.average)
+    assert "2.num_batches_tracked" not in ema.average
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["", "raises"])
+def test_in_place_shows_the_average_and_puts_the_weights_back_bit_by_bit(raises):
+    network = small_network()
+    ema = EMA(network, 0.5)
+    shift(network, math.pi)
+    ema.update()
+    live, average = values(network), copy.deepcopy(ema.average)
+    storage = first(network).data_ptr()
+    try:
+        with ema.in_place():
+            assert first(network).data_ptr() == storage  # a compiled network goes on with it
+            inside = values(network)
+            if raises:
+                raise RuntimeError
+    except RuntimeError:
+        pass
+    assert all(torch.equal(inside[name], value) for name, value in average.items())
+    assert not torch.equal(inside["0.weight"], live["0.weight"])
+    assert all(torch.equal(value, live[name]) for name, value in values(network).items())
+    assert all(torch.equal(value, average[name]) for name, value in ema.average.items())
+
+
+def test_a_loaded_average_goes_on_as_the_saved_one():
+    network = small_network()
+    ema = EMA(network, 0.9998)
+    for _ in range(4):
+        shift(network, 0.5)
+        ema.update()
+    state = copy.deepcopy(ema.state_dict())
+    again = EMA(network, 0.9998)
+    again.load_state_dict(state)
+    for each in (ema, again):
+        each.update()
+    assert again.updates == ema.updates == 5
+    torch.testing.assert_close(again.average, ema.average, rtol=0, atol=0)
+    assert not torch.equal(again.average["0.weight"], first(network))
+
+
+def test_a_loaded_average_is_a_copy():
+    network = small_network()
+    ema = EMA(network, 0.5)
+    state = copy.deepcopy(ema.state_dict())
+    again = EMA(network, 0.5)
+    again.load_state_dict(state)
+    shift(network, 1.0)
+    again.update()
+    assert torch.equal(state["average"]["0.weight"], ema.average["0.weight"])

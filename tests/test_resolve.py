@@ -1,0 +1,273 @@
+"""What "auto" becomes for which data, network and machine, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from fastcnn.config import FIELDS, Config
+from fastcnn.resolve import NOT_CARRIED, Facts, carry_over, describe, resolve
+
+PHOTOS_ON_A_GPU = Facts(
+    data_name="photos",
+    train_images=100_000,
+    num_classes=100,
+    channels=3,
+    native_size=None,
+    mirror=True,
+    model_size=224,
+    fixed_size=False,
+    device="cuda",
+    bf16_gpu=True,
+    has_dali=True,
+    has_triton=True,
+    world_size=1,
+    cores=8,
+)
+AUTO = {name for name, field in FIELDS.items() if field.default == "auto"}
+TOLD: dict[str, Any] = {
+    "num_classes": 200,
+    "in_chans": 1,
+    "img_size": 96,
+    "data_backend": "torch",
+    "batch_size": 10,
+    "workers": 5,
+    "train_crop": "pad",
+    "hflip": 0.25,
+    "epochs": 4,
+    "lr": 0.7,
+    "weight_decay": 0.3,
+    "warmup_epochs": 1.5,
+    "device": "cuda",
+    "amp_dtype": "fp32",
+    "compile": "off",
+    "output_dir": "runs/mine",
+    "log_interval": 3,
+}
+"""A value of the user's own for all that can be "auto"."""
+
+
+def facts(**changes: Any) -> Facts:
+    return dataclasses.replace(PHOTOS_ON_A_GPU, **changes)
+
+
+def resolved(config: Config | None = None, **changes: Any) -> Config:
+    return resolve(config or Config(), facts(**changes))[0]
+
+
+SMALL = {"native_size": 32, "train_images": 50_000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # The data
+        ({}, {"num_classes": 100, "in_chans": 3, "img_size": 224}),
+        ({"channels": 1, "num_classes": 10}, {"num_classes": 10, "in_chans": 1}),
+        ({}, {"train_crop": "random-resized", "hflip": 0.5}),
+        (SMALL, {"train_crop": "pad", "img_size": 32}),
+        ({"native_size": 28, "model_size": 32, "fixed_size": True}, {"train_crop": "pad", "img_size": 32}),
+        ({"mirror": False}, {"hflip": 0.0}),
+        # The loader
+        ({}, {"data_backend": "dali", "workers": 8}),
+        ({"has_dali": False}, {"data_backend": "torch", "workers": 7}),
+        ({"has_dali": False, "cores": 1}, {"data_backend": "torch", "workers": 1}),
+        ({"device": "mps"}, {"data_backend": "torch"}),
+        ({"data_name": "synthetic"}, {"data_backend": "synthetic"}),
+        # The batch
+        ({}, {"batch_size": 256}),
+        (SMALL, {"batch_size": 256}),
+        ({**SMALL, "device": "cpu"}, {"batch_size": 128}),
+        ({"device": "cpu"}, {"batch_size": 32}),
+        ({"train_images": 9_999}, {"batch_size": 32}),
+        ({"train_images": 10_000}, {"batch_size": 256}),
+        ({"train_images": 20}, {"batch_size": 20}),
+        ({"train_images": 100, "world_size": 4}, {"batch_size": 25}),
+        ({"train_images": 1}, {"batch_size": 1}),
+        # The length
+        ({}, {"epochs": 30, "warmup_epochs": 3.0}),
+        ({"train_images": 1_281_167}, {"epochs": 90, "warmup_epochs": 5.0}),
+        ({"data_name": "demo", "train_images": 9_000}, {"epochs": 12, "warmup_epochs": 1.2}),
+        # The machine
+        ({}, {"device": "cuda", "amp_dtype": "bf16", "compile": "on", "log_interval": 50}),
+        ({"bf16_gpu": False}, {"device": "cuda", "amp_dtype": "fp16", "compile": "on"}),
+        ({"device": "mps"}, {"device": "mps", "amp_dtype": "fp32", "compile": "off", "log_interval": 10}),
+        ({"device": "cpu"}, {"device": "cpu", "compile": "off", "log_interval": 10}),
+        ({"device": "cpu"}, {"amp_dtype": "auto"}),  # a probe decides
+    ],
+)
+def test_auto_becomes(changes, expected):
+    config = resolved(**changes)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accumulated", "images"), [(1, 1, 64), (8, 1, 512), (1, 4, 256), (2, 8, 1024)]
+)
+def test_the_learning_rate_follows_the_images_of_a_step(world_size, accumulated, images):
+    config = Config(batch_size=64, grad_accum_steps=accumulated)
+    sgd = resolved(config, world_size=world_size)
+    assert sgd.lr == pytest.approx(0.1 * images / 256)
+    adamw = resolved(dataclasses.replace(config, opt="adamw"), world_size=world_size)
+    assert adamw.lr == pytest.approx(1e-3 * math.sqrt(images / 1024))
+
+
+def test_small_images_start_from_the_rate_of_the_cifar_networks_and_the_demo_set_from_its_own():
+    config = Config(batch_size=128)
+    assert resolved(config, native_size=32).lr == pytest.approx(0.1)
+    assert resolved(config, native_size=64, data_name="demo").lr == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(("opt", "decay"), [("sgd", 1e-4), ("nesterov", 1e-4), ("adamw", 0.05)])
+def test_the_weight_decay_is_that_of_the_optimizer(opt, decay):
+    assert resolved(Config(opt=opt)).weight_decay == decay
+
+
+def test_the_learning_rate_and_the_warm_up_follow_what_the_user_told():
+    config = resolved(Config(batch_size=512, epochs=8))
+    assert config.lr == pytest.approx(0.2)
+    assert config.warmup_epochs == pytest.approx(0.8)
+
+
+# Every field that can be "auto", alone: the others may still be chosen.
+@pytest.mark.parametrize("name", sorted(AUTO))
+def test_what_the_user_told_is_never_changed(name):
+    config, reasons = resolve(Config(**{name: TOLD[name]}), facts())
+    assert getattr(config, name) == TOLD[name]
+    assert name not in reasons
+
+
+def test_there_is_nothing_to_choose_where_everything_is_told():
+    config = Config(**TOLD)
+    assert resolve(config, facts()) == (config, {})
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+def test_every_choice_and_nothing_else_has_a_reason(device):
+    config, reasons = resolve(Config(), facts(device=device))
+    left = {name for name in AUTO if getattr(config, name) == "auto"}
+    assert left == ({"output_dir", "amp_dtype"} if device == "cpu" else {"output_dir"})
+    assert set(reasons) == AUTO - left
+    unchanged = [name for name in FIELDS if name not in reasons]
+    assert all(getattr(config, name) == FIELDS[name].default for name in unchanged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "word"),
+    [
+        ({"train_images": 20}, "batch_size", "20 images for 1 processes"),
+        ({"train_images": 5_000}, "batch_size", "5,000 images"),
+        ({"bf16_gpu": False}, "amp_dtype", "no bf16"),
+        ({"has_dali": False}, "data_backend", "pip install"),
+        ({"device": "mps"}, "data_backend", "macOS"),
+        ({"mirror": False}, "hflip", "mirrored"),
+        ({"data_name": "demo"}, "epochs", "demo"),
+        (SMALL, "img_size", "all images have this size"),
+        ({}, "img_size", "resnet50 was published with"),
+        ({}, "lr", "256"),
+    ],
+)
+def test_the_reason_names_what_decided(changes, name, word):
+    assert word in resolve(Config(), facts(**changes))[1][name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "expected"),
+    [
+        (
+            {"arch": "lenet5", "img_size": 64},
+            {"fixed_size": True, "model_size": 32},
+            "--img-size 64: lenet5 takes 32 px only; leave the flag out",
+        ),
+        ({"num_classes": 5}, {}, "--num-classes 5: the data has 100; leave the flag out"),
+        ({"warmup_epochs": 50.0}, {}, "--warmup-epochs 50 is longer than --epochs 30: write less"),
+    ],
+)
+def test_what_this_data_or_network_cannot_take_is_refused(settings, changes, expected):
+    with pytest.raises(ValueError) as caught:
+        resolve(Config(**settings), facts(**changes))
+    assert str(caught.value) == expected
+
+
+def test_more_classes_than_the_data_has_are_taken():
+    assert resolved(Config(num_classes=1000)).num_classes == 1000
+
+
+# Resuming
+
+SAVED: dict[str, Any] = {**vars(Config(**TOLD)), "seed": 5, "scale": [0.5, 1.0], "model_ema": True}
+
+
+def resumed(config: Config | None = None, device: str = "cuda", same_ranks: bool = True) -> Config:
+    chosen = ["lr", "weight_decay", "warmup_epochs"]
+    return carry_over(config or Config(), SAVED, chosen, same_ranks, device)[0]
+
+
+def test_a_resumed_run_has_the_saved_settings_but_for_the_machines_and_this_starts():
+    config = resumed()
+    for name in FIELDS:
+        expected = FIELDS[name].default if name in NOT_CARRIED else SAVED[name]
+        assert getattr(config, name) == (tuple(expected) if isinstance(expected, list) else expected), name
+    assert {"device", "compile", "workers", "output_dir", "resume", "test_only"} <= set(NOT_CARRIED)
+
+
+def test_a_resumed_run_does_what_it_is_told():
+    config = resumed(Config(lr=0.9, epochs=99))
+    assert (config.lr, config.epochs, config.batch_size) == (0.9, 99, TOLD["batch_size"])
+
+
+def test_settings_that_no_longer_exist_are_left_out():
+    assert carry_over(Config(), {**SAVED, "gone_since": 1}, [], True, "cuda")[0].seed == 5
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "fp32"), ("cpu", "auto"), ("mps", "auto")])
+def test_the_arithmetic_is_kept_on_the_same_kind_of_device_only(device, dtype):
+    assert resumed(device=device).amp_dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("config", "same_ranks", "anew"),
+    [
+        (Config(), True, set()),
+        (Config(), False, {"lr"}),
+        (Config(batch_size=7), True, {"lr"}),
+        (Config(opt="adamw"), True, {"lr", "weight_decay"}),
+        (Config(epochs=9), True, {"warmup_epochs"}),
+        (Config(lr=0.3), False, set()),
+    ],
+)
+def test_what_was_chosen_is_chosen_anew_when_its_reason_has_changed(config, same_ranks, anew):
+    again = resumed(config, same_ranks=same_ranks)
+    assert {n for n in ("lr", "weight_decay", "warmup_epochs") if getattr(again, n) == "auto"} == anew
+
+
+def test_what_was_told_then_is_kept_whatever_has_changed():
+    config, reasons = carry_over(Config(batch_size=7), SAVED, ["epochs"], False, "cuda")
+    assert config.lr == TOLD["lr"]
+    assert reasons == {"epochs": "as before"}
+
+
+# What a person reads
+
+
+def test_the_description_gives_each_choice_with_its_reason():
+    config, reasons = resolve(Config(), facts())
+    lines = describe(config, reasons).splitlines()
+    assert lines[:2] == ["resnet50 on demo", "chosen for this data and machine:"]
+    assert len(lines) == 2 + len(reasons)
+    assert any(line.split() == ["--img-size", "224", *reasons["img_size"].split()] for line in lines)
+    assert any(line.split()[:2] == ["--lr", "0.1"] for line in lines)
+
+
+def test_the_description_gives_what_was_told():
+    config, reasons = resolve(Config(lr=0.2, scale=(0.5, 1.0), arch="resnet18", data="cats"), facts())
+    head, *lines = describe(config, reasons).splitlines()
+    assert head == "resnet18 on cats: --scale 0.5 1.0, --lr 0.2"
+    assert not any("--lr" in line.split() for line in lines)
+
+
+def test_the_description_of_a_run_without_choices_is_one_line():
+    assert describe(Config(lr=0.5), {}) == "resnet50 on demo: --lr 0.5"

@@ -1,0 +1,100 @@
+"""What the processes of tests/test_distributed.py run, under torchrun."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastcnn.data import Batch
+from fastcnn.distributed import (
+    Ranks,
+    any_rank,
+    average_buffers,
+    from_main,
+    gather_to_main,
+    local_main_first,
+    process_group,
+)
+from fastcnn.engine import build_state, stop_if_not_finite, train_step
+from fastcnn.errors import TrainingError, UserError
+from fastcnn.models import build
+from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.tasks import Classification
+
+CPU = torch.device("cpu")
+
+
+def train(
+    arch: str, rank: int, world_size: int, accumulate: int = 1, spoil: bool = False
+) -> dict[str, object]:
+    """Four updates from 16 images each, of which this rank sees its share."""
+    torch.manual_seed(0 if rank == 0 else 99)  # DDP gives every rank the first one's weights
+    network = build(arch, num_classes=10)
+    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-3)
+    schedule = Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant")
+    state = build_state(network, [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    task = Classification(10)
+    metrics = task.metrics(CPU)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(4):
+        images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        targets = torch.randint(0, 10, (16,), generator=generator)
+        own = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+        parts = zip(images[own].chunk(accumulate), targets[own].chunk(accumulate))
+        batches = [Batch(x, y, torch.ones(len(y), dtype=torch.bool)) for x, y in parts]
+        if spoil and step == 2 and rank == world_size - 1:
+            with torch.no_grad():
+                network.get_parameter("fc7.bias").fill_(float("nan"))
+        train_step(state, task, batches, metrics)
+    try:
+        stop_if_not_finite(state)
+        error = ""
+    except TrainingError as found:
+        error = str(found)
+    parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
+    return {"parameters": parameters, "metrics": metrics.compute(), "error": error}
+
+
+def mistake_on_one(ranks: Ranks) -> str:
+    def compute() -> int:
+        if ranks.rank == 1:
+            raise UserError("rank 1 has no such folder")
+        return 1
+
+    try:
+        local_main_first(compute, ranks)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main(output: Path) -> None:
+    ranks = Ranks.from_environment()
+    with process_group(ranks, CPU):
+        norm = nn.BatchNorm2d(2)
+        norm.running_mean = torch.tensor([1.0, 2.0]) + ranks.rank
+        average_buffers(norm)
+        result = {
+            "lenet5": train("lenet5", ranks.rank, ranks.world_size),
+            "lenet5 accumulated": train("lenet5", ranks.rank, ranks.world_size, accumulate=2),
+            "resnet20": train("resnet20", ranks.rank, ranks.world_size),
+            "spoiled": train("lenet5", ranks.rank, ranks.world_size, spoil=True),
+            "any": [any_rank(ranks.rank == 1, CPU), any_rank(False, CPU)],
+            "from main": from_main(lambda: f"rank {ranks.rank}"),
+            "gathered": gather_to_main(ranks.rank),
+            "mistake": mistake_on_one(ranks),
+            "mean": norm.running_mean,
+            "backend": dist.get_backend(),
+        }
+        torch.save(result, output / f"{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
