@@ -37,7 +37,7 @@ class Config:
     arch: Annotated[str, arg(aliases=["-a", "--model"])] = "resnet50"
     """Network: lenet5, resnet18, resnet50, resnet20 (CIFAR), ..."""
     data: str = "demo"
-    """Image folder, or cifar10, cifar100, mnist, fashion-mnist, synthetic, demo."""
+    """Image folder, tar shards, or cifar10, cifar100, mnist, fashion-mnist, synthetic, demo."""
     data_root: str = "data"
     """Where the named data sets are, or are downloaded to."""
     val_split: float | None = None
@@ -50,12 +50,14 @@ class Config:
     """Pixels a side of the training and validation images."""
 
     # How images are loaded and augmented.
-    data_backend: Literal["auto", "dali", "torch", "synthetic"] = "auto"
-    """Loader; auto: DALI where it is installed, else torchvision."""
+    data_backend: Literal["auto", "dali", "torch", "cached", "synthetic"] = "auto"
+    """Loader; auto: the fastest of them for this data, timed for a moment."""
     batch_size: Annotated[int | Auto, arg(aliases=["-b"])] = "auto"
     """Images a process takes in each forward pass."""
     workers: Annotated[int | Auto, arg(aliases=["-j"])] = "auto"
-    """Loading threads (DALI) or processes (torchvision) per process."""
+    """Loading threads of each process."""
+    max_bad_fraction: float = 0.01
+    """Share of the images that may be undecodable; they are replaced in training, left out in validation."""
     train_crop: Literal["auto", "random-resized", "pad"] = "auto"
     """Crop in training; auto: pad for small images of one size, else random-resized."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -128,6 +130,8 @@ class Config:
     """Epochs between checkpoints."""
     checkpoint_steps: int | None = None
     """Save every so many steps too."""
+    checkpoint_minutes: float | None = None
+    """Save when so much time has passed too, at the next log line."""
     log_interval: int | Auto = "auto"
     """Steps between log lines; auto: 50 on GPUs, 10 elsewhere."""
     config: str | None = None
@@ -231,7 +235,7 @@ def to_yaml(config: Config) -> str:
 def ineffective(config: Config) -> list[str]:
     """One line for each setting that was changed and has no effect beside the others."""
     adaptive = config.opt == "adamw"
-    loading = ("scale", "ratio", "crop_pct") if config.data_backend == "synthetic" else ()
+    loading = ("scale", "ratio", "crop_pct", "max_bad_fraction") if config.data_backend == "synthetic" else ()
     idle = {
         "momentum": adaptive and "adamw has its own",
         "model_ema_decay": not config.model_ema and "add --model-ema",
@@ -324,10 +328,11 @@ def _check_values(config: Config) -> None:
         _require(config, name, lambda v: v >= 0, "write 0 or more")
     for name in ("momentum", "label_smoothing", "model_ema_decay"):
         _require(config, name, lambda v: 0 <= v < 1, "write 0 or more and less than 1")
-    for name in ("decay_epochs", "clip_grad"):
+    for name in ("decay_epochs", "clip_grad", "checkpoint_minutes"):
         _require(config, name, lambda v: v > 0, "write more than 0")
     _require(config, "decay_rate", lambda v: 0 < v <= 1, "write more than 0 and at most 1")
     _require(config, "crop_pct", lambda v: 0 < v <= 1, "write more than 0 and at most 1")
+    _require(config, "max_bad_fraction", lambda v: 0 <= v <= 1, "write 0 to 1")
     _require(config, "hflip", lambda v: 0 <= v <= 1, "write 0 to 1")
     _require(config, "val_split", lambda v: 0 < v < 1, "write a share between 0 and 1, such as 0.1")
     _require(config, "in_chans", lambda v: v in (1, 3), "write 1 (grey) or 3 (RGB)")

@@ -103,11 +103,16 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def sum_over_ranks(counts: list[int], device: torch.device) -> list[int]:
+    """Each count summed over all ranks. All ranks must call it; it waits for the device."""
+    if not is_distributed():
+        return counts
+    return all_reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is set on any rank. All ranks must call it; it waits for the device."""
-    if not is_distributed():
-        return flag
-    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+    return sum_over_ranks([int(flag)], device) != [0]
 
 
 def from_main(compute: Callable[[], T]) -> T:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fastcnn.data.batch import Batch, Loader
-from fastcnn.distributed import average_buffers, is_distributed
+from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
 from fastcnn.metrics import Metrics
 from fastcnn.optim import EMA, Schedule, learning_rate, set_learning_rate
@@ -304,7 +304,8 @@ def stop_if_not_finite(state: TrainState) -> None:
 
 @torch.no_grad()
 def evaluate(state: TrainState, task: Task, loader: Loader) -> dict[str, float]:
-    """The task's metrics over every sample of `loader` once, all ranks together.
+    """The task's metrics over every good sample of `loader` once, all ranks together; "samples" is their
+    number, "bad" that of the others.
 
     Uses the moving average of the weights where there is one. All ranks call it.
     """
@@ -321,5 +322,6 @@ def evaluate(state: TrainState, task: Task, loader: Loader) -> dict[str, float]:
             metrics.update(loss, outputs, batch)
     result = metrics.compute()
     samples = int(result.pop("samples"))
-    assert samples == loader.num_samples, f"validated {samples} samples of {loader.num_samples}"
-    return {**result, "samples": samples}
+    (bad,) = sum_over_ranks([loader.skipped], state.device)
+    assert samples + bad == loader.num_samples, f"validated {samples} + {bad} of {loader.num_samples}"
+    return {**result, "samples": samples, "bad": bad}

@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class BadImageError(UserError):
-    """An image that cannot be decoded; only the rank that met it knows."""
+    """Too many images cannot be decoded; only the rank that met the last of them knows."""
 
 
 class TrainingError(RuntimeError):

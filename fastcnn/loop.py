@@ -90,8 +90,12 @@ def fit_epochs(
         if config.checkpoint_steps is not None and state.step % config.checkpoint_steps == 0:
             run.save(sums())
 
+    saved = time.perf_counter()
+
     def on_window(epoch: int, window: Window) -> bool:
+        nonlocal saved
         stop_if_not_finite(state)
+        run.stop_if_too_many_bad()
         measured = window_metrics.compute()
         epoch_metrics.add(window_metrics.state())
         window_metrics.reset()
@@ -107,6 +111,12 @@ def fit_epochs(
             "data_wait": just_now.data_wait(),
         }
         report.window(epoch, task.describe(measured), record)
+        minutes = config.checkpoint_minutes
+        if minutes is not None:
+            due = run.ranks.is_main and time.perf_counter() - saved > 60 * minutes
+            if any_rank(due, state.device):
+                run.save(epoch_metrics)
+                saved = time.perf_counter()
         return any_rank(bool(stop), state.device)
 
     for epoch in range(state.epoch, state.schedule.epochs):
@@ -131,6 +141,7 @@ def fit_epochs(
         trained = epoch_metrics.compute()
         epoch_metrics.reset()
         val = evaluate(state, task, val_loader)
+        run.stop_if_too_many_bad()
         state.epoch = epoch + 1
         is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:

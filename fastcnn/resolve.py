@@ -42,8 +42,8 @@ class Facts:
 
 
 def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
-    """The settings without "auto", but for `amp_dtype` on the CPU and `output_dir`, which need a probe and
-    a look at the disk; and the reason of each choice.
+    """The settings without "auto", but for `data_backend` and, on the CPU, `amp_dtype`, which need a probe,
+    and for `output_dir`, which needs a look at the disk; and the reason of each choice.
 
     Raises:
         ValueError: settings that this data or network cannot take.
@@ -67,9 +67,11 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     small = facts.native_size is not None
     choose("train_crop", "pad" if small else "random-resized", "small images" if small else "photos")
     choose("hflip", *((0.5, "mirrored images fit") if facts.mirror else (0.0, "mirrored digits are others")))
-    backend = choose("data_backend", *_backend(facts))
-    workers = facts.cores if backend == "dali" else max(facts.cores - 1, 1)
-    choose("workers", workers, "cores for each process")
+    if facts.data_name == "synthetic":
+        choose("data_backend", "synthetic", "no data to load")
+    elif config.deterministic:
+        choose("data_backend", "dali" if facts.has_dali else "torch", "--deterministic: not timed")
+    choose("workers", facts.cores, "cores for each process")
 
     batch = choose("batch_size", *_batch_size(facts, size))
     global_batch = batch * facts.world_size * config.grad_accum_steps
@@ -175,16 +177,6 @@ def _check_sizes(config: Config, facts: Facts, size: int) -> None:
         raise UserError(
             f"--num-classes {config.num_classes}: the data has {facts.num_classes}; leave the flag out"
         )
-
-
-def _backend(facts: Facts) -> tuple[str, str]:
-    if facts.data_name == "synthetic":
-        return "synthetic", "no data to load"
-    if facts.device == "mps":
-        return "torch", "DALI has no build for macOS"
-    if facts.has_dali:
-        return "dali", "installed"
-    return "torch", 'DALI is not installed: pip install "fastcnn[dali]" on Linux'
 
 
 def _batch_size(facts: Facts, size: int) -> tuple[int, str]:

@@ -10,14 +10,15 @@ from typing import Any
 
 from fastcnn import __version__, checkpoint
 from fastcnn.config import Config, to_plain, to_yaml
+from fastcnn.data.bad_files import NAMED_AT_MOST, BadFiles
 from fastcnn.data.batch import Loader
 from fastcnn.data.sources import NAMED, Source
-from fastcnn.distributed import Ranks, gather_to_main
+from fastcnn.distributed import Ranks, gather_to_main, sum_over_ranks
 from fastcnn.engine import TrainState, stop_if_not_finite
 from fastcnn.errors import UserError
 from fastcnn.metrics import Metrics
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, BAD_FILES = "last.pt", "best.pt", "bad-files.txt"
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Run:
     ranks: Ranks
     state: TrainState
     loader: Loader
+    val_loader: Loader
     chosen: tuple[str, ...] = ()
     """Settings that were "auto"."""
     best: dict[str, float] = field(default_factory=dict)
@@ -42,13 +44,13 @@ class Run:
             fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
         """
         stop_if_not_finite(self.state)
-        # What differs between ranks: the loader's position, random generators, the sums of this epoch.
+        # What differs between ranks: random generators, the sums of this epoch, which files they found bad.
         own = {
-            "loader": self.loader.state_dict(),
             "random": checkpoint.random_state(self.state.device),
             "metrics": metrics.state().cpu(),
         }
         ranks = gather_to_main(own)
+        bad_files = self.gather_bad_files()
         if not self.ranks.is_main:
             return
         content = {
@@ -65,7 +67,9 @@ class Run:
             "chosen": list(self.chosen),
             "best": self.best,
             "ranks": ranks,
-            "batches": self._batches(),
+            "loader": self.loader.state_dict(),
+            "order": self._order(),
+            "bad_files": bad_files,
             "steps_per_epoch": self.state.schedule.steps_per_epoch,
             **checkpoint.pack_state(self.state),
         }
@@ -81,39 +85,79 @@ class Run:
     def restore(self, content: dict[str, Any], metrics: Metrics) -> None:
         """Goes on from a checkpoint's content.
 
+        The rest of an epoch is the same samples with the same crops, whatever the backend, the batch size and
+        the number of processes are now; steps are counted as if they always had been so.
+
         Raises:
-            UserError: it is in the middle of an epoch, which this run would cut into other batches.
+            UserError: it is in the middle of an epoch, whose order was another.
         """
         self.restore_weights(content)
         checkpoint.unpack_progress(self.state, content)
-        if content["batches"] == self._batches():
+        changed = [
+            f"{name} {old}, now {self._order()[name]}"
+            for name, old in content["order"].items()
+            if old != self._order()[name]
+        ]
+        accum, schedule = self.state.accum_steps, self.state.schedule
+        self.state.step = self.state.epoch * schedule.steps_per_epoch
+        if content["step"] != content["epoch"] * content["steps_per_epoch"]:
+            if changed:
+                before = "; ".join(changed)
+                raise UserError(
+                    f"--resume: saved in the middle of an epoch with {before}: go on with the same"
+                )
+            self.loader.load_state_dict(content["loader"])
+            self.state.step += schedule.steps_per_epoch - self.loader.steps_left // accum
+        if not changed:
+            for bad, reasons in zip(self._bad(), content["bad_files"]):
+                bad.learn(reasons)
+        if len(content["ranks"]) == self.ranks.world_size:
             own = content["ranks"][self.ranks.rank]
-            self.loader.load_state_dict(own["loader"])
             metrics.add(own["metrics"])
             checkpoint.restore_random_state(own["random"], self.state.device)
-            return
-        if content["step"] != content["epoch"] * content["steps_per_epoch"]:
-            changed = [
-                f"{name} {old}, now {self._batches()[name]}"
-                for name, old in content["batches"].items()
-                if old != self._batches()[name]
-            ]
-            raise UserError(
-                f"--resume: saved in the middle of an epoch with {'; '.join(changed)}: go on with the same"
-            )
-        # Between epochs the batches may change; steps are counted as if they always had been the new ones.
-        self.state.step = self.state.epoch * self.state.schedule.steps_per_epoch
+        elif self.ranks.is_main:
+            for rank in content["ranks"]:
+                metrics.add(rank["metrics"])
 
-    def _batches(self) -> dict[str, Any]:
-        """What the loader's position means."""
-        return {
-            "--data-backend": self.config.data_backend,
-            "--batch-size": self.config.batch_size,
-            "--grad-accum-steps": self.config.grad_accum_steps,
-            "--seed": self.config.seed,
-            "processes": self.ranks.world_size,
-            "training images": len(self.source.train),
-        }
+    def stop_if_too_many_bad(self) -> None:
+        """UserError if all ranks together found more bad images than allowed. All ranks call it."""
+        found = sum_over_ranks([len(bad.news) for bad in self._bad()], self.state.device)
+        for bad, news in zip(self._bad(), found):
+            bad.check_all(len(bad) - len(bad.news) + news)
+
+    def bad_lines(self) -> list[str]:
+        """What a person should know of them at the start."""
+        lines = []
+        for bad in self._bad():
+            if bad:
+                lines += [f"bad {bad.phase} image: {line}" for line in bad.lines()[:NAMED_AT_MOST]]
+                fate = "replaced by others of their class" if bad.phase == "training" else "left out"
+                lines.append(f"{len(bad):,} of {len(bad.split):,} {bad.phase} images are bad and {fate}")
+        return lines
+
+    def gather_bad_files(self) -> list[dict[int, str]]:
+        """Those of each phase that any rank knows, and why, on rank 0; lists them in the run's folder. All
+        ranks call it."""
+        found: list[dict[int, str]] = []
+        for bad in self._bad():
+            found.append({})
+            for reasons in gather_to_main(bad.reasons):
+                found[-1].update(reasons)
+        lines = [
+            f"{bad.phase}\t{bad.split.name(i)}\t{reasons[i]}\n"
+            for bad, reasons in zip(self._bad(), found)
+            for i in sorted(reasons)
+        ]
+        if lines:
+            (self.folder / BAD_FILES).write_text("".join(lines))
+        return found
+
+    def _bad(self) -> tuple[BadFiles, BadFiles]:
+        return self.loader.bad, self.val_loader.bad
+
+    def _order(self) -> dict[str, Any]:
+        """What the samples' order depends on."""
+        return {"--seed": self.config.seed, "training images": self.source.train.fingerprint}
 
 
 def data_name(data: str) -> str:

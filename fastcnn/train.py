@@ -79,7 +79,8 @@ def fit(config: Config) -> Result:
         plan = make_plan(config, ranks, device)
         state, train_loader, val_loader = build(plan, ranks, device)
         task = Classification(int(plan.config.num_classes), plan.config.label_smoothing)
-        run = Run(plan.folder, plan.config, plan.source, ranks, state, train_loader, tuple(plan.reasons))
+        loaders = train_loader, val_loader
+        run = Run(plan.folder, plan.config, plan.source, ranks, state, *loaders, tuple(plan.reasons))
         metrics = task.metrics(device)
         if plan.checkpoint is not None and config.test_only:
             run.restore_weights(plan.checkpoint)
@@ -89,13 +90,14 @@ def fit(config: Config) -> Result:
             if config.test_only:
                 val = evaluate(state, task, val_loader)
                 if ranks.is_main:
-                    print(f"{plan.checkpoint_path}: val {task.describe(val)}  {val['samples']:,} images")
+                    print(f"{plan.checkpoint_path}: val {task.describe(val)}  {counted(val)}")
                 return Result(state.network, val, run.best, 0.0, plan.folder)
             run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
             with stop_on_signals() as stop, open_report(run.folder, ranks.is_main, state) as report:
                 report.say(describe(plan.config, plan.reasons))
-                for line in (*ineffective(plan.config), *plan.remarks(state)):
+                for line in (*ineffective(plan.config), *plan.remarks(state), *run.bad_lines()):
                     report.say(line)
+                run.gather_bad_files()
                 interval = int(plan.config.log_interval)
                 outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval)
                 report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
@@ -106,10 +108,15 @@ def fit(config: Config) -> Result:
     return Result(state.network, val, run.best, outcome.images_per_second, run.folder, outcome.stopped_by)
 
 
+def counted(val: dict[str, float]) -> str:
+    """How many images a validation counted, and how many it could not."""
+    return f"{val['samples']:,} images" + (f" without {val['bad']} bad ones" if val["bad"] else "")
+
+
 def _last_line(best: dict[str, float], metric: str, outcome: Outcome, folder: Path) -> str:
     parts = ["nothing validated yet"]
     if best:
-        parts = [f"best {metric} {best[metric]:.2f}% of {best['samples']:,} images (epoch {best['epoch']})"]
+        parts = [f"best {metric} {best[metric]:.2f}% of {counted(best)} (epoch {best['epoch']})"]
     if outcome.images_per_second:
         parts.append(f"{outcome.images_per_second:,.0f} img/s")
     parts.append(str(folder))

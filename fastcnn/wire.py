@@ -14,6 +14,7 @@ from torch import nn
 from fastcnn import checkpoint, machine, models
 from fastcnn.config import Config
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
+from fastcnn.data.choose import choose_backend
 from fastcnn.distributed import Ranks, from_main, local_main_first
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
@@ -42,7 +43,7 @@ class Plan:
 
     def remarks(self, state: TrainState) -> list[str]:
         """What a person should know before the first step of this start."""
-        lines = []
+        lines = list(self.source.remarks)
         if self.checkpoint_path is not None:
             lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
             if state.epoch >= state.schedule.epochs:
@@ -96,7 +97,17 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     if content is not None and path is not None:
         check_resumable(content, config, source, path)
 
+    source = source.with_channels(int(config.in_chans))
+
     machine.prepare(device, cores, config.deterministic)
+    if config.data_backend == "auto":
+        backend, why = from_main(
+            lambda: choose_backend(
+                source, _transform(config), int(config.batch_size), int(config.workers), device, ranks
+            )
+        )
+        config = dataclasses.replace(config, data_backend=backend)
+        reasons = {**reasons, "data_backend": why}
     torch.manual_seed(config.seed)
     network: nn.Module = models.build(config.arch, int(config.num_classes), int(config.in_chans))
     if config.channels_last:
@@ -109,7 +120,19 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         )
         config = dataclasses.replace(config, amp_dtype=dtype)  # type: ignore[arg-type]
         reasons = {**reasons, "amp_dtype": why}
-    return Plan(config, reasons, source.with_channels(int(config.in_chans)), network, folder, content, path)
+    return Plan(config, reasons, source, network, folder, content, path)
+
+
+def _transform(config: Config) -> Transform:
+    return Transform(
+        size=int(config.img_size),
+        channels=int(config.in_chans),
+        train_crop=config.train_crop,  # type: ignore[arg-type]
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=float(config.hflip),
+        crop_pct=config.crop_pct,
+    )
 
 
 def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, Loader, Loader]:
@@ -119,24 +142,16 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         ValueError: fewer images than one batch, or than one update takes.
     """
     config, source = plan.config, plan.source
-    transform = Transform(
-        size=int(config.img_size),
-        channels=int(config.in_chans),
-        train_crop=config.train_crop,  # type: ignore[arg-type]
-        scale=config.scale,
-        ratio=config.ratio,
-        hflip=float(config.hflip),
-        crop_pct=config.crop_pct,
-    )
     train_loader, val_loader = build_loaders(
         source,
         config.data_backend,  # type: ignore[arg-type]
-        transform,
+        _transform(config),
         int(config.batch_size),
         int(config.workers),
         ranks,
         device,
         config.seed,
+        config.max_bad_fraction,
     )
     steps_per_epoch = len(train_loader) // config.grad_accum_steps
     if steps_per_epoch == 0:

@@ -35,7 +35,7 @@ def numbered(source: Source) -> Source:
 def in_memory(source: Source, size: int) -> Source:
     def decode(split: Split) -> Split:
         assert split.files is not None
-        images = [np.asarray(Image.open(f).convert("RGB").resize((size, size))) for f in split.files]
+        images = [np.asarray(Image.open(f).convert("RGB").resize((size, size))) for f in split.files.paths]
         return Split(split.labels, images=np.stack(images))
 
     return Source("arrays", decode(source.train), decode(source.val), source.class_names)
@@ -116,7 +116,7 @@ def test_validation_images_are_torchvisions_resize_and_centre_crop(photos, backe
     source = read_folder(photos, None, 0)
     reference = v2.Compose([v2.Resize(int(32 / 0.875)), v2.CenterCrop(32), v2.PILToTensor()])
     images = torch.cat([batch.images for batch in loaders(source, backend)[1]])
-    for file, image in zip(source.val.files or (), images):
+    for file, image in zip(paths(source.val), images):
         difference = (reference(Image.open(file)).int() - image.int()).abs()
         assert difference.max() <= 2
         assert difference.float().mean() < 0.5

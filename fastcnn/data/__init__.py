@@ -7,70 +7,73 @@ Every loader keeps the contract of `fastcnn.data.batch`.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
 
+from fastcnn.data.backends import MAKERS, Backend, has_dali, why_not
+from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Batch, Loader, Share, Transform
 from fastcnn.data.sources import Source, open_source
 from fastcnn.distributed import Ranks
 from fastcnn.errors import UserError
 
-__all__ = ["Batch", "Loader", "Source", "Transform", "build_loaders", "has_dali", "open_source"]
-
-Backend = Literal["dali", "torch", "synthetic"]
-
-
-def has_dali() -> bool:
-    return (
-        importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-    )
+__all__ = [
+    "Backend",
+    "BadFiles",
+    "Batch",
+    "Loader",
+    "Source",
+    "Transform",
+    "build_loaders",
+    "has_dali",
+    "open_source",
+]
 
 
 def build_loaders(
     source: Source,
-    backend: Backend,
+    backend: Backend | Literal["synthetic"],
     transform: Transform,
     batch_size: int,
     workers: int,
     ranks: Ranks,
     device: torch.device,
     seed: int,
+    max_bad_fraction: float = 0.01,
 ) -> tuple[Loader, Loader]:
     """The training and the validation loader of this rank.
 
     Raises:
-        UserError: fewer training images than one batch, fewer validation images than processes, or a
-            backend that is not there.
+        UserError: fewer training images than one batch, fewer validation images than processes, a backend
+            that cannot load them, or more bad images than `max_bad_fraction` of a phase.
     """
-    if source.name == "synthetic" and backend != "synthetic":
-        raise UserError(f"--data-backend {backend}: synthetic data has no images; leave the flag out")
-    make: Callable[..., Loader]
+    shares = [
+        Share(len(split), batch_size, ranks.rank, ranks.world_size, train, seed)
+        for split, train in ((source.train, True), (source.val, False))
+    ]
+    for share in shares:
+        share.check()
     if backend == "synthetic":
         from fastcnn.data.synthetic import SyntheticLoader
 
-        make = partial(SyntheticLoader, transform=transform, device=device)
-    elif backend == "dali":
-        if not has_dali():
-            raise UserError(
-                '--data-backend dali: DALI is not installed; pip install "fastcnn[dali]" (Linux), '
-                "or write --data-backend torch"
-            )
-        if workers == 0:
-            raise UserError("--workers 0: DALI needs a thread; write 1 or more")
-        from fastcnn.data.dali import DaliLoader
-
-        make = partial(DaliLoader, transform=transform, device=device, workers=workers)
-    else:
-        from fastcnn.data.torch_loader import TorchLoader
-
-        make = partial(TorchLoader, transform=transform, device=device, workers=workers)
-    loaders = []
-    for split, train in ((source.train, True), (source.val, False)):
-        share = Share(len(split), batch_size, ranks.rank, ranks.world_size, train, seed)
-        share.check()
-        loaders.append(make(split, share=share))
-    return loaders[0], loaders[1]
+        return (
+            SyntheticLoader(source.train, transform, shares[0], device),
+            SyntheticLoader(source.val, transform, shares[1], device),
+        )
+    if source.name == "synthetic":
+        raise UserError(f"--data-backend {backend}: synthetic data has no images; leave the flag out")
+    reason = why_not(backend, source, transform.channels, workers, ranks.local_world_size)
+    if reason:
+        raise UserError(f"--data-backend {backend}: {reason}")
+    bad = [
+        BadFiles(source.train, "training", max_bad_fraction),
+        BadFiles(source.val, "validation", max_bad_fraction),
+    ]
+    for files in bad:
+        files.check_all()
+    make = MAKERS[backend]
+    return (
+        make(source.train, transform, shares[0], device, workers, bad[0]),
+        make(source.val, transform, shares[1], device, workers, bad[1]),
+    )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from fastcnn.data.bad_files import BadFiles
 
 
 class Batch(NamedTuple):
@@ -34,23 +35,31 @@ class Loader(Protocol):
     """
 
     num_samples: int
-    """Real samples over all ranks in an epoch."""
+    """Samples over all ranks in an epoch, bad ones included."""
+    skipped: int
+    """Bad ones among them that this rank has masked in the last pass of evaluation."""
+
+    bad: BadFiles
+    """Which of them cannot be decoded, as far as this rank knows."""
 
     def __len__(self) -> int:
         """Batches an epoch, the same on every rank."""
+
+    @property
+    def steps_left(self) -> int:
+        """Batches of the rest of the current epoch."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, counted from 0, that comes next; the current one changes nothing. Epochs go
-        up by one."""
+        """Chooses the epoch, counted from 0, that comes next; the current one changes nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, after the last batch that was yielded."""
+        """The position after the last batch that was yielded, the same on every rank."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken, by a loader of the same settings."""
+        """Goes on where `state_dict` was taken, whatever the backend, the batch size and the ranks were."""
 
     def close(self) -> None:
         """Ends threads and processes."""
@@ -87,12 +96,6 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-@cache
-def _all_real(batch_size: int, device: torch.device) -> Tensor:
-    """One mask for all training batches: nothing is allocated in a step for it."""
-    return torch.ones(batch_size, dtype=torch.bool, device=device)
-
-
 @dataclass(frozen=True)
 class Share:
     """One rank's part of a phase: how many batches, of which samples."""
@@ -109,8 +112,12 @@ class Share:
     @property
     def steps(self) -> int:
         """Batches an epoch, the same on every rank."""
+        return self.steps_after(0)
+
+    def steps_after(self, consumed: int) -> int:
+        """Batches of the rest of an epoch of which all ranks together have had `consumed` samples."""
         if self.train:
-            return self.count // self.world_size // self.batch_size
+            return (self.count - consumed) // self.world_size // self.batch_size
         return math.ceil(math.ceil(self.count / self.world_size) / self.batch_size)
 
     @property
@@ -123,10 +130,11 @@ class Share:
         """In evaluation: this rank's first sample and one past its last; sizes differ by one at most."""
         return self.count * self.rank // self.world_size, self.count * (self.rank + 1) // self.world_size
 
-    def order(self, epoch: int) -> np.ndarray:
-        """This rank's samples in an epoch, maybe more than it uses."""
+    def order(self, epoch: int, consumed: int = 0) -> np.ndarray:
+        """This rank's samples in the rest of an epoch, maybe more than it uses. What all ranks consume is
+        always a beginning of the epoch's order, so that other ranks can take over the rest."""
         if self.train:
-            return epoch_order(self.seed, epoch, self.count)[self.rank :: self.world_size]
+            return epoch_order(self.seed, epoch, self.count)[consumed:][self.rank :: self.world_size]
         return np.arange(*self.bounds)
 
     def indices(self, order: np.ndarray, step: int) -> np.ndarray:
@@ -134,13 +142,10 @@ class Share:
         chosen = order[step * self.batch_size :][: self.batch_size]
         return np.concatenate([chosen, np.repeat(order[-1:], self.batch_size - len(chosen))])
 
-    def mask(self, step: int, device: torch.device) -> Tensor:
-        """Which samples of a batch are real, bool [batch_size]."""
-        if self.train:
-            return _all_real(self.batch_size, device)
-        first, last = self.bounds
-        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device=device)
-        return position < last - first
+    def is_real(self, step: int) -> np.ndarray:
+        """Which samples of a batch are not padding, bool [batch_size]."""
+        first, last = (0, self.count) if self.train else self.bounds
+        return np.arange(step * self.batch_size, (step + 1) * self.batch_size) < last - first
 
     def check(self) -> None:
         """UserError if there is no batch for every rank."""

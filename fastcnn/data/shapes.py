@@ -10,13 +10,13 @@ from __future__ import annotations
 import colorsys
 import json
 import math
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastcnn.data.manifest import cache_root
 from fastcnn.errors import UserError
 
 VERSION = 1
@@ -116,9 +116,7 @@ def demo_root() -> Path:
     """The folder of the demo data set: `shapes-v1` in $FASTCNN_CACHE if set, else in
     $XDG_CACHE_HOME/fastcnn, else in ~/.cache/fastcnn. It need not exist.
     """
-    chosen = os.environ.get("FASTCNN_CACHE")
-    cache = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
-    return cache.expanduser() / f"shapes-v{VERSION}"
+    return cache_root() / f"shapes-v{VERSION}"
 
 
 def ensure_demo() -> Path:

@@ -1,24 +1,29 @@
-"""Where images come from: folders, CIFAR and MNIST, the demo set, nothing at all.
+"""Where images come from: folders, tar shards, CIFAR and MNIST, the demo set, nothing at all.
 
-A source says which images there are and what their labels mean; it decodes nothing.
+A source says which images there are, how large they are and what their labels mean; it decodes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fastcnn.data.manifest import Files, scan
 from fastcnn.data.shapes import ensure_demo
 from fastcnn.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
+    *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but named
+)
 NAMED = ("demo", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist")
 SMALL_IMAGE = 96
 """Images of one size up to this many pixels a side are trained on as they are, with pad-crop."""
@@ -28,22 +33,59 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one phase: files to decode, or an array of decoded ones."""
+    """The images of one phase: files to decode, or decoded ones in memory, or both."""
 
     labels: np.ndarray
     """[N] int64"""
-    files: tuple[str, ...] | None = None
-    """N paths"""
-    images: np.ndarray | None = None
-    """[N, H, W, C] uint8"""
+    files: Files | None = None
+    """N of them"""
+    images: np.ndarray | Sequence[np.ndarray] | None = None
+    """N of [H, W, C] uint8; an array [N, H, W, C] where all have one size"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """[N, 2] height and width in pixels; 0 where the header could not be read."""
+        if self.files is not None:
+            return self.files.sizes
+        assert self.images is not None
+        return np.array([image.shape[:2] for image in self.images], dtype=np.int32).reshape(-1, 2)
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Which of them cannot be decoded, as far as their headers tell."""
+        return self.files.problems if self.files is not None else {}
+
+    @cached_property
+    def common_size(self) -> tuple[int, int] | None:
+        """Height and width of all good ones if they are the same."""
+        good = self.sizes[self.sizes.min(axis=1) > 0]
+        same = len(good) > 0 and bool((good == good[0]).all())
+        return (int(good[0, 0]), int(good[0, 1])) if same else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells whether two splits have the same images in the same order, wherever their folder is."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        if self.files is not None:
+            names = ("/".join(self.name(i).rsplit("/", 2)[-2:]) for i in range(len(self)))
+            digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
+        return f"{len(self)} ({digest.hexdigest()[:8]})"
+
+    def name(self, index: int) -> str:
+        """An image as a person would look for it."""
+        return self.files.name(index) if self.files is not None else f"image {index}"
+
     def take(self, indices: np.ndarray) -> Split:
         """The images at `indices`, in that order."""
-        files = None if self.files is None else tuple(self.files[i] for i in indices)
-        return Split(self.labels[indices], files, None if self.images is None else self.images[indices])
+        images = self.images
+        if isinstance(images, np.ndarray):
+            images = images[indices]
+        elif images is not None:
+            images = [images[i] for i in indices.tolist()]
+        return Split(self.labels[indices], None if self.files is None else self.files.take(indices), images)
 
 
 @dataclass(frozen=True)
@@ -63,6 +105,8 @@ class Source:
     std: tuple[float, ...] = IMAGENET_STD
     mirror: bool = True
     """Whether a mirrored image keeps its class."""
+    remarks: tuple[str, ...] = ()
+    """What was left out, for people."""
 
     def with_channels(self, channels: int) -> Source:
         """The same images with 1 (grey) or 3 (RGB) channels."""
@@ -82,7 +126,7 @@ def open_source(data: str, data_root: str, val_split: float | None, seed: int) -
     """`--data` to a source.
 
     Args:
-        data: a name in `NAMED` or the path of an image folder.
+        data: a name in `NAMED`, the path of an image folder, or shards (`fastcnn.data.shards`).
         data_root: where torchvision's data sets are, or are downloaded to.
         val_split: share of a folder without val/ to validate on.
         seed: of that share's choice.
@@ -91,6 +135,8 @@ def open_source(data: str, data_root: str, val_split: float | None, seed: int) -
         ValueError: no such data, or a folder that is not laid out as it should be; the message says what
             to write instead.
     """
+    from fastcnn.data.shards import is_shards, read_shards
+
     if val_split is not None and data in NAMED:
         raise UserError(f"--val-split: {data} has its own validation images; leave it out")
     if data == "demo":
@@ -100,6 +146,8 @@ def open_source(data: str, data_root: str, val_split: float | None, seed: int) -
         return synthetic_source()
     if data in NAMED:
         return torchvision_source(data, Path(data_root))
+    if is_shards(data):
+        return read_shards(data, Path(data_root), val_split, seed)
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(
@@ -132,6 +180,7 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     if train_root is root:
         val_root = None
     class_names = tuple(d.name for d in _visible_folders(train_root))
+    remarks = _left_out(train_root)
     if not class_names:
         raise UserError(f"--data {root}: no class folders in {train_root}; expected {train_root}/CLASS/*.jpg")
     if len(class_names) == 1:
@@ -148,9 +197,14 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     elif val_split is None:
         raise UserError(f"--data {root}: no val/ or test/ folder; add one, or add --val-split 0.1")
     else:
-        train, val = _split_by_class(train, val_split, seed)
+        train, val = split_by_class(train, val_split, seed)
     return Source(
-        name or root.resolve().name, train, val, class_names, native_size=_common_size(train.files or ())
+        name or root.resolve().name,
+        train,
+        val,
+        class_names,
+        native_size=native_size(train),
+        remarks=remarks + (_left_out(val_root) if val_root is not None else ()),
     )
 
 
@@ -201,6 +255,7 @@ def _download(kind: type, name: str, root: Path, is_train: bool) -> object:
 def _with_channels(split: Split, channels: int) -> Split:
     if split.images is None:  # files are decoded to what is asked for
         return split
+    assert isinstance(split.images, np.ndarray)
     mode = "L" if channels == 1 else "RGB"
     modes = {1: "L", 3: "RGB"}
     converted = [
@@ -241,7 +296,7 @@ def _read_classes(root: Path, class_names: tuple[str, ...]) -> Split:
             raise UserError(f"{root / name}: a class folder without images; add some or remove it")
         files += found
         labels += [label] * len(found)
-    return Split(np.asarray(labels, dtype=np.int64), tuple(files))
+    return Split(np.asarray(labels, dtype=np.int64), scan(str(root.resolve()), files))
 
 
 def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
@@ -265,7 +320,7 @@ def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
     unlisted = sorted(set(_image_files(root)) - set(files))
     if unlisted:
         raise UserError(f"{found}: {unlisted[0]} is not listed; add it or remove it ({len(unlisted)} in all)")
-    return Split(np.asarray(labels, dtype=np.int64), tuple(files))
+    return Split(np.asarray(labels, dtype=np.int64), scan(str(root.resolve()), files))
 
 
 def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -283,7 +338,7 @@ def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
         yield number, words[0].strip(), words[1]
 
 
-def _split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+def split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     """Takes `share` of the images for validation, the same share of every class as nearly as can be."""
     rng = np.random.default_rng(seed)
     place = np.empty(len(split))  # of each image in its shuffled class, from 0 to 1
@@ -295,30 +350,23 @@ def _split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split
     return split.take(np.sort(chosen[count:])), split.take(np.sort(chosen[:count]))
 
 
-def first_undecodable(files: Sequence[str], seconds: float = 20.0) -> str | None:
-    """The first file that Pillow cannot decode, or None if none is found in the given time."""
-    start = time.monotonic()
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, Image.DecompressionBombError):
-            return path
-        if time.monotonic() - start > seconds:
-            return None
-    return None
-
-
-def _common_size(files: Sequence[str], sample: int = 64) -> int | None:
-    """The side of the images if a sample of them are all small squares of one size."""
-    sizes = set()
-    for i in np.unique(np.linspace(0, len(files) - 1, min(sample, len(files))).astype(int)):
-        try:
-            with Image.open(files[i]) as image:
-                sizes.add(image.size)
-        except (OSError, Image.DecompressionBombError):
-            continue
-        if len(sizes) > 1:
-            return None
-    width, height = sizes.pop() if sizes else (0, 0)
+def native_size(split: Split) -> int | None:
+    """Pixels a side if all images are small squares of one size."""
+    height, width = split.common_size or (0, 0)
     return width if 0 < width == height <= SMALL_IMAGE else None
+
+
+def _left_out(root: Path) -> tuple[str, ...]:
+    """What lies in a folder of class folders and is not read."""
+    hidden = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.startswith("."))
+    stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
+    remarks = []
+    if hidden:
+        remarks.append(f"left out: {root / hidden[0]} is hidden" + _and_more(hidden))
+    if stray and _visible_folders(root):
+        remarks.append(f"left out: {root / stray[0]} is in no class folder" + _and_more(stray))
+    return tuple(remarks)
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" ({len(names)} in all)" if len(names) > 1 else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Batch, Share, Transform
 from fastcnn.data.sources import Split
 
@@ -26,8 +27,11 @@ class SyntheticLoader:
         targets = torch.from_numpy(split.labels[torch.arange(n) % len(split)])
         real = torch.ones(n, dtype=torch.bool, device=device)
         self.batch = Batch(images.to(device), targets.to(device), real)
+        self.skipped = 0
+        self.bad = BadFiles(split, "training", max_fraction=1)
         self.epoch = 0
         self.position = 0
+        self.step_samples = n * share.world_size
 
     def __len__(self) -> int:
         return self.steps
@@ -43,11 +47,15 @@ class SyntheticLoader:
         if not self.train:
             self.position = 0
 
+    @property
+    def steps_left(self) -> int:
+        return self.steps - self.position
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position}
+        return {"epoch": self.epoch, "consumed": self.position * self.step_samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.epoch, self.position = state["epoch"], state["consumed"] // self.step_samples
 
     def close(self) -> None:
         """Nothing to end."""

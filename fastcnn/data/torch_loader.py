@@ -1,156 +1,169 @@
-"""Loading by torchvision v2, for where DALI has no build: macOS, Windows, no DALI installed.
+"""Loading by torchvision in threads: for where DALI has no build, and for images that are in memory.
 
-A sample's augmentation depends on the seed, the epoch and the sample alone, not on the worker.
+Decoding and resizing leave Python's lock alone, so threads do what worker processes are otherwise for, and
+there is nothing to copy between processes, to fork, or to leave behind.
 """
 
 from __future__ import annotations
 
-import signal
+import threading
+from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from fastcnn.data.batch import Batch, Share, Transform
-from fastcnn.data.sources import Split
-from fastcnn.errors import BadImageError
+from fastcnn.data.decode import DecodeError, decode
+from fastcnn.data.geometry import eval_geometry, train_geometry
+from fastcnn.data.loader import ImageLoader, Place, Work
 
-Key = tuple[int, int]  # epoch and index of a sample
+_AHEAD = 2  # batches under way
+_LONGEST = 8
+"""Long side over short side; a longer strip is cut to this around its middle before it is resized whole."""
 
 
-class TorchLoader:
-    """One phase of one rank, by torchvision. Arguments as `fastcnn.data.dali.DaliLoader`'s, where
-    `workers` are processes (0: load in this one)."""
+class TorchLoader(ImageLoader):
+    """One phase of one rank, by torchvision."""
 
-    def __init__(
-        self, split: Split, transform: Transform, share: Share, device: torch.device, workers: int
-    ) -> None:
-        self.share = share
-        self.device = device
-        self.num_samples = share.num_samples
-        self.sampler = _Batches(share)
-        self.loader: DataLoader[Any] = DataLoader(
-            _Samples(split, transform, share.train, share.seed),
-            batch_sampler=self.sampler,
-            num_workers=workers,
-            collate_fn=_collate,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # so that starting workers draws nothing from the global one
+    _pool: ThreadPoolExecutor | None = None
+
+    def _start(self, place: Place) -> None:
+        self._drop()
+        if self._pool is None:
+            self._pool = single_threaded_pool(max(1, self.workers))
+        self._source: Iterator[Work] = self._works(place)
+        self._under_way: deque[tuple[Work, Tensor, list[Future[None]]]] = deque()
+        for _ in range(_AHEAD):
+            self._submit()
+
+    def _submit(self) -> None:
+        assert self._pool is not None
+        work, t = next(self._source), self.transform
+        images = torch.empty(
+            (len(work.samples), t.size, t.size, t.channels),
+            dtype=torch.uint8,
+            pin_memory=self.device.type == "cuda",
         )
+        out = images.numpy()
+        futures = [self._pool.submit(self._load, work, i, out[i]) for i in range(len(out))]
+        self._under_way.append((work, images, futures))
 
-    def __len__(self) -> int:
-        return self.share.steps
+    def _next(self) -> tuple[Work, Tensor]:
+        work, images, futures = self._under_way.popleft()
+        self._submit()
+        for i, future in enumerate(futures):
+            try:
+                future.result()
+            except DecodeError as error:
+                self._replace(work, i, str(error), images.numpy()[i])
+        # [N, H, W, C] permuted is channels-last.
+        return work, images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
 
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.sampler.epoch:
-            self.sampler.epoch, self.sampler.position = epoch, 0
+    def _replace(self, work: Work, i: int, reason: str, out: np.ndarray) -> None:
+        while reason:
+            self.bad.find(int(work.images[i]), reason)
+            work.images[i] = self.bad.stand_in(int(work.samples[i]))
+            sample, size = work.samples[i : i + 1], self.split.sizes[work.images[i : i + 1]]
+            t, share = self.transform, self.share
+            again = (
+                train_geometry(t, size, share.seed, work.place.epoch, sample)
+                if share.train
+                else eval_geometry(t, size)
+            )
+            for old, new in zip(vars(work.geometry).values(), vars(again).values()):
+                old[i] = new[0]
+            try:
+                self._load(work, i, out)
+                reason = ""
+            except DecodeError as error:
+                reason = str(error)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _load(self, work: Work, i: int, out: np.ndarray) -> None:
+        """One sample of a batch, into [size, size, channels]."""
+        image, g = int(work.images[i]), work.geometry
+        pixels = self._pixels(image)
+        if pixels.shape[:2] != tuple(self.split.sizes[image]):
+            raise DecodeError("changed since its header was read")
+        t = self.transform
+        if self.share.train and t.train_crop == "random-resized":
+            (y, x), (h, w) = g.start[i], g.shape[i]
+            pixels = _resize(pixels[y : y + h, x : x + w], t.size, t.size)
+        elif pixels.shape[:2] != (t.size, t.size):
+            pixels = _resize_and_crop(pixels, t.resize, t.size)
+        pixels = _shifted(pixels, *g.shift[i])
+        out[:] = pixels[:, ::-1] if g.flip[i] else pixels
+
+    def _pixels(self, image: int) -> np.ndarray:
+        if self.split.images is not None:
+            return self.split.images[image]
+        assert self.split.files is not None
         try:
-            for images, targets in self.loader:
-                mask = self.share.mask(self.sampler.position, self.device)
-                self.sampler.position += 1
-                # Samples are stacked as [N, H, W, C], which permuted is channels-last.
-                pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-                yield Batch(pixels, targets.to(self.device, non_blocking=True), mask)
-        except BadImageError as error:  # a worker's comes with its traceback before the message
-            raise BadImageError(str(error).strip().rpartition("BadImageError: ")[2]) from None
-        if not self.share.train:
-            self.sampler.position = 0
+            data = self.split.files.read(image)
+        except OSError as error:
+            raise DecodeError(error.strerror or str(error)) from error
+        return decode(data, self.transform.channels)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.sampler.epoch, "position": self.sampler.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
+    def _drop(self) -> None:
+        if self._pool is not None:
+            for _, _, futures in self._under_way:
+                for future in futures:
+                    future.cancel()
 
     def close(self) -> None:
-        iterator = self.loader._iterator
-        if iterator is not None:  # PyTorch has no public way to end persistent workers
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
-            self.loader._iterator = None
+        self._drop()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+        self._ahead = None
 
 
-class _Batches(Sampler[list[Key]]):
-    """The rest of an epoch from `position` on, in lists of (epoch, index).
+def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them."""
+    together = threading.Barrier(workers + 1)
 
-    Workers fetch ahead, so a pass remembers where it began and leaves `position` to the loader.
-    """
+    def begin() -> None:
+        torch.set_num_threads(1)  # of this thread, and of those that are made later
+        together.wait()
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self.epoch = 0
-        self.position = 0
-
-    def __len__(self) -> int:
-        return self.share.steps - self.position
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, order = self.epoch, self.share.order(self.epoch)
-        for step in range(self.position, self.share.steps):
-            yield [(epoch, index) for index in self.share.indices(order, step).tolist()]
+    pool = ThreadPoolExecutor(workers, "fastcnn-loader", begin)
+    for _ in range(workers):
+        pool.submit(int)
+    together.wait()
+    torch.set_num_threads(torch.get_num_threads())  # later threads have this one's number again
+    return pool
 
 
-class _Samples(Dataset[tuple[Tensor, int]]):
-    def __init__(self, split: Split, transform: Transform, train: bool, seed: int) -> None:
-        self.split = split
-        self.seed = seed
-        self.mode = "L" if transform.channels == 1 else "RGB"
-        self.train = train
-        self.transform = _train_transform(transform) if train else _eval_transform(transform)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        epoch, index = key
-        image = self._load(index)
-        if self.train:
-            seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-            with torch.random.fork_rng(devices=[]):  # the CPU's generator alone is forked, and seeded
-                torch.default_generator.manual_seed(int(seed))
-                pixels = self.transform(image)
-        else:
-            pixels = self.transform(image)
-        return pixels.permute(1, 2, 0).contiguous(), int(self.split.labels[index])
-
-    def _load(self, index: int) -> Image.Image:
-        if self.split.images is not None:
-            array = self.split.images[index]
-            return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).convert(self.mode)
-        assert self.split.files is not None
-        path = self.split.files[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert(self.mode)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise BadImageError(f"--data: {path} cannot be decoded; mend or remove it") from error
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[H, W, C] uint8 to [height, width, C], antialiased."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    return F.resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
 
 
-def _start_worker(worker: int) -> None:
-    """A Ctrl-C reaches workers too; it is the training process that answers, and ends them when done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _resize_and_crop(pixels: np.ndarray, resize: int, size: int) -> np.ndarray:
+    """torchvision's Resize(resize) and CenterCrop(size)."""
+    height, width = pixels.shape[:2]
+    most = _LONGEST * min(height, width)
+    if max(height, width) > most:
+        y, x = max(0, (height - most) // 2), max(0, (width - most) // 2)
+        pixels = pixels[y : y + most, x : x + most]
+    height, width = (side * resize // min(pixels.shape[:2]) for side in pixels.shape[:2])
+    pixels = _resize(pixels, height, width)
+    y, x = round((height - size) / 2), round((width - size) / 2)
+    return pixels[y : y + size, x : x + size]
 
 
-def _train_transform(t: Transform) -> v2.Transform:
-    if t.train_crop == "random-resized":
-        crop: list[v2.Transform] = [
-            v2.RandomResizedCrop(t.size, scale=t.scale, ratio=t.ratio, antialias=True)
-        ]
-    else:
-        crop = [v2.Resize(t.size), v2.CenterCrop(t.size), v2.RandomCrop(t.size, padding=t.padding)]
-    return v2.Compose([*crop, v2.RandomHorizontalFlip(t.hflip), v2.PILToTensor()])
-
-
-def _eval_transform(t: Transform) -> v2.Transform:
-    return v2.Compose([v2.Resize(t.resize, antialias=True), v2.CenterCrop(t.size), v2.PILToTensor()])
-
-
-def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images, targets = zip(*samples)
-    return torch.stack(images), torch.tensor(targets)
+def _shifted(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
+    """The image moved up by `down` and left by `right` over black."""
+    if down == right == 0:
+        return pixels
+    height, width = pixels.shape[:2]
+    moved = np.zeros_like(pixels)
+    moved[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)] = pixels[
+        max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)
+    ]
+    return moved

@@ -1,0 +1,113 @@
+"""Images that cannot be decoded: named once, replaced in training, masked in evaluation, and counted."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from fastcnn.data.sources import Split
+from fastcnn.errors import BadImageError, UserError
+
+NAMED_AT_MOST = 50
+"""Lines; a list of all is in the run's folder."""
+
+
+class BadFiles:
+    """The bad ones of a split, as far as this process knows.
+
+    Args:
+        split: knows those whose header was bad.
+        phase: "training" or "validation", for messages.
+        max_fraction: share of the split that may be bad.
+    """
+
+    def __init__(self, split: Split, phase: str, max_fraction: float) -> None:
+        self.split = split
+        self.phase = phase
+        self.max_fraction = max_fraction
+        self.reasons: dict[int, str] = {}
+        self.peers: dict[int, np.ndarray] = {}
+        self.news: list[int] = []
+        """Found since the start, by this process."""
+        self.learn(split.problems)
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def __contains__(self, sample: int) -> bool:
+        return sample in self.reasons
+
+    def learn(self, reasons: dict[int, str]) -> None:
+        """Takes over what is known already."""
+        self.reasons.update(reasons)
+
+    def find(self, sample: int, reason: str) -> None:
+        """Notes and names a file that could not be decoded.
+
+        Raises:
+            BadImageError: there are more of them than allowed.
+        """
+        if sample in self.reasons:
+            return
+        self.reasons[sample] = reason
+        self.news.append(sample)
+        if len(self.news) <= NAMED_AT_MOST:
+            print(f"warning: bad {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True)
+        excess = self.excess(len(self))
+        if excess:
+            raise BadImageError(excess)
+
+    def check_all(self, count: int | None = None) -> None:
+        """UserError if too many are bad; for what every rank knows alike.
+
+        Args:
+            count: how many there are; those that this process knows if left out.
+        """
+        excess = self.excess(len(self) if count is None else count)
+        if excess:
+            raise UserError(excess)
+
+    def excess(self, count: int) -> str:
+        """What to say if `count` bad ones are more than allowed, else ""."""
+        total = len(self.split)
+        if count <= self.max_fraction * total:
+            return ""
+        known = sorted(self.reasons)
+        listed = "; ".join(self.line(sample) for sample in known[:NAMED_AT_MOST])
+        enough = np.ceil(1000 * count / total) / 1000
+        return (
+            f"--max-bad-fraction {self.max_fraction:g}: {count:,} of {total:,} {self.phase} images cannot be "
+            f"decoded; mend or remove them, or write --max-bad-fraction {enough:g}: "
+            f"{listed}{'; ...' if count > NAMED_AT_MOST else ''}"
+        )
+
+    def line(self, sample: int) -> str:
+        return f"{self.split.name(sample)}: {self.reasons[sample]}"
+
+    def lines(self) -> list[str]:
+        """One for each, for people."""
+        return [self.line(sample) for sample in sorted(self.reasons)]
+
+    def stand_in(self, sample: int) -> int:
+        """The sample itself, or if it is bad the next good one of its class, or if there is none of any.
+
+        Raises:
+            BadImageError: no image is good.
+        """
+        if sample not in self.reasons:
+            return sample
+        label = int(self.split.labels[sample])
+        if label not in self.peers:
+            self.peers[label] = np.flatnonzero(self.split.labels == label)
+        for candidates in (self.peers[label], np.arange(len(self.split))):
+            for other in np.roll(candidates, -np.searchsorted(candidates, sample)).tolist():
+                if other not in self.reasons:
+                    return other
+        raise BadImageError(f"--data: no {self.phase} image can be decoded ({self.line(sample)})")
+
+    def stand_ins(self, samples: np.ndarray) -> np.ndarray:
+        """[N] the images to decode for samples [N]."""
+        if not self.reasons:
+            return samples.copy()
+        return np.fromiter((self.stand_in(s) for s in samples.tolist()), np.int64, len(samples))

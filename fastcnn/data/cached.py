@@ -1,0 +1,129 @@
+"""Data sets that fit into memory: decoded once, then only cropped and flipped.
+
+Small images of one size stay on the training device, where a batch is one gather; others are cropped and
+resized by `fastcnn.data.torch_loader` from memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.data.bad_files import BadFiles
+from fastcnn.data.batch import Share, Transform
+from fastcnn.data.decode import DecodeError, decode
+from fastcnn.data.loader import ImageLoader, Place, Work
+from fastcnn.data.sources import Split
+from fastcnn.data.torch_loader import TorchLoader, single_threaded_pool
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, what the decoded images of a node's processes may take."""
+
+
+def decoded_bytes(split: Split, channels: int) -> int:
+    """What the images of a split take when decoded."""
+    return int(split.sizes.astype(np.int64).prod(axis=1).sum()) * channels
+
+
+def free_memory() -> int:
+    """Bytes that programs can still take on this machine, or in this container."""
+    free = 8 << 30  # where nobody tells
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Split:
+    """The same images in memory; those that cannot be decoded are told to `bad` and stay black."""
+    if split.images is not None:
+        return split
+    files = split.files
+    assert files is not None
+    size = split.common_size
+    images = (
+        np.zeros((len(split), *size, channels), dtype=np.uint8)
+        if size is not None
+        else [np.zeros((1, 1, channels), dtype=np.uint8)] * len(split)
+    )
+
+    def load(i: int) -> str:
+        try:
+            pixels = decode(files.read(i), channels)
+        except OSError as error:
+            return error.strerror or str(error)
+        except DecodeError as error:
+            return str(error)
+        if pixels.shape[:2] != tuple(files.sizes[i]):
+            return "changed since its header was read"
+        images[i] = pixels
+        return ""
+
+    good = [i for i in range(len(split)) if i not in bad]
+    with single_threaded_pool(max(1, workers)) as pool:
+        for i, problem in zip(good, pool.map(load, good, chunksize=16)):
+            if problem:
+                bad.find(i, problem)
+    return dataclasses.replace(split, images=images)
+
+
+def cached_loader(
+    split: Split, transform: Transform, share: Share, device: torch.device, workers: int, bad: BadFiles
+) -> ImageLoader:
+    """The loader for a split that `decode_all` returned."""
+    whole = split.common_size == (transform.size, transform.size)
+    if whole and (transform.train_crop == "pad" or not share.train):
+        room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else float("inf")
+        if 2 * decoded_bytes(split, transform.channels) < room:  # with the padding
+            return CachedLoader(split, transform, share, device, workers, bad)
+    return TorchLoader(split, transform, share, device, workers, bad)
+
+
+class CachedLoader(ImageLoader):
+    """One phase of one rank, from images [N, size, size, C] on the device, by pad-crop or as they are."""
+
+    _windows: Tensor | None = None
+
+    def _start(self, place: Place) -> None:
+        self._source: Iterator[Work] = self._works(place)
+        if self._windows is None:
+            self._windows = self._all_windows()
+
+    def _next(self) -> tuple[Work, Tensor]:
+        assert self._windows is not None
+        work = next(self._source)
+        shift = torch.from_numpy(work.geometry.shift + self._padding).long().to(self.device)
+        images = self._windows[torch.from_numpy(work.images).to(self.device), shift[:, 0], shift[:, 1]]
+        if work.geometry.flip.any():
+            flip = torch.from_numpy(work.geometry.flip).to(self.device)
+            images = torch.where(flip[:, None, None, None], images.flip(2), images)
+        return work, images.permute(0, 3, 1, 2)
+
+    @property
+    def _padding(self) -> int:
+        return self.transform.padding if self.share.train else 0
+
+    def _all_windows(self) -> Tensor:
+        """A view [N, shifts, shifts, size, size, C] of the padded images: every crop there is."""
+        p, size = self._padding, self.transform.size
+        images = torch.from_numpy(np.asarray(self.split.images)).to(self.device)
+        n, row, column, channel = (padded := F.pad(images, (0, 0, p, p, p, p))).stride()
+        shape = (len(images), 2 * p + 1, 2 * p + 1, size, size, images.shape[-1])
+        return padded.as_strided(shape, (n, row, column, row, column, channel))
+
+    def close(self) -> None:
+        self._windows = None
+        self._ahead = None

@@ -1,0 +1,124 @@
+"""Which part of an image becomes a sample: crops and flips as pure functions of (seed, epoch, sample).
+
+Every backend cuts the same crops, so a run can go on in another backend, batch size or number of processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastcnn.data.batch import Transform
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_TRIES = 10  # torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of N samples, in the order in which it is applied. Pairs are (vertical, horizontal), in pixels."""
+
+    start: np.ndarray
+    """[N, 2] int32: upper left corner of the region that is cut from the image."""
+    shape: np.ndarray
+    """[N, 2] int32: its height and width."""
+    roi_start: np.ndarray
+    """[N, 2] float32: upper left corner, in the region, of what is resized to the sample's size. Around it
+    the region has what an antialiasing filter looks at."""
+    roi_end: np.ndarray
+    """[N, 2] float32: its lower right corner."""
+    shift: np.ndarray
+    """[N, 2] int32: the resized image is moved up and left by this, over black."""
+    flip: np.ndarray
+    """[N] bool: then mirrored."""
+
+
+def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
+    """Random numbers from 0 to 1 that depend on the seed, the epoch and the sample alone.
+
+    They are the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at the samples' own places of one
+    stream for each (seed, epoch).
+
+    Args:
+        samples: [N] int64.
+        count: numbers for each.
+
+    Returns:
+        [N, count] float64, 1 excluded.
+    """
+    key = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    place = samples.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        z = key + place * _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> Geometry:
+    """Random crops and flips.
+
+    Args:
+        sizes: [N, 2] height and width of the images.
+        samples: [N] their numbers.
+    """
+    u = uniforms(seed, epoch, samples, 3 + 2 * _TRIES)
+    flip = u[:, 0] < t.hflip
+    if t.train_crop == "random-resized":
+        start, shape = _random_resized(t, sizes, u[:, 1:])
+        zero = np.zeros_like(start)
+        return Geometry(start, shape, zero.astype(np.float32), shape.astype(np.float32), zero, flip)
+    whole = eval_geometry(t, sizes)
+    shift = np.floor(u[:, 1:3] * (2 * t.padding + 1)).astype(np.int32) - t.padding
+    return Geometry(whole.start, whole.shape, whole.roi_start, whole.roi_end, shift, flip)
+
+
+def eval_geometry(t: Transform, sizes: np.ndarray) -> Geometry:
+    """The centre: what torchvision's Resize(t.resize) and CenterCrop(t.size) keep.
+
+    Torchvision scales the short side to `t.resize`, rounds the long side down, and rounds the crop's offset
+    half to even.
+    """
+    sizes = sizes.astype(np.int64)
+    scaled = sizes * t.resize // sizes.min(axis=1, keepdims=True)
+    offset = np.rint((scaled - t.size) / 2)
+    roi_start, roi_end = offset * sizes / scaled, (offset + t.size) * sizes / scaled
+    margin = np.ceil(np.maximum(sizes / scaled, 1)) + 2  # the filter's radius, and a JPEG's chroma
+    start = np.maximum(np.floor(roi_start - margin), 0)
+    end = np.minimum(np.ceil(roi_end + margin), sizes)
+    zero = np.zeros(sizes.shape, dtype=np.int32)
+    return Geometry(
+        start.astype(np.int32),
+        (end - start).astype(np.int32),
+        (roi_start - start).astype(np.float32),
+        (roi_end - start).astype(np.float32),
+        zero,
+        np.zeros(len(sizes), dtype=bool),
+    )
+
+
+def _random_resized(t: Transform, sizes: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corner and size of random-resized crops (Szegedy et al. 2015, section 6), as torchvision draws them:
+    the first of ten tries that fits, else the largest centred crop of an allowed ratio."""
+    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+    area = height * width * (t.scale[0] + (t.scale[1] - t.scale[0]) * u[:, 2 : 2 + _TRIES])
+    low, high = np.log(t.ratio)
+    ratio = np.exp(low + (high - low) * u[:, 2 + _TRIES : 2 + 2 * _TRIES])
+    h, w = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    fits = (0 < h) & (h <= height) & (0 < w) & (w <= width)
+    rows, first = np.arange(len(sizes)), fits.argmax(axis=1)
+    none = ~fits[rows, first]
+    shape = np.column_stack([h[rows, first], w[rows, first]])
+    shape[none] = np.maximum(
+        np.column_stack(
+            [
+                np.minimum(sizes[none, 0], np.rint(sizes[none, 1] / t.ratio[0])),
+                np.minimum(sizes[none, 1], np.rint(sizes[none, 0] * t.ratio[1])),
+            ]
+        ),
+        1,
+    )
+    start = np.floor(u[:, :2] * (sizes - shape + 1))
+    start[none] = (sizes[none] - shape[none]) // 2
+    return start.astype(np.int32), shape.astype(np.int32)

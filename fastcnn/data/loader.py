@@ -1,0 +1,161 @@
+"""What all loaders of real images share: order, position, targets, masks and stand-ins for bad files.
+
+A batch is a pure function of (seed, epoch, samples). So a position is all there is to save, and a backend
+only turns one `Work` after the other into pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcnn.data.bad_files import BadFiles
+from fastcnn.data.batch import Batch, Share, Transform
+from fastcnn.data.geometry import Geometry, eval_geometry, train_geometry
+from fastcnn.data.sources import Split
+
+
+class Place(NamedTuple):
+    """Where a loader is."""
+
+    epoch: int
+    consumed: int
+    """Samples of the epoch that all ranks had together before this process took over."""
+    step: int
+    """Batches since."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch to load."""
+
+    place: Place
+    samples: np.ndarray
+    """[N] numbers in the split."""
+    images: np.ndarray
+    """[N] the images that are decoded for them: themselves, or another where they are bad."""
+    geometry: Geometry
+
+
+class ImageLoader(ABC):
+    """One phase of one rank.
+
+    Args:
+        split: files or arrays.
+        transform: their geometry.
+        share: which samples, in batches of what size; training augments.
+        device: where the batches go.
+        workers: threads.
+        bad: which of them cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        share: Share,
+        device: torch.device,
+        workers: int,
+        bad: BadFiles,
+    ) -> None:
+        self.split = split
+        self.transform = transform
+        self.share = share
+        self.device = device
+        self.workers = workers
+        self.bad = bad
+        self.num_samples = share.num_samples
+        self.skipped = 0
+        self.place = Place(0, 0, 0)
+        self._ahead: Place | None = None  # what the backend will deliver next, if it was started
+
+    @abstractmethod
+    def _start(self, place: Place) -> None:
+        """Begins to load `self._works(place)`, dropping what was begun before."""
+
+    @abstractmethod
+    def _next(self) -> tuple[Work, Tensor]:
+        """The next work's images, uint8 [N, C, H, W] channels-last, on the device. What cannot be decoded is
+        told to `self.bad` and loaded by its stand-in."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends threads."""
+
+    def __len__(self) -> int:
+        return self.share.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.place.epoch:
+            self.place = Place(epoch, 0, 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self.share.train:
+            self.place, self.skipped = Place(0, 0, 0), 0
+        labels = torch.from_numpy(self.split.labels)
+        while self.place.step < self.share.steps_after(self.place.consumed):
+            if self._ahead != self.place:
+                self._start(self.place)
+            work, images = self._next()
+            assert work.place == self.place
+            self._ahead = self._after(self.place)
+            self.place = self.place._replace(step=self.place.step + 1)
+            targets = labels[torch.from_numpy(work.images)].to(self.device, non_blocking=True)
+            yield Batch(images, targets, self._mask(work))
+
+    @property
+    def steps_left(self) -> int:
+        return self.share.steps_after(self.place.consumed) - self.place.step
+
+    def state_dict(self) -> dict[str, Any]:
+        place, share = self.place, self.share
+        consumed = place.consumed + place.step * share.batch_size * share.world_size
+        return {"epoch": place.epoch, "consumed": consumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = Place(state["epoch"], state["consumed"], 0)
+
+    def _works(self, place: Place) -> Iterator[Work]:
+        """All that comes from `place` on, epoch after epoch: backends load ahead across their borders."""
+        share, t = self.share, self.transform
+        while True:
+            epoch, consumed, first = place
+            order = share.order(epoch, consumed)
+            for step in range(first, share.steps_after(consumed)):
+                samples = share.indices(order, step)
+                images = self.bad.stand_ins(samples)
+                sizes = self.split.sizes[images]
+                geometry = (
+                    train_geometry(t, sizes, share.seed, epoch, samples)
+                    if share.train
+                    else eval_geometry(t, sizes)
+                )
+                yield Work(Place(epoch, consumed, step), samples, images, geometry)
+            place = Place(epoch + 1 if share.train else epoch, 0, 0)
+
+    def _after(self, place: Place) -> Place:
+        """What `_works` yields after `place`."""
+        if place.step + 1 < self.share.steps_after(place.consumed):
+            return place._replace(step=place.step + 1)
+        return Place(place.epoch + 1 if self.share.train else place.epoch, 0, 0)
+
+    def _mask(self, work: Work) -> Tensor:
+        if self.share.train:
+            return _all_real(self.share.batch_size, self.device)
+        real = self.share.is_real(work.place.step)
+        bad = np.fromiter((s in self.bad for s in work.samples.tolist()), bool, len(real))
+        self.skipped += int((real & bad).sum())
+        return torch.from_numpy(real & ~bad).to(self.device, non_blocking=True)
+
+
+@cache
+def _all_real(batch_size: int, device: torch.device) -> Tensor:
+    """One mask for all training batches: nothing is allocated in a step for it."""
+    return torch.ones(batch_size, dtype=torch.bool, device=device)

@@ -1,0 +1,224 @@
+"""What can be known of images without decoding them: their sizes, and which of them cannot be read.
+
+Headers are read once, by threads, and kept in a cache; a changed or new file is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+"""What every backend decodes, named as Pillow names it; MPO is a phone's JPEG with a second one behind it."""
+MAX_PIXELS = 178_956_970
+"""Where Pillow refuses too: a file of a few bytes can declare billions of pixels."""
+SCAN_THREADS = 16
+"""More than cores: on a network file system a scan mostly waits."""
+SLOW_SCAN = 50_000
+"""Files whose scan takes long enough to be announced."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Encoded images: whole files, or members of tar shards."""
+
+    paths: tuple[str, ...]
+    """N paths: of the images, or of the shards that hold them."""
+    sizes: np.ndarray
+    """[N, 2] int32: height and width in pixels; 0 where the header could not be read."""
+    problems: dict[int, str] = field(default_factory=dict)
+    """Which of them cannot be read, and why."""
+    spans: np.ndarray | None = None
+    """[N, 2] int64: first byte and number of bytes in the shard; None for whole files."""
+    members: tuple[str, ...] | None = None
+    """N names in the shards."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """A file as a person would look for it."""
+        path = self.paths[index]
+        return path if self.members is None else f"{path}/{self.members[index]}"
+
+    def read(self, index: int) -> np.ndarray:
+        """An image's encoded bytes, uint8 [length]; OSError if they are not there."""
+        if self.spans is None:
+            return np.fromfile(self.paths[index], dtype=np.uint8)
+        offset, length = (int(v) for v in self.spans[index])
+        return np.fromfile(self.paths[index], dtype=np.uint8, count=length, offset=offset)
+
+    def take(self, indices: np.ndarray) -> Files:
+        """The images at `indices`, in that order."""
+        chosen = indices.tolist()
+        return Files(
+            tuple(self.paths[i] for i in chosen),
+            self.sizes[indices],
+            {new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
+            None if self.spans is None else self.spans[indices],
+            None if self.members is None else tuple(self.members[i] for i in chosen),
+        )
+
+
+def cache_root() -> Path:
+    """Where fastcnn keeps what it can make again: $FASTCNN_CACHE if set, else $XDG_CACHE_HOME/fastcnn, else
+    ~/.cache/fastcnn."""
+    told = os.environ.get("FASTCNN_CACHE")
+    path = Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
+    return path.expanduser()
+
+
+def scan(
+    root: str,
+    paths: Sequence[str],
+    spans: np.ndarray | None = None,
+    members: Sequence[str] | None = None,
+    announce: bool = True,
+) -> Files:
+    """Reads the headers of images, or takes them from the cache where the file's size and time are the same.
+
+    Args:
+        root: names the data set; what was read is kept under this name.
+        paths: of the images, or of the shards that hold them.
+        spans, members: see `Files`.
+        announce: say so when it takes long.
+    """
+    stamps = _stamps(paths)
+    if spans is not None:
+        stamps = np.column_stack([stamps, spans])
+    names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
+    entry = cache_root() / "manifests" / (hashlib.sha256(root.encode()).hexdigest()[:24] + ".npz")
+    known = _recall(entry)
+    sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    problems: dict[int, str] = {}
+    missing = []
+    for i, name in enumerate(names):
+        before = known.get(name)
+        if before is None or before[0] != tuple(stamps[i].tolist()):
+            missing.append(i)
+            continue
+        sizes[i] = before[1]
+        if before[2]:
+            problems[i] = before[2]
+    if missing:
+        if announce and len(missing) > SLOW_SCAN:
+            print(f"reading the headers of {len(missing):,} images, once", file=sys.stderr, flush=True)
+        encoded = Files(tuple(paths), sizes, {}, spans, tuple(members) if members is not None else None)
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            found = pool.map(partial(examine, encoded), missing, chunksize=64)
+            for i, (height, width, problem) in zip(missing, found):
+                sizes[i] = height, width
+                if problem:
+                    problems[i] = problem
+    if missing or len(known) != len(names):
+        _remember(entry, names, stamps, sizes, problems)
+    return Files(tuple(paths), sizes, problems, spans, tuple(members) if members is not None else None)
+
+
+def examine(files: Files, index: int) -> tuple[int, int, str]:
+    """Height, width and what is wrong with an image ("" if nothing), from its header and its end."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if files.spans is None:
+                with open(files.paths[index], "rb") as stream:
+                    return _examine(stream)
+            return _examine(io.BytesIO(files.read(index).tobytes()))
+    except Image.DecompressionBombError:
+        return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
+    except OSError as error:
+        return 0, 0, error.strerror or "not an image"
+    except Exception as error:  # foreign bytes lead Pillow's parsers anywhere
+        return 0, 0, f"not an image that Pillow reads: {error}"
+
+
+def _examine(stream: BinaryIO) -> tuple[int, int, str]:
+    end = stream.seek(0, os.SEEK_END)
+    if end == 0:
+        return 0, 0, "empty"
+    stream.seek(0)
+    with Image.open(stream) as image:
+        width, height = image.size
+        if image.format not in FORMATS:
+            return 0, 0, f"{image.format} is not read; convert it to PNG"
+        if width * height > MAX_PIXELS:
+            return 0, 0, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
+        stream.seek(max(0, end - 16))
+        tail = stream.read()
+        jpeg = tail.endswith(b"\xff\xd9")
+        ends = {"JPEG": jpeg, "MPO": jpeg, "PNG": b"IEND" in tail}
+        if not ends.get(image.format, True):  # bytes after the end are harmless, a missing end is not
+            stream.seek(0)
+            try:
+                image.load()
+            except (OSError, SyntaxError):
+                return 0, 0, "truncated"
+    return height, width, ""
+
+
+def _stamps(paths: Sequence[str]) -> np.ndarray:
+    """[N, 2] int64: bytes and time of the last change of each file; 0 where there is none."""
+    stamps = np.zeros((len(paths), 2), dtype=np.int64)
+    seen: dict[str, tuple[int, int]] = {}  # a shard holds many images
+    for i, path in enumerate(paths):
+        if path not in seen:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            seen[path] = (status.st_size, status.st_mtime_ns)
+        stamps[i] = seen[path]
+    return stamps
+
+
+def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
+    """Name → stamps, size and problem; empty if nothing was kept, or nothing that can be read."""
+    try:
+        with np.load(entry, allow_pickle=False) as kept:
+            names, problems = _split_text(kept["names"]), _split_text(kept["problems"])
+            stamps, sizes = kept["stamps"].tolist(), kept["sizes"]
+    except Exception:  # not there, cut off, or of another version: it can be made again
+        return {}
+    return {
+        name: (tuple(stamp), size, problem)
+        for name, stamp, size, problem in zip(names, stamps, sizes, problems)
+    }
+
+
+def _remember(
+    entry: Path, names: Sequence[str], stamps: np.ndarray, sizes: np.ndarray, problems: dict[int, str]
+) -> None:
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
+            np.savez(
+                file,
+                names=_join_text(names),
+                stamps=stamps,
+                sizes=sizes,
+                problems=_join_text([problems.get(i, "") for i in range(len(names))]),
+            )
+        os.replace(file.name, entry)
+    except OSError as error:
+        print(f"warning: {entry.parent}: {error.strerror}; headers are read anew next time", file=sys.stderr)
+
+
+def _join_text(lines: Sequence[str]) -> np.ndarray:
+    return np.frombuffer("\0".join(lines).encode("utf-8", "surrogateescape"), dtype=np.uint8)
+
+
+def _split_text(data: np.ndarray) -> Iterator[str]:
+    return iter(data.tobytes().decode("utf-8", "surrogateescape").split("\0"))
