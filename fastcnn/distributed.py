@@ -144,11 +144,7 @@ def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
             except UserError as error:
                 mistake = str(error)
         barrier()
-    mistakes: list[str | None] = [mistake]
-    if is_distributed():
-        mistakes = [None] * ranks.world_size
-        dist.all_gather_object(mistakes, mistake)
-    for text in mistakes:
+    for text in gather_to_all(mistake):
         if text is not None:
             raise UserError(text)
     return value  # type: ignore[return-value]
@@ -161,6 +157,15 @@ def gather_to_main(value: T) -> list[T]:
     values: list[T] | None = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, values, dst=0)
     return values or []
+
+
+def gather_to_all(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank."""
+    if not is_distributed():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 def barrier() -> None:

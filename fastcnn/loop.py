@@ -95,7 +95,7 @@ def fit_epochs(
     def on_window(epoch: int, window: Window) -> bool:
         nonlocal saved
         stop_if_not_finite(state)
-        run.stop_if_too_many_bad()
+        run.share_bad_files()
         measured = window_metrics.compute()
         epoch_metrics.add(window_metrics.state())
         window_metrics.reset()
@@ -141,7 +141,7 @@ def fit_epochs(
         trained = epoch_metrics.compute()
         epoch_metrics.reset()
         val = evaluate(state, task, val_loader)
-        run.stop_if_too_many_bad()
+        run.share_bad_files()
         state.epoch = epoch + 1
         is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:

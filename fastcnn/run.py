@@ -13,7 +13,7 @@ from fastcnn.config import Config, to_plain, to_yaml
 from fastcnn.data.bad_files import NAMED_AT_MOST, BadFiles
 from fastcnn.data.batch import Loader
 from fastcnn.data.sources import NAMED, Source
-from fastcnn.distributed import Ranks, gather_to_main, sum_over_ranks
+from fastcnn.distributed import Ranks, gather_to_all, gather_to_main, sum_over_ranks
 from fastcnn.engine import TrainState, stop_if_not_finite
 from fastcnn.errors import UserError
 from fastcnn.metrics import Metrics
@@ -44,15 +44,16 @@ class Run:
             fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
         """
         stop_if_not_finite(self.state)
-        # What differs between ranks: random generators, the sums of this epoch, which files they found bad.
+        # What differs between ranks: random generators, the sums of this epoch.
         own = {
             "random": checkpoint.random_state(self.state.device),
             "metrics": metrics.state().cpu(),
         }
+        self.share_bad_files()
         ranks = gather_to_main(own)
-        bad_files = self.gather_bad_files()
         if not self.ranks.is_main:
             return
+        self.write_bad_files()
         content = {
             "format": checkpoint.FORMAT,
             "fastcnn": __version__,
@@ -69,7 +70,7 @@ class Run:
             "ranks": ranks,
             "loader": self.loader.state_dict(),
             "order": self._order(),
-            "bad_files": bad_files,
+            "bad_files": self.loader.bad.reasons,
             "steps_per_epoch": self.state.schedule.steps_per_epoch,
             **checkpoint.pack_state(self.state),
         }
@@ -100,17 +101,15 @@ class Run:
         ]
         accum, schedule = self.state.accum_steps, self.state.schedule
         self.state.step = self.state.epoch * schedule.steps_per_epoch
-        if content["step"] != content["epoch"] * content["steps_per_epoch"]:
+        at = content["loader"]
+        if at["epoch"] == content["epoch"] and at["consumed"] > 0:
             if changed:
-                before = "; ".join(changed)
-                raise UserError(
-                    f"--resume: saved in the middle of an epoch with {before}: go on with the same"
-                )
-            self.loader.load_state_dict(content["loader"])
+                was = "; ".join(changed)
+                raise UserError(f"--resume: saved in the middle of an epoch with {was}: go on with the same")
+            self.loader.load_state_dict(at)
             self.state.step += schedule.steps_per_epoch - self.loader.steps_left // accum
         if not changed:
-            for bad, reasons in zip(self._bad(), content["bad_files"]):
-                bad.learn(reasons)
+            self.loader.bad.learn(content["bad_files"])
         if len(content["ranks"]) == self.ranks.world_size:
             own = content["ranks"][self.ranks.rank]
             metrics.add(own["metrics"])
@@ -119,11 +118,19 @@ class Run:
             for rank in content["ranks"]:
                 metrics.add(rank["metrics"])
 
-    def stop_if_too_many_bad(self) -> None:
-        """UserError if all ranks together found more bad images than allowed. All ranks call it."""
-        found = sum_over_ranks([len(bad.news) for bad in self._bad()], self.state.device)
-        for bad, news in zip(self._bad(), found):
-            bad.check_all(len(bad) - len(bad.news) + news)
+    def share_bad_files(self) -> None:
+        """Tells all ranks what any of them found bad since the last time. All ranks call it.
+
+        Raises:
+            UserError: together they are more than allowed.
+        """
+        if sum_over_ranks([sum(len(bad.news) for bad in self._bad())], self.state.device) == [0]:
+            return
+        for bad in self._bad():
+            for reasons in gather_to_all({sample: bad.reasons[sample] for sample in bad.news}):
+                bad.learn(reasons)
+            bad.news.clear()
+            bad.check_all()
 
     def bad_lines(self) -> list[str]:
         """What a person should know of them at the start."""
@@ -135,22 +142,11 @@ class Run:
                 lines.append(f"{len(bad):,} of {len(bad.split):,} {bad.phase} images are bad and {fate}")
         return lines
 
-    def gather_bad_files(self) -> list[dict[int, str]]:
-        """Those of each phase that any rank knows, and why, on rank 0; lists them in the run's folder. All
-        ranks call it."""
-        found: list[dict[int, str]] = []
-        for bad in self._bad():
-            found.append({})
-            for reasons in gather_to_main(bad.reasons):
-                found[-1].update(reasons)
-        lines = [
-            f"{bad.phase}\t{bad.split.name(i)}\t{reasons[i]}\n"
-            for bad, reasons in zip(self._bad(), found)
-            for i in sorted(reasons)
-        ]
+    def write_bad_files(self) -> None:
+        """Lists them in the run's folder, if there are any."""
+        lines = [f"{bad.phase}\t{line}\n" for bad in self._bad() for line in bad.lines()]
         if lines:
             (self.folder / BAD_FILES).write_text("".join(lines))
-        return found
 
     def _bad(self) -> tuple[BadFiles, BadFiles]:
         return self.loader.bad, self.val_loader.bad

@@ -97,7 +97,8 @@ def fit(config: Config) -> Result:
                 report.say(describe(plan.config, plan.reasons))
                 for line in (*ineffective(plan.config), *plan.remarks(state), *run.bad_lines()):
                     report.say(line)
-                run.gather_bad_files()
+                if ranks.is_main:
+                    run.write_bad_files()
                 interval = int(plan.config.log_interval)
                 outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval)
                 report.say(_last_line(run.best, task.best_metric, outcome, run.folder))

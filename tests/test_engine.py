@@ -67,6 +67,7 @@ class Listed:
 
     def __init__(self, data: list[Batch], num_samples: int | None) -> None:
         self.data = data
+        self.skipped = 0
         self.num_samples = num_samples or sum(int(batch.mask.sum()) for batch in data)
 
     def __len__(self) -> int:
@@ -268,7 +269,7 @@ def test_validation_counts_real_samples_only_and_once():
 
 
 def test_a_wrong_count_of_validated_samples_is_an_error():
-    with pytest.raises(AssertionError, match="validated 16 samples of 17"):
+    with pytest.raises(AssertionError, match="validated 16 [+] 0 of 17"):
         evaluate(state_of(), TASK, loader_of(batches(2), num_samples=17))
 
 

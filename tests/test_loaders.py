@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import multiprocessing
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from fastcnn.distributed import Ranks
 
 CPU = torch.device("cpu")
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
-BACKENDS = [pytest.param("dali", marks=needs_dali), "torch"]
+BACKENDS = [pytest.param("dali", marks=needs_dali), "torch", "cached"]
 KINDS = ["files", "arrays"]
 
 
@@ -47,12 +51,21 @@ def source(request: pytest.FixtureRequest, photos: Path) -> Source:
     return files if request.param == "files" else in_memory(files, 48)
 
 
-def loaders(source: Source, backend: Any, rank: int = 0, world_size: int = 1, **changes: Any) -> Any:
-    transform = changes.pop("transform", Transform(32))
-    settings = {"batch_size": 4, "workers": 0 if backend == "torch" else 2, "seed": 0, **changes}
-    return build_loaders(
-        source, backend, transform, ranks=Ranks(rank, world_size, rank, world_size), device=CPU, **settings
-    )
+@pytest.fixture
+def loaders() -> Iterator[Any]:
+    """`loaders(source, "dali")`: the training and the validation loader of a rank, closed at the end."""
+    made: list[Any] = []
+
+    def make(source: Source, backend: Any, rank: int = 0, world_size: int = 1, **changes: Any) -> Any:
+        transform = changes.pop("transform", Transform(32))
+        settings = {"batch_size": 4, "workers": 2, "seed": 0, **changes}
+        ranks = Ranks(rank, world_size, rank, world_size)
+        made.extend(pair := build_loaders(source, backend, transform, ranks=ranks, device=CPU, **settings))
+        return pair
+
+    yield make
+    for loader in made:
+        loader.close()
 
 
 def samples(batches: Iterator[Batch]) -> list[int]:
@@ -62,7 +75,7 @@ def samples(batches: Iterator[Batch]) -> list[int]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_batches_are_uint8_channels_last_with_targets_and_mask(source, backend, crop, channels):
+def test_batches_are_uint8_channels_last_with_targets_and_mask(loaders, source, backend, crop, channels):
     transform = Transform(32, channels, crop)
     for loader in loaders(source.with_channels(channels), backend, transform=transform):
         batches = list(loader)
@@ -78,7 +91,9 @@ def test_batches_are_uint8_channels_last_with_targets_and_mask(source, backend, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_an_epoch_trains_on_each_sample_once_at_most_and_validates_each_once(source, backend, world_size):
+def test_an_epoch_trains_on_each_sample_once_at_most_and_validates_each_once(
+    loaders, source, backend, world_size
+):
     ranks = [loaders(source, backend, rank, world_size) for rank in range(world_size)]
     orders = []
     for epoch in range(3):
@@ -97,14 +112,14 @@ def test_an_epoch_trains_on_each_sample_once_at_most_and_validates_each_once(sou
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_order_depends_on_the_seed(source, backend):
+def test_the_order_depends_on_the_seed(loaders, source, backend):
     first, again, other = (samples(loaders(source, backend, seed=seed)[0]) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_validation_is_padded_to_full_batches_and_masked(source, backend):
+def test_validation_is_padded_to_full_batches_and_masked(loaders, source, backend):
     val = loaders(source, backend)[1]
     masks = [batch.mask.tolist() for batch in val]
     assert masks == [[True] * 4, [True] * 3 + [False]]
@@ -112,18 +127,19 @@ def test_validation_is_padded_to_full_batches_and_masked(source, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_validation_images_are_torchvisions_resize_and_centre_crop(photos, backend):
+def test_validation_images_are_torchvisions_resize_and_centre_crop(loaders, photos, backend):
     source = read_folder(photos, None, 0)
     reference = v2.Compose([v2.Resize(int(32 / 0.875)), v2.CenterCrop(32), v2.PILToTensor()])
     images = torch.cat([batch.images for batch in loaders(source, backend)[1]])
-    for file, image in zip(paths(source.val), images):
+    assert source.val.files is not None
+    for file, image in zip(source.val.files.paths, images):
         difference = (reference(Image.open(file)).int() - image.int()).abs()
         assert difference.max() <= 2
         assert difference.float().mean() < 0.5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_images_of_the_right_size_are_validated_as_they_are(photos, backend):
+def test_images_of_the_right_size_are_validated_as_they_are(loaders, photos, backend):
     source = in_memory(read_folder(photos, None, 0), 32)
     images = torch.cat([b.images for b in loaders(source, backend, transform=Transform(32, 3, "pad"))[1]])
     assert source.val.images is not None
@@ -131,7 +147,7 @@ def test_images_of_the_right_size_are_validated_as_they_are(photos, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(photos, backend):
+def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(loaders, photos, backend):
     source = numbered(in_memory(read_folder(photos, None, 0), 32))
     transform = Transform(32, 3, "pad", hflip=0.0)
     shifts = set()
@@ -153,7 +169,7 @@ def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(photos, back
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
-def test_flip_mirrors_with_its_probability(source, backend, crop):
+def test_flip_mirrors_with_its_probability(loaders, source, backend, crop):
     def images(hflip: float) -> torch.Tensor:
         transform = Transform(32, 3, crop, hflip=hflip)
         return torch.cat([b.images for b in loaders(source, backend, transform=transform)[0]])
@@ -165,7 +181,7 @@ def test_flip_mirrors_with_its_probability(source, backend, crop):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_random_resized_crops_cover_the_stated_share_of_the_area(tmp_path, backend):
+def test_random_resized_crops_cover_the_stated_share_of_the_area(loaders, tmp_path, backend):
     # An image whose pixels tell where they come from: red is the row, green the column.
     rows, columns = np.mgrid[0:200, 0:200].astype(np.uint8)
     picture = Image.fromarray(np.dstack([rows, columns, 0 * rows]))
@@ -188,7 +204,7 @@ def test_random_resized_crops_cover_the_stated_share_of_the_area(tmp_path, backe
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("stop_after", [0, 3, 5, 8])
-def test_a_restored_loader_goes_on_with_the_same_pixels(source, backend, stop_after):
+def test_a_restored_loader_goes_on_with_the_same_pixels(loaders, source, backend, stop_after):
     def batches(loader: Any, start: int) -> Iterator[Batch]:
         for epoch in range(start, 3):
             loader.set_epoch(epoch)
@@ -210,26 +226,225 @@ def test_a_restored_loader_goes_on_with_the_same_pixels(source, backend, stop_af
         assert torch.equal(got.images, wanted.images)
 
 
-def test_torchvisions_augmentation_does_not_depend_on_the_worker(photos):
-    source = read_folder(photos, None, 0)
-    alone, helped = loaders(source, "torch", workers=0)[0], loaders(source, "torch", workers=2)[0]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_does_not_depend_on_the_number_of_threads(loaders, source, backend):
+    alone, helped = (loaders(source, backend, workers=workers)[0] for workers in (1, 3))
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped))
-    helped.close()
+
+
+@pytest.mark.parametrize("crop", ["pad", "random-resized"])
+def test_all_backends_cut_the_same_crops(loaders, source, crop):
+    """So the statistics of their crops, shown for one in test_geometry, are those of all."""
+    kinds = ["torch", "cached", *(["dali"] if has_dali() else [])]
+    transform = Transform(32, 3, crop)
+    of_one, *of_others = (list(loaders(source, kind, transform=transform)[0]) for kind in kinds)
+    for others in of_others:
+        for batch, other in zip(of_one, others, strict=True):
+            difference = (batch.images.int() - other.images.int()).abs().float()
+            assert torch.equal(batch.targets, other.targets)
+            assert difference.mean() < 0.5
+            assert difference.max() <= 2  # of 255
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [2, 5])
+@pytest.mark.parametrize(("old", "new"), [("dali", "torch"), ("torch", "cached"), ("cached", "dali")])
+def test_other_ranks_batches_and_backends_take_over_the_rest_of_an_epoch(
+    loaders, source, old, new, batch_size, world_size
+):
+    if not has_dali():
+        old, new = old.replace("dali", "torch"), new.replace("dali", "torch")
+    whole = samples(loaders(source, old, batch_size=1)[0])
+    before: list[int] = []
+    for rank in range(2):  # two ranks make two steps of four
+        loader = loaders(source, old, rank, 2)[0]
+        batches = iter(loader)
+        before += samples(next(batches) for _ in range(2))
+    assert sorted(before) == sorted(whole[:16])
+    after: list[int] = []
+    for rank in range(world_size):
+        rest = loaders(source, new, rank, world_size, batch_size=batch_size)[0]
+        rest.load_state_dict(loader.state_dict())
+        rest.set_epoch(0)
+        steps = rest.steps_left
+        seen = samples(rest)
+        assert len(seen) == steps * batch_size
+        after += seen
+    assert steps == (23 - 16) // world_size // batch_size
+    assert sorted(after) == sorted(whole[16 : 16 + len(after)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_cannot_be_decoded_is_named_in_one_line(tmp_path, photos, backend, workers):
+def test_nothing_is_left_behind(source, backend):
+    """Neither threads nor processes, after a part of an epoch and after an error in it."""
+
+    def tasks() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def use(fail: bool) -> None:
+        pair = build_loaders(source, backend, Transform(32), 4, 2, Ranks(), CPU, 0)
+        try:
+            for loader in pair:
+                for _ in loader:
+                    break
+            if fail:
+                raise KeyboardInterrupt
+        finally:
+            for loader in pair:
+                loader.close()
+
+    use(fail=False)  # what libraries start once stays
+    before, names = tasks(), {thread.name for thread in threading.enumerate()}
+    use(fail=False)
+    with pytest.raises(KeyboardInterrupt):
+        use(fail=True)
+    deadline = time.monotonic() + 10  # a thread that was joined takes a moment to disappear
+    while tasks() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tasks() <= before
+    assert {thread.name for thread in threading.enumerate()} <= names
+    assert not multiprocessing.active_children()
+
+
+def odd_images(folder: Path) -> dict[str, Path]:
+    """Images of a size of its own kind each: what is bad has the word in its name."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    picture = coarse.resize((80, 60), Image.Resampling.BICUBIC)
+    paths = {
+        name.partition(".")[0]: folder / name
+        for name in (
+            *("bad_truncated.jpg", "bad_empty.jpg", "bad_text.jpg", "bad_gif.jpg", "bad_bomb.jpg"),
+            *("bad_pixels.png", "cmyk.jpg", "grey.jpg", "exif.jpg", "deep.png", "palette.png", "alpha.png"),
+            *("tiny.png", "strip.png"),
+        )
+    }
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
+    paths["bad_truncated"].write_bytes(jpeg[: len(jpeg) // 2])
+    paths["bad_empty"].write_bytes(b"")
+    paths["bad_text"].write_text("not an image at all")
+    picture.save(paths["bad_gif"], "GIF")
+    place = jpeg.index(b"\xff\xc0") + 5  # of height and width in the frame header
+    paths["bad_bomb"].write_bytes(jpeg[:place] + b"\xff\xdc\xff\xdc" + jpeg[place + 4 :])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    png = bytearray(buffer.getvalue())
+    png[len(png) // 2] ^= 0xFF  # header and end are good, the middle is not
+    paths["bad_pixels"].write_bytes(png)
+    picture.convert("CMYK").save(paths["cmyk"])
+    picture.convert("L").save(paths["grey"])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(paths["exif"], exif=turned)
+    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(paths["deep"])
+    picture.convert("P", palette=Image.Palette.ADAPTIVE).save(paths["palette"])
+    alpha = picture.copy()
+    alpha.putalpha(100)
+    alpha.save(paths["alpha"])
+    picture.resize((1, 1)).save(paths["tiny"])
+    picture.resize((700, 3)).save(paths["strip"])
+    return paths
+
+
+def with_odd(photos: Path, root: Path, *splits: str) -> Source:
+    """The photos with the odd ones among them."""
+    shutil.copytree(photos, root / "photos")
+    for split in splits:
+        for path in odd_images(root / split).values():
+            shutil.copy(path, root / "photos" / split / "cat")
+    return numbered(read_folder(root / "photos", None, 0))
+
+
+def bad_ones(split: Split) -> set[int]:
+    return {i for i in range(len(split)) if Path(split.name(i)).name.startswith("bad_")}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_bad_files_are_named_replaced_in_training_and_left_out_of_validation(
+    loaders, photos, tmp_path, capsys, backend, world_size
+):
+    """Known from the headers, but for bad_pixels, whose middle is damaged."""
+    odd = with_odd(photos, tmp_path, "train", "val")
+    bad = bad_ones(odd.val)
+    validated: list[int] = []
+    skipped, trained = 0, []
+    for rank in range(world_size):
+        train, val = loaders(odd, backend, rank, world_size, max_bad_fraction=0.5)
+        for epoch in (0, 1):
+            train.set_epoch(epoch)
+            trained += samples(train)
+        validated += samples(val)
+        skipped += val.skipped
+        assert len(train.bad) >= 5
+        assert set(train.bad.reasons) <= bad_ones(odd.train)
+    assert skipped == len(bad) == 6
+    assert sorted(validated) == sorted(set(range(len(odd.val))) - bad)
+    assert not set(trained) & bad_ones(odd.train)
+    assert len(trained) == 2 * len(train) * 4 * world_size
+    if backend != "cached":  # which knows all before it starts
+        warnings = capsys.readouterr().err.splitlines()
+        assert sum("bad validation image" in line and "bad_pixels.png" in line for line in warnings) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bad_file_takes_none_of_the_others_with_it(loaders, tmp_path, photos, backend):
+    """The other samples of its batch, and those of all later ones, are what they would have been."""
     shutil.copytree(photos, tmp_path / "photos")
-    bad = tmp_path / "photos" / "val" / "cat" / "001.jpg"
-    bad.write_bytes(b"not an image at all")
-    least = 1 if backend == "dali" else 0
-    with pytest.raises(ValueError, match="--data: .*001.jpg") as caught:
-        list(loaders(read_folder(tmp_path / "photos", None, 0), backend, workers=max(workers, least))[1])
+    source = numbered(read_folder(tmp_path / "photos", None, 0))
+    expected = list(loaders(source, backend)[0])
+    victim = int(expected[2].targets[1])
+    Path(source.train.name(victim)).write_bytes(b"damaged since its header was read")
+    found = list(loaders(source, backend, max_bad_fraction=0.1)[0])
+    assert len(found) == len(expected)
+    for step, (batch, before) in enumerate(zip(found, expected)):
+        for i in range(4):
+            if (step, i) == (2, 1):
+                assert batch.targets[i] != victim
+            else:
+                assert torch.equal(batch.images[i], before.images[i])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_bad_files_than_allowed_stop_with_their_names(loaders, photos, tmp_path, backend):
+    odd = with_odd(photos, tmp_path, "train")
+    with pytest.raises(ValueError, match=r"--max-bad-fraction 0.1: 5 of 37 training images .*bad_bomb.jpg"):
+        loaders(odd, backend, max_bad_fraction=0.1)
+    with pytest.raises(ValueError, match=r"--max-bad-fraction 0.14: 6 of 37 .*bad_pixels") as caught:
+        list(loaders(odd, backend, max_bad_fraction=0.14)[0])
     assert "\n" not in str(caught.value)
 
 
-def test_synthetic_batches_stay_on_the_device_and_fit_the_classes(source):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_vanishes_is_a_bad_file(loaders, tmp_path, photos, backend):
+    shutil.copytree(photos, tmp_path / "photos")
+    source = numbered(read_folder(tmp_path / "photos", None, 0))
+    Path(source.val.name(3)).unlink()
+    val = loaders(source, backend, max_bad_fraction=0.2)[1]
+    assert samples(val) == [0, 1, 2, 4, 5, 6]
+    assert "No such file" in val.bad.reasons[3]
+
+
+@needs_dali
+@pytest.mark.parametrize("channels", [1, 3])
+def test_odd_images_have_the_same_pixels_in_every_backend(loaders, photos, tmp_path, channels):
+    """In validation, where no crop hides a difference."""
+    odd = with_odd(photos, tmp_path, "val")
+    kinds, transform = ("dali", "torch", "cached"), Transform(32, channels)
+    every = [list(loaders(odd, kind, transform=transform, max_bad_fraction=0.5)[1]) for kind in kinds]
+    images, mask = ([torch.cat([batch[i] for batch in batches]) for batches in every] for i in (0, 2))
+    assert torch.equal(mask[0], mask[1])
+    assert torch.equal(images[1], images[2])
+    difference = (images[0].int() - images[1].int()).abs()[mask[0]]
+    assert difference.max() <= 2
+    assert difference.float().mean() < 0.5
+
+
+def test_synthetic_batches_stay_on_the_device_and_fit_the_classes(loaders, source):
     train, val = loaders(source, "synthetic")
     batches = list(train)
     assert len(batches) == 5
@@ -238,8 +453,8 @@ def test_synthetic_batches_stay_on_the_device_and_fit_the_classes(source):
     assert val.num_samples == sum(int(batch.mask.sum()) for batch in val)
 
 
-def test_fewer_images_than_one_batch_says_what_to_write(source):
-    with pytest.raises(ValueError, match="--batch-size 24.*write 23 or less"):
+def test_fewer_images_than_one_batch_says_what_to_write(loaders, source):
+    with pytest.raises(ValueError, match=r"--batch-size 24.*write 23 or less"):
         loaders(source, "torch", batch_size=24)
     with pytest.raises(ValueError, match="--batch-size 12 x 2 processes.*write 11 or less"):
         loaders(source, "torch", batch_size=12, world_size=2)

@@ -72,10 +72,7 @@ SMALL = {"native_size": 32, "train_images": 50_000}
         ({"native_size": 28, "model_size": 32, "fixed_size": True}, {"train_crop": "pad", "img_size": 32}),
         ({"mirror": False}, {"hflip": 0.0}),
         # The loader
-        ({}, {"data_backend": "dali", "workers": 8}),
-        ({"has_dali": False}, {"data_backend": "torch", "workers": 7}),
-        ({"has_dali": False, "cores": 1}, {"data_backend": "torch", "workers": 1}),
-        ({"device": "mps"}, {"data_backend": "torch"}),
+        ({}, {"data_backend": "auto", "workers": 8}),  # timed later
         ({"data_name": "synthetic"}, {"data_backend": "synthetic"}),
         # The batch
         ({}, {"batch_size": 256}),
@@ -132,6 +129,11 @@ def test_the_learning_rate_and_the_warm_up_follow_what_the_user_told():
     assert config.warmup_epochs == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(("has_dali", "backend"), [(True, "dali"), (False, "torch")])
+def test_deterministic_runs_do_not_choose_their_loader_by_the_clock(has_dali, backend):
+    assert resolved(Config(deterministic=True), has_dali=has_dali).data_backend == backend
+
+
 # Every field that can be "auto", alone: the others may still be chosen.
 @pytest.mark.parametrize("name", sorted(AUTO))
 def test_what_the_user_told_is_never_changed(name):
@@ -149,7 +151,8 @@ def test_there_is_nothing_to_choose_where_everything_is_told():
 def test_every_choice_and_nothing_else_has_a_reason(device):
     config, reasons = resolve(Config(), facts(device=device))
     left = {name for name in AUTO if getattr(config, name) == "auto"}
-    assert left == ({"output_dir", "amp_dtype"} if device == "cpu" else {"output_dir"})
+    later = {"output_dir", "data_backend"}
+    assert left == (later | {"amp_dtype"} if device == "cpu" else later)
     assert set(reasons) == AUTO - left
     unchanged = [name for name in FIELDS if name not in reasons]
     assert all(getattr(config, name) == FIELDS[name].default for name in unchanged)
@@ -161,8 +164,7 @@ def test_every_choice_and_nothing_else_has_a_reason(device):
         ({"train_images": 20}, "batch_size", "20 images for 1 processes"),
         ({"train_images": 5_000}, "batch_size", "5,000 images"),
         ({"bf16_gpu": False}, "amp_dtype", "no bf16"),
-        ({"has_dali": False}, "data_backend", "pip install"),
-        ({"device": "mps"}, "data_backend", "macOS"),
+        ({"data_name": "synthetic"}, "data_backend", "no data to load"),
         ({"mirror": False}, "hflip", "mirrored"),
         ({"data_name": "demo"}, "epochs", "demo"),
         (SMALL, "img_size", "all images have this size"),

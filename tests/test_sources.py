@@ -12,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torchvision
 from PIL import Image
 
 from fastcnn.data import sources
 from fastcnn.data.batch import Share, Transform, epoch_order
-from fastcnn.data.sources import Source, Split, open_source, read_folder
+from fastcnn.data.manifest import Files
+from fastcnn.data.sources import Source, Split, native_size, open_source, read_folder
 
 CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 8)) -> None:
@@ -51,8 +56,13 @@ def flat_val(root: Path, text: str, name: str = "val.txt", beside: bool = False)
     return root
 
 
+def paths(split: Split) -> tuple[str, ...]:
+    assert split.files is not None
+    return split.files.paths
+
+
 def names(split: Split) -> list[str]:
-    return [Path(path).name for path in split.files or ()]
+    return [Path(path).name for path in paths(split)]
 
 
 def refusal(data: object, val_split: float | None = None, data_root: object = "data") -> str:
@@ -77,9 +87,11 @@ def test_a_folder_with_train_and_val_is_read(val, tmp_path):
     assert source.train.labels.tolist() == [0, 0, 1, 1, 1]
     assert source.val.labels.tolist() == [0, 0, 1]
     assert source.train.labels.dtype == np.int64
-    assert len(source.train) == len(source.train.files or ()) == 5
+    assert len(source.train) == len(paths(source.train)) == 5
+    assert source.train.sizes.tolist() == [[8, 8]] * 5
+    assert source.remarks == ()
     for split in (source.train, source.val):
-        parents = [Path(path).parent.name for path in split.files or ()]
+        parents = [Path(path).parent.name for path in paths(split)]
         assert parents == [source.class_names[label] for label in split.labels]
 
 
@@ -128,9 +140,36 @@ def test_images_are_found_in_nested_folders_and_hidden_ones_and_other_files_are_
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "PNG"])
 def test_a_picture_is_known_by_its_suffix(suffix, tmp_path):
     folders(tmp_path, {"ant": 1, "bee": 1})
-    (tmp_path / "ant" / f"more.{suffix}").write_bytes(b"")  # nothing is decoded yet
+    (tmp_path / "ant" / f"more.{suffix}").write_bytes(b"")
     source = read_folder(tmp_path, 0.5, 0)
     assert f"more.{suffix}" in names(source.train) + names(source.val)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "avif", "heic", "jp2"])
+def test_a_picture_of_a_kind_that_is_not_decoded_is_not_passed_over(suffix, tmp_path):
+    folders(train_and(tmp_path) / "val", {"ant": 1})
+    (tmp_path / "train" / "bee" / f"more.{suffix}").write_bytes(b"")
+    train = read_folder(tmp_path, None, 0).train
+    assert [train.name(i) for i in train.problems] == [str(tmp_path / "train" / "bee" / f"more.{suffix}")]
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    folders(train_and(tmp_path) / "val", {"ant": 1})
+    picture(tmp_path / "train" / "stray.jpg")
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / ".thumbnails").mkdir()
+    (tmp_path / "train" / "readme.md").write_text("")
+    picture(tmp_path / "val" / "stray.PNG")
+    picture(tmp_path / "val" / "another.jpg")
+    assert read_folder(tmp_path, None, 0).remarks == (
+        f"left out: {tmp_path / 'train' / '.cache'} is hidden (2 in all)",
+        f"left out: {tmp_path / 'train' / 'stray.jpg'} is in no class folder",
+        f"left out: {tmp_path / 'val' / 'another.jpg'} is in no class folder (2 in all)",
+    )
+
+
+def test_listed_images_are_not_left_out(tmp_path):
+    assert read_folder(flat_val(tmp_path, "two.JPEG 2\none.JPEG 0\n"), None, 0).remarks == ()
 
 
 # A val/ without class folders
@@ -144,7 +183,7 @@ def test_a_flat_val_is_read_with_its_list(text, beside, tmp_path):
     val = read_folder(flat_val(tmp_path, text, beside=beside), None, 0).val
     assert names(val) == ["two.JPEG", "one.JPEG"]
     assert val.labels.tolist() == [2, 0]
-    assert all(Path(path).is_file() for path in val.files or ())
+    assert all(Path(path).is_file() for path in paths(val))
 
 
 def test_a_flat_val_is_read_with_the_list_of_imagenet(tmp_path):
@@ -213,20 +252,20 @@ def test_a_flat_val_without_a_list_says_which_to_write(tmp_path):
 def test_the_share_is_taken_from_every_class_and_no_image_is_lost_or_twice(share, tmp_path):
     folders(tmp_path, {"ant": 20, "bee": 40, "cat": 10})
     source = read_folder(tmp_path, share, 0)
-    train, val = set(source.train.files or ()), set(source.val.files or ())
+    train, val = set(paths(source.train)), set(paths(source.val))
     assert train | val == {str(path) for path in tmp_path.rglob("*.jpg")}
     assert len(source.train) + len(source.val) == len(train | val) == 70
     assert len(source.val) == round(share * 70)
     taken = Counter(source.val.labels.tolist())
     assert all(abs(taken[label] - share * total) <= 1 for label, total in enumerate((20, 40, 10)))
     for split in (source.train, source.val):
-        parents = [Path(path).parent.name for path in split.files or ()]
+        parents = [Path(path).parent.name for path in paths(split)]
         assert parents == [CLASSES[label] for label in split.labels]
 
 
 def test_the_seed_alone_decides_the_share(tmp_path):
     folders(tmp_path, {"ant": 10, "bee": 10})
-    first, again, other = (read_folder(tmp_path, 0.3, seed).val.files for seed in (0, 0, 1))
+    first, again, other = (paths(read_folder(tmp_path, 0.3, seed).val) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -328,13 +367,26 @@ def test_an_unreadable_image_does_not_hide_the_size_of_the_others(tmp_path):
     assert read_folder(tmp_path, 0.2, 0).native_size == 16
 
 
-def test_the_first_undecodable_file_is_found(tmp_path):
-    folders(tmp_path, {"ant": 3})
-    files = sorted(str(path) for path in tmp_path.rglob("*.jpg"))
-    assert sources.first_undecodable(files) is None
-    whole = Path(files[1]).read_bytes()
-    Path(files[1]).write_bytes(whole[: len(whole) // 2])  # cut short: its header is still there
-    assert sources.first_undecodable(files) == files[1]
+def test_images_of_which_none_can_be_read_have_no_size():
+    split = Split(np.arange(2), Files(("a", "b"), np.zeros((2, 2), dtype=np.int32), {0: "empty", 1: "empty"}))
+    assert split.common_size is None
+    assert native_size(split) is None
+
+
+def test_images_in_memory_have_a_size_without_files():
+    assert native_size(Split(np.arange(3), images=np.zeros((3, 28, 28, 1), dtype=np.uint8))) == 28
+    mixed = [np.zeros((4, 5, 3), dtype=np.uint8), np.zeros((5, 4, 3), dtype=np.uint8)]
+    assert Split(np.arange(2), images=mixed).sizes.tolist() == [[4, 5], [5, 4]]
+    assert native_size(Split(np.arange(2), images=mixed)) is None
+
+
+def test_an_unreadable_image_is_told_with_the_side_of_the_share_that_it_is_on(tmp_path):
+    folders(tmp_path, {"ant": 10, "bee": 10})
+    broken = tmp_path / "bee" / "4.jpg"
+    broken.write_bytes(b"no image")
+    source = read_folder(tmp_path, 0.5, 0)
+    found = [split.name(i) for split in (source.train, source.val) for i in split.problems]
+    assert found == [str(broken)]
 
 
 # Named sets
@@ -381,8 +433,8 @@ def test_cifar_is_read_from_the_files_of_torchvision(name, count, train, tmp_pat
     source = open_source(name, str(tmp_path), None, 0)
     assert (source.name, source.channels, source.native_size, source.mirror) == (name, 3, 32, True)
     assert source.class_names == tuple(f"thing {i}" for i in range(count))
-    assert source.train.images is not None
-    assert source.val.images is not None
+    assert isinstance(source.train.images, np.ndarray)
+    assert isinstance(source.val.images, np.ndarray)
     assert source.train.images.shape == (train, 32, 32, 3)
     assert source.train.images.dtype == np.uint8
     assert source.val.labels.tolist() == [0, 4, count - 1]
@@ -401,7 +453,7 @@ def test_mnist_is_read_from_the_files_of_torchvision(name, folder, first, mirror
     assert (source.name, source.channels, source.native_size, source.mirror) == (name, 1, 28, mirror)
     assert source.class_names[0] == first
     assert len(source.class_names) == 10
-    assert source.train.images is not None
+    assert isinstance(source.train.images, np.ndarray)
     assert source.train.images.shape == (5, 28, 28, 1)
     assert source.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert source.train.labels.tolist() == [9, 8, 7, 6, 5]
@@ -441,12 +493,36 @@ def test_synthetic_data_is_labels_alone():
 
 def test_taking_images_keeps_their_labels_and_the_order_asked_for():
     images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
-    split = Split(np.array([5, 6, 7, 8]), ("a", "b", "c", "d"), images).take(np.array([3, 0]))
+    files = Files(("a", "b", "c", "d"), np.arange(8).reshape(4, 2), {0: "empty", 1: "truncated"})
+    split = Split(np.array([5, 6, 7, 8]), files, images).take(np.array([3, 0]))
     assert split.labels.tolist() == [8, 5]
-    assert split.files == ("d", "a")
-    assert split.images is not None
+    assert paths(split) == ("d", "a")
+    assert split.sizes.tolist() == [[6, 7], [0, 1]]
+    assert split.problems == {1: "empty"}
+    assert isinstance(split.images, np.ndarray)
     assert split.images.ravel().tolist() == [3, 0]
     assert Split(np.array([1, 2])).take(np.array([1])).labels.tolist() == [2]
+
+
+def test_images_of_different_sizes_are_taken_in_the_order_asked_for():
+    images = [np.full((1, side, 1), side, dtype=np.uint8) for side in (1, 2, 3)]
+    split = Split(np.arange(3), images=images).take(np.array([2, 0]))
+    assert split.sizes.tolist() == [[1, 3], [1, 1]]
+
+
+def test_a_fingerprint_tells_other_images_or_labels_and_not_another_place(tmp_path):
+    folders(tmp_path / "here", {"ant": 3, "bee": 2})
+    (tmp_path / "there").symlink_to("here")
+    here, there = (read_folder(tmp_path / place, 0.4, 0).train for place in ("here", "there"))
+    assert here.fingerprint == there.fingerprint
+    assert here.fingerprint.startswith("3 (")
+    others = [
+        here.take(np.array([1, 0, 2])),
+        here.take(np.array([0, 1])),
+        Split(1 - here.labels, here.files),
+        read_folder(tmp_path / "here", 0.4, 1).train,
+    ]
+    assert here.fingerprint not in {other.fingerprint for other in others}
 
 
 def arrays(channels: int, **kwargs: tuple[float, ...]) -> Source:
@@ -458,8 +534,8 @@ def arrays(channels: int, **kwargs: tuple[float, ...]) -> Source:
 def test_grey_images_become_rgb_of_three_equal_channels():
     source = arrays(1, mean=(0.2,), std=(0.3,))
     rgb = source.with_channels(3)
-    assert rgb.train.images is not None
-    assert source.train.images is not None
+    assert isinstance(rgb.train.images, np.ndarray)
+    assert isinstance(source.train.images, np.ndarray)
     assert (rgb.channels, rgb.mean, rgb.std) == (3, (0.2,) * 3, (0.3,) * 3)
     assert np.array_equal(rgb.train.images, source.train.images.repeat(3, axis=-1))
     assert np.array_equal(rgb.val.images, rgb.train.images[1:2])  # type: ignore[arg-type]
@@ -469,8 +545,8 @@ def test_grey_images_become_rgb_of_three_equal_channels():
 def test_rgb_images_become_grey_by_their_brightness():
     source = arrays(3, mean=(0.1, 0.2, 0.6), std=(0.2, 0.3, 0.4))
     grey = source.with_channels(1)
-    assert grey.train.images is not None
-    assert source.train.images is not None
+    assert isinstance(grey.train.images, np.ndarray)
+    assert isinstance(source.train.images, np.ndarray)
     assert grey.channels == 1
     assert grey.mean == pytest.approx((0.3,))
     assert grey.std == pytest.approx((0.3,))
@@ -480,7 +556,7 @@ def test_rgb_images_become_grey_by_their_brightness():
 
 
 def test_files_are_left_to_the_decoder():
-    split = Split(np.arange(2), ("a.jpg", "b.jpg"))
+    split = Split(np.arange(2), Files(("a.jpg", "b.jpg"), np.ones((2, 2), dtype=np.int32)))
     grey = Source("files", split, split, CLASSES).with_channels(1)
     assert (grey.channels, grey.train, grey.val) == (1, split, split)
 
@@ -504,25 +580,104 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
     assert all(epoch_order(*key, 50).tolist() == order for key, order in orders.items())
 
 
+def all_ranks(count: int, batch_size: int, world_size: int, train: bool) -> list[Share]:
+    return [Share(count, batch_size, rank, world_size, train, seed=7) for rank in range(world_size)]
+
+
+def consumed_by(shares: list[Share], epoch: int, consumed: int, steps: int) -> list[int]:
+    """What all ranks together have in the first `steps` steps, step after step."""
+    orders = [share.order(epoch, consumed) for share in shares]
+    return [
+        int(i)
+        for step in range(steps)
+        for share, order in zip(shares, orders)
+        for i in share.indices(order, step)
+    ]
+
+
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 101])
-def test_the_shares_of_the_ranks_hold_every_image_once_and_differ_by_one_at_most(count, world_size):
-    bounds = [Share(count, 4, rank, world_size, False).bounds for rank in range(world_size)]
-    assert [i for first, end in bounds for i in range(first, end)] == list(range(count))
-    sizes = [end - first for first, end in bounds]
+def test_the_shares_of_the_ranks_hold_every_image_once_and_differ_by_one_at_most(count, world_size, train):
+    orders = [share.order(0).tolist() for share in all_ranks(count, 4, world_size, train)]
+    assert sorted(i for order in orders for i in order) == list(range(count))
+    sizes = [len(order) for order in orders]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 10, 101])
+def test_evaluation_goes_through_the_images_in_their_order(count, world_size):
+    shares = all_ranks(count, 4, world_size, train=False)
+    bounds = [share.bounds for share in shares]
+    assert [i for first, end in bounds for i in range(first, end)] == list(range(count))
+    assert [share.order(3).tolist() for share in shares] == [list(range(*b)) for b in bounds]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 @pytest.mark.parametrize("count", [35, 40, 101])
 def test_the_batches_of_a_phase_fit_the_share_of_every_rank(count, batch_size, world_size):
-    bounds = [Share(count, 4, rank, world_size, False).bounds for rank in range(world_size)]
-    sizes = [end - first for first, end in bounds]
+    sizes = {
+        train: [len(share.order(0)) for share in all_ranks(count, batch_size, world_size, train)]
+        for train in (True, False)
+    }
     full = Share(count, batch_size, 0, world_size, True).steps
-    assert full * batch_size <= min(sizes) < (full + 1) * batch_size
+    assert full * batch_size <= min(sizes[True]) < (full + 1) * batch_size
     padded = Share(count, batch_size, 0, world_size, False).steps
-    assert (padded - 1) * batch_size < max(sizes) <= padded * batch_size
+    assert (padded - 1) * batch_size < max(sizes[False]) <= padded * batch_size
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_an_epoch_uses_full_batches_in_training_and_all_images_in_evaluation(batch_size, world_size):
+    train, val = (Share(101, batch_size, 0, world_size, train) for train in (True, False))
+    assert train.num_samples == train.steps * batch_size * world_size
+    assert 101 - train.num_samples < batch_size * world_size
+    assert val.num_samples == 101
+
+
+# The position in an epoch is one number: how many samples all ranks have had
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 24, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_what_all_ranks_have_in_some_steps_is_a_beginning_of_the_epochs_order(
+    batch_size, world_size, consumed
+):
+    shares = all_ranks(101, batch_size, world_size, train=True)
+    rest = epoch_order(7, 3, 101)[consumed:].tolist()
+    for steps in range(shares[0].steps_after(consumed) + 1):
+        had = consumed_by(shares, 3, consumed, steps)
+        assert len(had) == steps * batch_size * world_size
+        assert sorted(had) == sorted(rest[: len(had)])
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 24, 100, 101])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_the_rest_of_an_epoch_has_as_many_batches_as_it_fills(batch_size, world_size, consumed):
+    share = Share(101, batch_size, 0, world_size, train=True)
+    steps, step = share.steps_after(consumed), batch_size * world_size
+    assert steps * step <= 101 - consumed < (steps + 1) * step
+    assert share.steps == share.steps_after(0)
+
+
+def test_other_ranks_and_batch_sizes_take_over_the_rest_of_an_epoch_and_repeat_nothing():
+    had: list[int] = []
+    for world_size, batch_size, steps in ((2, 4, 3), (3, 5, 1), (1, 7, 2), (4, 1, 5), (5, 2, 99)):
+        shares = all_ranks(101, batch_size, world_size, train=True)
+        had += consumed_by(shares, 3, len(had), min(steps, shares[0].steps_after(len(had))))
+    assert len(had) > 90
+    assert len(set(had)) == len(had)
+    assert sorted(had) == sorted(epoch_order(7, 3, 101)[: len(had)])
+
+
+def test_evaluation_always_begins_at_its_beginning():
+    share = Share(10, 4, 1, 2, train=False)
+    assert share.order(0, 8).tolist() == share.order(0).tolist() == [5, 6, 7, 8, 9]
+    assert share.steps_after(8) == share.steps == 2
 
 
 @pytest.mark.parametrize(
@@ -544,9 +699,25 @@ def test_an_evaluation_share_is_padded_with_its_last_sample_and_masked(count):
     share = Share(count, 4, 0, 1, train=False)
     steps = range(share.steps)
     indices = [int(i) for step in steps for i in share.indices(share.order(0), step)]
-    masks = torch.cat([share.mask(step, torch.device("cpu")) for step in steps]).tolist()
+    real = np.concatenate([share.is_real(step) for step in steps])
     assert indices == [*range(count), *[count - 1] * (len(indices) - count)]
-    assert masks == [True] * count + [False] * (len(masks) - count)
+    assert real.dtype == bool
+    assert real.tolist() == [True] * count + [False] * (len(indices) - count)
+
+
+@pytest.mark.parametrize("count", [7, 8, 9, 17])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_together_evaluate_every_image_once(count, world_size):
+    evaluated = []
+    for share in all_ranks(count, 4, world_size, train=False):
+        for step in range(share.steps):
+            evaluated += share.indices(share.order(0), step)[share.is_real(step)].tolist()
+    assert sorted(evaluated) == list(range(count))
+
+
+def test_all_samples_of_a_training_batch_are_real():
+    for share in all_ranks(101, 4, 3, train=True):
+        assert all(share.is_real(step).tolist() == [True] * 4 for step in range(share.steps))
 
 
 def test_fewer_validation_images_than_processes_are_refused():

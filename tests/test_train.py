@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ QUICK = ("--arch", "lenet5", "--amp-dtype", "fp32", "--batch-size", "16", "--wor
 BACKENDS = [
     pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")),
     "torch",
+    "cached",
 ]
 
 
@@ -144,20 +146,75 @@ def test_a_checkpoint_alone_says_how_to_go_on(train, demo, capsys):
     assert f"acc1 {epochs[-1]['val']['acc1']:.2f}%" in capsys.readouterr().out
 
 
-def test_between_epochs_the_batches_may_change_and_in_the_middle_of_one_they_may_not(train, demo, capsys):
-    flags = (*QUICK, "--data", demo, "--output-dir", "run")
-    assert train(*flags, "--epochs", "1") == 0
-    assert train(*flags, "--epochs", "2", "--resume", "--batch-size", "40", "--data-backend", "torch") == 0
-    assert [record["step"] for record in records(Path("run"), "epoch")] == [10, 8]
-    interrupt_after(7, lambda: train(*flags[:-1], "mid", "--epochs", "1", "--checkpoint-steps", "7"))
+@pytest.mark.parametrize(("batch_size", "steps"), [(8, 6), (16, 3), (40, 1), (100, 0)])
+def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_batch_size(train, demo, batch_size, steps):
+    flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--log-interval", "1")
+    interrupt_after(7, lambda: train(*flags, "--checkpoint-steps", "7"))  # of 10: 48 of 160 images are left
+    other = "torch" if has_dali() else "cached"
+    changes = ("--batch-size", batch_size, "--data-backend", other, "--log-interval", "1")
+    assert train("--resume", "run/last.pt", *changes) == 0
+    per_epoch = 160 // batch_size
+    resumed = [r for r in records(Path("run"), "train") if r["progress"] > 0.7]
+    in_first = [r["step"] for r in resumed if r["progress"] <= 1]
+    assert in_first == list(range(per_epoch - steps + 1, per_epoch + 1))
+    first, second = records(Path("run"), "epoch")
+    assert first["train"]["samples"] == 7 * 16 + steps * batch_size
+    assert second["step"] == 2 * per_epoch
+
+
+def test_in_the_middle_of_an_epoch_the_order_may_not_change(train, demo, capsys):
+    flags = (*QUICK, "--data", demo, "--output-dir", "mid", "--epochs", "1")
+    interrupt_after(7, lambda: train(*flags, "--checkpoint-steps", "7"))
     capsys.readouterr()
-    assert train("--resume", "mid/last.pt", "--batch-size", "40") == 2
+    assert train("--resume", "mid/last.pt", "--seed", "3") == 2
     error = capsys.readouterr().err
-    assert error == (
-        "fastcnn: error: --resume: saved in the middle of an epoch with --batch-size 16, now 40: "
-        "go on with the same\n"
-    )
-    assert train("--resume", "mid/last.pt", "--batch-size", "40", "--test-only") == 0
+    assert "saved in the middle of an epoch with --seed 0, now 3: go on with the same\n" in error
+    assert train("--resume", "mid/last.pt", "--seed", "3", "--test-only") == 0
+
+
+def test_minutes_between_checkpoints(train, demo, monkeypatch):
+    clock = itertools.count(step=10.0)  # seconds, at each look
+    monkeypatch.setattr("fastcnn.loop.time.perf_counter", lambda: next(clock))
+    saved: list[int] = []
+    monkeypatch.setattr("fastcnn.checkpoint.save", lambda path, content: saved.append(content["step"]))
+    monkeypatch.setattr("fastcnn.checkpoint.duplicate", lambda path, copy: None)
+    flags = (*QUICK, "--data", demo, "--epochs", "1", "--log-interval", "1", "--data-backend", "torch")
+    assert train(*flags, "--checkpoint-minutes", "0.5") == 0
+    assert len(saved) >= 3
+    assert set(saved) > {10}
+
+
+def test_bad_files_are_named_counted_and_listed_and_never_end_the_run(train, tmp_path, demo, capsys):
+    shutil.copytree(demo, tmp_path / "photos")
+    for phase, name in (("train", "blue_cross"), ("val", "red_star")):
+        folder = tmp_path / "photos" / phase / name
+        first, second, *_ = sorted(folder.iterdir())
+        first.write_text("not an image")
+        second.write_bytes(second.read_bytes()[:500])
+    flags = (*QUICK, "--data", tmp_path / "photos", "--epochs", "1")
+    assert train(*flags) == 2
+    error = capsys.readouterr().err
+    assert "--max-bad-fraction 0.01: 2 of 160 training images cannot be decoded" in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+    assert train(*flags, "--max-bad-fraction", "0.05") == 0
+    out = capsys.readouterr().out
+    assert "2 of 160 training images are bad and replaced by others of their class" in out
+    assert re.search(r"bad validation image: .*not an image", out)
+    assert re.search(r"best acc1 .* of 48 images without 2 bad ones", out)
+    listed = (Path("runs/lenet5-photos") / "bad-files.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["training"] * 2 + ["validation"] * 2
+    assert records(Path("runs/lenet5-photos"), "epoch")[0]["val"]["bad"] == 2
+
+
+def test_the_fastest_loader_is_chosen_and_the_figures_are_said(train, demo, capsys):
+    assert train(*QUICK, "--data", demo, "--epochs", "1") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "--data-backend" in line)
+    found = re.search(r"--data-backend +(\w+) +img/s alone: (.*)", line)
+    assert found is not None
+    speeds = {name: int(speed.replace(",", "")) for name, speed in re.findall(r"(\w+) ([\d,]+)", found[2])}
+    assert found[1] == max(speeds, key=speeds.__getitem__)
+    assert set(speeds) == {"torch", "cached", *(["dali"] if has_dali() else [])}
 
 
 def test_test_only_validates_a_checkpoint_and_changes_nothing(train, demo, capsys):
@@ -261,7 +318,7 @@ MISTAKES = [
     (("--resume", "foreign.pt"), "--resume foreign.pt: not a fastcnn checkpoint"),
     (("--output-dir", "file"), "--output-dir file: "),
     (("--config", "nowhere.yaml"), "--config nowhere.yaml: No such file"),
-    (("--workers", "0", "--data-backend", "dali"), "--workers 0: DALI needs a thread"),
+    (("--workers", "0", "--data-backend", "dali"), "--data-backend dali: DALI needs a thread"),
     (("--epochs", "0"), "--epochs 0: write 1 or more"),
 ]
 

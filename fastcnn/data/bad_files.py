@@ -29,7 +29,7 @@ class BadFiles:
         self.reasons: dict[int, str] = {}
         self.peers: dict[int, np.ndarray] = {}
         self.news: list[int] = []
-        """Found since the start, by this process."""
+        """Found by this process, and not yet known to the others."""
         self.learn(split.problems)
 
     def __len__(self) -> int:
@@ -54,23 +54,19 @@ class BadFiles:
         self.news.append(sample)
         if len(self.news) <= NAMED_AT_MOST:
             print(f"warning: bad {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True)
-        excess = self.excess(len(self))
+        excess = self.excess()
         if excess:
             raise BadImageError(excess)
 
-    def check_all(self, count: int | None = None) -> None:
-        """UserError if too many are bad; for what every rank knows alike.
-
-        Args:
-            count: how many there are; those that this process knows if left out.
-        """
-        excess = self.excess(len(self) if count is None else count)
+    def check_all(self) -> None:
+        """UserError if too many are bad; for what every rank knows alike."""
+        excess = self.excess()
         if excess:
             raise UserError(excess)
 
-    def excess(self, count: int) -> str:
-        """What to say if `count` bad ones are more than allowed, else ""."""
-        total = len(self.split)
+    def excess(self) -> str:
+        """What to say if there are more than allowed, else ""."""
+        count, total = len(self), len(self.split)
         if count <= self.max_fraction * total:
             return ""
         known = sorted(self.reasons)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Share, Transform
-from fastcnn.data.decode import DecodeError, decode
+from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.sources import Split
 from fastcnn.data.torch_loader import TorchLoader, single_threaded_pool
@@ -48,7 +48,11 @@ def free_memory() -> int:
 
 
 def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Split:
-    """The same images in memory; those that cannot be decoded are told to `bad` and stay black."""
+    """The same images in memory; those that cannot be decoded are told to `bad` and stay black.
+
+    Raises:
+        UserError: more of them than allowed.
+    """
     if split.images is not None:
         return split
     files = split.files
@@ -62,21 +66,17 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
 
     def load(i: int) -> str:
         try:
-            pixels = decode(files.read(i), channels)
-        except OSError as error:
-            return error.strerror or str(error)
+            images[i] = files.decode(i, channels)
         except DecodeError as error:
             return str(error)
-        if pixels.shape[:2] != tuple(files.sizes[i]):
-            return "changed since its header was read"
-        images[i] = pixels
         return ""
 
     good = [i for i in range(len(split)) if i not in bad]
     with single_threaded_pool(max(1, workers)) as pool:
         for i, problem in zip(good, pool.map(load, good, chunksize=16)):
             if problem:
-                bad.find(i, problem)
+                bad.learn({i: problem})
+    bad.check_all()
     return dataclasses.replace(split, images=images)
 
 
@@ -105,10 +105,11 @@ class CachedLoader(ImageLoader):
     def _next(self) -> tuple[Work, Tensor]:
         assert self._windows is not None
         work = next(self._source)
-        shift = torch.from_numpy(work.geometry.shift + self._padding).long().to(self.device)
-        images = self._windows[torch.from_numpy(work.images).to(self.device), shift[:, 0], shift[:, 1]]
+        start = np.column_stack([work.images, work.geometry.shift + self._padding])
+        image, down, right = torch.from_numpy(start).to(self.device, non_blocking=True).unbind(1)
+        images = self._windows[image, down, right]
         if work.geometry.flip.any():
-            flip = torch.from_numpy(work.geometry.flip).to(self.device)
+            flip = torch.from_numpy(work.geometry.flip).to(self.device, non_blocking=True)
             images = torch.where(flip[:, None, None, None], images.flip(2), images)
         return work, images.permute(0, 3, 1, 2)
 

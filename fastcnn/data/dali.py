@@ -70,7 +70,7 @@ class DaliLoader(ImageLoader):
         index = int(work.images[i])
         if self.split.images is not None:
             (y, x), (h, w) = work.geometry.start[i], work.geometry.shape[i]
-            return self.split.images[index][y : y + h, x : x + w]
+            return np.ascontiguousarray(self.split.images[index][y : y + h, x : x + w])
         assert self.split.files is not None
         if self.split.files.spans is not None:
             try:

@@ -21,10 +21,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""What every backend decodes, named as Pillow names it; MPO is a phone's JPEG with a second one behind it."""
-MAX_PIXELS = 178_956_970
-"""Where Pillow refuses too: a file of a few bytes can declare billions of pixels."""
+from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
+
 SCAN_THREADS = 16
 """More than cores: on a network file system a scan mostly waits."""
 SLOW_SCAN = 50_000
@@ -60,6 +58,17 @@ class Files:
             return np.fromfile(self.paths[index], dtype=np.uint8)
         offset, length = (int(v) for v in self.spans[index])
         return np.fromfile(self.paths[index], dtype=np.uint8, count=length, offset=offset)
+
+    def decode(
+        self, index: int, channels: int, region: tuple[int, int, int, int] | None = None
+    ) -> np.ndarray:
+        """An image's pixels by Pillow, as `fastcnn.data.decode.decode`; DecodeError if it has none."""
+        try:
+            data = self.read(index)
+        except OSError as error:
+            raise DecodeError(error.strerror or str(error)) from error
+        height, width = self.sizes[index].tolist()
+        return decode(data, channels, (height, width), region)
 
     def take(self, indices: np.ndarray) -> Files:
         """The images at `indices`, in that order."""

@@ -1,7 +1,7 @@
 """Loading by torchvision in threads: for where DALI has no build, and for images that are in memory.
 
-Decoding and resizing leave Python's lock alone, so threads do what worker processes are otherwise for, and
-there is nothing to copy between processes, to fork, or to leave behind.
+Pillow's decoding and torch's resizing release Python's lock, so threads do what worker processes otherwise
+do, and there is nothing to copy between processes, to fork, or to leave behind.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from fastcnn.data.decode import DecodeError, decode
+from fastcnn.data.decode import DecodeError
 from fastcnn.data.geometry import eval_geometry, train_geometry
 from fastcnn.data.loader import ImageLoader, Place, Work
 
@@ -83,28 +83,26 @@ class TorchLoader(ImageLoader):
 
     def _load(self, work: Work, i: int, out: np.ndarray) -> None:
         """One sample of a batch, into [size, size, channels]."""
-        image, g = int(work.images[i]), work.geometry
-        pixels = self._pixels(image)
-        if pixels.shape[:2] != tuple(self.split.sizes[image]):
-            raise DecodeError("changed since its header was read")
-        t = self.transform
+        image, g, t = int(work.images[i]), work.geometry, self.transform
         if self.share.train and t.train_crop == "random-resized":
-            (y, x), (h, w) = g.start[i], g.shape[i]
-            pixels = _resize(pixels[y : y + h, x : x + w], t.size, t.size)
-        elif pixels.shape[:2] != (t.size, t.size):
-            pixels = _resize_and_crop(pixels, t.resize, t.size)
+            pixels = _resize(
+                self._pixels(image, (*g.start[i].tolist(), *g.shape[i].tolist())), t.size, t.size
+            )
+        else:
+            pixels = self._pixels(image)
+            if pixels.shape[:2] != (t.size, t.size):
+                pixels = _resize_and_crop(pixels, t.resize, t.size)
         pixels = _shifted(pixels, *g.shift[i])
         out[:] = pixels[:, ::-1] if g.flip[i] else pixels
 
-    def _pixels(self, image: int) -> np.ndarray:
+    def _pixels(self, image: int, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """An image, or a region of it (top, left, height, width)."""
         if self.split.images is not None:
-            return self.split.images[image]
+            pixels = self.split.images[image]
+            top, left, height, width = region or (0, 0, *pixels.shape[:2])
+            return pixels[top : top + height, left : left + width]
         assert self.split.files is not None
-        try:
-            data = self.split.files.read(image)
-        except OSError as error:
-            raise DecodeError(error.strerror or str(error)) from error
-        return decode(data, self.transform.channels)
+        return self.split.files.decode(image, self.transform.channels, region)
 
     def _drop(self) -> None:
         if self._pool is not None:
@@ -140,7 +138,7 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """[H, W, C] uint8 to [height, width, C], antialiased."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
     return F.resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
 
 

@@ -1,0 +1,155 @@
+"""Whether loading takes more and more memory: the resident set after every epoch of each backend.
+
+    python benchmarks/bench_memory.py --data /path/to/photos --epochs 50
+
+Each backend loads the epochs of a small folder (training and evaluation, no network) in a process of its own
+that is prepared as for training. Linux. Writes JSON and a graph to benchmarks/results/MACHINE/.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from fastcnn import bench, machine
+from fastcnn.curves import MUTED
+from fastcnn.data import Backend, Source, Transform, build_loaders, open_source
+from fastcnn.distributed import Ranks, choose_device
+
+COLORS = {"dali": "#c4452d", "torch": "#2d6fc4", "cached": "#3f9142"}
+SETTLED = 10
+"""Epochs after which a process should have all the memory that it needs."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: str
+    """An image folder."""
+    epochs: int = 50
+    backends: tuple[Backend, ...] = ("dali", "torch", "cached")
+    img_size: int = 224
+    batch_size: int = 32
+    crop: Literal["random-resized", "pad"] = "random-resized"
+    workers: int | None = None
+    """By default as many as cores."""
+    val_split: float | None = None
+    """Share of the images to evaluate; by default 0.2 of a folder without train/."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    output: str | None = None
+    """JSON file, the graph beside it; by default under benchmarks/results/."""
+
+
+def read(settings: Settings) -> Source:
+    path = Path(settings.data).expanduser()
+    default = None if (path / "train").is_dir() else 0.2
+    return open_source(str(path), ".", settings.val_split or default, seed=0)
+
+
+def resident(settings: Settings, backend: Backend) -> list[float]:
+    """MiB after every epoch, in the process that calls."""
+    device, cores = choose_device(settings.device, Ranks()), machine.cores_per_process(Ranks())
+    machine.prepare(device, cores, deterministic=False)
+    transform = Transform(settings.img_size, train_crop=settings.crop)
+    source, workers = read(settings), settings.workers or cores
+    train, val = build_loaders(
+        source, backend, transform, settings.batch_size, workers, Ranks(), device, seed=0
+    )
+    sizes = []
+    for epoch in range(settings.epochs):
+        train.set_epoch(epoch)
+        for loader in (train, val):
+            for _ in loader:
+                pass
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        sizes.append(resident_mib())
+    train.close()
+    val.close()
+    return sizes
+
+
+def resident_mib() -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmRSS"].split()[0]) / 1024
+
+
+def growth(sizes: list[float]) -> dict[str, float]:
+    """From the epoch `SETTLED`, or the middle of a short run, to the last one."""
+    first = min(SETTLED, len(sizes) // 2)
+    mib, epochs = sizes[-1] - sizes[first - 1], len(sizes) - first
+    return {"from_epoch": first, "to_epoch": len(sizes), "mib": mib, "mib_per_epoch": mib / epochs}
+
+
+def draw(resident: dict[Backend, list[float]], title: str, png: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    for backend, sizes in resident.items():
+        x = range(1, len(sizes) + 1)
+        label = f"{backend} ({sizes[0]:,.0f} MiB after epoch 1)"
+        axes.plot(x, [s - sizes[0] for s in sizes], color=COLORS[backend], linewidth=1.8, label=label)
+    axes.axhline(0, color="#7a8794", linewidth=0.8, zorder=0)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("resident memory above epoch 1 (MiB)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(1, max(2, *(len(sizes) for sizes in resident.values())))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -10), max(high, 10))  # noise of a MiB shall not fill the graph
+    axes.grid(color=MUTED, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(png, dpi=120)
+
+
+def main(settings: Settings) -> None:
+    if settings.epochs < 2:
+        raise SystemExit(f"--epochs {settings.epochs}: growth needs two")
+    source = read(settings)
+    sizes: dict[Backend, list[float]] = {}
+    for backend in settings.backends:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            sizes[backend] = pool.submit(resident, settings, backend).result()
+
+    count = len(source.train) + len(source.val)
+    print(f"{count:,} images of {source.name}, {settings.epochs} epochs, resident memory in MiB")
+    print(f"{'':<8}{'epoch 1':>9}{'last':>9}  growth")
+    for backend, values in sizes.items():
+        g = growth(values)
+        print(
+            f"{backend:<8}{values[0]:>9,.0f}{values[-1]:>9,.0f}  {g['mib']:+.1f} MiB between epochs "
+            f"{g['from_epoch']} and {g['to_epoch']}, {g['mib_per_epoch']:+.2f} MiB an epoch"
+        )
+    device = choose_device(settings.device, Ranks())
+    name = source.name if source.name != "train" else Path(settings.data).resolve().parent.name
+    path = Path(__file__).parent / "results" / bench.machine_name(device)
+    path = Path(settings.output or path / f"memory-{name}.json")
+    bench.write_json(
+        path,
+        {
+            "what": "resident memory of loading, after every epoch",
+            "environment": bench.environment(device),
+            "settings": vars(settings),
+            "images": {"train": len(source.train), "val": len(source.val)},
+            "mib": sizes,
+            "growth": {backend: growth(values) for backend, values in sizes.items()},
+        },
+    )
+    png = path.with_suffix(".png")
+    draw(sizes, f"Loading {count:,} images again and again ({settings.img_size} px)", png)
+    print(path)
+    print(png)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
