@@ -91,12 +91,12 @@ def draw(resident: dict[Backend, list[float]], title: str, png: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
     for backend, sizes in resident.items():
         x = range(1, len(sizes) + 1)
-        label = f"{backend} ({sizes[0]:,.0f} MiB after epoch 1)"
+        label = f"{backend}: {sizes[0]:,.0f} MiB after epoch 1, {sizes[-1]:,.0f} at the end"
         axes.plot(x, [s - sizes[0] for s in sizes], color=COLORS[backend], linewidth=1.8, label=label)
     axes.axhline(0, color="#7a8794", linewidth=0.8, zorder=0)
     axes.set_title(title, loc="left")
@@ -108,7 +108,7 @@ def draw(resident: dict[Backend, list[float]], title: str, png: Path) -> None:
     axes.set_ylim(min(low, -10), max(high, 10))  # noise of a MiB shall not fill the graph
     axes.grid(color=MUTED, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower left", frameon=False)
     figure.savefig(png, dpi=120)
 
 
@@ -146,7 +146,7 @@ def main(settings: Settings) -> None:
         },
     )
     png = path.with_suffix(".png")
-    draw(sizes, f"Loading {count:,} images again and again ({settings.img_size} px)", png)
+    draw(sizes, f"Memory of loading {count:,} images again and again, {settings.img_size} px", png)
     print(path)
     print(png)
 

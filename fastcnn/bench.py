@@ -47,7 +47,7 @@ def time_in_turn(
 
 def summary(seconds: list[float]) -> dict[str, float]:
     """Median and quartiles, in seconds."""
-    low, middle, high = statistics.quantiles(seconds, n=4)
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return {"median": middle, "quartile_1": low, "quartile_3": high, "repeats": len(seconds)}
 
 

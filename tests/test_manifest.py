@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from fastcnn.data import manifest
+from fastcnn.data.decode import DecodeError
 from fastcnn.data.manifest import Files, cache_root, scan
 
 ODD_NAMES = [
@@ -417,6 +418,22 @@ def test_a_file_is_read_whole_and_named_by_its_path(tmp_path):
     os.remove(found.paths[0])
     with pytest.raises(OSError):
         found.read(0)
+
+
+def test_pixels_are_decoded_from_what_the_scan_has_seen(tmp_path):
+    found = scan("shards", *shard(tmp_path))
+    assert np.array_equal(found.decode(2, 3), np.asarray(picture(9, 7)))
+    assert np.array_equal(found.decode(2, 1)[..., 0], np.asarray(picture(9, 7).convert("L")))
+    assert np.array_equal(found.decode(2, 3, (1, 2, 5, 4)), np.asarray(picture(9, 7))[1:6, 2:6])
+
+
+def test_a_file_that_went_or_changed_since_the_scan_is_not_decoded(tmp_path):
+    found = files(tmp_path, encoded(), encoded())
+    os.remove(found.paths[0])
+    Path(found.paths[1]).write_bytes(encoded(size=(16, 24)))
+    for i, reason in enumerate(("No such file or directory", "changed since its header was read")):
+        with pytest.raises(DecodeError, match=f"^{reason}$"):
+            found.decode(i, 3)
 
 
 def test_taking_files_keeps_all_that_is_known_of_them(tmp_path):

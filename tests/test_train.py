@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -351,7 +352,9 @@ def test_a_second_run_does_not_overwrite_the_first(train, demo, capsys):
 def start(*flags: str, ranks: int = 1) -> subprocess.Popen[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "fastcnn.train", *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -373,6 +376,22 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, ranks, s
     content = torch.load("run/last.pt")
     assert content["step"] >= max(record["step"] for record in records(Path("run"), "train"))
     assert len(content["ranks"]) == ranks
+    with pytest.raises(ProcessLookupError):  # no process of its session is left
+        os.killpg(process.pid, 0)
+
+
+def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(
+    train, tmp_path, monkeypatch, demo
+):
+    flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--deterministic")
+    interrupt_after(4, lambda: train(*flags, "--checkpoint-steps", "4"))  # of 10
+    process = start("--resume", "run/last.pt", "--log-interval", "1", ranks=2)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert "going on from run/last.pt, step 2" in out  # of 5
+    first, second = records(Path("run"), "epoch")
+    assert first["train"]["samples"] == second["train"]["samples"] == 160
+    assert [first["step"], second["step"]] == [5, 10]
 
 
 def test_two_processes_validate_every_image_once_and_only_the_first_speaks(tmp_path, monkeypatch, demo):

@@ -51,19 +51,30 @@ def _cached(
 MAKERS: dict[Backend, Maker] = {"dali": _dali, "torch": _torch, "cached": _cached}
 
 
-def why_not(backend: Backend, source: Source, channels: int, workers: int, local_world_size: int) -> str:
-    """What speaks against a loader here, as the end of a message that names it; "" if nothing does."""
+def why_not(
+    backend: Backend,
+    source: Source,
+    channels: int,
+    workers: int,
+    local_world_size: int,
+    memory_share: float = 0.5,
+) -> str:
+    """What speaks against a loader here, as the end of a message that names it; "" if nothing does.
+
+    Args:
+        memory_share: of the free memory, what the decoded images of a node's processes may take.
+    """
     if backend == "dali":
         if not has_dali():
             return 'DALI is not installed; pip install "fastcnn[dali]" (Linux), or write --data-backend torch'
         if workers == 0:
             return "DALI needs a thread; write --workers 1 or more"
     if backend == "cached":
-        from fastcnn.data.cached import MEMORY_SHARE, decoded_bytes, free_memory
+        from fastcnn.data.cached import decoded_bytes, free_memory
 
         splits = (source.train, source.val)
         needed = local_world_size * sum(decoded_bytes(s, channels) for s in splits if s.images is None)
-        room = int(MEMORY_SHARE * free_memory())
+        room = int(memory_share * free_memory())
         if needed > room:
             return (
                 f"the decoded images take {needed / 2**30:.1f} GiB and {room / 2**30:.1f} GiB may be used; "

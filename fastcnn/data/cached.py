@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,7 @@ from fastcnn.data.batch import Share, Transform
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.sources import Split
-from fastcnn.data.torch_loader import TorchLoader, single_threaded_pool
-
-MEMORY_SHARE = 0.5
-"""Of the memory that is free, what the decoded images of a node's processes may take."""
+from fastcnn.data.torch_loader import TorchLoader, chunks, single_threaded_pool
 
 
 def decoded_bytes(split: Split, channels: int) -> int:
@@ -64,18 +61,19 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
         else [np.zeros((1, 1, channels), dtype=np.uint8)] * len(split)
     )
 
-    def load(i: int) -> str:
-        try:
-            images[i] = files.decode(i, channels)
-        except DecodeError as error:
-            return str(error)
-        return ""
+    def load(part: Sequence[int]) -> dict[int, str]:
+        problems = {}
+        for i in part:
+            try:
+                images[i] = files.decode(i, channels)
+            except DecodeError as error:
+                problems[i] = str(error)
+        return problems
 
     good = [i for i in range(len(split)) if i not in bad]
     with single_threaded_pool(max(1, workers)) as pool:
-        for i, problem in zip(good, pool.map(load, good, chunksize=16)):
-            if problem:
-                bad.learn({i: problem})
+        for problems in pool.map(load, chunks(good, len(good) // 64)):
+            bad.learn(problems)
     bad.check_all()
     return dataclasses.replace(split, images=images)
 

@@ -17,6 +17,8 @@ from fastcnn.data.loader import ImageLoader
 from fastcnn.data.sources import Source, Split
 from fastcnn.distributed import Ranks
 
+MEMORY_SHARE = 0.25
+"""Of the free memory, what may be filled without having been asked to."""
 ROUNDS = 3
 """Turns of each candidate; the best counts, because whatever disturbs a loader makes it slower."""
 SECONDS = 0.3
@@ -36,7 +38,7 @@ def choose_backend(
     candidates = [
         backend
         for backend in MAKERS
-        if not why_not(backend, source, transform.channels, workers, ranks.local_world_size)
+        if not why_not(backend, source, transform.channels, workers, ranks.local_world_size, MEMORY_SHARE)
     ]
     if len(candidates) == 1:
         return candidates[0], "the only one here"

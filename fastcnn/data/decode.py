@@ -6,7 +6,6 @@ EXIF orientation is ignored and alpha is dropped, as torchvision does.
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -39,9 +38,7 @@ def decode(
     """
     mode = "L" if channels == 1 else "RGB"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data.tobytes()))
+        image: Image.Image = Image.open(io.BytesIO(data.tobytes()))
         if size is not None and image.size != (size[1], size[0]):
             raise DecodeError("changed since its header was read")
         if mode == "L" and image.mode != "CMYK":

@@ -126,26 +126,30 @@ def scan(
         if announce and len(missing) > SLOW_SCAN:
             print(f"reading the headers of {len(missing):,} images, once", file=sys.stderr, flush=True)
         encoded = Files(tuple(paths), sizes, {}, spans, tuple(members) if members is not None else None)
-        with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            found = pool.map(partial(examine, encoded), missing, chunksize=64)
-            for i, (height, width, problem) in zip(missing, found):
-                sizes[i] = height, width
-                if problem:
-                    problems[i] = problem
+        with ThreadPoolExecutor(SCAN_THREADS) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            parts = [missing[i : i + 64] for i in range(0, len(missing), 64)]
+            for part, found in zip(parts, pool.map(partial(_examine_all, encoded), parts)):
+                for i, (height, width, problem) in zip(part, found):
+                    sizes[i] = height, width
+                    if problem:
+                        problems[i] = problem
     if missing or len(known) != len(names):
         _remember(entry, names, stamps, sizes, problems)
     return Files(tuple(paths), sizes, problems, spans, tuple(members) if members is not None else None)
 
 
+def _examine_all(files: Files, part: Sequence[int]) -> list[tuple[int, int, str]]:
+    return [examine(files, i) for i in part]
+
+
 def examine(files: Files, index: int) -> tuple[int, int, str]:
     """Height, width and what is wrong with an image ("" if nothing), from its header and its end."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if files.spans is None:
-                with open(files.paths[index], "rb") as stream:
-                    return _examine(stream)
-            return _examine(io.BytesIO(files.read(index).tobytes()))
+        if files.spans is None:
+            with open(files.paths[index], "rb") as stream:
+                return _examine(stream)
+        return _examine(io.BytesIO(files.read(index).tobytes()))
     except Image.DecompressionBombError:
         return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -35,7 +35,7 @@ class TorchLoader(ImageLoader):
         if self._pool is None:
             self._pool = single_threaded_pool(max(1, self.workers))
         self._source: Iterator[Work] = self._works(place)
-        self._under_way: deque[tuple[Work, Tensor, list[Future[None]]]] = deque()
+        self._under_way: deque[tuple[Work, Tensor, list[Future[dict[int, str]]]]] = deque()
         for _ in range(_AHEAD):
             self._submit()
 
@@ -47,20 +47,28 @@ class TorchLoader(ImageLoader):
             dtype=torch.uint8,
             pin_memory=self.device.type == "cuda",
         )
-        out = images.numpy()
-        futures = [self._pool.submit(self._load, work, i, out[i]) for i in range(len(out))]
+        parts = chunks(range(len(images)), 4 * self.workers)  # enough to even out slow images
+        futures = [self._pool.submit(self._load_part, work, part, images.numpy()) for part in parts]
         self._under_way.append((work, images, futures))
 
     def _next(self) -> tuple[Work, Tensor]:
         work, images, futures = self._under_way.popleft()
         self._submit()
-        for i, future in enumerate(futures):
-            try:
-                future.result()
-            except DecodeError as error:
-                self._replace(work, i, str(error), images.numpy()[i])
+        for future in futures:
+            for i, reason in future.result().items():
+                self._replace(work, i, reason, images.numpy()[i])
         # [N, H, W, C] permuted is channels-last.
         return work, images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+    def _load_part(self, work: Work, part: Sequence[int], out: np.ndarray) -> dict[int, str]:
+        """Some samples of a batch; which of them cannot be decoded, and why."""
+        problems = {}
+        for i in part:
+            try:
+                self._load(work, i, out[i])
+            except DecodeError as error:
+                problems[i] = str(error)
+        return problems
 
     def _replace(self, work: Work, i: int, reason: str, out: np.ndarray) -> None:
         while reason:
@@ -116,6 +124,12 @@ class TorchLoader(ImageLoader):
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
         self._ahead = None
+
+
+def chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
+    """`items` in at most `count` parts: handing over a small image costs a thread as much as decoding it."""
+    size = -(-len(items) // max(1, count))
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def single_threaded_pool(workers: int) -> ThreadPoolExecutor:

@@ -1,0 +1,97 @@
+"""Runs that are killed with SIGKILL at random instants and resumed end in the same bits.
+
+python -m pytest -m slow tests/test_kill.py -s
+KILLS=20 python -m pytest -m slow tests/test_kill.py -s
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcnn.data import has_dali
+
+KILLS = int(os.environ.get("KILLS", "7"))
+"""For each backend."""
+BACKENDS = [
+    pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")),
+    "torch",
+    "cached",
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(sys.platform != "linux", reason="starts processes by a fork server"),
+]
+# A server that has imported everything forks a run in milliseconds.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["torch", "torchvision", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks"])
+
+
+def run(folder: Path, data: Path, backend: str) -> None:
+    from fastcnn.train import main
+
+    os.chdir(folder)
+    os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(1, 2)
+    flags = ["--arch", "lenet5", "--data", str(data), "--data-backend", backend, "--workers", "1"]
+    flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "2", "--batch-size", "16", "--lr", "0.05"]
+    flags += ["--log-interval", "3", "--checkpoint-steps", "1", "--resume", "auto", "--output-dir", "run"]
+    os._exit(main(flags))
+
+
+def start(folder: Path, data: Path, backend: str) -> multiprocessing.process.BaseProcess:
+    process = server.Process(target=run, args=(folder, data, backend))
+    process.start()
+    return process
+
+
+def finish(folder: Path, data: Path, backend: str) -> None:
+    process = start(folder, data, backend)
+    process.join()
+    assert process.exitcode == 0, (folder / "out.txt").read_text()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, backend):
+    (tmp_path / "whole").mkdir()
+    finish(tmp_path / "whole", demo, backend)  # fills caches
+    whole = torch.load(tmp_path / "whole" / "run" / "last.pt")
+    (tmp_path / "timed").mkdir()
+    begin = time.monotonic()
+    finish(tmp_path / "timed", demo, backend)
+    seconds = time.monotonic() - begin
+
+    instants = random.Random(f"{backend} {KILLS}")
+    killed = in_a_save = before_the_first = 0
+    for number in range(KILLS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = start(folder, demo, backend)
+        process.join(instants.uniform(0.05, 1) * seconds)
+        if number % 2:  # half of them in the middle of the next save
+            while process.exitcode is None and not (folder / "run" / ".last.pt.new").exists():
+                pass
+        killed += process.exitcode is None
+        process.kill()
+        process.join()
+        in_a_save += (folder / "run" / ".last.pt.new").exists()
+        before_the_first += not (folder / "run" / "last.pt").exists()
+        finish(folder, demo, backend)
+        resumed = torch.load(folder / "run" / "last.pt")
+        assert all(torch.equal(tensor, resumed["model"][name]) for name, tensor in whole["model"].items())
+        assert resumed["step"] == whole["step"] == 20
+    print(
+        f"\n{backend}: of {KILLS} runs of {seconds:.1f} s, {killed} killed before their end, {in_a_save} of "
+        f"these in the middle of a save, {before_the_first} before the first: all ended in the same weights"
+    )
+    assert killed >= KILLS / 2
+    assert in_a_save >= 1
