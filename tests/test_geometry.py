@@ -162,6 +162,7 @@ def test_random_resized_crops_are_distributed_as_torchvisions(size, options):
             "left": left,
             "bottom": top + height,
             "right": left + width,
+            "corner": top + left,  # together, they show what depends on what
         }
 
     a, b = quantities(ours), quantities(theirs)
@@ -205,7 +206,8 @@ def test_crops_lie_in_the_image_and_are_never_empty():
     rng = np.random.default_rng(0)
     sizes = np.concatenate([rng.integers(1, 40, (5000, 2)), rng.integers(1, 3000, (5000, 2))])
     sizes = np.concatenate([sizes, sizes_of((1, 1), *ELONGATED).repeat(500, axis=0)])
-    for t in (Transform(32), Transform(224, scale=(0.001, 1.0), ratio=(0.01, 100.0))):
+    ratios = (3 / 4, 4 / 3), (0.01, 100.0), (0.1, 0.3), (4.0, 9.0)
+    for t in (Transform(32, scale=(0.001, 1.0), ratio=ratio) for ratio in ratios):
         g = train_geometry(t, sizes, 0, 0, np.arange(len(sizes)))
         assert (g.start >= 0).all()
         assert (g.shape >= 1).all()

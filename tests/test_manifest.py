@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fastcnn.data import manifest
 from fastcnn.data.decode import DecodeError
@@ -107,6 +107,17 @@ def test_two_photos_in_one_file_count_as_the_first(tmp_path):
     found = files(tmp_path, stream.getvalue())
     assert found.problems == {}
     assert found.sizes.tolist() == [[16, 24]]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF"])
+def test_a_whole_image_is_not_decoded(kind, tmp_path, monkeypatch):
+    data = encoded(kind)
+
+    def load(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert files(tmp_path, data).problems == {}
 
 
 def test_nothing_is_scanned_where_there_is_nothing(tmp_path):

@@ -124,21 +124,22 @@ class ImageLoader(ABC):
 
     def _works(self, place: Place) -> Iterator[Work]:
         """All that comes from `place` on, epoch after epoch: backends load ahead across their borders."""
-        share, t = self.share, self.transform
+        share = self.share
         while True:
             epoch, consumed, first = place
             order = share.order(epoch, consumed)
             for step in range(first, share.steps_after(consumed)):
                 samples = share.indices(order, step)
                 images = self.bad.stand_ins(samples)
-                sizes = self.split.sizes[images]
-                geometry = (
-                    train_geometry(t, sizes, share.seed, epoch, samples)
-                    if share.train
-                    else eval_geometry(t, sizes)
-                )
+                geometry = self._geometry(epoch, samples, images)
                 yield Work(Place(epoch, consumed, step), samples, images, geometry)
             place = Place(epoch + 1 if share.train else epoch, 0, 0)
+
+    def _geometry(self, epoch: int, samples: np.ndarray, images: np.ndarray) -> Geometry:
+        sizes = self.split.sizes[images]
+        if self.share.train:
+            return train_geometry(self.transform, sizes, self.share.seed, epoch, samples)
+        return eval_geometry(self.transform, sizes)
 
     def _after(self, place: Place) -> Place:
         """What `_works` yields after `place`."""

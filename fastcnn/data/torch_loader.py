@@ -17,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.decode import DecodeError
-from fastcnn.data.geometry import eval_geometry, train_geometry
 from fastcnn.data.loader import ImageLoader, Place, Work
 
 _AHEAD = 2  # batches under way
@@ -74,13 +73,7 @@ class TorchLoader(ImageLoader):
         while reason:
             self.bad.find(int(work.images[i]), reason)
             work.images[i] = self.bad.stand_in(int(work.samples[i]))
-            sample, size = work.samples[i : i + 1], self.split.sizes[work.images[i : i + 1]]
-            t, share = self.transform, self.share
-            again = (
-                train_geometry(t, size, share.seed, work.place.epoch, sample)
-                if share.train
-                else eval_geometry(t, size)
-            )
+            again = self._geometry(work.place.epoch, work.samples[i : i + 1], work.images[i : i + 1])
             for old, new in zip(vars(work.geometry).values(), vars(again).values()):
                 old[i] = new[0]
             try:
@@ -93,9 +86,8 @@ class TorchLoader(ImageLoader):
         """One sample of a batch, into [size, size, channels]."""
         image, g, t = int(work.images[i]), work.geometry, self.transform
         if self.share.train and t.train_crop == "random-resized":
-            pixels = _resize(
-                self._pixels(image, (*g.start[i].tolist(), *g.shape[i].tolist())), t.size, t.size
-            )
+            (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
+            pixels = _resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
         else:
             pixels = self._pixels(image)
             if pixels.shape[:2] != (t.size, t.size):
