@@ -28,6 +28,7 @@ class BadFiles:
         self.max_fraction = max_fraction
         self.reasons: dict[int, str] = {}
         self.peers: dict[int, np.ndarray] = {}
+        self.named = 0
         self.news: list[int] = []
         """Found by this process, and not yet known to the others."""
         self.learn(split.problems)
@@ -52,7 +53,8 @@ class BadFiles:
             return
         self.reasons[sample] = reason
         self.news.append(sample)
-        if len(self.news) <= NAMED_AT_MOST:
+        self.named += 1
+        if self.named <= NAMED_AT_MOST:
             print(f"warning: bad {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True)
         excess = self.excess()
         if excess:
@@ -67,7 +69,7 @@ class BadFiles:
     def excess(self) -> str:
         """What to say if there are more than allowed, else ""."""
         count, total = len(self), len(self.split)
-        if count <= self.max_fraction * total:
+        if count <= self.max_fraction * total + 1e-6:  # a decimal share is not exact
             return ""
         known = sorted(self.reasons)
         listed = "; ".join(self.line(sample) for sample in known[:NAMED_AT_MOST])

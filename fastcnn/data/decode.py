@@ -8,12 +8,15 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 """What every backend decodes, named as Pillow names it; MPO is a phone's JPEG with a second one behind it."""
 MAX_PIXELS = 178_956_970
 """Where Pillow refuses too: a file of a few bytes can declare billions of pixels."""
+
+
+_DECODERS = tuple(name for name in FORMATS if name != "MPO")  # which Pillow opens as a JPEG
 
 
 class DecodeError(ValueError):
@@ -38,14 +41,17 @@ def decode(
     """
     mode = "L" if channels == 1 else "RGB"
     try:
-        image: Image.Image = Image.open(io.BytesIO(data.tobytes()))
+        image: Image.Image = Image.open(io.BytesIO(data.tobytes()), formats=_DECODERS)
         if size is not None and image.size != (size[1], size[0]):
             raise DecodeError("changed since its header was read")
-        if mode == "L" and image.mode != "CMYK":
+        if mode == "L":
             image.draft("L", image.size)  # a JPEG's own luma, as DALI takes it
         image.load()
+        image.info.pop("transparency", None)  # dropped anyway, and a palette's makes Pillow warn
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:
+        raise DecodeError("not an image") from error
     except Exception as error:  # foreign bytes lead a decoder anywhere
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
     if region is not None:

@@ -5,6 +5,7 @@ Headers are read once, by threads, and kept in a cache; a changed or new file is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -16,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
 
@@ -109,7 +110,7 @@ def scan(
     if spans is not None:
         stamps = np.column_stack([stamps, spans])
     names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
-    entry = cache_root() / "manifests" / (hashlib.sha256(root.encode()).hexdigest()[:24] + ".npz")
+    entry = cache_root() / "manifests" / (hashlib.sha256(os.fsencode(root)).hexdigest()[:24] + ".npz")
     known = _recall(entry)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
     problems: dict[int, str] = {}
@@ -149,7 +150,9 @@ def examine(files: Files, index: int) -> tuple[int, int, str]:
         if files.spans is None:
             with open(files.paths[index], "rb") as stream:
                 return _examine(stream)
-        return _examine(io.BytesIO(files.read(index).tobytes()))
+        offset, length = files.spans[index].tolist()
+        with open(files.paths[index], "rb", buffering=0) as shard:
+            return _examine(io.BufferedReader(_Window(shard, offset, length)))
     except Image.DecompressionBombError:
         return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
     except OSError as error:
@@ -167,19 +170,62 @@ def _examine(stream: BinaryIO) -> tuple[int, int, str]:
         width, height = image.size
         if image.format not in FORMATS:
             return 0, 0, f"{image.format} is not read; convert it to PNG"
+        if _is_rare(image):
+            return 0, 0, f"a rare kind of {image.format}, which is not read; convert it to PNG"
         if width * height > MAX_PIXELS:
             return 0, 0, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
         stream.seek(max(0, end - 16))
         tail = stream.read()
         jpeg = tail.endswith(b"\xff\xd9")
-        ends = {"JPEG": jpeg, "MPO": jpeg, "PNG": b"IEND" in tail}
+        ends = {"JPEG": jpeg, "MPO": jpeg, "PNG": tail.endswith(b"IEND\xaeB`\x82")}
         if not ends.get(image.format, True):  # bytes after the end are harmless, a missing end is not
             stream.seek(0)
             try:
                 image.load()
+                stream.seek(0)
+                if image.format == "PNG" and b"IEND\xaeB`\x82" not in stream.read():
+                    return 0, 0, "truncated"
             except (OSError, SyntaxError):
                 return 0, 0, "truncated"
     return height, width, ""
+
+
+def _is_rare(image: ImageFile.ImageFile) -> bool:
+    """Whether DALI and Pillow make something different of it."""
+    if image.format == "TIFF":
+        turned = image.getexif().get(0x0112, 1) != 1  # Pillow turns it upright, here alone
+        return turned or image.mode in ("1", "I", "F")
+    if image.format == "PPM":
+        return image.tile[0][0] != "raw"  # text, or a largest value that is not 255 or 65,535
+    return False
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of an open file as a file of their own."""
+
+    def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
+        self.file, self.offset, self.length, self.at = file, offset, length, 0
+        self.taken = 0
+        """Bytes that were read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence]
+        self.at = base + place
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.offset + self.at)
+        data = self.file.read(max(0, min(len(buffer), self.length - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        self.taken += len(data)
+        return len(data)
 
 
 def _stamps(paths: Sequence[str]) -> np.ndarray:
@@ -214,6 +260,11 @@ def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
 def _remember(
     entry: Path, names: Sequence[str], stamps: np.ndarray, sizes: np.ndarray, problems: dict[int, str]
 ) -> None:
+    passing = {os.strerror(code) for code in errno.errorcode}  # the machine's, not the file's
+    stamps = stamps.copy()
+    for i, problem in problems.items():
+        if problem in passing:
+            stamps[i] = -1
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:

@@ -4,12 +4,13 @@
     python -m fastcnn.train --data 's3://bucket/{train-{000..146},val-00}.tar'
 
 A shard is indexed once; samples are then read from where they lie in it, in any order. Remote shards are
-copied to --data-root first.
+copied to --data-root first, and read from there the next time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import posixpath
 import re
@@ -48,7 +49,9 @@ def is_shards(data: str) -> bool:
     if data.startswith(REMOTE) or data.endswith(".tar"):
         return True
     folder = Path(data).expanduser()
-    return folder.is_dir() and any(folder.glob("*.tar"))
+    if not folder.is_dir() or any(d.is_dir() and not d.name.startswith(".") for d in folder.iterdir()):
+        return False
+    return any(folder.glob("*.tar"))
 
 
 def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) -> Source:
@@ -72,6 +75,8 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
     numbered = all(word.isdecimal() for word in words)
     count = max((int(word) for word in words), default=0) + 1 if numbered else len(words)
     class_names = tuple(str(i) for i in range(count)) if numbered else tuple(sorted(words))
+    if len(class_names) < 2:
+        raise UserError(f"--data {data}: one class only; classification needs two")
     label = {name: i for i, name in enumerate(class_names)}
     is_val = [posixpath.basename(name).startswith(VALIDATION) for name in names]
 
@@ -81,8 +86,8 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
         members = [member for _, index in chosen for member in index.members]
         spans = np.concatenate([np.empty((0, 2), np.int64), *(index.spans for _, index in chosen)])
         labels = [label[str(int(w)) if numbered else w] for _, index in chosen for w in index.classes]
-        name = f"{data} {'val' if wanted else 'train'}"
-        return Split(np.asarray(labels, dtype=np.int64), scan(name, paths, spans, members))
+        root = " ".join(os.path.abspath(path) for path, _ in chosen)
+        return Split(np.asarray(labels, dtype=np.int64), scan(root, paths, spans, members))
 
     train, val = split(False), split(True)
     if not len(train):
@@ -101,19 +106,27 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
 
 def expand(pattern: str) -> Iterator[str]:
     """`{a,b}` and `{000..146}` as a shell expands them, nested too."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
+    start = pattern.find("{")
+    depth, cuts = 0, [start]
+    for i in range(start, len(pattern)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(pattern[i], 0)
+        if depth == 1 and pattern[i] == ",":
+            cuts.append(i)
+        if depth == 0:
+            cuts.append(i)
+            break
+    else:
         yield pattern
         return
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    if numbers:
+    words = [pattern[a + 1 : b] for a, b in itertools.pairwise(cuts)]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", words[0])
+    if numbers and len(words) == 1:
         width = len(numbers[1]) if numbers[1].startswith("0") else 0
         words = [f"{i:0{width}}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
-    else:
-        words = found[1].split(",")
-    inner = pattern[: found.start()], pattern[found.end() :]
     for word in words:
-        yield from expand(word.join(inner))
+        for inner in expand(word):
+            for rest in expand(pattern[cuts[-1] + 1 :]):
+                yield pattern[:start] + inner + rest
 
 
 def _checked(name: str) -> str:
@@ -125,7 +138,9 @@ def _checked(name: str) -> str:
 
 def _fetched(uri: str, data_root: Path) -> str:
     """A remote shard's local copy, made by DALI's clients on first use."""
-    folder = data_root / "shards" / re.sub(r"\W+", "-", posixpath.dirname(uri))
+    parent = posixpath.dirname(uri)
+    mark = hashlib.sha256(parent.encode()).hexdigest()[:8]
+    folder = data_root / "shards" / f"{re.sub(r'[^a-zA-Z0-9]+', '-', parent)}-{mark}"
     path = folder / posixpath.basename(uri)
     if path.is_file():
         return str(path)
@@ -148,7 +163,7 @@ def _index(path: str) -> Index:
     """What a shard holds, from the cache if it has not changed since."""
     status = os.stat(path)
     key = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
-    entry = cache_root() / "shards" / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz")
+    entry = cache_root() / "shards" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
     try:
         with np.load(entry, allow_pickle=False) as kept:
             return Index(kept["members"].tolist(), kept["classes"].tolist(), kept["spans"])
@@ -168,7 +183,7 @@ def _read_index(path: str) -> Index:
     images: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
@@ -179,9 +194,20 @@ def _read_index(path: str) -> Index:
                     assert content is not None
                     classes[key] = content.read().decode().strip()
                 elif name.lower().endswith(IMAGE_SUFFIXES):
+                    if key in images:
+                        raise UserError(f"--data {path}: {key} has more than one image; leave one")
                     images[key] = member
+            with open(path, "rb") as file:
+                file.seek(tar.offset)
+                if file.read(512) != bytes(512):
+                    raise tarfile.ReadError("cut or damaged")
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--data {path}: not a tar that can be read ({error}); copy it again") from error
+        raise UserError(
+            f"--data {path}: not a tar that can be read ({' '.join(str(error).split())}); copy it again"
+        ) from error
+    empty = [key for key, word in classes.items() if not word]
+    if empty:
+        raise UserError(f"--data {path}: {empty[0]}.cls is empty; write the class's number or name")
     lonely = sorted(images.keys() ^ classes.keys())
     if lonely:
         missing = ".cls" if lonely[0] in images else "image"
