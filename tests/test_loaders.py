@@ -18,7 +18,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fastcnn.data import Batch, Transform, build_loaders, has_dali
+from fastcnn.data.cached import free_memory
+from fastcnn.data.choose import choose_backend, time_backends
 from fastcnn.data.sources import Source, Split, read_folder
+from fastcnn.data.torch_loader import TorchLoader
 from fastcnn.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -458,3 +461,36 @@ def test_fewer_images_than_one_batch_says_what_to_write(loaders, source):
         loaders(source, "torch", batch_size=24)
     with pytest.raises(ValueError, match="--batch-size 12 x 2 processes.*write 11 or less"):
         loaders(source, "torch", batch_size=12, world_size=2)
+
+
+def test_more_decoded_images_than_memory_are_refused_and_not_chosen(loaders, photos, monkeypatch):
+    source = read_folder(photos, None, 0)
+    needed = sum(int(split.sizes.prod(axis=1).sum()) * 3 for split in (source.train, source.val))
+    monkeypatch.setattr("fastcnn.data.cached.free_memory", lambda: needed)
+    with pytest.raises(ValueError, match=r"--data-backend cached: the decoded images take 0.0 GiB and"):
+        loaders(source, "cached")
+    monkeypatch.setattr("fastcnn.data.cached.free_memory", lambda: 3 * needed)
+    loaders(source, "cached")
+    _, figures = choose_backend(source, Transform(32), 4, 1, CPU, Ranks())
+    assert "cached" not in figures
+    monkeypatch.setattr("fastcnn.data.cached.free_memory", lambda: 5 * needed)
+    _, figures = choose_backend(source, Transform(32), 4, 1, CPU, Ranks())
+    assert "cached" in figures
+
+
+def test_free_memory_is_some_of_what_the_machine_has():
+    assert 2**20 < free_memory() < 2**44
+
+
+def test_a_loader_that_is_slower_is_not_chosen(photos, monkeypatch):
+    source = read_folder(photos, None, 0)
+    loaded = TorchLoader._load
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.01)
+        loaded(*args)
+
+    monkeypatch.setattr(TorchLoader, "_load", slowly)
+    images = in_memory(source, 32).train
+    speeds = time_backends(["torch", "cached"], images, Transform(32, 3, "pad"), 4, 1, CPU)
+    assert speeds["torch"] < 100 < 1000 < speeds["cached"]

@@ -21,7 +21,7 @@ from fastcnn.data.batch import Share, Transform
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.sources import Split
-from fastcnn.data.torch_loader import TorchLoader, chunks, single_threaded_pool
+from fastcnn.data.torch_loader import TorchLoader, chunks, pool_for
 
 
 def decoded_bytes(split: Split, channels: int) -> int:
@@ -71,7 +71,7 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
         return problems
 
     good = [i for i in range(len(split)) if i not in bad]
-    with single_threaded_pool(max(1, workers)) as pool:
+    with pool_for(split, workers) as pool:
         for problems in pool.map(load, chunks(good, len(good) // 64)):
             bad.learn(problems)
     bad.check_all()

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
+from fastcnn.data.sources import SMALL_IMAGE, Split
 
 _AHEAD = 2  # batches under way
 _LONGEST = 8
@@ -32,7 +33,7 @@ class TorchLoader(ImageLoader):
     def _start(self, place: Place) -> None:
         self._drop()
         if self._pool is None:
-            self._pool = single_threaded_pool(max(1, self.workers))
+            self._pool = pool_for(self.split, self.workers)
         self._source: Iterator[Work] = self._works(place)
         self._under_way: deque[tuple[Work, Tensor, list[Future[dict[int, str]]]]] = deque()
         for _ in range(_AHEAD):
@@ -124,8 +125,13 @@ def chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them."""
+def pool_for(split: Split, workers: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them.
+
+    One thread for small images: they hold Python's lock most of the time, and a second only waits for it.
+    """
+    small = split.sizes.astype(np.int64).prod(axis=1).mean() < SMALL_IMAGE**2
+    workers = 1 if small else max(1, workers)
     together = threading.Barrier(workers + 1)
 
     def begin() -> None:
