@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from fastcnn.cache import cache_root
 from fastcnn.data import manifest
 from fastcnn.data.decode import DecodeError
-from fastcnn.data.manifest import Files, cache_root, scan
+from fastcnn.data.manifest import Files, scan
 
 ODD_NAMES = [
     b"caf\xc3\xa9 \xe7\x8c\xab.jpg",

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,7 +176,7 @@ def test_in_the_middle_of_an_epoch_the_order_may_not_change(train, demo, capsys)
 
 def test_minutes_between_checkpoints(train, demo, monkeypatch):
     clock = itertools.count(step=10.0)  # seconds, at each look
-    monkeypatch.setattr("fastcnn.loop.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("fastcnn.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     saved: list[int] = []
     monkeypatch.setattr("fastcnn.checkpoint.save", lambda path, content: saved.append(content["step"]))
     monkeypatch.setattr("fastcnn.checkpoint.duplicate", lambda path, copy: None)

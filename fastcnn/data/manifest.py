@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
+from fastcnn.cache import cache_root
 from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
 
 SCAN_THREADS = 16
@@ -81,14 +82,6 @@ class Files:
             None if self.spans is None else self.spans[indices],
             None if self.members is None else tuple(self.members[i] for i in chosen),
         )
-
-
-def cache_root() -> Path:
-    """Where fastcnn keeps what it can make again: $FASTCNN_CACHE if set, else $XDG_CACHE_HOME/fastcnn, else
-    ~/.cache/fastcnn."""
-    told = os.environ.get("FASTCNN_CACHE")
-    path = Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
-    return path.expanduser()
 
 
 def scan(

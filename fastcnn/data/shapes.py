@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastcnn.data.manifest import cache_root
+from fastcnn.cache import cache_root
 from fastcnn.errors import UserError
 
 VERSION = 1

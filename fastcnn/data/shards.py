@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastcnn.data.manifest import cache_root, scan
+from fastcnn.cache import cache_root
+from fastcnn.data.manifest import scan
 from fastcnn.data.sources import IMAGE_SUFFIXES, Source, Split, native_size, split_by_class
 from fastcnn.errors import UserError
 
