@@ -1,4 +1,4 @@
-"""Where fastcnn keeps what it can make again: the demo set, headers of images, indices of shards. Torch-free."""
+"""Where fastcnn keeps what it can make again: the demo set, image headers, indices of shards. Torch-free."""
 
 from __future__ import annotations
 

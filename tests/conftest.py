@@ -49,4 +49,5 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     from fastcnn.train import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.01)
     return lambda *flags: main([str(flag) for flag in flags])

@@ -353,6 +353,7 @@ def test_a_second_run_does_not_overwrite_the_first(train, demo, capsys):
 def start(*flags: str, ranks: int = 1) -> subprocess.Popen[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "fastcnn.train", *flags]
+    command += ["--data-backend", "torch"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
