@@ -43,7 +43,7 @@ def run(folder: Path, data: Path, backend: str) -> None:
     os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
     flags = ["--arch", "lenet5", "--data", str(data), "--data-backend", backend, "--workers", "1"]
-    flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "2", "--batch-size", "16", "--lr", "0.05"]
+    flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "4", "--batch-size", "16", "--lr", "0.05"]
     flags += ["--log-interval", "3", "--checkpoint-steps", "1", "--resume", "auto", "--output-dir", "run"]
     os._exit(main(flags))
 
@@ -72,26 +72,27 @@ def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, backe
 
     instants = random.Random(f"{backend} {KILLS}")
     killed = in_a_save = before_the_first = 0
-    for number in range(KILLS):
-        folder = tmp_path / str(number)
+    while killed < KILLS:
+        folder = tmp_path / f"killed-{killed}-{instants.random()}"
         folder.mkdir()
         process = start(folder, demo, backend)
-        process.join(instants.uniform(0.05, 1) * seconds)
-        if number % 2:  # half of them in the middle of the next save
+        process.join(instants.uniform(0.1, 0.9) * seconds)
+        if killed % 2:  # half of them in the middle of the next save
             while process.exitcode is None and not (folder / "run" / ".last.pt.new").exists():
                 pass
-        killed += process.exitcode is None
+        if process.exitcode is not None:  # it was faster than the timed one
+            continue
         process.kill()
         process.join()
+        killed += 1
         in_a_save += (folder / "run" / ".last.pt.new").exists()
         before_the_first += not (folder / "run" / "last.pt").exists()
         finish(folder, demo, backend)
         resumed = torch.load(folder / "run" / "last.pt")
         assert all(torch.equal(tensor, resumed["model"][name]) for name, tensor in whole["model"].items())
-        assert resumed["step"] == whole["step"] == 20
+        assert resumed["step"] == whole["step"] == 40
     print(
-        f"\n{backend}: of {KILLS} runs of {seconds:.1f} s, {killed} killed before their end, {in_a_save} of "
-        f"these in the middle of a save, {before_the_first} before the first: all ended in the same weights"
+        f"\n{backend}: {killed} runs of {seconds:.1f} s were killed, {in_a_save} in the middle of a save and "
+        f"{before_the_first} before the first, and resumed: all ended in the same weights"
     )
-    assert killed >= KILLS / 2
     assert in_a_save >= 1
