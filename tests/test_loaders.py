@@ -236,8 +236,11 @@ def test_a_batch_does_not_depend_on_the_number_of_threads(loaders, source, backe
 
 
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
-def test_all_backends_cut_the_same_crops(loaders, source, crop):
+@pytest.mark.parametrize("torch_resizes", [True, False])  # False: as on a GPU
+def test_all_backends_cut_the_same_crops(loaders, source, crop, torch_resizes, monkeypatch):
     """So the statistics of their crops, shown for one in test_geometry, are those of all."""
+    if has_dali():
+        monkeypatch.setattr("fastcnn.data.dali.DaliLoader.torch_resizes", torch_resizes)
     kinds = ["torch", "cached", *(["dali"] if has_dali() else [])]
     transform = Transform(32, 3, crop)
     of_one, *of_others = (list(loaders(source, kind, transform=transform)[0]) for kind in kinds)

@@ -88,7 +88,7 @@ class TorchLoader(ImageLoader):
         image, g, t = int(work.images[i]), work.geometry, self.transform
         if self.share.train and t.train_crop == "random-resized":
             (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
-            pixels = _resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
+            pixels = resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
         else:
             pixels = self._pixels(image)
             if pixels.shape[:2] != (t.size, t.size):
@@ -146,7 +146,7 @@ def pool_for(split: Split, workers: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """[H, W, C] uint8 to [height, width, C], antialiased."""
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -154,15 +154,15 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return F.resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
 
 
-def _resize_and_crop(pixels: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """torchvision's Resize(resize) and CenterCrop(size)."""
+def _resize_and_crop(pixels: np.ndarray, short: int, size: int) -> np.ndarray:
+    """torchvision's Resize(short) and CenterCrop(size)."""
     height, width = pixels.shape[:2]
     most = _LONGEST * min(height, width)
     if max(height, width) > most:
         y, x = max(0, (height - most) // 2), max(0, (width - most) // 2)
         pixels = pixels[y : y + most, x : x + most]
-    height, width = (side * resize // min(pixels.shape[:2]) for side in pixels.shape[:2])
-    pixels = _resize(pixels, height, width)
+    height, width = (side * short // min(pixels.shape[:2]) for side in pixels.shape[:2])
+    pixels = resize(pixels, height, width)
     y, x = round((height - size) / 2), round((width - size) / 2)
     return pixels[y : y + size, x : x + size]
 
