@@ -16,20 +16,23 @@ import torch
 from fastcnn.engine import TrainState
 from fastcnn.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint so that `path` holds either the old or the new one at any instant."""
+def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
+    """Writes a checkpoint so that `path` holds either the old or the new one at any instant; and before it
+    `best`, if this is the best one, so that `path` never speaks of a best one that is not there."""
     temporary = path.with_name(f".{path.name}.new")  # one process writes, so a leftover is written over
     with temporary.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+    if best is not None:
+        _duplicate(temporary, best)
     _rename(temporary, path)
 
 
-def duplicate(path: Path, copy: Path) -> None:
+def _duplicate(path: Path, copy: Path) -> None:
     """Gives a checkpoint a second name that later saves under the first do not touch."""
     temporary = copy.with_name(f".{copy.name}.new")
     temporary.unlink(missing_ok=True)
@@ -97,6 +100,22 @@ def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
     if content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
     state.step, state.epoch = content["step"], content["epoch"]
+
+
+def buffers(state: TrainState) -> list[dict[str, torch.Tensor]]:
+    """Copies of the network's floating-point buffers, and of their moving averages: until a validation each
+    rank has its own."""
+    names = [name for name, b in state.network.named_buffers() if b.is_floating_point()]
+    sources = [dict(state.network.named_buffers()), state.ema.average if state.ema is not None else {}]
+    return [{name: s[name].to("cpu", copy=True) for name in names if name in s} for s in sources]
+
+
+@torch.no_grad()
+def restore_buffers(state: TrainState, saved: list[dict[str, torch.Tensor]]) -> None:
+    targets = [dict(state.network.named_buffers()), state.ema.average if state.ema is not None else {}]
+    for target, values in zip(targets, saved):
+        for name, value in values.items():
+            target[name].copy_(value)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -144,10 +144,26 @@ def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
             except UserError as error:
                 mistake = str(error)
         barrier()
+    _raise_together(mistake)
+    return value  # type: ignore[return-value]
+
+
+def on_every_rank(compute: Callable[[], T]) -> T:
+    """`compute()` on every rank; a UserError on any rank is raised on all."""
+    value: T | None = None
+    mistake: str | None = None
+    try:
+        value = compute()
+    except UserError as error:
+        mistake = str(error)
+    _raise_together(mistake)
+    return value  # type: ignore[return-value]
+
+
+def _raise_together(mistake: str | None) -> None:
     for text in gather_to_all(mistake):
         if text is not None:
             raise UserError(text)
-    return value  # type: ignore[return-value]
 
 
 def gather_to_main(value: T) -> list[T]:

@@ -148,8 +148,6 @@ def fit_epochs(
             run.best = {**val, "epoch": state.epoch}
         last = state.epoch == state.schedule.epochs
         stopped = any_rank(bool(stop), state.device) and not last
-        if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
-            run.save(epoch_metrics, is_best)
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {
             "step": state.step,
@@ -161,7 +159,11 @@ def fit_epochs(
             "data_wait": this_epoch.data_wait(),
             "seconds": time.perf_counter() - start,
         }
+        stop_if_not_finite(state)
+        # Before the save: a resumed run drops records that its checkpoint does not know.
         report.epoch_ends(epoch, task.describe(trained), task.describe(val), is_best, record)
+        if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
+            run.save(epoch_metrics, is_best)
         if stopped:
             break
     return Outcome(val, pace.images_per_second(), (stop.signal or signal.SIGTERM) if stopped else None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ class Report:
         step: updates made before this start, when the run is resumed.
     """
 
-    def __init__(self, folder: Path, enabled: bool, epochs: int, steps_per_epoch: int, step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, enabled: bool, epochs: int, steps_per_epoch: int, step: int = 0, epoch: int = 0
+    ) -> None:
         self.folder = folder
         self.enabled = enabled
         self.epochs = epochs
@@ -46,7 +49,7 @@ class Report:
         self.bar: Any = None
         self.board: Any = None
         if enabled:
-            self._drop_later_records(step / steps_per_epoch)
+            self._drop_later_records(step / steps_per_epoch, epoch)
             self.board = _tensorboard(folder)
 
     def say(self, line: str) -> None:
@@ -130,19 +133,27 @@ class Report:
             for name, value in flatten(record):
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
-    def _drop_later_records(self, progress: float) -> None:
+    def _drop_later_records(self, progress: float, epoch: int) -> None:
         """After a kill the log may be ahead of the checkpoint; what comes again is written again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            path.write_text("".join(line for line in lines if json.loads(line)["progress"] <= progress))
+            records = map(json.loads, lines)
+            kept = [
+                line
+                for line, record in zip(lines, records)
+                if record["progress"] <= progress and (record["kind"] != "epoch" or record["epoch"] <= epoch)
+            ]
+            temporary = path.with_name(".metrics.jsonl.new")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
 
 
 @contextmanager
 def open_report(folder: Path, enabled: bool, state: TrainState) -> Iterator[Report]:
     """The report of a run that starts, or goes on, from `state`; its curves are drawn at the end."""
     schedule = state.schedule
-    report = Report(folder, enabled, schedule.epochs, schedule.steps_per_epoch, state.step)
+    report = Report(folder, enabled, schedule.epochs, schedule.steps_per_epoch, state.step, state.epoch)
     try:
         yield report
     finally:

@@ -44,8 +44,9 @@ class Run:
             fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
         """
         stop_if_not_finite(self.state)
-        # What differs between ranks: random generators, the sums of this epoch.
+        # What differs between ranks: batch-norm statistics, random generators, the sums of this epoch.
         own = {
+            "buffers": checkpoint.buffers(self.state),
             "random": checkpoint.random_state(self.state.device),
             "metrics": metrics.state().cpu(),
         }
@@ -70,13 +71,10 @@ class Run:
             "ranks": ranks,
             "loader": self.loader.state_dict(),
             "order": self._order(),
-            "bad_files": self.loader.bad.reasons,
             "steps_per_epoch": self.state.schedule.steps_per_epoch,
             **checkpoint.pack_state(self.state),
         }
-        checkpoint.save(self.folder / LAST, content)
-        if is_best:
-            checkpoint.duplicate(self.folder / LAST, self.folder / BEST)
+        checkpoint.save(self.folder / LAST, content, self.folder / BEST if is_best else None)
 
     def restore_weights(self, content: dict[str, Any]) -> None:
         """The network's and its moving average's, and how good they were."""
@@ -108,11 +106,10 @@ class Run:
                 raise UserError(f"--resume: saved in the middle of an epoch with {was}: go on with the same")
             self.loader.load_state_dict(at)
             self.state.step += schedule.steps_per_epoch - self.loader.steps_left // accum
-        if not changed:
-            self.loader.bad.learn(content["bad_files"])
         if len(content["ranks"]) == self.ranks.world_size:
             own = content["ranks"][self.ranks.rank]
             metrics.add(own["metrics"])
+            checkpoint.restore_buffers(self.state, own["buffers"])
             checkpoint.restore_random_state(own["random"], self.state.device)
         elif self.ranks.is_main:
             for rank in content["ranks"]:

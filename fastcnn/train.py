@@ -89,7 +89,9 @@ def fit(config: Config) -> Result:
         try:
             if config.test_only:
                 val = evaluate(state, task, val_loader)
+                run.share_bad_files()
                 if ranks.is_main:
+                    print("".join(f"{line}\n" for line in run.bad_lines()), end="")
                     print(f"{plan.checkpoint_path}: val {task.describe(val)}  {counted(val)}")
                 return Result(state.network, val, run.best, 0.0, plan.folder)
             run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))

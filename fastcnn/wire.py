@@ -14,8 +14,9 @@ from torch import nn
 from fastcnn import checkpoint, machine, models
 from fastcnn.config import Config
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
+from fastcnn.data.backends import why_not
 from fastcnn.data.choose import choose_backend
-from fastcnn.distributed import Ranks, from_main, local_main_first
+from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
 from fastcnn.optim import Schedule, build_optimizer
@@ -98,6 +99,8 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         check_resumable(content, config, source, path)
 
     source = source.with_channels(int(config.in_chans))
+    if "data_backend" in kept and not all(gather_to_all(_can_load(config, source, ranks))):
+        config = dataclasses.replace(config, data_backend="auto")  # it was another machine
 
     machine.prepare(device, cores, config.deterministic)
     if config.data_backend == "auto":
@@ -123,6 +126,14 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     return Plan(config, reasons, source, network, folder, content, path)
 
 
+def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:
+    """Whether the loader that was chosen before can be used here."""
+    if config.data_backend == "auto" or config.data_backend == "synthetic":
+        return True
+    channels, workers = int(config.in_chans), int(config.workers)
+    return not why_not(config.data_backend, source, channels, workers, ranks.local_world_size)
+
+
 def _transform(config: Config) -> Transform:
     return Transform(
         size=int(config.img_size),
@@ -142,16 +153,18 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         ValueError: fewer images than one batch, or than one update takes.
     """
     config, source = plan.config, plan.source
-    train_loader, val_loader = build_loaders(
-        source,
-        config.data_backend,  # type: ignore[arg-type]
-        _transform(config),
-        int(config.batch_size),
-        int(config.workers),
-        ranks,
-        device,
-        config.seed,
-        config.max_bad_fraction,
+    train_loader, val_loader = on_every_rank(
+        lambda: build_loaders(
+            source,
+            config.data_backend,  # type: ignore[arg-type]
+            _transform(config),
+            int(config.batch_size),
+            int(config.workers),
+            ranks,
+            device,
+            config.seed,
+            config.max_bad_fraction,
+        )
     )
     steps_per_epoch = len(train_loader) // config.grad_accum_steps
     if steps_per_epoch == 0:

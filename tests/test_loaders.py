@@ -142,6 +142,37 @@ def test_validation_images_are_torchvisions_resize_and_centre_crop(loaders, phot
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("crop", ["pad", "random-resized"])
+def test_images_of_the_size_of_samples_are_resized_all_the_same_unless_they_are_small_ones(
+    loaders, photos, backend, crop
+):
+    source, transform = in_memory(read_folder(photos, None, 0), 32), Transform(32, 3, crop)
+    reference = v2.Compose([v2.Resize(transform.resize), v2.CenterCrop(32), v2.PILToTensor()])
+    images = torch.cat([batch.images for batch in loaders(source, backend, transform=transform)[1]])
+    assert isinstance(source.val.images, np.ndarray)
+    for original, image in zip(source.val.images, images):
+        difference = (reference(Image.fromarray(original)).int() - image.int()).abs()
+        assert difference.max() <= (0 if crop == "pad" else 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_another_process_found_bad_is_replaced_while_it_is_under_way(
+    loaders, photos, tmp_path, backend
+):
+    shutil.copytree(photos, tmp_path / "photos")
+    source = numbered(read_folder(tmp_path / "photos", None, 0))
+    order = samples(loaders(source, backend)[0])
+    Path(source.train.name(order[8])).write_bytes(b"damaged")
+    train = loaders(source, backend, max_bad_fraction=0.1)[0]
+    batches = iter(train)
+    seen = samples(iter([next(batches)]))
+    train.bad.learn({order[8]: "as another process says"})
+    seen += samples(batches)
+    assert len(seen) == 20
+    assert order[8] not in seen
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_images_of_the_right_size_are_validated_as_they_are(loaders, photos, backend):
     source = in_memory(read_folder(photos, None, 0), 32)
     images = torch.cat([b.images for b in loaders(source, backend, transform=Transform(32, 3, "pad"))[1]])
@@ -230,7 +261,8 @@ def test_a_restored_loader_goes_on_with_the_same_pixels(loaders, source, backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_batch_does_not_depend_on_the_number_of_threads(loaders, source, backend):
+def test_a_batch_does_not_depend_on_the_number_of_threads(loaders, source, backend, monkeypatch):
+    monkeypatch.setattr("fastcnn.data.torch_loader.SMALL_IMAGE", 0)  # else one thread takes such small ones
     alone, helped = (loaders(source, backend, workers=workers)[0] for workers in (1, 3))
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped))
 
@@ -281,20 +313,22 @@ def test_other_ranks_batches_and_backends_take_over_the_rest_of_an_epoch(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_left_behind(source, backend):
+def test_nothing_is_left_behind(tmp_path, photos, backend, monkeypatch):
     """Neither threads nor processes, after a part of an epoch and after an error in it."""
+    monkeypatch.setattr("fastcnn.data.torch_loader.SMALL_IMAGE", 0)
+    shutil.copytree(photos, tmp_path / "photos")
+    data = read_folder(tmp_path / "photos", None, 0)
 
     def tasks() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 
     def use(fail: bool) -> None:
-        pair = build_loaders(source, backend, Transform(32), 4, 2, Ranks(), CPU, 0)
+        pair = build_loaders(data, backend, Transform(32), 4, 2, Ranks(), CPU, 0, 0.0)
         try:
             for loader in pair:
                 for _ in loader:
-                    break
-            if fail:
-                raise KeyboardInterrupt
+                    if not fail:
+                        break
         finally:
             for loader in pair:
                 loader.close()
@@ -302,7 +336,8 @@ def test_nothing_is_left_behind(source, backend):
     use(fail=False)  # what libraries start once stays
     before, names = tasks(), {thread.name for thread in threading.enumerate()}
     use(fail=False)
-    with pytest.raises(KeyboardInterrupt):
+    Path(data.val.name(5)).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="--max-bad-fraction 0: 1 of 7"):
         use(fail=True)
     deadline = time.monotonic() + 10  # a thread that was joined takes a moment to disappear
     while tasks() > before and time.monotonic() < deadline:
@@ -398,8 +433,10 @@ def test_bad_files_are_named_replaced_in_training_and_left_out_of_validation(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_bad_file_takes_none_of_the_others_with_it(loaders, tmp_path, photos, backend):
+@pytest.mark.parametrize("small", [0, 96])
+def test_a_bad_file_takes_none_of_the_others_with_it(loaders, tmp_path, photos, backend, small, monkeypatch):
     """The other samples of its batch, and those of all later ones, are what they would have been."""
+    monkeypatch.setattr("fastcnn.data.torch_loader.SMALL_IMAGE", small)  # several threads, and one
     shutil.copytree(photos, tmp_path / "photos")
     source = numbered(read_folder(tmp_path / "photos", None, 0))
     expected = list(loaders(source, backend)[0])
@@ -485,7 +522,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
     assert 2**20 < free_memory() < 2**44
 
 
-def test_a_loader_that_is_slower_is_not_chosen(photos, monkeypatch):
+def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
     source = read_folder(photos, None, 0)
     loaded = TorchLoader._load
 

@@ -715,11 +715,6 @@ def test_all_ranks_together_evaluate_every_image_once(count, world_size):
     assert sorted(evaluated) == list(range(count))
 
 
-def test_all_samples_of_a_training_batch_are_real():
-    for share in all_ranks(101, 4, 3, train=True):
-        assert all(share.is_real(step).tolist() == [True] * 4 for step in range(share.steps))
-
-
 def test_fewer_validation_images_than_processes_are_refused():
     with pytest.raises(ValueError, match="--data: 1 images for 2 processes"):
         Share(1, 4, 0, 2, train=False).check()

@@ -110,8 +110,8 @@ def interrupt_after(step: int, run: Any) -> None:
 
     real = checkpoint.save
 
-    def save_then_die(path: Path, content: dict[str, Any]) -> None:
-        real(path, content)
+    def save_then_die(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
+        real(path, content, best)
         if content["step"] == step:
             raise Killed
 
@@ -178,8 +178,7 @@ def test_minutes_between_checkpoints(train, demo, monkeypatch):
     clock = itertools.count(step=10.0)  # seconds, at each look
     monkeypatch.setattr("fastcnn.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     saved: list[int] = []
-    monkeypatch.setattr("fastcnn.checkpoint.save", lambda path, content: saved.append(content["step"]))
-    monkeypatch.setattr("fastcnn.checkpoint.duplicate", lambda path, copy: None)
+    monkeypatch.setattr("fastcnn.checkpoint.save", lambda path, content, best: saved.append(content["step"]))
     flags = (*QUICK, "--data", demo, "--epochs", "1", "--log-interval", "1", "--data-backend", "torch")
     assert train(*flags, "--checkpoint-minutes", "0.5") == 0
     assert len(saved) >= 3
@@ -278,6 +277,24 @@ def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(tr
         r"fastcnn: error: the loss became infinite or NaN at step 1\d, epoch 2, .*--lr.*\n", error
     )
     assert Path("run/last.pt").read_bytes() == before
+
+
+def test_too_many_bad_files_found_while_training_stop_all_processes_with_one_line(
+    tmp_path, monkeypatch, demo
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demo, "photos")
+    for path in sorted(Path("photos/train/blue_cross").iterdir())[:6]:  # good heads and ends, damaged between
+        Image.open(path).save(path.with_suffix(".png"))
+        path.unlink()
+        png = bytearray(path.with_suffix(".png").read_bytes())
+        png[len(png) // 2] ^= 0xFF
+        path.with_suffix(".png").write_bytes(png)
+    process = start(*QUICK, "--data", "photos", "--epochs", "9", "--log-interval", "2", ranks=2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(re.findall(r"^warning: bad training image: .*png", err, re.MULTILINE)) >= 2
+    assert len(re.findall(r"^fastcnn: error: --max-bad-fraction 0.01: \d of 160 .*", err, re.MULTILINE)) == 1
 
 
 @pytest.fixture(scope="module")

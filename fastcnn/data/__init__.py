@@ -67,8 +67,8 @@ def build_loaders(
     if reason:
         raise UserError(f"--data-backend {backend}: {reason}")
     bad = [
-        BadFiles(source.train, "training", max_bad_fraction),
-        BadFiles(source.val, "validation", max_bad_fraction),
+        BadFiles(source.train, "training", max_bad_fraction, ranks.world_size == 1),
+        BadFiles(source.val, "validation", max_bad_fraction, ranks.world_size == 1),
     ]
     for files in bad:
         files.check_all()

@@ -70,10 +70,9 @@ def why_not(
         if workers == 0:
             return "DALI needs a thread; write --workers 1 or more"
     if backend == "cached":
-        from fastcnn.data.cached import decoded_bytes, free_memory
+        from fastcnn.data.cached import cached_bytes, free_memory
 
-        splits = (source.train, source.val)
-        needed = local_world_size * sum(decoded_bytes(s, channels) for s in splits if s.images is None)
+        needed = local_world_size * sum(cached_bytes(s, channels) for s in (source.train, source.val))
         room = int(memory_share * free_memory())
         if needed > room:
             return (

@@ -20,12 +20,19 @@ class BadFiles:
         split: knows those whose header was bad.
         phase: "training" or "validation", for messages.
         max_fraction: share of the split that may be bad.
+        alone: this process is the only one; else all of them ask together whether there are too many
+            (`fastcnn.run.Run.share_bad_files`).
+        quiet: name none of them.
     """
 
-    def __init__(self, split: Split, phase: str, max_fraction: float) -> None:
+    def __init__(
+        self, split: Split, phase: str, max_fraction: float, alone: bool = True, quiet: bool = False
+    ) -> None:
         self.split = split
         self.phase = phase
         self.max_fraction = max_fraction
+        self.alone = alone
+        self.quiet = quiet
         self.reasons: dict[int, str] = {}
         self.peers: dict[int, np.ndarray] = {}
         self.named = 0
@@ -47,16 +54,16 @@ class BadFiles:
         """Notes and names a file that could not be decoded.
 
         Raises:
-            BadImageError: there are more of them than allowed.
+            BadImageError: there are more of them than allowed, and this process is alone.
         """
         if sample in self.reasons:
             return
         self.reasons[sample] = reason
         self.news.append(sample)
         self.named += 1
-        if self.named <= NAMED_AT_MOST:
+        if self.named <= NAMED_AT_MOST and not self.quiet:
             print(f"warning: bad {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True)
-        excess = self.excess()
+        excess = self.excess() if self.alone else ""
         if excess:
             raise BadImageError(excess)
 
@@ -81,7 +88,8 @@ class BadFiles:
         )
 
     def line(self, sample: int) -> str:
-        return f"{self.split.name(sample)}: {self.reasons[sample]}"
+        line = f"{self.split.name(sample)}: {self.reasons[sample]}"
+        return line.encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
 
     def lines(self) -> list[str]:
         """One for each, for people."""
@@ -98,8 +106,10 @@ class BadFiles:
         label = int(self.split.labels[sample])
         if label not in self.peers:
             self.peers[label] = np.flatnonzero(self.split.labels == label)
-        for candidates in (self.peers[label], np.arange(len(self.split))):
-            for other in np.roll(candidates, -np.searchsorted(candidates, sample)).tolist():
+        for candidates in (self.peers[label], range(len(self.split))):
+            place = int(np.searchsorted(candidates, sample)) if candidates is self.peers[label] else sample
+            for k in range(len(candidates)):
+                other = int(candidates[(place + k) % len(candidates)])
                 if other not in self.reasons:
                     return other
         raise BadImageError(f"--data: no {self.phase} image can be decoded ({self.line(sample)})")

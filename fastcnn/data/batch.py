@@ -143,8 +143,9 @@ class Share:
         return np.concatenate([chosen, np.repeat(order[-1:], self.batch_size - len(chosen))])
 
     def is_real(self, step: int) -> np.ndarray:
-        """Which samples of a batch are not padding, bool [batch_size]."""
-        first, last = (0, self.count) if self.train else self.bounds
+        """Which samples of an evaluation batch are not padding, bool [batch_size]."""
+        assert not self.train
+        first, last = self.bounds
         return np.arange(step * self.batch_size, (step + 1) * self.batch_size) < last - first
 
     def check(self) -> None:

@@ -20,13 +20,23 @@ from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Share, Transform
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
-from fastcnn.data.sources import Split
+from fastcnn.data.sources import Split, native_size
 from fastcnn.data.torch_loader import TorchLoader, chunks, pool_for
+
+WITH_PADDING = 2.6
+"""Memory of small images and their padded copy, over that of the images alone."""
 
 
 def decoded_bytes(split: Split, channels: int) -> int:
     """What the images of a split take when decoded."""
     return int(split.sizes.astype(np.int64).prod(axis=1).sum()) * channels
+
+
+def cached_bytes(split: Split, channels: int) -> int:
+    """What it takes to cache a split that is not in memory already."""
+    if split.images is not None:
+        return 0
+    return int(decoded_bytes(split, channels) * (WITH_PADDING if native_size(split) else 1))
 
 
 def free_memory() -> int:
@@ -40,7 +50,9 @@ def free_memory() -> int:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        stat = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
+        files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))  # which give way
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
     return free
 
 
@@ -82,10 +94,10 @@ def cached_loader(
     split: Split, transform: Transform, share: Share, device: torch.device, workers: int, bad: BadFiles
 ) -> ImageLoader:
     """The loader for a split that `decode_all` returned."""
-    whole = split.common_size == (transform.size, transform.size)
+    whole = split.common_size == (transform.size, transform.size) and transform.resize == transform.size
     if whole and (transform.train_crop == "pad" or not share.train):
         room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else float("inf")
-        if 2 * decoded_bytes(split, transform.channels) < room:  # with the padding
+        if WITH_PADDING * decoded_bytes(split, transform.channels) < room:
             return CachedLoader(split, transform, share, device, workers, bad)
     return TorchLoader(split, transform, share, device, workers, bad)
 

@@ -66,7 +66,12 @@ def time_backends(
     share = Share(count, min(batch_size, count), 0, 1, train=True)
     loaders = {
         name: MAKERS[name](
-            sample, transform, share, device, workers, BadFiles(sample, "training", max_fraction=1)
+            sample,
+            transform,
+            share,
+            device,
+            workers,
+            BadFiles(sample, "training", max_fraction=1, quiet=True),
         )
         for name in candidates
     }
@@ -75,6 +80,7 @@ def time_backends(
         batches = {name: _endless(loader) for name, loader in loaders.items()}
         for turn in range(ROUNDS):
             for name in candidates if turn % 2 else reversed(candidates):
+                _wait_for_quiet()
                 for _ in range(AHEAD):
                     next(batches[name])
                 images, start = 0, time.perf_counter()
@@ -87,6 +93,15 @@ def time_backends(
         for loader in loaders.values():
             loader.close()
     return best
+
+
+def _wait_for_quiet() -> None:
+    """Until what the last loader has under way is done, a second at most."""
+    for _ in range(50):
+        busy = time.process_time()
+        time.sleep(0.02)
+        if time.process_time() - busy < 0.002:
+            return
 
 
 def _endless(loader: ImageLoader) -> Iterator[Batch]:

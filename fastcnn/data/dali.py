@@ -18,11 +18,12 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import DataNode
 from torch import Tensor
 
+from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.manifest import Files
 from fastcnn.data.torch_loader import chunks, pool_for, resize
 
-_AHEAD = 2  # batches under way
+_AHEAD = 2  # batches under way, with the one that is waited for
 _ALONE: dict[str, Any] = {"batch_size": 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
 
 
@@ -45,7 +46,7 @@ class DaliLoader(ImageLoader):
         if random_resized and split.images is None and self.device.type == "cpu" and self.torch_resizes:
             self._pool = pool_for(split, self.workers)
         else:
-            if random_resized or (split.sizes != t.size).any():
+            if random_resized or t.resize != t.size or (split.sizes != t.size).any():
                 self._fields += ["roi_start", "roi_end"]
             if train and not random_resized:
                 self._fields += ["shift"]
@@ -138,7 +139,7 @@ class DaliLoader(ImageLoader):
             raise error
         for work in under_way:  # the error does not say in which batch it was
             reasons = {
-                image: _why_undecodable(self.split.files, image, self.transform.channels)
+                image: _why_undecodable(self.split.files, image, self.transform.channels, self.device)
                 for image in set(work.images.tolist())
             }
             for image in sorted(reasons):
@@ -163,6 +164,9 @@ class DaliLoader(ImageLoader):
         return copy
 
     def close(self) -> None:
+        if self._pipeline is not None:
+            for made, _ in self._being_copied:
+                made.synchronize()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._pool = self._pipeline = self._ahead = None
@@ -200,32 +204,46 @@ def _pipeline(
     if "roi_start" in g:
         images = fn.resize(images, size=[size, size], roi_start=g["roi_start"], roi_end=g["roi_end"])
     if "shift" in g:
-        images = fn.slice(images, g["shift"], [size, size], axes=(0, 1), out_of_bounds_policy="pad")
+        images = fn.slice(
+            images, start=g["shift"], shape=[size, size], axes=(0, 1), out_of_bounds_policy="pad"
+        )
     if "flip" in g:
         images = fn.flip(images, horizontal=g["flip"])
     return images
 
 
-def _why_undecodable(files: Files, image: int, channels: int) -> str:
-    """What is wrong with an image, "" if nothing is. Asked of the CPU, which decodes all that a GPU does."""
+def _why_undecodable(files: Files, image: int, channels: int, device: torch.device) -> str:
+    """What is wrong with an image, "" if nothing is, asked of the decoder that failed."""
     try:
         data = files.read(image)
     except OSError as error:
         return error.strerror or str(error)
+    if not len(data):
+        return "empty"
+    on_gpu = device.type == "cuda"
+    settings = {**_ALONE, "device_id": device.index if on_gpu else None}
     try:
-        pipeline = _one_image(iter([[data]]), channels, **_ALONE)
+        pipeline = _one_image(iter([[data]]), channels, on_gpu, **settings)
         pipeline.build()
         (pixels,) = pipeline.run()
     except RuntimeError as error:
+        try:
+            files.decode(image, channels)
+        except DecodeError as reason:  # Pillow's are for people
+            return str(reason)
         return _essence(str(error))
-    changed = tuple(pixels.at(0).shape[:2]) != tuple(files.sizes[image])
-    return "changed since its header was read" if changed else ""
+    smaller = any(there < known for there, known in zip(pixels[0].shape(), files.sizes[image].tolist()))
+    return "changed since its header was read" if smaller else ""
 
 
 @pipeline_def
-def _one_image(source: Iterator[Any], channels: int) -> DataNode:
-    output = types.GRAY if channels == 1 else types.RGB
-    return fn.decoders.image(fn.external_source(source), output_type=output, adjust_orientation=False)
+def _one_image(source: Iterator[Any], channels: int, gpu: bool) -> DataNode:
+    return fn.decoders.image(
+        fn.external_source(source),
+        device="mixed" if gpu else "cpu",
+        output_type=types.GRAY if channels == 1 else types.RGB,
+        adjust_orientation=False,
+    )
 
 
 def _essence(text: str) -> str:

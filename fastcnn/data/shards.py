@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,8 +70,10 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
     """
     folder = Path(data).expanduser()
     names = sorted(map(str, folder.glob("*.tar"))) if folder.is_dir() else list(expand(data))
-    local = [_fetched(name, data_root) if name.startswith(REMOTE) else _checked(name) for name in names]
+    if not names:
+        raise UserError(f"--data {data}: stands for no shard; correct the pattern")
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        local = list(pool.map(partial(_local, data_root=data_root), names))
         indices = list(pool.map(_index, local))
     words = {word for index in indices for word in index.classes}
     numbered = all(word.isdecimal() for word in words)
@@ -130,6 +133,10 @@ def expand(pattern: str) -> Iterator[str]:
                 yield pattern[:start] + inner + rest
 
 
+def _local(name: str, data_root: Path) -> str:
+    return _fetched(name, data_root) if name.startswith(REMOTE) else _checked(name)
+
+
 def _checked(name: str) -> str:
     path = Path(name).expanduser()
     if not path.is_file():
@@ -156,6 +163,7 @@ def _fetched(uri: str, data_root: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
         file.write(content)
+    os.chmod(file.name, 0o644)  # a temporary file is its maker's alone
     os.replace(file.name, path)
     return str(path)
 

@@ -28,7 +28,7 @@ class SyntheticLoader:
         real = torch.ones(n, dtype=torch.bool, device=device)
         self.batch = Batch(images.to(device), targets.to(device), real)
         self.skipped = 0
-        self.bad = BadFiles(split, "training", max_fraction=1)
+        self.bad = BadFiles(split, "training" if share.train else "validation", max_fraction=1)
         self.epoch = 0
         self.position = 0
         self.step_samples = n * share.world_size

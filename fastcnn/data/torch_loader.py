@@ -20,7 +20,7 @@ from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.sources import SMALL_IMAGE, Split
 
-_AHEAD = 2  # batches under way
+_AHEAD = 2  # batches under way while one is used
 _LONGEST = 8
 """Long side over short side; a longer strip is cut to this around its middle before it is resized whole."""
 
@@ -90,9 +90,7 @@ class TorchLoader(ImageLoader):
             (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
             pixels = resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
         else:
-            pixels = self._pixels(image)
-            if pixels.shape[:2] != (t.size, t.size):
-                pixels = _resize_and_crop(pixels, t.resize, t.size)
+            pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
         pixels = _shifted(pixels, *g.shift[i])
         out[:] = pixels[:, ::-1] if g.flip[i] else pixels
 
