@@ -1,6 +1,6 @@
 """What measures: calls timed in turn in one process, and the machine they ran on.
 
-The scripts under benchmarks/ only call this.
+For the scripts under benchmarks/.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ from __future__ import annotations
 class UserError(ValueError):
     """A mistake in what the user wrote: the message says what is wrong, where, and what to write instead.
 
-    Every rank raises the same one, but for `BadImageError`.
+    Every rank raises the same one.
     """
 
 
 class BadImageError(UserError):
-    """Too many images cannot be decoded; only the rank that met the last of them knows."""
+    """Too many images cannot be decoded, as a process that is alone finds out; or all of them."""
 
 
 class TrainingError(RuntimeError):
