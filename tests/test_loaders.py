@@ -533,4 +533,4 @@ def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
     monkeypatch.setattr(TorchLoader, "_load", slowly)
     images = in_memory(source, 32).train
     speeds = time_backends(["torch", "cached"], images, Transform(32, 3, "pad"), 4, 1, CPU)
-    assert speeds["torch"] < 100 < 1000 < speeds["cached"]
+    assert speeds["torch"] < 100 < speeds["cached"] / 2
