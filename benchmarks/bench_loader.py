@@ -257,7 +257,7 @@ def main(settings: Settings) -> None:
         {
             "what": "training loaders",
             "environment": {**bench.environment(device), **versions("nvidia.dali", "PIL")},
-            "settings": {**vars(settings), "workers": workers},
+            "settings": {**vars(settings), "data": source.name, "workers": workers},
             "images": {
                 "count": len(split),
                 "median_height_and_width": np.median(split.sizes, axis=0).tolist(),

@@ -139,7 +139,7 @@ def main(settings: Settings) -> None:
         {
             "what": "resident memory of loading, after every epoch",
             "environment": bench.environment(device),
-            "settings": vars(settings),
+            "settings": {**vars(settings), "data": name},
             "images": {"train": len(source.train), "val": len(source.val)},
             "mib": sizes,
             "growth": {backend: growth(values) for backend, values in sizes.items()},
