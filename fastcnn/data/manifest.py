@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
-from fastcnn.cache import cache_root
+from fastcnn.cache import cache_root, keep
 from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
 
 SCAN_THREADS = 16
@@ -258,19 +257,14 @@ def _remember(
     for i, problem in problems.items():
         if problem in passing:
             stamps[i] = -1
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
-            np.savez(
-                file,
-                names=_join_text(names),
-                stamps=stamps,
-                sizes=sizes,
-                problems=_join_text([problems.get(i, "") for i in range(len(names))]),
-            )
-        os.replace(file.name, entry)
-    except OSError as error:
-        print(f"warning: {entry.parent}: {error.strerror}; headers are read anew next time", file=sys.stderr)
+    keep(
+        entry,
+        "headers are read anew next time",
+        names=_join_text(names),
+        stamps=stamps,
+        sizes=sizes,
+        problems=_join_text([problems.get(i, "") for i in range(len(names))]),
+    )
 
 
 def _join_text(lines: Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastcnn.cache import cache_root
+from fastcnn.cache import cache_root, keep
 from fastcnn.data.manifest import scan
 from fastcnn.data.sources import IMAGE_SUFFIXES, Source, Split, native_size, split_by_class
 from fastcnn.errors import UserError
@@ -178,13 +178,13 @@ def _index(path: str) -> Index:
             return Index(kept["members"].tolist(), kept["classes"].tolist(), kept["spans"])
     except Exception:  # not there, or cut off: it can be made again
         index = _read_index(path)
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
-            np.savez(file, members=index.members, classes=index.classes, spans=index.spans)
-        os.replace(file.name, entry)
-    except OSError:
-        pass  # read anew next time
+    keep(
+        entry,
+        "shards are indexed anew next time",
+        members=index.members,
+        classes=index.classes,
+        spans=index.spans,
+    )
     return index
 
 
