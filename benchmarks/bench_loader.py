@@ -240,18 +240,14 @@ def main(settings: Settings) -> None:
     )
     print(f"{'':<26}{'img/s':>9}  times {BASELINE} (quartiles)")
     for name in names:
-        ratio = bench.summary(ratios[name])
-        print(
-            f"{name:<26}{medians[name]:>9,.0f}  "
-            f"{ratio['median']:.2f} ({ratio['quartile_1']:.2f} to {ratio['quartile_3']:.2f})"
-        )
+        print(f"{name:<26}{medians[name]:>9,.0f}  {bench.spread(bench.summary(ratios[name]))}")
     for backend, reason in left_out.items():
         print(f"fastcnn {backend}: left out, {reason}")
     if decoding is not None:
         print(f"fastcnn cached decoded all images before, in {decoding:.1f} s")
     print(f"auto chose {choice} in {choosing:.1f} s ({why}): {share_of_best:.0%} of the fastest here")
-    path = Path(__file__).parent / "results" / bench.machine_name(device)
-    path = Path(settings.output or path / f"loader-{source.name}-{size}px-batch{batch_size}.json")
+    name = f"loader-{source.name}-{size}px-batch{batch_size}"
+    path = bench.results_file(Path(__file__).parent, name, settings.output, device)
     bench.write_json(
         path,
         {

@@ -132,8 +132,7 @@ def main(settings: Settings) -> None:
         )
     device = choose_device(settings.device, Ranks())
     name = source.name if source.name != "train" else Path(settings.data).resolve().parent.name
-    path = Path(__file__).parent / "results" / bench.machine_name(device)
-    path = Path(settings.output or path / f"memory-{name}.json")
+    path = bench.results_file(Path(__file__).parent, f"memory-{name}", settings.output, device)
     bench.write_json(
         path,
         {

@@ -121,14 +121,11 @@ def main(settings: Settings) -> None:
     print(f"{settings.arch}, {size} px, batch {n}, {settings.rounds} steps of each in turn")
     print(f"{'':<18}{'ms a step':>10}{'img/s':>9}  times {BASELINE} (quartiles)")
     for name in sides:
-        ratio, median = bench.summary(ratios[name]), statistics.median(seconds[name])
-        print(
-            f"{name:<18}{1000 * median:>10.1f}{n / median:>9,.0f}  "
-            f"{ratio['median']:.2f} ({ratio['quartile_1']:.2f} to {ratio['quartile_3']:.2f})"
-        )
+        ratio, median = bench.spread(bench.summary(ratios[name])), statistics.median(seconds[name])
+        print(f"{name:<18}{1000 * median:>10.1f}{n / median:>9,.0f}  {ratio}")
     print(f"fastcnn's dtype: {dtype}, {why}")
-    path = Path(__file__).parent / "results" / bench.machine_name(device)
-    path = Path(settings.output or path / f"train-{settings.arch}-{size}px-batch{n}.json")
+    name = f"train-{settings.arch}-{size}px-batch{n}"
+    path = bench.results_file(Path(__file__).parent, name, settings.output, device)
     bench.write_json(
         path,
         {

@@ -78,6 +78,16 @@ def machine_name(device: torch.device) -> str:
     return "-".join(_processor().lower().split()) + f"-{torch.get_num_threads()}-threads"
 
 
+def spread(values: dict[str, float]) -> str:
+    """A `summary` of ratios for people: the median and, in brackets, the quartiles."""
+    return f"{values['median']:.2f} ({values['quartile_1']:.2f} to {values['quartile_3']:.2f})"
+
+
+def results_file(folder: Path, name: str, output: str | None, device: torch.device) -> Path:
+    """`output` if it is told, else the file for this machine under the results of the scripts in `folder`."""
+    return Path(output or folder / "results" / machine_name(device) / f"{name}.json")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

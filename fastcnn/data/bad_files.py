@@ -106,8 +106,8 @@ class BadFiles:
         label = int(self.split.labels[sample])
         if label not in self.peers:
             self.peers[label] = np.flatnonzero(self.split.labels == label)
-        for candidates in (self.peers[label], range(len(self.split))):
-            place = int(np.searchsorted(candidates, sample)) if candidates is self.peers[label] else sample
+        peers, everything = self.peers[label], range(len(self.split))
+        for candidates, place in ((peers, int(np.searchsorted(peers, sample))), (everything, sample)):
             for k in range(len(candidates)):
                 other = int(candidates[(place + k) % len(candidates)])
                 if other not in self.reasons:
