@@ -2,6 +2,12 @@
 convolution. A package of its own: it needs torch alone, and any model can use it.
 """
 
+from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from fastcnn_kernels.reference import depthwise_conv2d_reference, local_response_norm_reference
 
-__all__ = ["depthwise_conv2d_reference", "local_response_norm_reference"]
+__all__ = [
+    "DepthwiseConv2d",
+    "depthwise_conv2d",
+    "depthwise_conv2d_reference",
+    "local_response_norm_reference",
+]

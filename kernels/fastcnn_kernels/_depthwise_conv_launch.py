@@ -1,0 +1,203 @@
+"""How the kernels of `_depthwise_conv_triton` are launched: which one, in what patches, how many programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton import cdiv
+
+from fastcnn_kernels import _depthwise_conv_triton as kernels
+from fastcnn_kernels._patches import Axis, chunk, cut
+
+WARPS = 4
+LANES = 32 * WARPS
+"""Of a program."""
+LANES_IN_FLIGHT = 132 * 512
+"""About what a large GPU holds of the weight's gradient's first stage: images are split over so many."""
+IMAGES_PER_LANE = 8
+"""At least, however, so that partial sums stay few."""
+TAP_ROWS = {3: ((0, 3),), 5: ((0, 5),), 7: ((0, 4), (4, 7))}
+"""Rows of the kernel that one launch of that stage keeps in registers: those of 7 x 7 take two."""
+
+Pair = tuple[int, int]
+
+
+class Launch(NamedTuple):
+    """A kernel and all that it is compiled for."""
+
+    kernel: Any
+    constants: dict[str, Any]
+
+    @property
+    def patches(self) -> int:
+        """Of one image."""
+        return self.constants["ROWS"].patches() * self.constants["COLUMNS"].patches()
+
+    def programs(self, patches: int) -> int:
+        """How many it takes for so many patches of all channels."""
+        constants = self.constants
+        groups, chunk = constants["CHANNELS"] // constants["GROUP"], constants["CHUNK"]
+        return cdiv(patches * chunk, constants["LANES"]) * (groups // chunk)
+
+    def run(self, grid: tuple[int, ...], *arguments: object) -> None:
+        # Triton 3.9 warns where the fusing of multiplication and addition is left to its default.
+        self.kernel[grid](*arguments, **self.constants, num_warps=WARPS, enable_fp_fusion=True)
+
+
+class Shape(NamedTuple):
+    """What the kernels of a layer are compiled for."""
+
+    channels: int
+    in_size: Pair
+    out_size: Pair
+    kernel: int
+    stride: int
+    padding: Pair
+
+
+@functools.cache
+def forward_launch(shape: Shape, bias: bool, lanes: int) -> Launch:
+    rows, columns = cut("forward", shape.out_size, shape.in_size, shape.kernel, shape.stride, shape.padding)
+    return _convolution(rows, columns, shape.channels, bias, lanes)
+
+
+@functools.cache
+def input_grad_launch(shape: Shape, lanes: int) -> Launch:
+    if shape.stride == 1:  # a convolution with the taps turned round, mostly the forward's own program
+        padding = (shape.kernel - 1 - shape.padding[0], shape.kernel - 1 - shape.padding[1])
+        axes = cut("forward", shape.in_size, shape.out_size, shape.kernel, 1, padding)
+    else:
+        axes = cut("input_grad", shape.in_size, shape.out_size, shape.kernel, shape.stride, shape.padding)
+    return _convolution(*axes, shape.channels, False, lanes)
+
+
+@functools.cache
+def weight_grad_launches(shape: Shape, bias: bool, lanes: int) -> list[Launch]:
+    """The first stage: a launch for each group of the kernel's rows."""
+    rows, columns = cut(
+        "weight_grad", shape.in_size, shape.out_size, shape.kernel, shape.stride, shape.padding
+    )
+    constants = {"ROWS": rows, "COLUMNS": columns, **_channels(shape.channels)}
+    bias = bias and rows.owns_all() and columns.owns_all()
+    return [
+        Launch(
+            kernels.correlate_kernel,
+            {**constants, "FIRST": first, "LAST": last, "HAS_BIAS": bias, "LANES": lanes},
+        )
+        for first, last in TAP_ROWS[shape.kernel]
+    ]
+
+
+def _convolution(rows: Axis, columns: Axis, channels: int, bias: bool, lanes: int) -> Launch:
+    constants = {"ROWS": rows, "COLUMNS": columns, **_channels(channels), "HAS_BIAS": bias, "LANES": lanes}
+    return Launch(kernels.convolve_kernel, constants)
+
+
+def _channels(channels: int) -> dict[str, int]:
+    group = 2 if channels % 2 == 0 else 1
+    return {"CHANNELS": channels, "GROUP": group, "CHUNK": chunk(channels // group)}
+
+
+def why_not(
+    tensor: Tensor, weight: Tensor, input_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+) -> str | None:
+    """Why the kernels cannot do this convolution of `tensor`, or this gradient from it; None if they can."""
+    kernel = tuple(weight.shape[2:])
+    if kernel not in ((3, 3), (5, 5), (7, 7)):
+        return f"a kernel of {kernel[0]} x {kernel[1]} (3 x 3, 5 x 5 and 7 x 7 have one)"
+    if stride not in ((1, 1), (2, 2)):
+        return f"stride {stride} (1 and 2 have one)"
+    if dilation != (1, 1):
+        return f"dilation {dilation}"
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{tensor.dtype}"
+    if weight.dtype not in (torch.float32, tensor.dtype) or not weight.is_contiguous():
+        return f"a weight of {weight.dtype} with strides {weight.stride()} for an input of {tensor.dtype}"
+    if not tensor.is_contiguous(memory_format=torch.channels_last):
+        return "a tensor that is not in channels-last memory"
+    batch, channels, height, width = input_size
+    if max(tensor.numel() // max(batch, 1), channels * height * width) >= 2**31 or tensor.numel() >= 2**38:
+        return f"an input of {tuple(input_size)}, whose offsets take more than 32 bits in an image"
+    return None
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, stride: Pair, padding: Pair
+) -> None:
+    """Writes the convolution of `input` to `output`, both in channels-last memory."""
+    launch = forward_launch(
+        _shape(input.shape, weight, output.shape, stride, padding), bias is not None, LANES
+    )
+    batch = input.shape[0]
+    taps = _taps(weight, flip=False)
+    grid = (launch.programs(batch * launch.patches),)
+    launch.run(grid, input, taps, taps if bias is None else bias, output, batch)
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, grad_input: Tensor, stride: Pair, padding: Pair) -> None:
+    """Writes the gradient of the input to `grad_input`, both in channels-last memory."""
+    launch = input_grad_launch(_shape(grad_input.shape, weight, grad_output.shape, stride, padding), LANES)
+    batch = grad_input.shape[0]
+    taps = _taps(weight, flip=stride == (1, 1))
+    launch.run((launch.programs(batch * launch.patches),), grad_output, taps, taps, grad_input, batch)
+
+
+def weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+) -> None:
+    """Writes the gradients of the weight and of the bias, the same bits each time."""
+    shape = _shape(input.shape, grad_weight, grad_output.shape, stride, padding)
+    launches = weight_grad_launches(shape, grad_bias is not None, LANES)
+    patches, has_bias = launches[0].patches, launches[0].constants["HAS_BIAS"]
+    programs = launches[0].programs(patches)
+    batch = input.shape[0]
+    splits = max(1, min(cdiv(LANES_IN_FLIGHT, programs * LANES), batch // IMAGES_PER_LANE))
+    taps = shape.kernel**2
+    partial = input.new_empty(splits * patches, taps + has_bias, shape.channels, dtype=torch.float32)
+    for launch in launches:
+        launch.run((programs, splits), input, grad_output, partial, batch, splits)
+    bias = grad_bias if has_bias else grad_weight
+    kernels.reduce_kernel[(cdiv(shape.channels, 32), taps + has_bias)](
+        partial,
+        grad_weight,
+        bias,
+        splits * patches,
+        shape.channels,
+        taps,
+        has_bias,
+        64,
+        enable_fp_fusion=True,
+    )
+    if grad_bias is not None and not has_bias:
+        grad_bias.copy_(grad_output.sum((0, 2, 3), dtype=torch.float32))
+
+
+def _taps(weight: Tensor, flip: bool) -> Tensor:
+    channels, taps = weight.shape[0], weight.shape[2] * weight.shape[3]
+    result = weight.new_empty(taps, channels, dtype=torch.float32)
+    kernels.taps_kernel[(cdiv(channels, 128),)](
+        weight, result, channels, taps, flip, 128, enable_fp_fusion=True
+    )
+    return result
+
+
+def _shape(
+    in_shape: Sequence[int], weight: Tensor, out_shape: Sequence[int], stride: Pair, padding: Pair
+) -> Shape:
+    return Shape(
+        in_shape[1],
+        (in_shape[2], in_shape[3]),
+        (out_shape[2], out_shape[3]),
+        weight.shape[2],
+        stride[0],
+        padding,
+    )

@@ -1,0 +1,163 @@
+"""The geometry of a depthwise convolution that is computed in patches, one axis at a time.
+
+One of the two maps of a convolution is cut into patches that a lane keeps in registers; the other is read
+through a window that slides with the patch. Forward, the output is patched and the input seen through the
+window. For both gradients it is the other way round ("transposed"): the input's side is patched, and the
+gradient of the output is seen through the window. Which tap of the kernel joins a patch element and a window
+element depends on their offsets alone, so it is known when a kernel is compiled, and a stride wastes no
+multiply-add.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton import constexpr_function
+
+SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a map that is cut into patches, and of the map that is seen through the window.
+
+    A compile-time argument of the kernels: its fields are plain numbers, the compiler evaluates its methods.
+    """
+
+    patched: int
+    """Size of the map that is cut into patches."""
+    windowed: int
+    """Size of the map that is seen through the window."""
+    patch: int
+    """Elements of a patch; when transposed, a multiple of the stride."""
+    kernel: int
+    stride: int
+    padding: int
+    transposed: bool
+    source: str = SOURCE
+    """Of the methods: Triton's cache knows a compile-time argument by its fields."""
+
+    @constexpr_function
+    def patches(self) -> int:
+        return -(-self.patched // self.patch)
+
+    @constexpr_function
+    def first(self) -> int:
+        """Where the window of the patch at 0 begins."""
+        return -((self.kernel - 1 - self.padding) // self.stride) if self.transposed else -self.padding
+
+    @constexpr_function
+    def span(self) -> int:
+        """Elements of the window."""
+        if self.transposed:
+            return (self.patch - 1 + self.padding) // self.stride - self.first() + 1
+        return (self.patch - 1) * self.stride + self.kernel
+
+    @constexpr_function
+    def tap(self, i: int, w: int) -> int:
+        """The tap that joins element i of the patch and w of the window, by output * stride + tap - padding =
+        input; out of the kernel's range where none does."""
+        if self.transposed:
+            return i + self.padding - (w + self.first()) * self.stride
+        return w - i * self.stride
+
+    @constexpr_function
+    def meets(self, i: int, w: int, low: int = 0, high: int | None = None) -> bool:
+        """Whether a tap from `low` to below `high` (the kernel's size) joins the two."""
+        return low <= self.tap(i, w) < (self.kernel if high is None else high)
+
+    @constexpr_function
+    def window_leaves(self) -> tuple[bool, ...]:
+        """For each element of the window whether it lies outside the map for some patch, so that its load
+        must be masked."""
+        last_patch = (self.patches() - 1) * self.patch
+        last = last_patch // self.stride if self.transposed else last_patch * self.stride
+        places = range(self.first(), self.first() + self.span())
+        return tuple(place < 0 or last + place >= self.windowed for place in places)
+
+    @constexpr_function
+    def patch_leaves(self) -> tuple[bool, ...]:
+        """The same for the elements of the patch."""
+        return (self.patched % self.patch != 0,) * self.patch
+
+    @constexpr_function
+    def owns(self, w: int) -> bool:
+        """When transposed: whether element w of the window is one of the outputs that lie over the patch
+        itself, so that each belongs to one patch."""
+        return 0 <= w + self.first() < self.patch // self.stride
+
+    @constexpr_function
+    def owns_all(self) -> bool:
+        """Whether a patch `owns` every output; not where the padding is larger than the kernel asks for."""
+        return self.patches() * self.patch // self.stride >= self.windowed
+
+
+MOST_PIXELS = {
+    # (pass, kernel, stride): the largest patch. Larger ones need fewer instructions for each output, but more
+    # registers and more instructions in all; kernels/README.md has the figures.
+    ("forward", 3, 1): 14,
+    ("forward", 5, 1): 28,
+    ("forward", 7, 1): 14,
+    ("forward", 3, 2): 14,
+    ("forward", 5, 2): 14,
+    ("forward", 7, 2): 14,
+    ("input_grad", 3, 2): 56,
+    ("input_grad", 5, 2): 28,
+    ("input_grad", 7, 2): 28,
+    ("weight_grad", 3, 1): 14,
+    ("weight_grad", 5, 1): 14,
+    ("weight_grad", 7, 1): 14,
+    ("weight_grad", 3, 2): 28,
+    ("weight_grad", 5, 2): 28,
+    ("weight_grad", 7, 2): 28,
+}
+
+
+@functools.cache
+def cut(
+    kind: str,
+    patched: tuple[int, int],
+    windowed: tuple[int, int],
+    kernel: int,
+    stride: int,
+    padding: tuple[int, int],
+) -> tuple[Axis, Axis]:
+    """The rows and columns of the patches that need the fewest instructions for a whole map.
+
+    Args:
+        kind: "forward", "input_grad" or "weight_grad".
+        patched, windowed: height and width of either map.
+    """
+    transposed = kind != "forward"
+    unit = stride if transposed else 1
+    best: tuple[float, int] | None = None
+    for height in range(unit, 4 + 1, unit):
+        for width in range(unit, 14 + 1, unit):
+            if height * width > MOST_PIXELS[kind, kernel, stride]:
+                continue
+            rows, columns = (
+                Axis(patched[i], windowed[i], size, kernel, stride, padding[i], transposed)
+                for i, size in enumerate((height, width))
+            )
+            multiply_adds = 2 * height * width * kernel**2 / (stride**2 if transposed else 1)
+            loads = 4 * rows.span() * columns.span()  # a load, two conversions, sometimes a mask
+            rest = 1.5 * height * width + kernel**2 + 50
+            cost = rows.patches() * columns.patches() * (multiply_adds + loads + rest), -width
+            if best is None or cost < best:
+                best, found = cost, (rows, columns)
+    return found
+
+
+@functools.cache
+def chunk(groups: int) -> int:
+    """How many of `groups` channel groups (pairs, or single channels) lanes take side by side.
+
+    A divisor near 32: a warp reads whole lines of 128 bytes, no lane idles, and the next warps take the
+    patches next to it.
+    """
+    divisors = [d for d in range(1, groups + 1) if groups % d == 0]
+    # Of lengths equally near, whole sectors of 32 bytes are better.
+    return min(divisors, key=lambda d: max(d / 32, 32 / d) * (1 if d % 8 == 0 else 1.5))

@@ -1,0 +1,276 @@
+"""What the kernels compile to: registers, spills, instructions, and the time that follows. Needs no GPU.
+
+    python -m fastcnn_kernels.audit                        # each kernel on a typical layer
+    python -m fastcnn_kernels.audit --layers mobilenet_v2  # on every layer of a network, or of all
+    python -m fastcnn_kernels.audit --arch sm_90 --markdown
+
+The kernels are compiled ahead of time for each architecture, as they are launched, and the machine code is
+read with the `cuobjdump` of Triton's package. An element is an output in a forward pass and an element of the
+input in a gradient. Predicted times are those of an H200 whose every issue slot, or whose memory, is always
+busy; expect 70 to 90% of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+# An H200 issues 4 instructions for 32 lanes on each of 132 multiprocessors at 1.755 GHz, and copies 4.3 TB/s.
+INSTRUCTIONS_PER_SECOND = 132 * 4 * 32 * 1.755e9
+BYTES_PER_SECOND = 4.3e12
+
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+TYPICAL = (
+    *(Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)),
+    Norm(5, 192, 56),
+)
+
+MOST = {
+    # Kernel on its typical layer in bf16: the most registers, and the most instructions for each element.
+    # A test holds every architecture to it. Make it smaller with each improvement.
+    "depthwise 3x3 s1 forward": (64, 17.1),
+    "depthwise 3x3 s1 input gradient": (64, 17.1),
+    "depthwise 3x3 s1 weight gradient": (96, 15.5),
+    "depthwise 3x3 s2 forward": (80, 21.1),
+    "depthwise 3x3 s2 input gradient": (64, 4.7),
+    "depthwise 3x3 s2 weight gradient": (72, 5.0),
+    "depthwise 5x5 s1 forward": (128, 33.1),
+    "depthwise 5x5 s1 input gradient": (128, 33.1),
+    "depthwise 5x5 s1 weight gradient": (144, 35.7),
+    "depthwise 5x5 s2 forward": (80, 44.0),
+    "depthwise 5x5 s2 input gradient": (96, 10.7),
+    "depthwise 5x5 s2 weight gradient": (136, 9.8),
+    "depthwise 7x7 s1 forward": (80, 68.5),
+    "depthwise 7x7 s1 input gradient": (80, 68.5),
+    "depthwise 7x7 s1 weight gradient": (168, 68.2),
+    "depthwise 7x7 s2 forward": (96, 76.1),
+    "depthwise 7x7 s2 input gradient": (160, 18.0),
+    "depthwise 7x7 s2 weight gradient": (136, 19.0),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pass of a layer: the programs that it runs, and what they are to be held against."""
+
+    name: str
+    layer: str
+    """Its channels x side."""
+    programs: tuple[tuple[Any, dict[str, Any]], ...]
+    """Kernels, each with its compile-time arguments."""
+    types: dict[str, str]
+    """Of the other arguments, as Triton writes them: "*bf16", "i32"."""
+    elements: int
+    """That a lane handles in one pass through the code, or through its loop."""
+    useful: float
+    """Share of them that lie in the map."""
+    bytes: float
+    """To be moved for each element, if each of the layer's tensors moves once."""
+    side_by_side: int
+    """Bytes that the lanes of a warp read without a gap."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the programs of a case compiled to, for one architecture."""
+
+    registers: int
+    """Of the program that needs most."""
+    spilled: int
+    """Bytes of stack and local memory of a lane, and instructions that reach there."""
+    shared: int
+    """Bytes of shared memory."""
+    instructions: int
+    """In one pass through the code, or through its loop; of all programs."""
+    multiply_adds: int
+    """Of these; some work on two numbers."""
+
+    def for_each(self, case: Case) -> float:
+        """Instructions for each element in the map."""
+        return self.instructions / case.elements / case.useful
+
+    def picoseconds(self, case: Case) -> float:
+        """For each element on an H200, by what takes longest."""
+        return max(1e12 * self.for_each(case) / INSTRUCTIONS_PER_SECOND, floor(case))
+
+    def bound(self, case: Case) -> str:
+        if self.picoseconds(case) <= floor(case):
+            return "memory"
+        return "arithmetic" if self.multiply_adds > 2 / 3 * self.instructions else "issue slots"
+
+
+def floor(case: Case) -> float:
+    """Picoseconds for each element on an H200 if nothing but memory took time."""
+    return 1e12 * case.bytes / BYTES_PER_SECOND
+
+
+def cases(layers: Iterable[Depthwise | Norm], dtype: str = "bf16") -> Iterator[Case]:
+    for layer in layers:
+        yield from (
+            depthwise_cases(layer, dtype) if isinstance(layer, Depthwise) else norm_cases(layer, dtype)
+        )
+
+
+def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
+    from fastcnn_kernels import _depthwise_conv_launch as launch
+
+    padding = layer.kernel // 2
+    out_size = (layer.size + 2 * padding - layer.kernel) // layer.stride + 1
+    ratio = (out_size / layer.size) ** 2
+    shape = launch.Shape(
+        layer.channels, (layer.size,) * 2, (out_size,) * 2, layer.kernel, layer.stride, (padding,) * 2
+    )
+    image, count = f"*{dtype}", "i32"
+    convolve = {"source": image, "taps": "*fp32", "bias": "*fp32", "output": image, "batch": count}
+    correlate = {"input": image, "grad_output": image, "partial": "*fp32", "batch": count, "splits": count}
+    passes = {
+        "forward": ([launch.forward_launch(shape, False, launch.LANES)], convolve, 1 + 1 / ratio),
+        "input gradient": ([launch.input_grad_launch(shape, launch.LANES)], convolve, 1 + ratio),
+        "weight gradient": (launch.weight_grad_launches(shape, False, launch.LANES), correlate, 1 + ratio),
+    }
+    for name, (launches, types, tensors) in passes.items():
+        constants = launches[0].constants
+        rows, columns, group = constants["ROWS"], constants["COLUMNS"], constants["GROUP"]
+        pixels = rows.patch * columns.patch
+        yield Case(
+            f"depthwise {layer.kernel}x{layer.kernel} s{layer.stride} {name}",
+            f"{layer.channels} x {layer.size}",
+            tuple((launch.kernel, launch.constants) for launch in launches),
+            types,
+            elements=pixels * group,
+            useful=rows.patched * columns.patched / (launches[0].patches * pixels),
+            bytes=BYTES[dtype] * tensors,
+            side_by_side=min(32, constants["CHUNK"]) * group * BYTES[dtype],
+        )
+
+
+def norm_cases(layer: Norm, dtype: str) -> Iterator[Case]:
+    yield from ()
+
+
+def compile_case(case: Case, architecture: str) -> Code:
+    """Compiles for an architecture such as "sm_90" and reads the machine code; takes seconds."""
+    codes = [
+        _read(_compile(kernel, constants, case.types, architecture)) for kernel, constants in case.programs
+    ]
+    return Code(
+        max(code.registers for code in codes),
+        *(sum(getattr(code, field) for code in codes) for field in list(Code.__annotations__)[1:]),
+    )
+
+
+def _compile(kernel: Any, constants: dict[str, Any], types: dict[str, str], architecture: str) -> bytes:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        # As at a launch: torch's memory is aligned, and no count need be a multiple of 16.
+        attrs={
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(names)
+            if types.get(name, "").startswith("*")
+        },
+    )
+    target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    return triton.compile(source, target=target, options=options).asm["cubin"]
+
+
+def _read(cubin: bytes) -> Code:
+    """Counts the longest loop if there is one, else everything up to the last exit."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    assert usage is not None, text[:500]
+    registers, stack, shared, local = map(int, usage.groups())
+    code = [(int(at, 16), words) for at, words in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)]
+    end = max(at for at, words in code if "EXIT" in words)
+    jumps = [(at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", words)) for at, words in code if at < end]
+    loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) < at]
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, end))
+    executed = [words for at, words in code if first <= at <= last]
+    reaches = sum("LDL" in words or "STL" in words for _, words in code)
+    return Code(
+        registers, stack + local + reaches, shared, len(executed), sum("FFMA" in word for word in executed)
+    )
+
+
+COLUMNS: dict[str, tuple[int, Callable[[Case, str, Code], object]]] = {
+    # Title: width, and what stands there.
+    "kernel": (32, lambda case, architecture, code: case.name),
+    "layer": (10, lambda case, architecture, code: case.layer),
+    "arch": (6, lambda case, architecture, code: architecture),
+    "regs": (4, lambda case, architecture, code: code.registers),
+    "spilled": (7, lambda case, architecture, code: code.spilled),
+    "shared": (6, lambda case, architecture, code: code.shared),
+    "line": (4, lambda case, architecture, code: case.side_by_side),
+    "instr": (5, lambda case, architecture, code: f"{code.for_each(case):.1f}"),
+    "ps": (5, lambda case, architecture, code: f"{code.picoseconds(case):.2f}"),
+    "floor": (5, lambda case, architecture, code: f"{floor(case):.2f}"),
+    "bound by": (11, lambda case, architecture, code: code.bound(case)),
+}
+LEGEND = """
+layer: channels x side. regs: registers of a lane. spilled, shared: bytes. line: bytes that a warp reads side
+by side. instr: instructions for each element. ps: predicted picoseconds for each element on an H200. floor:
+those of its memory alone."""
+
+
+def line(cells: Sequence[object], markdown: bool) -> str:
+    if markdown:
+        return "| " + " | ".join(map(str, cells)) + " |"
+    widths = [width for width, _ in COLUMNS.values()]
+    texts = (f"{cell:<{width}}" if width > 7 else f"{cell:>{width}}" for cell, width in zip(cells, widths))
+    return " ".join(texts).rstrip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastcnn_kernels.audit", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--layers", choices=["typical", *NETWORKS, "all"], default="typical")
+    parser.add_argument("--arch", choices=ARCHITECTURES, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--dtype", choices=BYTES, default="bf16")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    settings = parser.parse_args(argv)
+    if importlib.util.find_spec("triton") is None:
+        print("fastcnn_kernels.audit: error: Triton is not installed: pip install triton", file=sys.stderr)
+        return 2
+    networks: dict[str, tuple[Depthwise | Norm, ...]] = {
+        **NETWORKS,
+        "typical": TYPICAL,
+        "all": tuple(layer for layers in NETWORKS.values() for layer in layers),
+    }
+    print(line(list(COLUMNS), settings.markdown))
+    if settings.markdown:
+        print(line(["---"] * len(COLUMNS), True))
+    for case in cases(dict.fromkeys(networks[settings.layers]), settings.dtype):
+        for architecture in settings.arch:
+            code = compile_case(case, architecture)
+            cells = [show(case, architecture, code) for _, show in COLUMNS.values()]
+            print(line(cells, settings.markdown), flush=True)
+    print(LEGEND)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,423 @@
+"""Depthwise convolution: `torch.nn.functional.conv2d` with as many groups as channels.
+
+    from fastcnn_kernels import depthwise_conv2d
+    y = depthwise_conv2d(x, weight, padding=1)   # x [N, C, H, W] in channels-last memory, weight [C, 1, 3, 3]
+
+Three operations, each with a schema, a shape function, a PyTorch implementation for every device and Triton
+kernels for CUDA; each is differentiable, so gradients of gradients work. Then the function and the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcnn_kernels import dispatch
+from fastcnn_kernels._support import say_once, why_not_triton
+
+Pair = tuple[int, int]
+
+FORWARD = "fastcnn::depthwise_conv2d"
+INPUT_GRAD = "fastcnn::depthwise_conv2d_input_grad"
+WEIGHT_GRAD = "fastcnn::depthwise_conv2d_weight_grad"
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation"
+
+torch.library.define(FORWARD, f"(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
+torch.library.define(
+    INPUT_GRAD, f"(Tensor grad_output, Tensor weight, SymInt[4] input_size, {_GEOMETRY}) -> Tensor"
+)
+# The second result is empty without a bias.
+torch.library.define(
+    WEIGHT_GRAD,
+    f"(Tensor grad_output, Tensor input, Tensor weight, bool bias, {_GEOMETRY}) -> (Tensor, Tensor)",
+)
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    """The memory format in which results come: the input's (channels-last where it is both)."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+    sides = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    )
+    return [input.shape[0], input.shape[1], *sides]
+
+
+# Shapes, without numbers
+
+
+@torch.library.register_fake(FORWARD)
+def _(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    size = _output_size(input, weight, stride, padding, dilation)
+    return input.new_empty(size).contiguous(memory_format=_format(input))
+
+
+@torch.library.register_fake(INPUT_GRAD)
+def _(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    return grad_output.new_empty(input_size).contiguous(memory_format=_format(grad_output))
+
+
+@torch.library.register_fake(WEIGHT_GRAD)
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: bool,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight), weight.new_empty(weight.shape[0] if bias else 0)
+
+
+# PyTorch, for every device
+
+
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups=input.shape[1])
+    return output.contiguous(memory_format=_format(input))
+
+
+torch.library.impl(FORWARD, "default", _forward)
+
+
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: bool,
+    geometry: tuple[Pair, Pair, Pair],
+    mask: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = weight.shape[0]
+    return torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        weight.to(input.dtype),
+        [channels] if bias else None,
+        *geometry,
+        False,
+        [0, 0],
+        channels,
+        mask,
+    )
+
+
+def _input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    memory_format = _format(grad_output)
+    input = grad_output.new_empty(()).expand(input_size)  # only its size is read
+    grad, _, _ = _backward(
+        grad_output, input, weight, False, (stride, padding, dilation), (True, False, False)
+    )
+    return grad.contiguous(memory_format=memory_format)
+
+
+torch.library.impl(INPUT_GRAD, "default", _input_grad)
+
+
+def _weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: bool,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> tuple[Tensor, Tensor]:
+    geometry = (stride, padding, dilation)
+    _, grad, bias_grad = _backward(grad_output, input, weight, bias, geometry, (False, True, bias))
+    # In the weight's layout, which DDP's buckets expect.
+    grad = torch.empty_like(weight).copy_(grad)
+    return grad, bias_grad.to(weight.dtype) if bias else weight.new_empty(0)
+
+
+torch.library.impl(WEIGHT_GRAD, "default", _weight_grad)
+
+
+# Triton, where it can and where it is faster
+
+
+def _use_triton(
+    kind: str,
+    tensor: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> bool:
+    """For the pass `kind` of a layer that reads `tensor`."""
+    why = why_not_triton(tensor.device)
+    if why is None:
+        from fastcnn_kernels import _depthwise_conv_launch as triton
+
+        why = triton.why_not(tensor, weight, input_size, stride, padding, dilation)
+    if why is not None:
+        say_once(f"fastcnn_kernels: depthwise convolution by PyTorch: {why}")
+        return False
+    return tensor.numel() > 0 and dispatch.wins(
+        kind, tensor.device, tensor.dtype, tuple(input_size), weight.shape[2], stride[0]
+    )
+
+
+def _empty_channels_last(like: Tensor, size: Sequence[int]) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _forward_cuda(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    if not _use_triton("forward", input, weight, input.shape, stride, padding, dilation):
+        return _forward(input, weight, bias, stride, padding, dilation)
+    from fastcnn_kernels import _depthwise_conv_launch as triton
+
+    output = _empty_channels_last(input, _output_size(input, weight, stride, padding, dilation))
+    triton.forward(input, weight, bias, output, stride, padding)
+    return output
+
+
+torch.library.impl(FORWARD, "cuda", _forward_cuda)
+
+
+def _input_grad_cuda(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    if not _use_triton("input_grad", grad_output, weight, input_size, stride, padding, dilation):
+        return _input_grad(grad_output, weight, input_size, stride, padding, dilation)
+    from fastcnn_kernels import _depthwise_conv_launch as triton
+
+    grad_input = _empty_channels_last(grad_output, input_size)
+    triton.input_grad(grad_output, weight, grad_input, stride, padding)
+    return grad_input
+
+
+torch.library.impl(INPUT_GRAD, "cuda", _input_grad_cuda)
+
+
+def _weight_grad_cuda(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: bool,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> tuple[Tensor, Tensor]:
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    if not _use_triton("weight_grad", grad_output, weight, input.shape, stride, padding, dilation):
+        return _weight_grad(grad_output, input, weight, bias, stride, padding, dilation)
+    from fastcnn_kernels import _depthwise_conv_launch as triton
+
+    grad_weight = torch.empty_like(weight)
+    grad_bias = weight.new_empty(weight.shape[0] if bias else 0)
+    triton.weight_grad(grad_output, input, grad_weight, grad_bias if bias else None, stride, padding)
+    return grad_weight, grad_bias
+
+
+torch.library.impl(WEIGHT_GRAD, "cuda", _weight_grad_cuda)
+
+
+# Gradients: the operations are derivatives of one trilinear form, so each one's gradients are the others.
+
+
+def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, *ctx.geometry = inputs
+    ctx.memory_format, ctx.input_size, ctx.bias = _format(input), input.shape, bias is not None
+    ctx.save_for_backward(input if ctx.needs_input_grad[1] or ctx.bias else None, weight)
+
+
+def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    # An expanded gradient, or one in another format than the input's, is copied here, once for both.
+    grad_output = grad_output.contiguous(memory_format=ctx.memory_format)
+    grad_input = grad_weight = grad_bias = None
+    if needs_input:
+        grad_input = torch.ops.fastcnn.depthwise_conv2d_input_grad(
+            grad_output, weight, ctx.input_size, *ctx.geometry
+        )
+    if needs_weight or needs_bias:
+        grad_weight, grad_bias = torch.ops.fastcnn.depthwise_conv2d_weight_grad(
+            grad_output, input, weight, ctx.bias, *ctx.geometry
+        )
+    return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
+
+
+torch.library.register_autograd(FORWARD, _forward_backward, setup_context=_keep_forward)
+
+
+def _keep_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, weight, _, *ctx.geometry = inputs
+    ctx.save_for_backward(grad_output, weight)
+
+
+def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_output, weight = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=_format(grad_output))
+    to_output = torch.ops.fastcnn.depthwise_conv2d(grad, weight, None, *ctx.geometry)
+    to_weight, _ = torch.ops.fastcnn.depthwise_conv2d_weight_grad(
+        grad_output, grad, weight, False, *ctx.geometry
+    )
+    return to_output, to_weight, None, None, None, None
+
+
+torch.library.register_autograd(INPUT_GRAD, _input_grad_backward, setup_context=_keep_input_grad)
+
+
+def _keep_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_output, input, _, ctx.bias, *ctx.geometry = inputs
+    ctx.save_for_backward(grad_output, input)
+
+
+def _weight_grad_backward(ctx: Any, grad: Tensor, bias_grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_output, input = ctx.saved_tensors
+    bias = bias_grad if ctx.bias else None
+    to_output = torch.ops.fastcnn.depthwise_conv2d(input, grad.contiguous(), bias, *ctx.geometry)
+    to_input = torch.ops.fastcnn.depthwise_conv2d_input_grad(
+        grad_output, grad.contiguous(), input.shape, *ctx.geometry
+    )
+    return to_output, to_input, None, None, None, None, None
+
+
+torch.library.register_autograd(WEIGHT_GRAD, _weight_grad_backward, setup_context=_keep_weight_grad)
+
+
+# The function and the module
+
+
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Depthwise convolution, as `torch.nn.functional.conv2d(..., groups=C)`.
+
+    On CUDA, kernels of 3, 5 and 7 at stride 1 and 2 run on Triton if the input is in channels-last memory;
+    anything else falls back to PyTorch, which is said once. Sums are made in float32. Under autocast the
+    input is cast like that of `conv2d`, but the weight is not: it is read in float32 and gets its gradient
+    so.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        weight: [C, 1, K, L], of the input's dtype or float32.
+        bias: [C].
+        stride, padding, dilation: of both axes, or (vertical, horizontal).
+
+    Returns:
+        [N, C, (H + 2 * padding - dilation * (K - 1) - 1) // stride + 1, likewise], of the input's dtype and
+        memory format.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if input.dim() == 3:
+        return depthwise_conv2d(input[None], weight, bias, stride, padding, dilation)[0]
+    if input.dim() != 4:
+        raise ValueError(f"input {tuple(input.shape)}: expected [N, C, H, W] or [C, H, W]")
+    channels = input.shape[1]
+    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(
+            f"weight {tuple(weight.shape)}: expected ({channels}, 1, K, L) for an input of {channels} "
+            "channels"
+        )
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(
+            f"bias {tuple(bias.shape)}: expected ({channels},) for an input of {channels} channels"
+        )
+    geometry = _pair(stride), _pair(padding), _pair(dilation)
+    if min(geometry[0]) < 1 or min(geometry[1]) < 0 or min(geometry[2]) < 1:
+        raise ValueError(
+            f"stride {stride}, padding {padding}, dilation {dilation}: at least 1, 0 and 1 are possible"
+        )
+    size = _output_size(input, weight, *geometry)
+    if min(size[2:]) < 1:
+        raise ValueError(
+            f"input {tuple(input.shape)}: smaller than the kernel, {tuple(weight.shape[2:])}, at padding "
+            f"{padding} and dilation {dilation}; use a larger padding"
+        )
+    device = input.device.type
+    if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+        input = input.to(torch.get_autocast_dtype(device))
+    return torch.ops.fastcnn.depthwise_conv2d(input, weight, bias, *geometry)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """`depthwise_conv2d` as a layer: an `nn.Conv2d` with as many groups as channels, its state-dict keys too.
+
+    Args:
+        channels: of the input and of the output.
+        kernel_size, stride, padding, dilation, bias, device, dtype: as those of `nn.Conv2d`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            channels,
+            bias,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(self.padding, str) or self.padding_mode != "zeros":
+            return super().forward(input)
+        return depthwise_conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+def _pair(value: int | Sequence[int]) -> Pair:
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return first, second

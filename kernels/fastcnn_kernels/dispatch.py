@@ -1,0 +1,128 @@
+"""Which layers run on PyTorch because it is faster there: measured tables, one for each GPU.
+
+A table is a JSON file that carries the GPU's name: {"gpu": "NVIDIA H200", "layers": [...]}. Each of `layers`
+has the fields of `Layer`, the batch size and the microseconds of both sides. The package's own lie in its
+folder `gpus`; what is measured on this machine (by `accelerate` with a sample) is kept in
+$FASTCNN_KERNELS_CACHE, by default ~/.cache/fastcnn/kernels, and goes first. A layer that is in no table runs
+on Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastcnn_kernels._support import say_once
+
+SHIPPED = Path(__file__).parent / "gpus"
+
+
+class Layer(NamedTuple):
+    """One pass of a depthwise layer."""
+
+    kind: str
+    """forward, input_grad or weight_grad"""
+    dtype: str
+    """bfloat16, float16 or float32"""
+    kernel: int
+    stride: int
+    channels: int
+    height: int
+    width: int
+    """Of the layer's input."""
+
+
+Times = dict[Layer, dict[int, tuple[float, float]]]
+"""Layer -> batch size -> microseconds of Triton and of PyTorch."""
+
+
+def cache_folder() -> Path:
+    """$FASTCNN_KERNELS_CACHE if set, else $XDG_CACHE_HOME/fastcnn/kernels, else ~/.cache/fastcnn/kernels."""
+    told = os.environ.get("FASTCNN_KERNELS_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return (Path(told) if told else base / "fastcnn" / "kernels").expanduser()
+
+
+def wins(
+    kind: str, device: torch.device, dtype: torch.dtype, input_size: tuple[int, ...], kernel: int, stride: int
+) -> bool:
+    """Whether Triton is to do this pass of a layer: it was measured to be as fast as PyTorch, or nothing was.
+
+    Args:
+        input_size: [N, C, H, W] of the layer's input. Of several batch sizes the one nearest in ratio counts.
+    """
+    batch, channels, height, width = input_size
+    name = str(dtype).removeprefix("torch.")
+    measured = times(_gpu(device)).get(Layer(kind, name, kernel, stride, channels, height, width))
+    if not measured:
+        return True
+    triton, pytorch = measured[min(measured, key=lambda n: abs(math.log(n / batch)))]
+    return triton <= pytorch
+
+
+def record(gpu: str, rows: Iterable[tuple[Layer, int, float, float]]) -> None:
+    """Adds (layer, batch, microseconds of Triton, of PyTorch) to what this machine knows of a GPU."""
+    path = cache_folder() / _file_name(gpu)
+    known = _read(path)
+    for layer, batch, triton, pytorch in rows:
+        known.setdefault(layer, {})[batch] = (triton, pytorch)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(table(gpu, known), file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        say_once(f"{path.parent}: {error.strerror}; measurements are made again the next time")
+    times.cache_clear()
+
+
+def table(gpu: str, known: Times) -> dict[str, Any]:
+    """The content of a table's file."""
+    return {
+        "gpu": gpu,
+        "layers": [
+            {**layer._asdict(), "batch": batch, "triton_us": triton, "pytorch_us": pytorch}
+            for layer, batches in known.items()
+            for batch, (triton, pytorch) in batches.items()
+        ],
+    }
+
+
+@functools.cache
+def times(gpu: str) -> Times:
+    """All that is known of a GPU, this machine's own measurements first."""
+    found = _read(SHIPPED / _file_name(gpu))
+    for layer, batches in _read(cache_folder() / _file_name(gpu)).items():
+        found[layer] = {**found.get(layer, {}), **batches}
+    return found
+
+
+def _read(path: Path) -> Times:
+    found: Times = {}
+    try:
+        for row in json.loads(path.read_text())["layers"]:
+            layer = Layer(*(row[field] for field in Layer._fields))
+            found.setdefault(layer, {})[row["batch"]] = (row["triton_us"], row["pytorch_us"])
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        say_once(f"{path}: not a table of measurements ({error}); it is ignored: remove it to measure again")
+        return {}
+    return found
+
+
+def _file_name(gpu: str) -> str:
+    return "-".join(gpu.lower().split()) + ".json"
+
+
+@functools.cache
+def _gpu(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
