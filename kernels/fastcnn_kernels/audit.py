@@ -31,9 +31,8 @@ INSTRUCTIONS_PER_SECOND = 132 * 4 * 32 * 1.755e9
 BYTES_PER_SECOND = 4.3e12
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-TYPICAL = (
-    *(Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)),
-    Norm(5, 192, 56),
+TYPICAL: tuple[Depthwise | Norm, ...] = tuple(
+    Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)
 )
 
 MOST = {
