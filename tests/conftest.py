@@ -19,6 +19,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.option.markexpr == "gpu" and not torch.cuda.is_available():
+        terminalreporter.write_line("no CUDA device here: the tests marked gpu were skipped")
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo set of 16 + 5 images a class."""

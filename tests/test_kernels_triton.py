@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GRIDS = {
     # What each process runs, about equally long.
     "stride 1": ["tests/grid_depthwise_conv.py", "-k", "stride_1"],
-    "stride 2, and the rest": ["tests/grid_depthwise_conv.py", "-k", "not stride_1"],
+    "stride 2, LRN": ["tests/grid_depthwise_conv.py", "tests/grid_lrn.py", "-k", "not stride_1"],
 }
 
 

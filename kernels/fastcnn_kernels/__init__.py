@@ -2,12 +2,19 @@
 convolution. A package of its own: it needs torch alone, and any model can use it.
 """
 
+from fastcnn_kernels.accelerate import Report, accelerate, restore
 from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
+from fastcnn_kernels.lrn import LocalResponseNorm, local_response_norm
 from fastcnn_kernels.reference import depthwise_conv2d_reference, local_response_norm_reference
 
 __all__ = [
     "DepthwiseConv2d",
+    "LocalResponseNorm",
+    "Report",
+    "accelerate",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
+    "local_response_norm",
     "local_response_norm_reference",
+    "restore",
 ]

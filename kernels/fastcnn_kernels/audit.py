@@ -31,8 +31,9 @@ INSTRUCTIONS_PER_SECOND = 132 * 4 * 32 * 1.755e9
 BYTES_PER_SECOND = 4.3e12
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-TYPICAL: tuple[Depthwise | Norm, ...] = tuple(
-    Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)
+TYPICAL: tuple[Depthwise | Norm, ...] = (
+    *(Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)),
+    Norm(5, 192, 56),
 )
 
 MOST = {
@@ -56,6 +57,8 @@ MOST = {
     "depthwise 7x7 s2 forward": (96, 76.1),
     "depthwise 7x7 s2 input gradient": (160, 18.0),
     "depthwise 7x7 s2 weight gradient": (136, 19.0),
+    "LRN 5 forward": (32, 13.5),
+    "LRN 5 gradient": (48, 28.5),
 }
 
 
@@ -116,8 +119,9 @@ def floor(case: Case) -> float:
 
 def cases(layers: Iterable[Depthwise | Norm], dtype: str = "bf16") -> Iterator[Case]:
     for layer in layers:
-        if isinstance(layer, Depthwise):  # local response normalization has no kernel yet
-            yield from depthwise_cases(layer, dtype)
+        yield from (
+            depthwise_cases(layer, dtype) if isinstance(layer, Depthwise) else norm_cases(layer, dtype)
+        )
 
 
 def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
@@ -150,6 +154,34 @@ def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
             useful=rows.patched * columns.patched / (launches[0].patches * pixels),
             bytes=BYTES[dtype] * tensors,
             side_by_side=min(32, constants["CHUNK"]) * group * BYTES[dtype],
+        )
+
+
+def norm_cases(layer: Norm, dtype: str) -> Iterator[Case]:
+    import torch
+
+    from fastcnn_kernels import _lrn_triton as kernels
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    shape = (256, layer.channels, layer.size, layer.size)
+    launch = kernels.plan(shape, True, dtypes[dtype], layer.window, relu=False)
+    constants = {**launch.constants, "THREE_QUARTERS": True}
+    group = constants["GROUP"]
+    numbers = {"lanes": "i32", "stride": "i32", "scale": "fp32", "beta": "fp32", "k": "fp32"}
+    passes = {
+        "forward": (kernels.forward_kernel, ("input", "output")),
+        "gradient": (kernels.backward_kernel, ("grad_output", "input", "grad_input")),
+    }
+    for name, (kernel, tensors) in passes.items():
+        yield Case(
+            f"LRN {layer.window} {name}",
+            f"{layer.channels} x {layer.size}",
+            ((kernel, constants),),
+            {**dict.fromkeys(tensors, f"*{dtype}"), **numbers},
+            elements=group,
+            useful=layer.channels / (group * -(-layer.channels // group)),
+            bytes=BYTES[dtype] * len(tensors),
+            side_by_side=32 * group * BYTES[dtype],
         )
 
 

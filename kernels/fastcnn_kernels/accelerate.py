@@ -1,0 +1,300 @@
+"""Swaps a model's slow layers for ours, in place, and keeps what is right and faster.
+
+    from fastcnn_kernels import accelerate, restore
+    print(accelerate(model, images))   # images: a batch as in training, on the model's device
+    restore(model)
+
+A layer is swapped by its class alone, so parameters, state-dict keys, hooks and optimizers stay as they are.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn_kernels._support import why_not_triton
+from fastcnn_kernels._trial import Input, Measure, Times, Trial, microseconds, try_layer
+from fastcnn_kernels.depthwise_conv import DepthwiseConv2d
+from fastcnn_kernels.lrn import LocalResponseNorm
+
+SWAPS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: DepthwiseConv2d,
+    nn.LocalResponseNorm: LocalResponseNorm,
+}
+MARK = "_swapped_by_accelerate"
+"""An attribute of swapped layers, which those built as ours lack. It also makes torch.compile look again:
+2.11 runs on with the old graph after a change of class alone."""
+MODEL = "(model)"
+"""The name of a layer that is the model itself."""
+SHORT = {"forward": "fwd", "backward": "bwd", "input_grad": "dgrad", "weight_grad": "wgrad"}
+COLUMNS = 110
+"""Of a printed report."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one layer."""
+
+    name: str
+    kind: str
+    """For example depthwise 5x5 s2 C=96 (a stride of 2, 96 channels), or LRN 5 (a window of 5)."""
+    input: tuple[int, ...] | None
+    """The shape that the sample gave it."""
+    swapped: bool
+    why: str
+    microseconds: tuple[float, float] | None = None
+    """Forward and backward, by ours and by PyTorch."""
+
+    @property
+    def speedup(self) -> float | None:
+        return None if self.microseconds is None else self.microseconds[1] / self.microseconds[0]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row a layer; prints as a table."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no depthwise convolution and no LocalResponseNorm in this model: nothing to swap"
+        lines = [("layer", "kind", "input", "swapped", "gain", "why")]
+        for row in self.rows:
+            shape = "-" if row.input is None else "x".join(map(str, row.input))
+            gain = "-" if row.speedup is None else f"{row.speedup:.2f}x"
+            lines.append((row.name or MODEL, row.kind, shape, "yes" if row.swapped else "no", gain, row.why))
+        widths = [max(map(len, column)) for column in list(zip(*lines))[:-1]]
+        left = sum(widths) + 2 * len(widths)
+        text = []
+        for *cells, why in lines:
+            first = "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths))
+            room = max(24, COLUMNS - left)
+            text += textwrap.wrap(why, left + room, initial_indent=first, subsequent_indent=" " * left)
+        return "\n".join([*text, "", self._summary()])
+
+    def _summary(self) -> str:
+        counts = []
+        for family in ("depthwise", "LRN"):
+            swapped = [row.swapped for row in self.rows if row.kind.startswith(family)]
+            if swapped:
+                counts.append(f"{sum(swapped)} of {len(swapped)} {family} layers")
+        summary = f"{' and '.join(counts)} swapped"
+        times = [row.microseconds for row in self.rows if row.swapped and row.microseconds]
+        if times:
+            ours, theirs = (sum(side) for side in zip(*times))
+            summary += (
+                f"; those measured take {ours:,.0f} us instead of {theirs:,.0f} us ({theirs / ours:.2f}x)"
+            )
+        return summary
+
+
+def accelerate(
+    model: nn.Module, sample: Tensor | tuple[Any, ...] | None = None, *, _measure: Measure | None = None
+) -> Report:
+    """Swaps `nn.LocalResponseNorm` and depthwise `nn.Conv2d` for ours, in place.
+
+    Each swap is checked first, forward and backward, on random numbers: ours may be twice as far from float64
+    as PyTorch is, and one rounding. A layer that fails keeps its class, with a warning. With a sample the
+    checks use the shapes that the model gives its layers, and on CUDA each layer is measured: it keeps what
+    is faster, and later runs know the times. Call it under the autocast of the training. Layers that an
+    earlier call swapped stay so.
+
+    Args:
+        model: on its device and in its memory format; it may be compiled or wrapped.
+        sample: what the model is called with, a tensor or a tuple of arguments: once, in eval mode, without
+            gradients. Flags, statistics and random states stay as they were.
+
+    Returns:
+        The report, one row a layer. It is not printed.
+
+    Raises:
+        ValueError: a sample of another type, or on another device than the model.
+    """
+    found = {layer: name.replace("_orig_mod.", "") for name, layer in model.named_modules() if _kind(layer)}
+    reasons = {layer: _why_not(layer, _like(layer, model).device) for layer in found}
+    eligible = [layer for layer, why_not in reasons.items() if why_not is None]
+    if sample is None:
+        inputs = {layer: [_small_input(layer, _like(layer, model))] for layer in eligible}
+    else:
+        inputs = _inputs_of(model, _arguments(model, sample), eligible)
+    known: dict[object, Trial] = {}
+    rows = []
+    for layer, name in found.items():
+        trials = []
+        for input in inputs.get(layer, []):
+            measure = None if sample is None else _measure or (microseconds if input.on_cuda else None)
+            # All that a trial depends on; extra_repr has every setting of these layers.
+            parameters = tuple((p.dtype, p.stride()) for p in layer.parameters())
+            key = type(layer), layer.extra_repr(), parameters, input
+            if key not in known:
+                known[key] = try_layer(layer, SWAPS[type(layer)], input, measure)
+            trials.append(known[key])
+        shape = inputs[layer][0].shape if trials and sample is not None else None
+        row = _row(name, layer, shape, reasons[layer], trials, sample is not None)
+        rows.append(row)
+        if any(trial.broken for trial in trials):
+            warnings.warn(f"{name or MODEL}: kept nn.{type(layer).__name__}: {row.why}", stacklevel=2)
+        if row.swapped and MARK not in vars(layer):
+            layer.__class__ = SWAPS[type(layer)]
+            vars(layer)[MARK] = True
+    return Report(tuple(rows))
+
+
+def restore(model: nn.Module) -> int:
+    """Turns the layers that `accelerate` swapped back into PyTorch's.
+
+    Returns:
+        How many.
+    """
+    originals = {ours: theirs for theirs, ours in SWAPS.items()}
+    swapped = [m for m in model.modules() if MARK in vars(m) and type(m) in originals]
+    for layer in swapped:
+        layer.__class__ = originals[type(layer)]
+        delattr(layer, MARK)
+    return len(swapped)
+
+
+def _row(
+    name: str,
+    layer: nn.Module,
+    shape: tuple[int, ...] | None,
+    why_not: str | None,
+    trials: list[Trial],
+    sampled: bool,
+) -> Row:
+    kind = _kind(layer)
+    why_not = why_not or next((trial.why_not for trial in trials if trial.why_not), None)
+    if why_not is None and not trials:
+        why_not = "the sample does not reach it"
+    if why_not is not None:
+        return Row(name, kind, shape, MARK in vars(layer), why_not)
+    if not trials[0].passes:
+        return Row(name, kind, shape, True, f"not measured: no {'CUDA device' if sampled else 'sample'}")
+    passes = {step: _sum(trial.passes[step] for trial in trials) for step in trials[0].passes}
+    gains = ", ".join(f"{SHORT[step]} {theirs / ours:.1f}x" for step, (ours, theirs) in passes.items())
+    ours, theirs = total = _sum(trial.total for trial in trials)
+    if ours < theirs:
+        return Row(name, kind, shape, True, gains, total)
+    return Row(name, kind, shape, False, f"PyTorch is faster: {gains}", total)
+
+
+def _sum(times: Iterable[Times]) -> Times:
+    ours, theirs = map(sum, zip(*times))
+    return ours, theirs
+
+
+# Which layers
+
+
+def _kind(layer: nn.Module) -> str:
+    """Empty for a layer that is none of ours."""
+    if isinstance(layer, nn.LocalResponseNorm):
+        return f"LRN {layer.size}"
+    if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+        kernel, stride = ("x".join(map(str, pair)) for pair in (layer.kernel_size, layer.stride))
+        stride = str(layer.stride[0]) if len(set(layer.stride)) == 1 else stride
+        return f"depthwise {kernel} s{stride} C={layer.in_channels}"
+    return ""
+
+
+def _why_not(layer: nn.Module, device: torch.device) -> str | None:
+    """Why a layer stays as it is, whatever its input."""
+    if MARK in vars(layer):
+        return "swapped before"
+    if type(layer) not in SWAPS:
+        return f"its class is {type(layer).__name__}, which may compute something else"
+    if "forward" in vars(layer):
+        return "its forward was replaced"
+    if device.type == "meta":
+        return "on the meta device nothing can be checked"
+    if device.type == "cuda" and (why := why_not_triton(device)):
+        return why
+    if isinstance(layer, nn.Conv2d):
+        if layer.out_channels != layer.in_channels:
+            return f"{layer.out_channels // layer.in_channels} outputs for each channel"
+        if layer._parameters.get("weight") is None:
+            return "its weight is computed by a hook"
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            return f"padding {layer.padding!r}, padding mode {layer.padding_mode!r}"
+        return why_no_kernel(layer.kernel_size, layer.stride, layer.dilation)
+    return None
+
+
+def why_no_kernel(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> str | None:
+    """Why no Triton kernel does a depthwise convolution of these settings; None if one does."""
+    if kernel not in ((3, 3), (5, 5), (7, 7)):
+        return f"a kernel of {kernel[0]} x {kernel[1]} (3 x 3, 5 x 5 and 7 x 7 have one)"
+    if stride not in ((1, 1), (2, 2)):
+        return f"stride {stride} (1 and 2 have one)"
+    if dilation != (1, 1):
+        return f"dilation {dilation}"
+    return None
+
+
+# On which inputs
+
+
+def _like(layer: nn.Module, model: nn.Module) -> Tensor:
+    """A tensor of the layer's dtype and device: LRN has no parameters, and takes after the model."""
+    return next(chain(layer.parameters(), model.parameters()), torch.empty(0))
+
+
+def _small_input(layer: nn.Module, like: Tensor) -> Input:
+    if isinstance(layer, nn.Conv2d):
+        channels, side = layer.in_channels, 2 * layer.kernel_size[0] + 1
+    else:
+        assert isinstance(layer, nn.LocalResponseNorm)
+        channels, side = 2 * layer.size, 5
+    return Input((2, channels, side, side), like.dtype, like.device, channels_last=True)
+
+
+def _arguments(model: nn.Module, sample: object) -> tuple[Any, ...]:
+    if not isinstance(sample, Tensor | tuple):
+        raise ValueError(
+            f"sample: expected a tensor or a tuple of the model's arguments, not a {type(sample).__name__}"
+        )
+    arguments = sample if isinstance(sample, tuple) else (sample,)
+    devices = {p.device for p in model.parameters()}
+    for argument in arguments:
+        if isinstance(argument, Tensor) and devices and argument.device not in devices:
+            device = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"sample is on {argument.device} and the model on {device}: move one of them")
+    return arguments
+
+
+def _inputs_of(
+    model: nn.Module, arguments: tuple[Any, ...], layers: list[nn.Module]
+) -> dict[nn.Module, list[Input]]:
+    """The distinct inputs of each layer when the model is called."""
+    inputs: dict[nn.Module, list[Input]] = {layer: [] for layer in layers}
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        input = Input(tuple(x.shape), x.dtype, x.device, channels_last)
+        if input not in inputs[layer]:
+            inputs[layer].append(input)
+
+    # A frozen ScriptModule has no flag.
+    training = {module: module.training for module in model.modules() if hasattr(module, "training")}
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    gpus = list({p.device for p in model.parameters() if p.is_cuda})
+    try:
+        model.eval()
+        # Eager, since compiled code does not call the hooks.
+        with torch.no_grad(), torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"):
+            model(*arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return inputs

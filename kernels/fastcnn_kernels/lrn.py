@@ -1,0 +1,183 @@
+"""Local response normalization, as `torch.nn.functional.local_response_norm`: one pass forward, one back.
+
+    from fastcnn_kernels import local_response_norm
+    y = local_response_norm(x, 5)                # x [N, C, ...]
+    y = local_response_norm(x, 5, relu=True)     # of relu(x), as AlexNet has it
+
+The operations, each with a schema, a shape function, a PyTorch implementation for every device and Triton
+kernels for CUDA; then the function and the module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn_kernels._support import say_once, why_not_triton
+
+FORWARD = "fastcnn::local_response_norm"
+BACKWARD = "fastcnn::local_response_norm_backward"
+_SETTINGS = "int size, float alpha, float beta, float k, bool relu"
+
+torch.library.define(FORWARD, f"(Tensor input, {_SETTINGS}) -> Tensor")
+torch.library.define(BACKWARD, f"(Tensor grad_output, Tensor input, {_SETTINGS}) -> Tensor")
+
+
+def _dense(input: Tensor) -> Tensor:
+    """The input, in a memory format that results can share."""
+    channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+    return input if channels_last else input.contiguous()
+
+
+@torch.library.register_fake(FORWARD)
+def _(input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
+    return torch.empty_like(_dense(input))
+
+
+@torch.library.register_fake(BACKWARD)
+def _(
+    grad_output: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
+) -> Tensor:
+    return torch.empty_like(_dense(input))
+
+
+def _windows(values: Tensor, size: int, before: int) -> Tensor:
+    """Sums over `size` neighbouring channels from `before` ahead of each on, zero beyond the ends."""
+    channels = values.shape[1]
+    total = torch.zeros_like(values)
+    for offset in range(-before, size - before):
+        first, last = max(0, -offset), min(channels, channels - offset)
+        if first < last:
+            total[:, first:last] += values[:, first + offset : last + offset]
+    return total
+
+
+def _prepare(input: Tensor, size: int, alpha: float, k: float, relu: bool) -> tuple[Tensor, Tensor]:
+    """The input that is normalized, and the base of the power; half precision in float32."""
+    x = _dense(input)
+    x = x.double() if x.dtype == torch.float64 else x.float()
+    x = x.relu() if relu else x
+    return x, k + alpha / size * _windows(x * x, size, size // 2)
+
+
+def _forward(input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
+    x, base = _prepare(input, size, alpha, k, relu)
+    return (x * base**-beta).to(input.dtype)
+
+
+def _backward(
+    grad_output: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
+) -> Tensor:
+    x, base = _prepare(input, size, alpha, k, relu)
+    direct = grad_output.to(x.dtype) * base**-beta
+    mirrored = _windows(direct * x / base, size, size - 1 - size // 2)
+    grad = direct - 2 * alpha / size * beta * x * mirrored
+    grad = grad * (x > 0) if relu else grad
+    return torch.empty_like(x, dtype=input.dtype).copy_(grad)
+
+
+def _use_triton(input: Tensor, size: int, k: float) -> bool:
+    why = why_not_triton(input.device)
+    if why is None:
+        from fastcnn_kernels import _lrn_triton
+
+        why = _lrn_triton.why_not(input, size, k)
+    if why is not None:
+        say_once(f"fastcnn_kernels: local response normalization by PyTorch: {why}")
+    return why is None and input.numel() > 0
+
+
+def _forward_cuda(input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
+    input = _dense(input)
+    if not _use_triton(input, size, k):
+        return _forward(input, size, alpha, beta, k, relu)
+    from fastcnn_kernels import _lrn_triton
+
+    output = torch.empty_like(input)
+    _lrn_triton.forward(input, output, size, alpha, beta, k, relu)
+    return output
+
+
+def _backward_cuda(
+    grad_output: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
+) -> Tensor:
+    input = _dense(input)
+    if not _use_triton(input, size, k):
+        return _backward(grad_output, input, size, alpha, beta, k, relu)
+    from fastcnn_kernels import _lrn_triton
+
+    grad_input = torch.empty_like(input)
+    if grad_output.stride() != input.stride():
+        grad_output = torch.empty_like(input).copy_(grad_output)
+    _lrn_triton.backward(grad_output, input, grad_input, size, alpha, beta, k, relu)
+    return grad_input
+
+
+torch.library.impl(FORWARD, "default", _forward)
+torch.library.impl(BACKWARD, "default", _backward)
+torch.library.impl(FORWARD, "cuda", _forward_cuda)
+torch.library.impl(BACKWARD, "cuda", _backward_cuda)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, *ctx.settings = inputs
+    ctx.save_for_backward(input)
+
+
+def _gradient(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    (input,) = ctx.saved_tensors
+    grad = torch.ops.fastcnn.local_response_norm_backward(grad_output, input, *ctx.settings)
+    return grad, None, None, None, None, None
+
+
+torch.library.register_autograd(FORWARD, _gradient, setup_context=_keep)
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, relu: bool = False
+) -> Tensor:
+    """Local response normalization over channels (Krizhevsky et al. 2012, section 3.3).
+
+    output = input / (k + alpha / size * sum of input ** 2 over `size` neighbouring channels) ** beta, as
+    `torch.nn.functional.local_response_norm`; the paper does not divide alpha by the window's size.
+    The backward pass computes the sums again and keeps the input alone. Arithmetic is in float32, under
+    autocast too, and the result has the input's dtype.
+
+    Args:
+        input: [N, C, ...], floating.
+        size: channels in the window, 1 or more.
+        relu: normalize relu(input).
+
+    Returns:
+        A tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: an empty window, or an input that is not [N, C, ...] or not floating.
+    """
+    if size < 1:
+        raise ValueError(f"size {size}: a window has 1 channel or more")
+    if input.dim() < 3:
+        raise ValueError(f"input {tuple(input.shape)}: expected [N, C, ...] with 3 axes or more")
+    if not input.is_floating_point():
+        raise ValueError(f"input of {input.dtype}: expected a floating dtype; write input.float()")
+    return torch.ops.fastcnn.local_response_norm(input, size, alpha, beta, k, relu)
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """`local_response_norm` as a layer: an `nn.LocalResponseNorm`, and with `relu` of relu(input)."""
+
+    relu = False
+
+    def __init__(
+        self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, relu: bool = False
+    ) -> None:
+        super().__init__(size, alpha, beta, k)
+        self.relu = relu
+
+    def forward(self, input: Tensor) -> Tensor:
+        return local_response_norm(input, self.size, self.alpha, self.beta, self.k, self.relu)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", relu=True" if self.relu else "")
