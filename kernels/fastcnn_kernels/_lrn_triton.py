@@ -1,7 +1,7 @@
 """Local response normalization: forward and gradient, each in one pass over memory.
 
-A lane owns a group of neighbouring channels of one pixel as a tuple of float32, and reads a few more on
-either side. Where channels lie side by side in groups of 16 bytes, a group is one load; otherwise each channel is a
+A lane owns a group of neighbouring channels of one pixel as a tuple of float32, and reads more on either
+side. Where channels lie side by side in groups of 16 bytes, a group is one load; otherwise each channel is a
 load of its own, in any dense format. A window's sum takes at most three instructions whatever its size:
 channels are cut into blocks as long as the window, and each window is the end of one block and the beginning
 of the next (van Herk 1992; Gil and Werman 1993), so that nothing is subtracted.
