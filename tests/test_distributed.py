@@ -34,9 +34,9 @@ def test_two_processes_train_like_one(results, kind):
     for name, parameter in one["parameters"].items():
         first, second = (result[kind]["parameters"][name] for result in results)
         assert torch.equal(first, second)
-        assert (first - parameter).norm() <= 1e-4 * parameter.norm().clamp(min=1e-3), name
+        assert (first - parameter).norm() <= 1e-3 * parameter.norm().clamp(min=1e-3), name
     for result in results:
-        assert result[kind]["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+        assert result[kind]["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
 
 
 def test_a_nan_on_one_rank_stops_updates_on_all(results):
