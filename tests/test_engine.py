@@ -119,7 +119,7 @@ def test_accumulated_batches_equal_one_large_batch(arch):
         set_batch_norm_to_evaluation(state)
     assert losses(three, small, accumulate=3) == pytest.approx(losses(one, large), rel=1e-4)
     for a, b in zip(one.network.parameters(), three.network.parameters()):
-        assert (a - b).norm() <= 1e-3 * a.norm()
+        assert (a - b).norm() <= 1e-2 * a.norm()
     assert one.step == three.step == 4
 
 
