@@ -212,13 +212,13 @@ def measure_row(
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     with torch.backends.cudnn.flags(enabled=False):  # another implementation, and no TF32
         exact = sides["eager"](*(tensor.to(wide) for tensor in tensors[0]))()
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     found = sides["ours"](*tensors[0])()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    row: dict[str, Any] = (
-        {"first_call_seconds": time.perf_counter() - start} if settings.compile_times else {}
-    )
+    wait()
+    seconds = time.perf_counter() - start
+    row: dict[str, Any] = {"first_call_seconds": seconds} if settings.compile_times else {}
     if wrong := difference(found, exact, dtype):
         return {**row, "wrong": wrong}
     del found, exact
