@@ -70,3 +70,13 @@ def test_it_agrees_with_float64(shape, groups_of_8, channels_last, dtype, size, 
         assert ours.stride() == x.stride()
         if dtype == torch.float32:
             assert error.norm() <= 1e-5 * correct.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_view_that_begins_anywhere(dtype):
+    memory = torch.randn(1 + 2 * 16 * 3 * 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    x = memory[1:].view(2, 3, 3, 16).permute(0, 3, 1, 2)  # channels-last, one element after the start
+    assert x.data_ptr() % 16
+    exact = local_response_norm_reference(x.double(), 5, 0.5)
+    error = (ops._forward_cuda(x, 5, 0.5, 0.75, 1.0, False).double() - exact).abs()
+    assert (error <= (1e-5 + CUT * ROUNDING[dtype]) * exact.abs() + 1e-7).all()

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, prune
 
 from fastcnn_kernels import DepthwiseConv2d, dispatch
 from fastcnn_kernels._trial import Run, Times
-from fastcnn_kernels.accelerate import Report, Row, accelerate, restore, why_no_kernel
+from fastcnn_kernels.accelerate import Report, Row, accelerate, restore
 from fastcnn_kernels.lrn import LocalResponseNorm
 
 DEPTHWISE = {
@@ -192,19 +192,6 @@ def test_a_layer_whose_forward_was_replaced_is_left_alone():
     layer.forward = lambda input: input  # type: ignore[method-assign]
     (only,) = accelerate(nn.Sequential(layer)).rows
     assert (only.swapped, only.why) == (False, "its forward was replaced")
-
-
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (7, 7), (3, 5), (9, 9)])
-@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (3, 3)])
-@pytest.mark.parametrize("dilation", [(1, 1), (2, 2)])
-def test_the_settings_without_a_kernel_are_those_that_the_launcher_refuses(kernel, stride, dilation):
-    pytest.importorskip("triton")
-    from fastcnn_kernels import _depthwise_conv_launch as launch
-
-    x, weight = images(2, 8, 16, 16), torch.zeros(8, 1, *kernel)
-    assert why_no_kernel(kernel, stride, dilation) == launch.why_not(
-        x, weight, x.shape, stride, (0, 0), dilation
-    )
 
 
 def test_dense_and_grouped_convolutions_are_not_even_listed():

@@ -230,6 +230,36 @@ def test_the_modules_circular_padding_is_kept():
     torch.testing.assert_close(ours(x), F.conv2d(padded, ours.weight, ours.bias, groups=2))
 
 
+# What the kernels refuse, so that PyTorch does it
+
+
+@pytest.mark.parametrize(
+    ("kernel", "settings", "why"),
+    [
+        (3, {}, None),
+        (4, {}, "a kernel of 4 x 4"),
+        (3, {"stride": (1, 2)}, "stride"),
+        (3, {"dilation": (2, 2)}, "dilation"),
+        (3, {"dtype": torch.float64}, "float64"),
+        (3, {"memory_format": torch.contiguous_format}, "not in channels-last memory"),
+        (3, {"dtype": torch.bfloat16, "offset": 1}, "begins between two words"),
+    ],
+)
+@pytest.mark.parametrize("first", ["the layer's input", "a gradient of one pixel"])
+def test_the_launcher_says_what_it_cannot_do(kernel, settings, why, first):
+    launch = pytest.importorskip("fastcnn_kernels._depthwise_conv_launch")
+    dtype = settings.get("dtype", torch.float32)
+    start, count = settings.get("offset", 0), 2 * 6 * kernel * kernel
+    x = torch.zeros(start + count, dtype=dtype)[start:].view(2, kernel, kernel, 6).permute(0, 3, 1, 2)
+    x = x.contiguous(memory_format=settings.get("memory_format", CHANNELS_LAST))
+    # One pixel is dense in both formats, and says nothing of the input that is read beside it.
+    tensors = [x] if first == "the layer's input" else [torch.zeros(2, 6, 1, 1, dtype=dtype), x]
+    stride, dilation = settings.get("stride", (1, 1)), settings.get("dilation", (1, 1))
+    weight = torch.zeros(6, 1, kernel, kernel, dtype=dtype)
+    said = launch.why_not(tensors, weight, x.shape, stride, (0, 0), dilation)
+    assert said is None if why is None else why in said
+
+
 # Mistakes
 
 

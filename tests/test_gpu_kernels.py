@@ -20,7 +20,7 @@ from grid_depthwise_conv import (  # noqa: F401
     test_the_weights_gradient_is_the_same_bits_again,
 )
 from grid_lrn import kernels_alone as norm_alone  # noqa: F401
-from grid_lrn import test_it_agrees_with_float64  # noqa: F401
+from grid_lrn import test_a_view_that_begins_anywhere, test_it_agrees_with_float64  # noqa: F401
 
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm, accelerate, depthwise_conv2d
 
@@ -85,6 +85,17 @@ def test_a_batch_of_more_than_2_to_the_31_elements():
     y = depthwise_conv2d(x, weight, padding=1)
     assert y[-1, :, 1:-1, 1:-1].eq(9).all()
     assert not y[-2].any()
+
+
+def test_a_contiguous_input_whose_output_is_one_pixel_gets_the_right_gradient():
+    # One pixel is channels-last and contiguous at once, so the output's gradient says nothing of the input.
+    x, weight = torch.randn(2, 6, 3, 3, device="cuda"), torch.randn(6, 1, 3, 3, device="cuda")
+    results = []
+    for conv in (depthwise_conv2d, lambda x, w: torch.nn.functional.conv2d(x, w, groups=6)):
+        taps = weight.clone().requires_grad_()
+        conv(x, taps).square().sum().backward()
+        results.append(taps.grad)
+    torch.testing.assert_close(*results)
 
 
 def test_float64_falls_back_and_says_so():

@@ -58,6 +58,20 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: local_response_norm(x, 4, 0.5, 0.75, 1.5), (x,))
 
 
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize(("size", "beta"), [(3, 0.75), (4, 0.6)])
+def test_gradients_of_gradients_are_right_too(size, beta, relu):
+    x = random(2, 6, 2, 2).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: local_response_norm(x, size, 0.5, beta, 1.5, relu), (x,))
+
+
+def test_an_infinite_gradient_does_not_pass_the_relu():
+    x = torch.tensor([-1.0, 2.0]).view(1, 2, 1).requires_grad_()
+    upstream = torch.tensor([torch.inf, 1.0]).view(1, 2, 1)
+    (grad,) = torch.autograd.grad(local_response_norm(x, 1, relu=True), x, upstream)
+    assert grad.flatten()[0] == 0
+
+
 @FORMATS
 @pytest.mark.parametrize("shape", [(2, 6, 4, 4), (2, 1, 4, 4), (2, 6, 1, 1)], ids=str)
 def test_the_memory_format_stays_in_both_directions(shape, memory_format):

@@ -12,6 +12,7 @@ from triton import cdiv
 
 from fastcnn_kernels import _depthwise_conv_triton as kernels
 from fastcnn_kernels._patches import Axis, chunk, cut
+from fastcnn_kernels._support import why_no_kernel
 
 WARPS = 4
 LANES = 32 * WARPS
@@ -103,25 +104,29 @@ def _channels(channels: int) -> dict[str, int]:
 
 
 def why_not(
-    tensor: Tensor, weight: Tensor, input_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+    tensors: Sequence[Tensor],
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
 ) -> str | None:
-    """Why the kernels cannot do this convolution of `tensor`, or this gradient from it; None if they can."""
-    kernel = tuple(weight.shape[2:])
-    if kernel not in ((3, 3), (5, 5), (7, 7)):
-        return f"a kernel of {kernel[0]} x {kernel[1]} (3 x 3, 5 x 5 and 7 x 7 have one)"
-    if stride not in ((1, 1), (2, 2)):
-        return f"stride {stride} (1 and 2 have one)"
-    if dilation != (1, 1):
-        return f"dilation {dilation}"
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{tensor.dtype}"
-    if weight.dtype not in (torch.float32, tensor.dtype) or not weight.is_contiguous():
-        return f"a weight of {weight.dtype} with strides {weight.stride()} for an input of {tensor.dtype}"
-    if not tensor.is_contiguous(memory_format=torch.channels_last):
-        return "a tensor that is not in channels-last memory"
-    batch, channels, height, width = input_size
-    if max(tensor.numel() // max(batch, 1), channels * height * width) >= 2**31 or tensor.numel() >= 2**38:
-        return f"an input of {tuple(input_size)}, whose offsets take more than 32 bits in an image"
+    """Why the kernels cannot do this pass of a layer, which reads `tensors`; None if they can."""
+    if why := why_no_kernel(tuple(weight.shape[2:]), stride, dilation):
+        return why
+    _, channels, height, width = input_size
+    for tensor in tensors:
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"{tensor.dtype}"
+        if weight.dtype not in (torch.float32, tensor.dtype) or not weight.is_contiguous():
+            return f"a weight of {weight.dtype} with strides {weight.stride()} for {tensor.dtype}"
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            return "a tensor that is not in channels-last memory"
+        if tensor.data_ptr() % 4:  # pairs of half precision are read as words
+            return "a tensor that begins between two words of memory"
+        image = max(tensor[:1].numel(), channels * height * width)
+        if image >= 2**31 or tensor.numel() >= 2**33:
+            return f"an input of {tuple(input_size)}, whose offsets or patches take more than 32 bits"
     return None
 
 
@@ -135,7 +140,7 @@ def forward(
     batch = input.shape[0]
     taps = _taps(weight, flip=False)
     grid = (launch.programs(batch * launch.patches),)
-    launch.run(grid, input, taps, taps if bias is None else bias, output, batch)
+    launch.run(grid, input, taps, taps if bias is None else bias.contiguous(), output, batch)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, grad_input: Tensor, stride: Pair, padding: Pair) -> None:

@@ -290,11 +290,22 @@ class Launch(NamedTuple):
     stride: int
 
 
-def plan(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, size: int, relu: bool) -> Launch:
-    """For an input [N, C, ...], dense in either memory format."""
+def plan(
+    shape: tuple[int, ...],
+    channels_last: bool,
+    dtype: torch.dtype,
+    size: int,
+    relu: bool,
+    aligned: bool = True,
+) -> Launch:
+    """For an input [N, C, ...], dense in either memory format.
+
+    Args:
+        aligned: every tensor begins at a multiple of 16 bytes.
+    """
     channels, pixels = shape[1], math.prod(shape[2:])
     group = LOAD_BYTES // dtype.itemsize
-    wide = channels_last and channels % group == 0 and size - 1 <= group
+    wide = channels_last and aligned and channels % group == 0 and size - 1 <= group
     stride = 1 if channels_last else pixels
     lanes = shape[0] * pixels * -(-channels // group)
     constants = {"C": channels, "SIZE": size, "RELU": relu, "GROUP": group, "WIDE": wide, "BLOCK": LANES}
@@ -311,8 +322,9 @@ def why_not(input: Tensor, size: int, k: float) -> str | None:
         return f"k {k} (above 0 has a kernel)"
     if not (input.is_contiguous() or _is_channels_last(input)):
         return "an input that is dense in neither memory format"
-    if input.numel() // max(1, input.shape[0]) >= 2**31 or input.numel() >= 2**33:
-        return f"an input of {tuple(input.shape)}, whose offsets take more than 32 bits in an image"
+    lanes = plan(tuple(input.shape), True, input.dtype, size, False).lanes
+    if input[:1].numel() >= 2**31 or lanes >= 2**31 - LANES:
+        return f"an input of {tuple(input.shape)}, whose offsets or lanes take more than 32 bits"
     return None
 
 
@@ -341,7 +353,8 @@ def _launch(
     kernel: Any, tensors: tuple[Tensor, ...], size: int, alpha: float, beta: float, k: float, relu: bool
 ) -> None:
     input = tensors[-2]
-    launch = plan(tuple(input.shape), _is_channels_last(input), input.dtype, size, relu)
+    aligned = all(tensor.data_ptr() % LOAD_BYTES == 0 for tensor in tensors)
+    launch = plan(tuple(input.shape), _is_channels_last(input), input.dtype, size, relu, aligned)
     kernel[(triton.cdiv(launch.lanes, LANES),)](
         *tensors,
         launch.lanes,

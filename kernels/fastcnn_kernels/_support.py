@@ -1,4 +1,4 @@
-"""Where the Triton kernels can run, and how a fallback is said."""
+"""Where the Triton kernels can run, on what, and how a fallback is said."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def why_not_triton(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return f"the GPU is of compute capability {capability[0]}.{capability[1]}, and Triton needs 8.0"
+    return None
+
+
+def why_no_kernel(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> str | None:
+    """Why no Triton kernel does a depthwise convolution of these settings; None if one does."""
+    if kernel not in ((3, 3), (5, 5), (7, 7)):
+        return f"a kernel of {kernel[0]} x {kernel[1]} (3 x 3, 5 x 5 and 7 x 7 have one)"
+    if stride not in ((1, 1), (2, 2)):
+        return f"stride {stride} (1 and 2 have one)"
+    if dilation != (1, 1):
+        return f"dilation {dilation}"
     return None
 
 

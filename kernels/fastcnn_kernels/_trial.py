@@ -165,7 +165,7 @@ def _why_no_triton(layer: nn.Conv2d, x: Tensor) -> str | None:
 
     if x.dim() != 4:
         return f"an input of {tuple(x.shape)}"
-    return triton.why_not(_autocast(x), layer.weight, x.shape, *_geometry(layer))
+    return triton.why_not([_autocast(x)], layer.weight, x.shape, *_geometry(layer))
 
 
 def _geometry(layer: nn.Conv2d) -> tuple[depthwise.Pair, depthwise.Pair, depthwise.Pair]:

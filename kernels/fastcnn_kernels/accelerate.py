@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcnn_kernels._support import why_not_triton
+from fastcnn_kernels._support import why_no_kernel, why_not_triton
 from fastcnn_kernels._trial import Input, Measure, Times, Trial, microseconds, try_layer
 from fastcnn_kernels.depthwise_conv import DepthwiseConv2d
 from fastcnn_kernels.lrn import LocalResponseNorm
@@ -225,17 +225,6 @@ def _why_not(layer: nn.Module, device: torch.device) -> str | None:
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             return f"padding {layer.padding!r}, padding mode {layer.padding_mode!r}"
         return why_no_kernel(layer.kernel_size, layer.stride, layer.dilation)
-    return None
-
-
-def why_no_kernel(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> str | None:
-    """Why no Triton kernel does a depthwise convolution of these settings; None if one does."""
-    if kernel not in ((3, 3), (5, 5), (7, 7)):
-        return f"a kernel of {kernel[0]} x {kernel[1]} (3 x 3, 5 x 5 and 7 x 7 have one)"
-    if stride not in ((1, 1), (2, 2)):
-        return f"stride {stride} (1 and 2 have one)"
-    if dilation != (1, 1):
-        return f"dilation {dilation}"
     return None
 
 

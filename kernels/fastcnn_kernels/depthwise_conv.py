@@ -166,24 +166,25 @@ torch.library.impl(WEIGHT_GRAD, "default", _weight_grad)
 
 def _use_triton(
     kind: str,
-    tensor: Tensor,
+    tensors: tuple[Tensor, ...],
     weight: Tensor,
     input_size: Sequence[int],
     stride: Pair,
     padding: Pair,
     dilation: Pair,
 ) -> bool:
-    """For the pass `kind` of a layer that reads `tensor`."""
-    why = why_not_triton(tensor.device)
+    """For the pass `kind` of a layer that reads `tensors`."""
+    first = tensors[0]
+    why = why_not_triton(first.device)
     if why is None:
         from fastcnn_kernels import _depthwise_conv_launch as triton
 
-        why = triton.why_not(tensor, weight, input_size, stride, padding, dilation)
+        why = triton.why_not(tensors, weight, input_size, stride, padding, dilation)
     if why is not None:
         say_once(f"fastcnn_kernels: depthwise convolution by PyTorch: {why}")
         return False
-    return tensor.numel() > 0 and dispatch.wins(
-        kind, tensor.device, tensor.dtype, tuple(input_size), weight.shape[2], stride[0]
+    return first.numel() > 0 and dispatch.wins(
+        kind, first.device, first.dtype, tuple(input_size), weight.shape[2], stride[0]
     )
 
 
@@ -195,12 +196,13 @@ def _forward_cuda(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    if not _use_triton("forward", input, weight, input.shape, stride, padding, dilation):
+    if not _use_triton("forward", (input,), weight, input.shape, stride, padding, dilation):
         return _forward(input, weight, bias, stride, padding, dilation)
     from fastcnn_kernels import _depthwise_conv_launch as triton
 
     output = _empty_channels_last(input, _output_size(input, weight, stride, padding, dilation))
-    triton.forward(input, weight, bias, output, stride, padding)
+    with torch.cuda.device_of(input):
+        triton.forward(input, weight, bias, output, stride, padding)
     return output
 
 
@@ -216,12 +218,13 @@ def _input_grad_cuda(
     dilation: Pair,
 ) -> Tensor:
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    if not _use_triton("input_grad", grad_output, weight, input_size, stride, padding, dilation):
+    if not _use_triton("input_grad", (grad_output,), weight, input_size, stride, padding, dilation):
         return _input_grad(grad_output, weight, input_size, stride, padding, dilation)
     from fastcnn_kernels import _depthwise_conv_launch as triton
 
     grad_input = _empty_channels_last(grad_output, input_size)
-    triton.input_grad(grad_output, weight, grad_input, stride, padding)
+    with torch.cuda.device_of(grad_output):
+        triton.input_grad(grad_output, weight, grad_input, stride, padding)
     return grad_input
 
 
@@ -238,13 +241,14 @@ def _weight_grad_cuda(
     dilation: Pair,
 ) -> tuple[Tensor, Tensor]:
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    if not _use_triton("weight_grad", grad_output, weight, input.shape, stride, padding, dilation):
+    if not _use_triton("weight_grad", (grad_output, input), weight, input.shape, stride, padding, dilation):
         return _weight_grad(grad_output, input, weight, bias, stride, padding, dilation)
     from fastcnn_kernels import _depthwise_conv_launch as triton
 
     grad_weight = torch.empty_like(weight)
     grad_bias = weight.new_empty(weight.shape[0] if bias else 0)
-    triton.weight_grad(grad_output, input, grad_weight, grad_bias if bias else None, stride, padding)
+    with torch.cuda.device_of(input):
+        triton.weight_grad(grad_output, input, grad_weight, grad_bias if bias else None, stride, padding)
     return grad_weight, grad_bias
 
 

@@ -5,7 +5,7 @@
     y = local_response_norm(x, 5, relu=True)     # of relu(x), as AlexNet has it
 
 The operations, each with a schema, a shape function, a PyTorch implementation for every device and Triton
-kernels for CUDA; then the function and the module.
+kernels for CUDA, both differentiable; then the function and the module.
 """
 
 from __future__ import annotations
@@ -43,39 +43,51 @@ def _(
     return torch.empty_like(_dense(input))
 
 
-def _windows(values: Tensor, size: int, before: int) -> Tensor:
-    """Sums over `size` neighbouring channels from `before` ahead of each on, zero beyond the ends."""
-    channels = values.shape[1]
-    total = torch.zeros_like(values)
-    for offset in range(-before, size - before):
-        first, last = max(0, -offset), min(channels, channels - offset)
-        if first < last:
-            total[:, first:last] += values[:, first + offset : last + offset]
-    return total
+def _window_sums(values: Tensor, before: int, after: int) -> Tensor:
+    """Sums over the channels from `before` behind each to `after` ahead."""
+    sums = values.clone()
+    for offset in range(-before, after + 1):
+        count = values.shape[1] - abs(offset)
+        if offset and count > 0:
+            sums.narrow(1, max(0, -offset), count).add_(values.narrow(1, max(0, offset), count))
+    return sums
 
 
-def _prepare(input: Tensor, size: int, alpha: float, k: float, relu: bool) -> tuple[Tensor, Tensor]:
-    """The input that is normalized, and the base of the power; half precision in float32."""
-    x = _dense(input)
-    x = x.double() if x.dtype == torch.float64 else x.float()
-    x = x.relu() if relu else x
-    return x, k + alpha / size * _windows(x * x, size, size // 2)
+def _arithmetic(input: Tensor, relu: bool) -> Tensor:
+    """The input in the precision of the arithmetic, rectified."""
+    x = input if input.dtype == torch.float64 else input.float()
+    return x.relu() if relu else x
+
+
+def _divisor(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    return _window_sums(x.square(), size // 2, (size - 1) // 2).mul_(alpha / size).add_(k)
+
+
+def _power(d: Tensor, beta: float) -> Tensor:
+    """d ** -beta"""
+    if beta == 0.75:  # several times as fast as pow
+        root = d.rsqrt()
+        return root.sqrt().mul_(root)
+    return d.pow(-beta)
 
 
 def _forward(input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
-    x, base = _prepare(input, size, alpha, k, relu)
-    return (x * base**-beta).to(input.dtype)
+    x = _arithmetic(input, relu)
+    power = _power(_divisor(x, size, alpha, k), beta)
+    return torch.empty_like(_dense(input)).copy_(power.mul_(x))
 
 
 def _backward(
     grad_output: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
 ) -> Tensor:
-    x, base = _prepare(input, size, alpha, k, relu)
-    direct = grad_output.to(x.dtype) * base**-beta
-    mirrored = _windows(direct * x / base, size, size - 1 - size // 2)
-    grad = direct - 2 * alpha / size * beta * x * mirrored
-    grad = grad * (x > 0) if relu else grad
-    return torch.empty_like(x, dtype=input.dtype).copy_(grad)
+    x = _arithmetic(input, relu)
+    d = _divisor(x, size, alpha, k)
+    grad = _power(d, beta).mul_(grad_output)
+    sums = _window_sums(d.reciprocal_().mul_(grad).mul_(x), (size - 1) // 2, size // 2)
+    grad.addcmul_(sums, x, value=-2 * alpha / size * beta)
+    if relu:
+        grad.masked_fill_(x == 0, 0)
+    return torch.empty_like(_dense(input)).copy_(grad)
 
 
 def _use_triton(input: Tensor, size: int, k: float) -> bool:
@@ -96,7 +108,8 @@ def _forward_cuda(input: Tensor, size: int, alpha: float, beta: float, k: float,
     from fastcnn_kernels import _lrn_triton
 
     output = torch.empty_like(input)
-    _lrn_triton.forward(input, output, size, alpha, beta, k, relu)
+    with torch.cuda.device_of(input):
+        _lrn_triton.forward(input, output, size, alpha, beta, k, relu)
     return output
 
 
@@ -111,7 +124,8 @@ def _backward_cuda(
     grad_input = torch.empty_like(input)
     if grad_output.stride() != input.stride():
         grad_output = torch.empty_like(input).copy_(grad_output)
-    _lrn_triton.backward(grad_output, input, grad_input, size, alpha, beta, k, relu)
+    with torch.cuda.device_of(input):
+        _lrn_triton.backward(grad_output, input, grad_input, size, alpha, beta, k, relu)
     return grad_input
 
 
@@ -122,17 +136,47 @@ torch.library.impl(BACKWARD, "cuda", _backward_cuda)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, *ctx.settings = inputs
-    ctx.save_for_backward(input)
+    *tensors, ctx.size, ctx.alpha, ctx.beta, ctx.k, ctx.relu = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _gradient(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     (input,) = ctx.saved_tensors
-    grad = torch.ops.fastcnn.local_response_norm_backward(grad_output, input, *ctx.settings)
+    grad = torch.ops.fastcnn.local_response_norm_backward(
+        grad_output, input, ctx.size, ctx.alpha, ctx.beta, ctx.k, ctx.relu
+    )
     return grad, None, None, None, None, None
 
 
 torch.library.register_autograd(FORWARD, _gradient, setup_context=_keep)
+
+
+def _second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of sum(grad * backward(grad_output, input)), which gradient penalties need."""
+    grad_output, input = ctx.saved_tensors
+    before, after, scale, beta = ctx.size // 2, (ctx.size - 1) // 2, ctx.alpha / ctx.size, ctx.beta
+    x = _arithmetic(input, ctx.relu)
+    v = grad.to(x.dtype).masked_fill(x == 0, 0) if ctx.relu else grad.to(x.dtype)
+    g = grad_output.to(x.dtype)
+    d = _divisor(x, ctx.size, ctx.alpha, ctx.k)
+    power = d.pow(-beta)
+    slope = -2 * scale * beta * power / d
+    cross = _window_sums(x * v, before, after)
+    to_grad_output = power * v + slope * x * cross
+
+    def mirrored(values: Tensor) -> Tensor:
+        return _window_sums(values, after, before)
+
+    curve = -2 * scale * (beta + 1) * slope / d
+    to_input = (
+        x * mirrored(slope * g * v + curve * g * x * cross) + slope * g * cross + v * mirrored(slope * g * x)
+    )
+    if ctx.relu:
+        to_input = to_input.masked_fill(x == 0, 0)
+    return to_grad_output.to(grad_output.dtype), to_input.to(input.dtype), None, None, None, None, None
+
+
+torch.library.register_autograd(BACKWARD, _second_gradient, setup_context=_keep)
 
 
 def local_response_norm(
@@ -151,7 +195,8 @@ def local_response_norm(
         relu: normalize relu(input).
 
     Returns:
-        A tensor of the input's shape, dtype and memory format.
+        A tensor of the input's shape and dtype: in channels-last memory if the input is (4-D), else
+        contiguous.
 
     Raises:
         ValueError: an empty window, or an input that is not [N, C, ...] or not floating.
