@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fastcnn_kernels.lrn import local_response_norm
 from torch import Tensor
 
 from fastcnn_kernels.depthwise_conv import depthwise_conv2d
 from fastcnn_kernels.layers import Depthwise, Norm
+from fastcnn_kernels.lrn import local_response_norm
 
 PASSES = {Depthwise: ("forward", "input_grad", "weight_grad"), Norm: ("forward", "backward")}
 WHOLE = ("layer forward", "layer training")
