@@ -6,7 +6,9 @@ python -c "from fastcnn.models import build; print(build('resnet18', num_classes
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from fastcnn.errors import UserError
 from fastcnn.models import lenet, resnet
@@ -39,12 +41,23 @@ def constructor(name: str) -> Callable[..., ConvNet]:
     return MODELS[name]
 
 
-def build(name: str, num_classes: int, in_chans: int = 3) -> ConvNet:
+def build(name: str, num_classes: int | None = None, in_chans: int = 3, **options: Any) -> ConvNet:
     """A freshly initialized network.
 
     Args:
         name: a key of `MODELS`.
-        num_classes: size of the logits.
+        num_classes: size of the logits; None: as published.
         in_chans: channels of the images.
+        options: further keywords of the network's constructor, such as `drop_rate`.
+
+    Raises:
+        ValueError: no such network, or no such option of it.
     """
-    return constructor(name)(num_classes=num_classes, in_chans=in_chans)
+    make = constructor(name)
+    known = inspect.signature(make).parameters
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name}: no option {option!r}; it has {', '.join(known)}")
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    return make(in_chans=in_chans, **options)

@@ -36,6 +36,12 @@ class ConvNet(nn.Module, ABC):
     """Pixels a side that the network was published with."""
     fixed_image_size: bool = False
     """Whether no other size works."""
+    minimum_image_size: int = 1
+    """Fewer pixels a side leave nothing of the last feature map."""
+    image_size_multiple: int = 1
+    """What the pixels a side must be a multiple of."""
+    classifier_name: str
+    """Attribute path of the linear layer that makes the logits."""
     stages: tuple[Stage, ...]
     """Feature maps from the finest to the coarsest; the last one is `forward_features`' output."""
 
@@ -52,14 +58,63 @@ class ConvNet(nn.Module, ABC):
     def forward_head(self, features: Tensor) -> Tensor:
         """Pooling and classifier: `forward_features`' output to logits."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | Outputs:
         return self.forward_head(self.forward_features(x))
 
     @abstractmethod
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a fresh one for `num_classes`, on the same device."""
+    def layer_groups(self) -> list[list[str]]:
+        """Attribute paths of all modules (or parameters) that have parameters, from the input to the
+        classifier, in groups that are frozen or decayed together; the last group is the classifier."""
 
-    @abstractmethod
-    def layer_groups(self) -> list[list[nn.Module]]:
-        """All modules with parameters, from the input to the classifier, in groups that are frozen or
-        decayed together; the last group is the classifier."""
+    def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
+        """Replaces the last layer by a fresh one for `num_classes`, on the same device.
+
+        Args:
+            num_classes: size of the logits.
+            hidden: units of a hidden layer before it, with ReLU and dropout; None: a linear layer alone.
+        """
+        replace_classifier(self, self.classifier_name, num_classes, hidden)
+
+
+class FeatureSequence(ConvNet):
+    """A network whose way to the last feature map is one sequence, `features`, as in torchvision."""
+
+    features: nn.Sequential
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        names = {stage.name for stage in self.stages}
+        outputs = []
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if f"features.{name}" in names:
+                outputs.append(x)
+        return outputs
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def layer_groups(self) -> list[list[str]]:
+        layers = [f"features.{name}" for name, _ in self.features.named_children()]
+        after = [f"classifier.{name}" for name, _ in self.get_submodule("classifier").named_children()]
+        names = [n for n in layers + after if any(True for _ in self.get_submodule(n).parameters())]
+        return [[name] for name in names]
+
+
+def replace_classifier(network: nn.Module, name: str, num_classes: int, hidden: int | None = None) -> None:
+    """Puts a fresh classifier at the path `name` of a network, where a linear layer or such a classifier is.
+
+    Args:
+        network: any network.
+        name: attribute path of its last layer.
+        num_classes: size of the logits.
+        hidden: units of a hidden layer before it, with ReLU and dropout; None: a linear layer alone.
+    """
+    old = network.get_submodule(name)
+    first = next(m for m in old.modules() if isinstance(m, nn.Linear))
+    new: nn.Module = nn.Linear(first.in_features, num_classes)
+    if hidden is not None:
+        new = nn.Sequential(
+            nn.Linear(first.in_features, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, num_classes)
+        )
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, new.to(first.weight.device, first.weight.dtype))

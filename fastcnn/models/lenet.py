@@ -19,6 +19,7 @@ class LeNet5(ConvNet):
 
     default_image_size = 32
     fixed_image_size = True
+    classifier_name = "fc7"
     stages = (Stage("pool2", 6, 2), Stage("pool4", 16, 4))
 
     def __init__(
@@ -45,11 +46,8 @@ class LeNet5(ConvNet):
         x = torch.flatten(self.act5(self.conv5(features)), 1)
         return self.fc7(self.act6(self.fc6(x)))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        self.fc7 = nn.Linear(84, num_classes).to(self.fc7.weight.device)
-
-    def layer_groups(self) -> list[list[nn.Module]]:
-        return [[self.conv1], [self.conv3], [self.conv5], [self.fc6], [self.fc7]]
+    def layer_groups(self) -> list[list[str]]:
+        return [["conv1"], ["conv3"], ["conv5"], ["fc6"], ["fc7"]]
 
 
 def lenet5(num_classes: int = 10, in_chans: int = 1) -> LeNet5:

@@ -101,6 +101,7 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module
 class _ResNetBase(ConvNet):
     """What both kinds share: a stem, stages of blocks, global average pooling, one linear layer."""
 
+    classifier_name = "fc"
     layer_names: tuple[str, ...]
     fc: nn.Linear
 
@@ -119,13 +120,9 @@ class _ResNetBase(ConvNet):
     def forward_head(self, features: Tensor) -> Tensor:
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        self.fc = nn.Linear(self.fc.in_features, num_classes).to(self.fc.weight.device)
-
-    def layer_groups(self) -> list[list[nn.Module]]:
-        stem = [module for name, module in self.named_children() if name in ("conv1", "bn1")]
-        blocks = [[block] for name in self.layer_names for block in getattr(self, name)]
-        return [stem, *blocks, [self.fc]]
+    def layer_groups(self) -> list[list[str]]:
+        blocks = [[f"{name}.{i}"] for name in self.layer_names for i in range(len(getattr(self, name)))]
+        return [["conv1", "bn1"], *blocks, ["fc"]]
 
     def _stage(
         self, block: Block, in_channels: int, width: int, blocks: int, stride: int, option_a: bool = False
