@@ -80,6 +80,7 @@ class FeatureSequence(ConvNet):
     """A network whose way to the last feature map is one sequence, `features`, as in torchvision."""
 
     features: nn.Sequential
+    classifier: nn.Module
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         names = {stage.name for stage in self.stages}
@@ -94,10 +95,26 @@ class FeatureSequence(ConvNet):
         return self.features(x)
 
     def layer_groups(self) -> list[list[str]]:
-        layers = [f"features.{name}" for name, _ in self.features.named_children()]
-        after = [f"classifier.{name}" for name, _ in self.get_submodule("classifier").named_children()]
-        names = [n for n in layers + after if any(True for _ in self.get_submodule(n).parameters())]
-        return [[name] for name in names]
+        whole = self.classifier_name
+        return [
+            *sequence_groups(self.features, "features", whole),
+            *sequence_groups(self.classifier, "classifier", whole),
+        ]
+
+
+def sequence_groups(module: nn.Module, path: str, whole: str) -> list[list[str]]:
+    """Groups as of `layer_groups`: plain sequences are taken apart, but for the one at the path `whole`; a
+    norm goes with what is before it."""
+    if type(module) is not nn.Sequential or path == whole:
+        return [[path]] if any(True for _ in module.parameters()) else []
+    groups: list[list[str]] = []
+    for name, child in module.named_children():
+        inner = sequence_groups(child, f"{path}.{name}", whole)
+        if groups and all(p.ndim <= 1 for p in child.parameters()):
+            groups[-1] += [n for group in inner for n in group]
+        else:
+            groups += inner
+    return groups
 
 
 def replace_classifier(network: nn.Module, name: str, num_classes: int, hidden: int | None = None) -> None:

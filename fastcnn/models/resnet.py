@@ -1,24 +1,28 @@
-"""Residual networks (He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016).
+"""Residual networks for ImageNet (He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR
+2016); their grouped kin, ResNeXt (Xie et al., "Aggregated Residual Transformations for Deep Neural Networks",
+CVPR 2017); and wide ones (Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016).
 
-The ImageNet networks are v1.5: a bottleneck's stride is in its 3x3 convolution, as in torchvision, whose
-state-dict keys they share, and by default each residual branch's last batch norm starts at zero (Goyal et
-al. 2017, "Accurate, Large Minibatch SGD", section 5.1). The CIFAR networks start as in the paper (section
-3.4, He initialization).
+They are v1.5: a bottleneck's stride is in its 3x3 convolution, as in torchvision, whose state-dict keys they
+share. By default each residual branch's last batch norm starts at zero (Goyal et al. 2017, "Accurate, Large
+Minibatch SGD", section 5.1).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.models.base import ConvNet, Stage
+from fastcnn.models.layers import he_normal
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -50,17 +54,31 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions (figure 5, right), the stride in the 3x3 (v1.5)."""
+    """1x1, 3x3, 1x1 convolutions (figure 5, right), the stride in the 3x3 (v1.5).
+
+    Args:
+        groups: of the 3x3 convolution (ResNeXt, figure 3c).
+        widening: channels of the 3x3 convolution over `width`.
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        groups: int = 1,
+        widening: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv1 = conv1x1(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv1x1(width, width * self.expansion)
+        inner = width * widening
+        self.conv1 = conv1x1(in_channels, inner)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, stride, groups)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv1x1(inner, width * self.expansion)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -76,21 +94,8 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-
-
-class PadShortcut(nn.Module):
-    """Shortcut without parameters: every second pixel, missing channels zero (option A of section 3.3)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.before = (out_channels - in_channels) // 2
-        self.after = out_channels - in_channels - self.before
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+Block = Callable[[int, int, int, nn.Module | None], BasicBlock | Bottleneck]
+"""Makes a block from its input's channels, its width, its stride and its shortcut."""
 
 
 def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -98,12 +103,13 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
-class _ResNetBase(ConvNet):
+class ResidualNet(ConvNet):
     """What both kinds share: a stem, stages of blocks, global average pooling, one linear layer."""
 
     classifier_name = "fc"
     layer_names: tuple[str, ...]
-    fc: nn.Linear
+    fc: nn.Module
+    shortcut = staticmethod(conv_shortcut)
 
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
@@ -125,126 +131,111 @@ class _ResNetBase(ConvNet):
         return [["conv1", "bn1"], *blocks, ["fc"]]
 
     def _stage(
-        self, block: Block, in_channels: int, width: int, blocks: int, stride: int, option_a: bool = False
+        self, block: Block, in_channels: int, width: int, blocks: int, stride: int, expansion: int
     ) -> nn.Sequential:
-        out_channels = width * block.expansion
+        out_channels = width * expansion
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
-            shortcut = (PadShortcut if option_a else conv_shortcut)(in_channels, out_channels, stride)
+            shortcut = self.shortcut(in_channels, out_channels, stride)
         rest = [block(out_channels, width, 1, None) for _ in range(blocks - 1)]
         return nn.Sequential(block(in_channels, width, stride, shortcut), *rest)
 
     def _initialize(self, zero_init_residual: bool) -> None:
+        he_normal(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
+            if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_(module.last_norm.weight)
 
 
-class ResNet(_ResNetBase):
-    """The ImageNet networks of table 1: images [N, in_chans, H, W] to logits [N, num_classes]."""
+class ResNet(ResidualNet):
+    """The networks of table 1: images [N, in_chans, H, W] to logits [N, num_classes].
+
+    Args:
+        layers: blocks of the four stages.
+        basic: basic blocks in place of bottlenecks.
+        groups: of the 3x3 convolutions in bottlenecks.
+        widening: factor of these convolutions' channels.
+        zero_init_residual: start each residual branch at zero.
+    """
 
     layer_names = ("layer1", "layer2", "layer3", "layer4")
 
     def __init__(
         self,
-        block: Block,
         layers: tuple[int, int, int, int],
         num_classes: int = 1000,
         in_chans: int = 3,
         zero_init_residual: bool = True,
+        basic: bool = False,
+        groups: int = 1,
+        widening: int = 1,
     ) -> None:
         super().__init__()
+        block: Block = BasicBlock if basic else partial(Bottleneck, groups=groups, widening=widening)
+        expansion = BasicBlock.expansion if basic else Bottleneck.expansion
         self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        wide = [width * block.expansion for width in (64, 128, 256, 512)]
-        self.layer1 = self._stage(block, 64, 64, layers[0], stride=1)
-        self.layer2 = self._stage(block, wide[0], 128, layers[1], stride=2)
-        self.layer3 = self._stage(block, wide[1], 256, layers[2], stride=2)
-        self.layer4 = self._stage(block, wide[2], 512, layers[3], stride=2)
-        self.fc = nn.Linear(wide[3], num_classes)
-        self.stages = tuple(Stage(*s) for s in zip(self.layer_names, wide, (4, 8, 16, 32)))
+        channels, stages = 64, []
+        for i, (name, blocks) in enumerate(zip(self.layer_names, layers)):
+            width = 64 * 2**i
+            self.add_module(name, self._stage(block, channels, width, blocks, 1 if i == 0 else 2, expansion))
+            channels = width * expansion
+            stages.append(Stage(name, channels, 4 * 2**i))
+        self.stages = tuple(stages)
+        self.fc = nn.Linear(channels, num_classes)
         self._initialize(zero_init_residual)
 
     def stem(self, x: Tensor) -> Tensor:
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
 
-class CifarResNet(_ResNetBase):
-    """The CIFAR-10 networks of section 4.2: 6n + 2 layers, shortcuts without parameters (option A)."""
-
-    default_image_size = 32
-    layer_names = ("layer1", "layer2", "layer3")
-    stages = (Stage("layer1", 16, 1), Stage("layer2", 32, 2), Stage("layer3", 64, 4))
-
-    def __init__(
-        self, depth: int, num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False
-    ) -> None:
-        super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth {depth}: a CIFAR ResNet has 6n + 2 layers: 20, 32, 44, 56, 110, ...")
-        blocks = (depth - 2) // 6
-        self.conv1 = conv3x3(in_chans, 16)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(BasicBlock, 16, 16, blocks, stride=1)
-        self.layer2 = self._stage(BasicBlock, 16, 32, blocks, stride=2, option_a=True)
-        self.layer3 = self._stage(BasicBlock, 32, 64, blocks, stride=2, option_a=True)
-        self.fc = nn.Linear(64, num_classes)
-        self._initialize(zero_init_residual)
-
-    def stem(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn1(self.conv1(x)))
-
-
 def resnet18(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
     """ResNet-18: 11,689,512 parameters."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_chans, zero_init_residual)
+    return ResNet((2, 2, 2, 2), num_classes, in_chans, zero_init_residual, basic=True)
 
 
 def resnet34(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
     """ResNet-34: 21,797,672 parameters."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, basic=True)
 
 
 def resnet50(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
     """ResNet-50: 25,557,032 parameters."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual)
 
 
 def resnet101(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
     """ResNet-101: 44,549,160 parameters."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual)
 
 
 def resnet152(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
     """ResNet-152: 60,192,808 parameters."""
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 8, 36, 3), num_classes, in_chans, zero_init_residual)
 
 
-def resnet20(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:
-    """CIFAR ResNet-20: 269,722 parameters; 91.25% on CIFAR-10 (table 6)."""
-    return CifarResNet(20, num_classes, in_chans, zero_init_residual)
+def resnext50_32x4d(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+    """ResNeXt-50, 32 groups of 4 channels: 25,028,904 parameters."""
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, groups=32, widening=2)
 
 
-def resnet32(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:
-    """CIFAR ResNet-32: 464,154 parameters; 92.49% on CIFAR-10 (table 6)."""
-    return CifarResNet(32, num_classes, in_chans, zero_init_residual)
+def resnext101_32x8d(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+    """ResNeXt-101, 32 groups of 8 channels: 88,791,336 parameters."""
+    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual, groups=32, widening=4)
 
 
-def resnet44(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:
-    """CIFAR ResNet-44: 658,586 parameters; 92.83% on CIFAR-10 (table 6)."""
-    return CifarResNet(44, num_classes, in_chans, zero_init_residual)
+def resnext101_64x4d(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+    """ResNeXt-101, 64 groups of 4 channels: 83,455,272 parameters."""
+    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual, groups=64, widening=4)
 
 
-def resnet56(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:
-    """CIFAR ResNet-56: 853,018 parameters; 93.03% on CIFAR-10 (table 6)."""
-    return CifarResNet(56, num_classes, in_chans, zero_init_residual)
+def wide_resnet50_2(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+    """ResNet-50 with twice the channels in its 3x3 convolutions: 68,883,240 parameters."""
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, widening=2)
 
 
-def resnet110(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:
-    """CIFAR ResNet-110: 1,727,962 parameters; 93.57% on CIFAR-10 (table 6, best of five)."""
-    return CifarResNet(110, num_classes, in_chans, zero_init_residual)
+def wide_resnet101_2(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+    """ResNet-101 with twice the channels in its 3x3 convolutions: 126,886,696 parameters."""
+    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual, widening=2)

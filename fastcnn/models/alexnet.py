@@ -1,0 +1,135 @@
+"""AlexNet (Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural
+Networks", NeurIPS 2012), and the variant whose weights torchvision publishes.
+
+The paper's images are said to have 224 px; its maps of 55 x 55 (figure 2) need 227. Its two columns, which
+each saw half of the channels in layers 2, 4 and 5, are one here; `groups=2` separates them again. Other
+sizes than the published one are pooled to the map that the first fully connected layer expects.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcnn.models.base import FeatureSequence, Stage
+from fastcnn_kernels import LocalResponseNorm
+
+
+def response_norm() -> LocalResponseNorm:
+    """Section 3.3, of relu(input). The paper does not divide alpha by the window's size, PyTorch does."""
+    return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0, relu=True)
+
+
+class AlexNet(FeatureSequence):
+    """Images [N, in_chans, H, W] to logits [N, num_classes]."""
+
+    default_image_size = 227
+    minimum_image_size = 67
+    classifier_name = "classifier.fc8"
+    stages = (
+        Stage("features.norm1", 96, 4),
+        Stage("features.norm2", 256, 8),
+        Stage("features.relu5", 256, 16),
+        Stage("features.pool5", 256, 32),
+    )
+
+    def __init__(
+        self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(in_chans, 96, 11, stride=4),  # 227 -> 55
+                norm1=response_norm(),
+                pool1=nn.MaxPool2d(3, stride=2),  # -> 27
+                conv2=nn.Conv2d(96, 256, 5, padding=2, groups=groups),
+                norm2=response_norm(),
+                pool2=nn.MaxPool2d(3, stride=2),  # -> 13
+                conv3=nn.Conv2d(256, 384, 3, padding=1),
+                relu3=nn.ReLU(inplace=True),
+                conv4=nn.Conv2d(384, 384, 3, padding=1, groups=groups),
+                relu4=nn.ReLU(inplace=True),
+                conv5=nn.Conv2d(384, 256, 3, padding=1, groups=groups),
+                relu5=nn.ReLU(inplace=True),
+                pool5=nn.MaxPool2d(3, stride=2),  # -> 6
+            )
+        )
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                fc6=nn.Linear(256 * 6 * 6, 4096),
+                relu6=nn.ReLU(inplace=True),
+                drop6=nn.Dropout(drop_rate),
+                fc7=nn.Linear(4096, 4096),
+                relu7=nn.ReLU(inplace=True),
+                drop7=nn.Dropout(drop_rate),
+                fc8=nn.Linear(4096, num_classes),
+            )
+        )
+        for name, module in self.named_modules():  # section 5
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                assert module.bias is not None
+                ones = name.endswith(("conv2", "conv4", "conv5", "fc6", "fc7"))
+                nn.init.constant_(module.bias, 1.0 if ones else 0.0)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, 6), 1))
+
+
+class TorchvisionAlexNet(FeatureSequence):
+    """The second edition (Krizhevsky, "One weird trick for parallelizing convolutional neural networks",
+    2014): other widths, no response normalization; torchvision's state-dict keys."""
+
+    minimum_image_size = 63
+    classifier_name = "classifier.6"
+    stages = (
+        Stage("features.1", 64, 4),
+        Stage("features.4", 192, 8),
+        Stage("features.11", 256, 16),
+        Stage("features.12", 256, 32),
+    )
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_chans, 64, 11, stride=4, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(drop_rate),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(drop_rate),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, num_classes),
+        )
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, 6), 1))
+
+
+def alexnet(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5, groups: int = 1) -> AlexNet:
+    """AlexNet in one column: 62,378,344 parameters; with groups=2, the paper's two columns, 60,965,224."""
+    return AlexNet(num_classes, in_chans, drop_rate, groups)
+
+
+def alexnet_torchvision(
+    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5
+) -> TorchvisionAlexNet:
+    """torchvision's AlexNet: 61,100,840 parameters."""
+    return TorchvisionAlexNet(num_classes, in_chans, drop_rate)

@@ -1,0 +1,160 @@
+"""VGG (Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015).
+
+Stacks of 3x3 convolutions, each stack halved by a pool. The networks for 224 px share torchvision's
+state-dict keys; those for CIFAR end in a smaller head (Liu, Deng, "Very Deep Convolutional Neural Network
+Based Image Classification Using Small Training Sample Size", ACPR 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcnn.models.base import FeatureSequence, Stage
+from fastcnn.models.layers import he_normal
+
+Cfg = Sequence[int | str]
+"""Channels of each 3x3 convolution, and "M" for a 2x2 pool."""
+
+A: Cfg = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+B: Cfg = (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+D: Cfg = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+E: Cfg = (*(64, 64, "M", 128, 128, "M"), *(256,) * 4, "M", *(512,) * 4, "M", *(512,) * 4, "M")
+"""Columns of table 1."""
+
+
+class VGG(FeatureSequence):
+    """Images [N, in_chans, H, W] to logits [N, num_classes].
+
+    Args:
+        cfg: channels of each convolution, and "M" for a pool, such as [64, "M", 128, 128, "M"].
+        batch_norm: after each convolution.
+        map_size: pixels a side of the map that the first linear layer sees; others are pooled to it.
+        hidden: units of the linear layers before the last.
+        head_norm: batch norm after these too.
+        drop_rate: dropout after these.
+        image_size: `default_image_size`.
+
+    Raises:
+        ValueError: a `cfg` that is none.
+    """
+
+    def __init__(
+        self,
+        cfg: Cfg,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        batch_norm: bool = False,
+        map_size: int = 7,
+        hidden: Sequence[int] = (4096, 4096),
+        head_norm: bool = False,
+        drop_rate: float = 0.5,
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if not cfg or cfg[0] == "M" or any(v != "M" and not (isinstance(v, int) and v > 0) for v in cfg):
+            raise ValueError(f'cfg {list(cfg)}: write numbers of channels and "M", such as [64, "M", 128]')
+        layers: list[nn.Module] = []
+        stages: list[Stage] = []
+        channels, stride = in_chans, 1
+        for v in cfg:
+            if isinstance(v, int):
+                layers.append(nn.Conv2d(channels, v, 3, padding=1))
+                layers += [nn.BatchNorm2d(v)] if batch_norm else []
+                layers.append(nn.ReLU(inplace=True))
+                channels = v
+            else:
+                stages.append(Stage(f"features.{len(layers) - 1}", channels, stride))
+                layers.append(nn.MaxPool2d(2))
+                stride *= 2
+        self.features = nn.Sequential(*layers)
+        self.stages = (*stages, Stage(f"features.{len(layers) - 1}", channels, stride))
+        self.default_image_size, self.minimum_image_size, self.map_size = image_size, stride, map_size
+
+        head: list[nn.Module] = []
+        width = channels * map_size**2
+        for units in hidden:
+            norm = [nn.BatchNorm1d(units)] if head_norm else []
+            head += [nn.Linear(width, units), *norm, nn.ReLU(inplace=True), nn.Dropout(drop_rate)]
+            width = units
+        self.classifier = nn.Sequential(*head, nn.Linear(width, num_classes))
+        self.classifier_name = f"classifier.{len(head)}"
+        he_normal(self, linear_std=0.01)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, self.map_size), 1))
+
+
+def vgg11(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-11, column A of table 1: 132,863,336 parameters."""
+    return VGG(A, num_classes, in_chans, drop_rate=drop_rate)
+
+
+def vgg11_bn(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-11 with batch norm: 132,868,840 parameters."""
+    return VGG(A, num_classes, in_chans, batch_norm=True, drop_rate=drop_rate)
+
+
+def vgg13(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-13, column B of table 1: 133,047,848 parameters."""
+    return VGG(B, num_classes, in_chans, drop_rate=drop_rate)
+
+
+def vgg13_bn(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-13 with batch norm: 133,053,736 parameters."""
+    return VGG(B, num_classes, in_chans, batch_norm=True, drop_rate=drop_rate)
+
+
+def vgg16(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-16, column D of table 1: 138,357,544 parameters."""
+    return VGG(D, num_classes, in_chans, drop_rate=drop_rate)
+
+
+def vgg16_bn(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-16 with batch norm: 138,365,992 parameters."""
+    return VGG(D, num_classes, in_chans, batch_norm=True, drop_rate=drop_rate)
+
+
+def vgg19(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-19, column E of table 1: 143,667,240 parameters."""
+    return VGG(E, num_classes, in_chans, drop_rate=drop_rate)
+
+
+def vgg19_bn(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-19 with batch norm: 143,678,248 parameters."""
+    return VGG(E, num_classes, in_chans, batch_norm=True, drop_rate=drop_rate)
+
+
+def _for_cifar(cfg: Cfg, num_classes: int, in_chans: int, drop_rate: float) -> VGG:
+    """32 px end in 1x1x512, 512 units and the classifier; batch norm throughout."""
+    return VGG(cfg, num_classes, in_chans, True, 1, (512,), True, drop_rate, image_size=32)
+
+
+def vgg11_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-11 for 32 px, batch norm, 512-512-10 head: 9,494,794 parameters."""
+    return _for_cifar(A, num_classes, in_chans, drop_rate)
+
+
+def vgg13_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-13 for 32 px, batch norm, 512-512-10 head: 9,679,690 parameters."""
+    return _for_cifar(B, num_classes, in_chans, drop_rate)
+
+
+def vgg16_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-16 for 32 px, batch norm, 512-512-10 head: 14,991,946 parameters."""
+    return _for_cifar(D, num_classes, in_chans, drop_rate)
+
+
+def vgg19_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-19 for 32 px, batch norm, 512-512-10 head: 20,304,202 parameters."""
+    return _for_cifar(E, num_classes, in_chans, drop_rate)
+
+
+def vgg16_cifar_wide(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
+    """VGG-16 for 32 px without its last two pools: a 4x4 map under the paper's 4096-wide head, batch norm:
+    65,103,946 parameters."""
+    cfg = (*D[:10], *(512,) * 6)
+    return VGG(cfg, num_classes, in_chans, True, map_size=4, drop_rate=drop_rate, image_size=32)
