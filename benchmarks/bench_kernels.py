@@ -160,18 +160,32 @@ def random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sca
 
 
 def ceilings(device: torch.device, rounds: int, measure: Measure) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    source = torch.randn(COPY_BYTES // 2, dtype=torch.bfloat16, device=device)
-    copy = partial(torch.empty_like(source).copy_, source)
-    products = {
-        f"{name} product": partial(torch.mm, *torch.randn(2, MATRIX, MATRIX, dtype=dtype, device=device))
-        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    def copy() -> Run:
+        source = torch.randn(COPY_BYTES // 2, dtype=torch.bfloat16, device=device)
+        return partial(torch.empty_like(source).copy_, source)
+
+    def product(dtype: torch.dtype) -> Run:
+        return partial(torch.mm, *torch.randn(2, MATRIX, MATRIX, dtype=dtype, device=device))
+
+    prepared: dict[str, tuple[Callable[[], Run], int]] = {
+        # What makes the call, and its bytes or operations.
+        "copy": (copy, 2 * COPY_BYTES),
+        "bf16 product": (partial(product, torch.bfloat16), 2 * MATRIX**3),
+        "fp32 product": (partial(product, torch.float32), 2 * MATRIX**3),
     }
-    for name, call in {"copy": copy, **products}.items():
-        time = bench.summary(measure({name: [call]}, rounds, device)[name])
-        work = 2 * source.nbytes if name == "copy" else 2 * MATRIX**3
-        found[name] = {"microseconds": time, "work": work, "per_second": 1e6 * work / time["median"]}
+    found: dict[str, Any] = {}
+    for name, (prepare, work) in prepared.items():
+        try:
+            time = bench.summary(measure({name: [prepare()]}, rounds, device)[name])
+        except Exception as error:  # the rows are worth having without it
+            found[name] = {"failed": trouble(error)}
+        else:
+            found[name] = {"microseconds": time, "work": work, "per_second": 1e6 * work / time["median"]}
     return found
+
+
+def trouble(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def difference(found: Any, exact: Any, dtype: torch.dtype) -> str | None:
@@ -191,7 +205,7 @@ def difference(found: Any, exact: Any, dtype: torch.dtype) -> str | None:
 
 
 def measure_row(
-    item: Item, settings: Settings, device: torch.device, measure: Measure, copy_speed: float
+    item: Item, settings: Settings, device: torch.device, measure: Measure, copy_speed: float | None
 ) -> dict[str, Any]:
     """Seconds of the first call of ours, what is wrong with it or each side's times, and the ratios."""
     layer, dtype = item.layer, DTYPES[settings.dtype]
@@ -234,10 +248,11 @@ def measure_row(
     }
     if item.what == "device":
         row["bytes"] = floor_bytes(layer, item.step, item.batch, dtype.itemsize)
-        row["share_of_copy"] = {
-            name: 1e6 * row["bytes"] / values["median"] / copy_speed
-            for name, values in row["microseconds"].items()
-        }
+        if copy_speed is not None:
+            row["share_of_copy"] = {
+                name: 1e6 * row["bytes"] / values["median"] / copy_speed
+                for name, values in row["microseconds"].items()
+            }
     return row
 
 
@@ -248,7 +263,7 @@ def run(
     measure_host: Measure = host_times,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Measures, prints and writes. Returns the exit status: 1 if a result was wrong or a row failed."""
+    """Measures, prints and writes. Returns the exit status: 1 if a result was wrong or anything failed."""
     import triton
 
     start, items, layers = clock(), plan(settings), layers_of(settings.networks)
@@ -286,9 +301,9 @@ def run(
             }
             how = measure_host if item.what == "host" else measure
             try:
-                row |= measure_row(item, settings, device, how, report["ceilings"]["copy"]["per_second"])
+                row |= measure_row(item, settings, device, how, report["ceilings"]["copy"].get("per_second"))
             except Exception as error:  # such as too little memory: the other rows are worth having
-                row["failed"] = f"{type(error).__name__}: {error}".partition("\n")[0]
+                row["failed"] = trouble(error)
             (host if item.what == "host" else rows).append(row)
             print(tables.line(row), flush=True)
         report["geometric_means"] = tables.geometric_means(rows)
@@ -299,7 +314,8 @@ def run(
     if settings.write_dispatch:
         print(write_dispatch(report))
     print(path)
-    return 1 if any("wrong" in row or "failed" in row for row in rows + host) else 0
+    results = [*rows, *host, *report["ceilings"].values()]
+    return 1 if any(word in result for result in results for word in tables.TROUBLE) else 0
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

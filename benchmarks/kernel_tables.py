@@ -14,6 +14,8 @@ from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import NETWORKS, Depthwise
 
 NOT_MEASURED = "not measured"
+TROUBLE = ("wrong", "failed")
+"""What a row may have instead of times."""
 HEADER = (
     f"{'layer':<19}{'batch':>5} {'pass':<15}{'ours us':>9}{'eager us':>10}{'compiled':>10}"
     f"{'eager / ours (quartiles)':>26}{'of a copy':>11}"
@@ -33,7 +35,7 @@ def layer_name(layer: dict[str, int]) -> str:
 def line(row: dict[str, Any]) -> str:
     """For people, as the rows come."""
     start = f"{layer_name(row['layer']):<19}{row['batch']:>5} {row['pass']:<15}"
-    if trouble := [f"{word}: {row[word]}" for word in ("wrong", "failed") if word in row]:
+    if trouble := [f"{word}: {row[word]}" for word in TROUBLE if word in row]:
         return (start + trouble[0])[:110]
     times = row["microseconds"]
     ours, eager, compiled = (
@@ -41,13 +43,13 @@ def line(row: dict[str, Any]) -> str:
     )
     ratio, share = row["ratios"]["eager"], row.get("share_of_copy")
     spread = f"{ratio['median']:.2f} ({ratio['quartile_1']:.2f} to {ratio['quartile_3']:.2f})"
-    note = f"{share['ours']:.0%}" if share else "host's"
+    note = f"{share['ours']:.0%}" if share else "-" if "bytes" in row else "host's"
     return f"{start}{ours:>9}{eager:>10}{compiled:>10}{spread:>26}{note:>11}"
 
 
 def ceiling(name: str, ceilings: dict[str, Any]) -> str:
-    if name not in ceilings:
-        return f"{name} {NOT_MEASURED}"
+    if "per_second" not in ceilings.get(name, {}):
+        return f"{name} {'failed' if name in ceilings else NOT_MEASURED}"
     unit = "TB/s" if name == "copy" else "TFLOP/s"
     return f"{name} {ceilings[name]['per_second'] / 1e12:.3g} {unit}"
 
@@ -111,9 +113,9 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any], against: str) -> str:
     if against not in row.get("ratios", {}):
-        return NOT_MEASURED
+        return next((word for word in TROUBLE if word in row), NOT_MEASURED)
     parts = [f"{row['ratios'][against]['median']:.2f}x", f"{row['microseconds']['ours']['median']:.1f} us"]
-    return ", ".join([*parts, f"{row['share_of_copy']['ours']:.0%}"])
+    return ", ".join([*parts, f"{row['share_of_copy']['ours']:.0%}"] if "share_of_copy" in row else parts)
 
 
 def _table(lines: list[list[str]]) -> str:
@@ -127,8 +129,9 @@ def dispatch_times(report: dict[str, Any], dtype: str) -> dispatch.Times:
     for row in report["rows"]:
         if row["pass"] in PASSES[Depthwise] and "kernel" in row["layer"] and "ratios" in row:
             fields, size = row["layer"], row["layer"]["size"]
+            kernel, stride, padding = fields["kernel"], fields["stride"], fields["kernel"] // 2
             layer = dispatch.Layer(
-                row["pass"], dtype, fields["kernel"], fields["stride"], fields["channels"], size, size
+                row["pass"], dtype, kernel, stride, fields["channels"], size, size, padding, padding
             )
             ours, eager = (round(row["microseconds"][side]["median"], 2) for side in ("ours", "eager"))
             times.setdefault(layer, {})[row["batch"]] = (ours, eager)

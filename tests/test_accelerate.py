@@ -338,7 +338,7 @@ def test_a_slower_pass_runs_on_pytorch_and_costs_nothing():
     model = nn.Sequential(depthwise(8))
     report = accelerate(model, images(2, 8, 9, 9), _measure=stopwatch(50, 400, 50))
     assert report.rows[0].speedup == pytest.approx(300 / 200)
-    layer = dispatch.Layer("input_grad", "float32", 3, 1, 8, 9, 9)
+    layer = dispatch.Layer("input_grad", "float32", 3, 1, 8, 9, 9, 1, 1)
     assert dispatch.times("cpu")[layer] == {2: (400, 100)}
 
 
@@ -621,7 +621,7 @@ def test_on_cuda_each_layer_is_measured_and_later_runs_know_the_times():
         assert [row.swapped for row in report.rows] == [ours < theirs for ours, theirs in times]
         torch.testing.assert_close(model.eval()(x), original(x), rtol=0.05, atol=0.05)
     measured = dispatch.times(torch.cuda.get_device_name())
-    layer = dispatch.Layer("forward", "bfloat16", 3, 1, 32, 112, 112)
+    layer = dispatch.Layer("forward", "bfloat16", 3, 1, 32, 112, 112, 1, 1)
     assert 32 in measured[layer]
 
 

@@ -196,6 +196,25 @@ def test_a_wrong_result_gets_no_time(tmp_path, monkeypatch, capsys):
     assert report["rows"][1]["layer"] == {"kernel": 3, "stride": 2, "channels": 16, "size": 9}
 
 
+@pytest.mark.parametrize("broken", [{"copy"}, {"fp32 product"}], ids=str)
+def test_a_failed_ceiling_costs_no_row(tmp_path, capsys, broken):
+    def fail(sides, rounds, device):
+        if sides.keys() == broken:
+            raise RuntimeError("out of memory\nand more")
+        return timer(sides, rounds, device)
+
+    status, report = rehearse(tmp_path, measure=fail, networks=("other",), batch_size=(2,))
+    (name,) = broken
+    assert status == 1
+    assert report["ceilings"][name] == {"failed": "RuntimeError: out of memory"}
+    assert len(report["ceilings"]) == 3
+    assert all("ratios" in row for row in report["rows"] + report["host"])
+    assert {"share_of_copy" in row for row in report["rows"]} == {name != "copy"}
+    assert f"{name} failed" in capsys.readouterr().out
+    report["environment"] |= {"torch": "2.11", "triton": "3.6", "commit": "abc"}
+    assert f"{name} failed" in tables.markdown(report)
+
+
 def test_a_failure_costs_one_row(tmp_path):
     def fail(sides, rounds, device):
         if sides.keys() == {"ours", "eager"} and len(sides["ours"]) == 2:
@@ -210,7 +229,7 @@ def test_a_failure_costs_one_row(tmp_path):
 
 def test_pytorch_is_never_timed_as_ours(monkeypatch):
     with bench_kernels.triton_only(compile_anew=True):
-        assert dispatch.wins("forward", CPU, torch.bfloat16, (1, 1, 1, 1), 3, 1)
+        assert dispatch.wins("forward", CPU, torch.bfloat16, (1, 1, 1, 1), 3, 1, (1, 1))
         with pytest.raises(UserWarning, match="by PyTorch"):
             say_once("fastcnn_kernels: depthwise convolution by PyTorch: some reason")
 
@@ -249,10 +268,12 @@ def test_the_time_of_the_first_call_is_told_if_asked_for(tmp_path):
     assert all(row["first_call_seconds"] > 0 for row in report["rows"])
 
 
-def test_markdown_says_what_was_not_measured(tmp_path, monkeypatch, capsys):
+def test_markdown_says_what_was_wrong_or_not_measured(tmp_path, monkeypatch, capsys):
     _, report = rehearse(tmp_path, networks=("net",), batch_size=(4,))
     report["rows"] = [row for row in report["rows"] if row["pass"] in ("forward", "layer training")]
     del report["rows"][0]["ratios"], report["ceilings"]["fp32 product"]
+    del report["rows"][1]["ratios"]
+    report["rows"][1]["wrong"] = "all values are off"
     report["environment"] |= {"gpu": "GPU 9", "torch": "2.11", "triton": "3.6", "commit": "abc"}
     report["ceilings"]["copy"]["per_second"] = 4.3e12
     (tmp_path / "made-up.json").write_text(json.dumps(report))
@@ -269,7 +290,7 @@ def test_markdown_says_what_was_not_measured(tmp_path, monkeypatch, capsys):
     assert rule == "| " + " | ".join(["---"] * 7) + " |"
     cells = "not measured | not measured | not measured"
     assert first.startswith(f"| net | 3x3 s2 16x9x9 | {cells} | 2.00x, 1.0 us, ")
-    assert second.startswith("| net | 5x5 s1 8x6x6 | 2.00x, 1.0 us, ")
+    assert second.startswith("| net | 5x5 s1 8x6x6 | wrong | not measured | not measured | 2.00x, 1.0 us, ")
     assert norms.splitlines()[2].startswith("| net | LRN 5 8x6x6 | 2.00x, 1.0 us, ")
     assert "| all depthwise | layer training | 4 | compiled | 2 | 3.00x |" in means
 
@@ -279,7 +300,7 @@ def test_the_table_of_a_gpu_is_what_dispatch_reads_and_grows(tmp_path, monkeypat
     _, report = rehearse(tmp_path, batch_size=(4,))
     report["environment"]["gpu"] = "GPU 9"
     path = bench_kernels.write_dispatch(report)
-    layer = dispatch.Layer("forward", "float32", 3, 2, 16, 9, 9)
+    layer = dispatch.Layer("forward", "float32", 3, 2, 16, 9, 9, 1, 1)
     assert path == tmp_path / "gpu-9.json"
     assert dispatch._read(path)[layer] == {4: (1.0, 2.0)}
     assert len(dispatch._read(path)) == 6  # three passes of two layers

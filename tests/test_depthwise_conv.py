@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcnn_kernels import DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_reference
+from fastcnn_kernels import depthwise_conv as operations
 
 CHANNELS_LAST = torch.channels_last
 OPS = torch.ops.fastcnn
@@ -66,13 +68,15 @@ def test_it_is_conv2d_with_as_many_groups_as_channels(kernel, padding, stride, d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_float32_weight_stays_so_beside_half_precision_images(dtype):
+def test_pytorch_rounds_a_float32_weight_and_its_gradient_to_the_dtype_of_the_images(dtype):
+    # That the kernels do not is in grid_depthwise_conv.py.
     x, weight = random(2, 6, 9, 9, dtype=dtype), random(6, 1, 3, 3, dtype=torch.float32).requires_grad_()
     y = depthwise_conv2d(x, weight, padding=1)
     y.float().square().sum().backward()
-    exact = depthwise_conv2d_reference(x.double(), weight.detach().double(), padding=1)
+    exact = depthwise_conv2d_reference(x.double(), weight.detach().to(dtype).double(), padding=1)
     assert (y.dtype, gradient(weight).dtype) == (dtype, torch.float32)
-    torch.testing.assert_close(y.double(), exact, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(y.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.equal(gradient(weight), gradient(weight).to(dtype).float())
 
 
 def test_gradients_and_their_gradients_are_right():
@@ -86,6 +90,25 @@ def test_gradients_and_their_gradients_are_right():
     assert torch.autograd.gradgradcheck(strided, inputs)
 
 
+@pytest.mark.parametrize("frozen", ["weight and bias", "bias", "weight"])
+def test_the_input_is_kept_only_for_a_gradient_that_needs_it(frozen):
+    x, weight, bias = random(2, 4, 6, 6), random(4, 1, 3, 3, seed=1), random(4, seed=2)
+    x.requires_grad_()
+    weight.requires_grad_("weight" not in frozen)
+    bias.requires_grad_("bias" not in frozen)
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = depthwise_conv2d(x, weight, bias, padding=1)
+    assert (x.shape in kept) == (frozen != "weight and bias")
+    y.sum().backward()
+    assert [t.grad is None for t in (weight, bias)] == ["weight" in frozen, "bias" in frozen]
+
+
 @pytest.mark.parametrize("frozen", ["input", "weight", "all but bias"])
 def test_only_the_gradients_that_are_needed_are_made(frozen):
     x, weight, bias = random(2, 4, 6, 6), random(4, 1, 3, 3, seed=1), random(4, seed=2)
@@ -96,6 +119,12 @@ def test_only_the_gradients_that_are_needed_are_made(frozen):
     assert (x.grad is None) == (frozen != "weight")
     assert (weight.grad is None) == (frozen != "input")
     assert (bias.grad is None) == (frozen == "weight")
+
+
+def test_a_setting_may_be_a_sequence_of_one_as_in_conv2d():
+    x, weight = random(2, 3, 8, 8), random(3, 1, 3, 3, seed=1)
+    ours = depthwise_conv2d(x, weight, stride=[2], padding=(1,), dilation=[2])
+    torch.testing.assert_close(ours, F.conv2d(x, weight, stride=[2], padding=(1,), dilation=[2], groups=3))
 
 
 def test_one_image_without_a_batch_axis_and_an_empty_batch():
@@ -121,6 +150,22 @@ def test_the_memory_format_stays_in_both_directions(shape, memory_format, stride
     assert y.is_contiguous(memory_format=memory_format)
     assert gradient(x).is_contiguous(memory_format=memory_format)
     assert gradient(weight).stride() == weight.stride()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "nhwc"])
+def test_pytorch_is_asked_for_the_inputs_gradient_in_the_format_of_the_outputs(memory_format):
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default:
+                formats.append(args[1].is_contiguous(memory_format=memory_format))
+            return function(*args, **(kwargs or {}))
+
+    formats: list[bool] = []
+    grad = random(2, 6, 4, 4, dtype=torch.float32).contiguous(memory_format=memory_format)
+    weight, geometry = random(6, 1, 3, 3, dtype=torch.float32), ((2, 2), (1, 1), (1, 1))
+    with Asked():
+        operations._input_grad(grad, weight, [2, 6, 8, 8], *geometry)
+    assert formats == [True]  # else cuDNN transposes
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "nhwc"])
@@ -189,7 +234,7 @@ def test_a_block_is_exported_and_gives_the_same():
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_under_autocast_images_are_cast_and_weights_keep_their_precision(compiled):
+def test_under_autocast_images_are_cast_and_weights_keep_their_dtype(compiled):
     torch._dynamo.reset()
     layer = DepthwiseConv2d(6, 3, padding=1)
     run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
@@ -203,6 +248,14 @@ def test_under_autocast_images_are_cast_and_weights_keep_their_precision(compile
 def test_autocast_leaves_float64_alone():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert depthwise_conv2d(random(1, 2, 5, 5), random(2, 1, 3, 3)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_meta_device_it_gives_a_shape_also_under_autocast(dtype):
+    layer = DepthwiseConv2d(6, 3, stride=2, device="meta", dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(torch.empty(2, 6, 9, 9, device="meta", dtype=dtype))
+    assert (y.shape, y.dtype) == ((2, 6, 4, 4), dtype)
 
 
 # The module
@@ -260,6 +313,33 @@ def test_the_launcher_says_what_it_cannot_do(kernel, settings, why, first):
     assert said is None if why is None else why in said
 
 
+BF16, META = torch.bfloat16, "meta"
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "why"),
+    [
+        ((8, 96, 112, 112), {}, None),
+        ((2**13, 64, 64, 64), {}, None),  # 2 ** 31 elements, in pairs of channels
+        ((2**13, 63, 64, 66), {}, "lanes take more than 32 bits"),  # as many, but single ones
+        ((2**24, 64, 4, 4), {}, "lanes take more than 32 bits"),
+        ((1, 64, 2**12, 2**13), {}, "offsets or lanes"),
+        ((1, 64, 2, 2), {"padding": (2**12, 2**12)}, "offsets or lanes"),  # only the output is large
+        ((2, 8, 9, 9), {"other": {"dtype": torch.float32}}, "tensors of torch.bfloat16 and torch.float32"),
+        ((2, 8, 9, 9), {"other": {"device": "cpu"}}, "tensors on cpu and meta"),
+    ],
+    ids=str,
+)
+def test_the_launcher_refuses_what_32_bits_cannot_count_and_tensors_that_do_not_fit(shape, settings, why):
+    launch = pytest.importorskip("fastcnn_kernels._depthwise_conv_launch")
+    x = torch.empty(shape, dtype=BF16, device=META, memory_format=CHANNELS_LAST)
+    weight = torch.empty(shape[1], 1, 3, 3, device=META)
+    other = {"dtype": BF16, "device": META, **settings.get("other", {})}
+    tensors = [x, torch.empty(1, shape[1], 1, 1, **other)]
+    said = launch.why_not(tensors, weight, shape, (1, 1), settings.get("padding", (1, 1)), (1, 1))
+    assert said is None if why is None else why in said
+
+
 # Mistakes
 
 
@@ -276,6 +356,10 @@ def test_the_launcher_says_what_it_cannot_do(kernel, settings, why, first):
             "weight (4, 1, 3, 3): expected (3, 1, K, L) for an input of 3 channels",
         ),
         ({"bias": random(4)}, "bias (4,): expected (3,) for an input of 3 channels"),
+        ({"weight": random(3, 1, 3, 3).to("meta")}, "weight on meta, input on cpu: move one of them"),
+        ({"bias": random(3).to("meta")}, "bias on meta, input on cpu: move one of them"),
+        ({"padding": "same"}, "'same': write a number for both axes, or (vertical, horizontal)"),
+        ({"stride": (1, 1, 1)}, "(1, 1, 1): write a number for both axes, or (vertical, horizontal)"),
         ({"stride": 0}, "stride 0, padding 0, dilation 1: at least 1, 0 and 1 are possible"),
         ({"padding": -1}, "stride 1, padding -1, dilation 1: at least 1, 0 and 1 are possible"),
         (

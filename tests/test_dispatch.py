@@ -13,7 +13,7 @@ from fastcnn_kernels._support import say_once
 from fastcnn_kernels.dispatch import Layer, record, table, times, wins
 
 GPU = "NVIDIA Test 9"
-LAYER = Layer("forward", "bfloat16", 3, 1, 32, 112, 112)
+LAYER = Layer("forward", "bfloat16", 3, 1, 32, 112, 112, 1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def ship(folder, **batches: tuple[float, float]) -> None:
     (folder / "shipped" / "nvidia-test-9.json").write_text(json.dumps(table(GPU, known)))
 
 
-def triton_wins(batch: int = 256, kind: str = "forward") -> bool:
-    return wins(kind, torch.device("cpu"), torch.bfloat16, (batch, 32, 112, 112), 3, 1)
+def triton_wins(batch: int = 256, kind: str = "forward", padding: tuple[int, int] = (1, 1)) -> bool:
+    return wins(kind, torch.device("cpu"), torch.bfloat16, (batch, 32, 112, 112), 3, 1, padding)
 
 
 def test_what_nobody_measured_runs_on_triton():
@@ -45,6 +45,7 @@ def test_the_shipped_table_decides(folders):
     ship(folders, n256=(20.0, 10.0))
     assert not triton_wins()
     assert triton_wins(kind="weight_grad")  # of which it says nothing
+    assert triton_wins(padding=(1, 0))
 
 
 def test_of_several_batch_sizes_the_nearest_decides(folders):
@@ -66,12 +67,31 @@ def test_measurements_are_kept_in_a_readable_file(folders):
     record(GPU, [(LAYER, 256, 10.0, 20.0)])
     content = json.loads((folders / "cache" / "nvidia-test-9.json").read_text())
     row = {"kind": "forward", "dtype": "bfloat16", "kernel": 3, "stride": 1, "channels": 32, "height": 112}
+    row |= {"width": 112, "padding_height": 1, "padding_width": 1}
     assert content["gpu"] == GPU
-    assert content["layers"] == [{**row, "width": 112, "batch": 256, "triton_us": 10.0, "pytorch_us": 20.0}]
+    assert content["layers"] == [{**row, "batch": 256, "triton_us": 10.0, "pytorch_us": 20.0}]
     assert [path.name for path in (folders / "cache").iterdir()] == ["nvidia-test-9.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"layers": [{}]}', '{"layers": 3}'])
+def row(**changes: object) -> str:
+    right = {**LAYER._asdict(), "batch": 8, "triton_us": 9, "pytorch_us": 3}
+    return json.dumps({"layers": [right | changes]})
+
+
+def test_layers_that_differ_in_padding_alone_have_times_of_their_own():
+    record(GPU, [(LAYER, 256, 10.0, 20.0), (LAYER._replace(padding_width=0), 256, 20.0, 10.0)])
+    times.cache_clear()
+    assert triton_wins()
+    assert not triton_wins(padding=(1, 0))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", '{"layers": [{}]}', '{"layers": 3}'),
+        *(row(batch="256"), row(batch=0), row(batch=None), row(triton_us=None), row(channels=[])),
+    ],
+)
 def test_a_damaged_table_is_ignored_with_one_line(folders, content):
     path = folders / "cache" / "nvidia-test-9.json"
     path.parent.mkdir()
@@ -84,13 +104,24 @@ def test_a_damaged_table_is_ignored_with_one_line(folders, content):
         assert triton_wins()  # said once
 
 
-def test_a_cache_that_cannot_be_written_is_said(folders):
+def test_a_cache_that_cannot_be_written_is_said_and_the_times_still_count(folders):
     (folders / "cache").write_text("a file, not a folder")
     with pytest.warns(UserWarning, match="measurements are made again the next time"):
-        record(GPU, [(LAYER, 256, 10.0, 20.0)])
+        record(GPU, [(LAYER, 256, 20.0, 10.0)])
+    assert not triton_wins()  # this process knows
 
 
 def test_the_cache_lies_with_the_users_others(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTCNN_KERNELS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert dispatch.cache_folder() == tmp_path / "fastcnn" / "kernels"
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FASTCNN_KERNELS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(dispatch.Path, "expanduser", no_home)
+    assert dispatch.cache_folder().parts[-2:] == ("fastcnn", "kernels")

@@ -1,6 +1,6 @@
-"""The kernels on a CUDA device: the grids of random layers, compiled, and what an interpreter cannot show.
+"""The kernels on a CUDA device as users meet them: `python -m pytest -m gpu`.
 
-`python -m pytest -m gpu`.
+The grids of random layers are in test_gpu_grids.py.
 """
 
 from __future__ import annotations
@@ -13,22 +13,32 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton")
 
-from grid_depthwise_conv import kernels_alone as depthwise_alone  # noqa: F401
-from grid_depthwise_conv import (  # noqa: F401
-    test_stride_1,
-    test_stride_2,
-    test_the_weights_gradient_is_the_same_bits_again,
+from fastcnn_kernels import (
+    DepthwiseConv2d,
+    LocalResponseNorm,
+    accelerate,
+    depthwise_conv2d,
+    dispatch,
+    local_response_norm,
 )
-from grid_lrn import kernels_alone as norm_alone  # noqa: F401
-from grid_lrn import test_a_view_that_begins_anywhere, test_it_agrees_with_float64  # noqa: F401
-
-from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm, accelerate, depthwise_conv2d
+from fastcnn_kernels._support import say_once
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch, tmp_path):
+    """This machine's measurements are neither read nor written, and no fallback was said before."""
+    monkeypatch.setenv("FASTCNN_KERNELS_CACHE", str(tmp_path))
+    monkeypatch.setattr(dispatch, "SHIPPED", tmp_path)
+    dispatch.times.cache_clear()
+    say_once.cache_clear()
+    yield
+    dispatch.times.cache_clear()
 
 
 def network() -> nn.Sequential:
@@ -77,14 +87,47 @@ def test_a_cuda_graph_replays_it():
     torch.testing.assert_close(output, expected)
 
 
-def test_a_batch_of_more_than_2_to_the_31_elements():
-    x = torch.zeros(2**31 // (64 * 64 * 64) + 8, 64, 64, 64, dtype=torch.bfloat16, device="cuda")
-    x = x.to(memory_format=torch.channels_last)
-    x[-1] = 1
-    weight = torch.ones(64, 1, 3, 3, device="cuda")
-    y = depthwise_conv2d(x, weight, padding=1)
-    assert y[-1, :, 1:-1, 1:-1].eq(9).all()
-    assert not y[-2].any()
+def batch_of_more_than_2_to_the_31_elements() -> Tensor:
+    """4 GiB, of which the last image alone is not zero."""
+    shape = 2**31 // 64**3 + 8, 64, 64, 64
+    x = torch.empty(shape, dtype=torch.bfloat16, device="cuda", memory_format=torch.channels_last).zero_()
+    x[-1] = torch.arange(64, device="cuda").remainder(3)[:, None, None]
+    return x
+
+
+def test_the_last_image_of_a_huge_batch_is_convolved_as_it_is_alone(recwarn):
+    x = batch_of_more_than_2_to_the_31_elements()
+    results = []
+    for images in (x, x[-1:]):
+        images, weight = (
+            images.detach().requires_grad_(),
+            torch.ones(64, 1, 3, 3, device="cuda").requires_grad_(),
+        )
+        y = depthwise_conv2d(images, weight, padding=1)
+        grads = torch.autograd.grad(y, (images, weight), images.detach())
+        results.append((y[-1].clone(), grads[0][-1].clone(), grads[1]))
+        assert not y[:-1].any()
+        assert not grads[0][:-1].any()
+    for mine, alone in zip(*results):
+        assert torch.equal(mine, alone)  # small whole numbers, whose sums are exact
+        assert mine.any()
+    assert not any("by PyTorch" in str(warning.message) for warning in recwarn)
+
+
+def test_the_last_image_of_a_huge_batch_is_normalized_as_it_is_alone(recwarn):
+    x = batch_of_more_than_2_to_the_31_elements()
+    results = []
+    for images in (x, x[-1:]):
+        images = images.detach().requires_grad_()
+        y = local_response_norm(images, 5, alpha=1.0)
+        (grad,) = torch.autograd.grad(y, images, images.detach())
+        results.append((y[-1].clone(), grad[-1].clone()))
+        assert not y[:-1].any()
+        assert not grad[:-1].any()
+    for mine, alone in zip(*results):
+        assert torch.equal(mine, alone)
+        assert mine.any()
+    assert not any("by PyTorch" in str(warning.message) for warning in recwarn)
 
 
 def test_a_contiguous_input_whose_output_is_one_pixel_gets_the_right_gradient():

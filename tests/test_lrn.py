@@ -148,6 +148,26 @@ def test_the_module_is_that_of_torch_also_by_its_class_alone():
 
 
 @pytest.mark.parametrize(
+    ("shape", "settings", "why"),
+    [
+        ((2, 8, 9, 9), {}, None),
+        ((2, 8, 9, 9), {"alpha": -0.1}, "alpha -0.1"),  # pow may be finite where the logarithm is not
+        ((2, 8, 9, 9), {"k": 0.0}, "k 0.0"),
+        ((2, 8, 9, 9), {"size": 17}, "a window of 17 channels"),
+        ((1, 8, 2**14, 2**14), {}, "more than 32 bits"),
+        ((1, 1, 2**14, 2**14), {}, None),
+        ((1, 1, 2**15, 2**14), {}, "more than 32 bits"),  # from channel -4 to channel 0
+    ],
+    ids=str,
+)
+def test_the_launcher_says_what_it_cannot_do(shape, settings, why):
+    kernels = pytest.importorskip("fastcnn_kernels._lrn_triton")
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+    said = kernels.why_not(x, **{"size": 5, "alpha": 0.1, "k": 1.0, **settings})
+    assert said is None if why is None else why in said
+
+
+@pytest.mark.parametrize(
     ("x", "size", "message"),
     [
         (random(2, 3, 4), 0, "size 0: a window has 1 channel or more"),

@@ -61,6 +61,11 @@ class Shape(NamedTuple):
 
 
 @functools.cache
+def taps_launch(kernel: int, flip: bool) -> Launch:
+    return Launch(kernels.taps_kernel, {"TAPS": kernel**2, "FLIP": flip, "BLOCK": 128})
+
+
+@functools.cache
 def forward_launch(shape: Shape, bias: bool, lanes: int) -> Launch:
     rows, columns = cut("forward", shape.out_size, shape.in_size, shape.kernel, shape.stride, shape.padding)
     return _convolution(rows, columns, shape.channels, bias, lanes)
@@ -93,14 +98,30 @@ def weight_grad_launches(shape: Shape, bias: bool, lanes: int) -> list[Launch]:
     ]
 
 
+def splits(launch: Launch, batch: int) -> int:
+    """Into how many parts that stage divides the images: so many partial sums has each patch."""
+    lanes = launch.programs(launch.patches) * launch.constants["LANES"]
+    return max(1, min(cdiv(LANES_IN_FLIGHT, lanes), batch // IMAGES_PER_LANE))
+
+
+@functools.cache
+def reduce_launch(kernel: int, bias: bool) -> Launch:
+    """The second stage."""
+    return Launch(kernels.reduce_kernel, {"TAPS": kernel**2, "HAS_BIAS": bias, "BLOCK": 64})
+
+
 def _convolution(rows: Axis, columns: Axis, channels: int, bias: bool, lanes: int) -> Launch:
     constants = {"ROWS": rows, "COLUMNS": columns, **_channels(channels), "HAS_BIAS": bias, "LANES": lanes}
     return Launch(kernels.convolve_kernel, constants)
 
 
 def _channels(channels: int) -> dict[str, int]:
-    group = 2 if channels % 2 == 0 else 1
+    group = _group(channels)
     return {"CHANNELS": channels, "GROUP": group, "CHUNK": chunk(channels // group)}
+
+
+def _group(channels: int) -> int:
+    return 2 if channels % 2 == 0 else 1
 
 
 def why_not(
@@ -114,19 +135,25 @@ def why_not(
     """Why the kernels cannot do this pass of a layer, which reads `tensors`; None if they can."""
     if why := why_no_kernel(tuple(weight.shape[2:]), stride, dilation):
         return why
-    _, channels, height, width = input_size
+    dtype = tensors[0].dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{dtype}"
+    if weight.dtype not in (torch.float32, dtype) or not weight.is_contiguous():
+        return f"a weight of {weight.dtype} with strides {weight.stride()} for {dtype}"
     for tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"{tensor.dtype}"
-        if weight.dtype not in (torch.float32, tensor.dtype) or not weight.is_contiguous():
-            return f"a weight of {weight.dtype} with strides {weight.stride()} for {tensor.dtype}"
+        if tensor.dtype != dtype:
+            return f"tensors of {dtype} and {tensor.dtype}"
+        if tensor.device != weight.device:
+            return f"tensors on {tensor.device} and {weight.device}"
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             return "a tensor that is not in channels-last memory"
         if tensor.data_ptr() % 4:  # pairs of half precision are read as words
             return "a tensor that begins between two words of memory"
-        image = max(tensor[:1].numel(), channels * height * width)
-        if image >= 2**31 or tensor.numel() >= 2**33:
-            return f"an input of {tuple(input_size)}, whose offsets or patches take more than 32 bits"
+    # Either map fits into the padded one, and a lane takes a pixel at least in all channels of its group.
+    batch, channels, height, width = input_size
+    image = channels * (height + 2 * padding[0]) * (width + 2 * padding[1])
+    if image >= 2**31 or batch * image // _group(channels) >= 2**31 - LANES:
+        return f"an input of {tuple(input_size)}, whose offsets or lanes take more than 32 bits"
     return None
 
 
@@ -163,35 +190,24 @@ def weight_grad(
     shape = _shape(input.shape, grad_weight, grad_output.shape, stride, padding)
     launches = weight_grad_launches(shape, grad_bias is not None, LANES)
     patches, has_bias = launches[0].patches, launches[0].constants["HAS_BIAS"]
-    programs = launches[0].programs(patches)
-    batch = input.shape[0]
-    splits = max(1, min(cdiv(LANES_IN_FLIGHT, programs * LANES), batch // IMAGES_PER_LANE))
-    taps = shape.kernel**2
-    partial = input.new_empty(splits * patches, taps + has_bias, shape.channels, dtype=torch.float32)
+    programs, batch = launches[0].programs(patches), input.shape[0]
+    parts, taps = splits(launches[0], batch), shape.kernel**2
+    partial = input.new_empty(parts * patches, taps + has_bias, shape.channels, dtype=torch.float32)
     for launch in launches:
-        launch.run((programs, splits), input, grad_output, partial, batch, splits)
+        launch.run((programs, parts), input, grad_output, partial, batch, parts)
+    grid = cdiv(shape.channels, 32), taps + has_bias
     bias = grad_bias if has_bias else grad_weight
-    kernels.reduce_kernel[(cdiv(shape.channels, 32), taps + has_bias)](
-        partial,
-        grad_weight,
-        bias,
-        splits * patches,
-        shape.channels,
-        taps,
-        has_bias,
-        64,
-        enable_fp_fusion=True,
+    reduce_launch(shape.kernel, has_bias).run(
+        grid, partial, grad_weight, bias, parts * patches, shape.channels
     )
     if grad_bias is not None and not has_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3), dtype=torch.float32))
 
 
 def _taps(weight: Tensor, flip: bool) -> Tensor:
-    channels, taps = weight.shape[0], weight.shape[2] * weight.shape[3]
-    result = weight.new_empty(taps, channels, dtype=torch.float32)
-    kernels.taps_kernel[(cdiv(channels, 128),)](
-        weight, result, channels, taps, flip, 128, enable_fp_fusion=True
-    )
+    channels, kernel = weight.shape[0], weight.shape[2]
+    result = weight.new_empty(kernel**2, channels, dtype=torch.float32)
+    taps_launch(kernel, flip).run((cdiv(channels, 128),), weight, result, channels)
     return result
 
 

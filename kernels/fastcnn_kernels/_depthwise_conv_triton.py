@@ -4,7 +4,8 @@ A lane owns a patch of rows x columns outputs in two neighbouring channels (one,
 tuple of float32 accumulators. Each element that it loads feeds all the taps that meet it, so a 3 x 3 kernel
 loads 2.6 elements for an output instead of 9. All offsets between elements, and which tap meets which
 element, are settled when the kernel is compiled (`_patches.Axis`): once for each shape of layer, whatever the
-batch. Offsets within an image are 32-bit, those of images 64-bit.
+batch (Triton would compile anew for a number that is 1 or a multiple of 16: `do_not_specialize`). Offsets
+within an image are 32-bit, those of images 64-bit.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _lanes(block, CHUNK: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
     return lane // CHUNK, channel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def convolve_kernel(
     source,
     taps,
@@ -202,7 +203,7 @@ def convolve_kernel(
             tl.store(pointer + (i * OUT_COLUMNS + j) * CHANNELS, value, live[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "splits"])
 def correlate_kernel(
     input,
     grad_output,
@@ -309,7 +310,7 @@ def correlate_kernel(
         tl.store(pointer + KERNEL * KERNEL * CHANNELS, bias_sum, live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def reduce_kernel(
     partial,
     grad_weight,

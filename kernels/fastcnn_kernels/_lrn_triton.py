@@ -197,7 +197,7 @@ def _rectify(values):
     return rectified
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lanes"])  # one program for all batches
 def forward_kernel(
     input,
     output,
@@ -232,7 +232,7 @@ def forward_kernel(
     _store(output + offset, y, live, channel, stride, C, GROUP, WIDE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lanes"])  # one program for all batches
 def backward_kernel(
     grad_output,
     input,
@@ -312,18 +312,20 @@ def plan(
     return Launch(constants, lanes, stride)
 
 
-def why_not(input: Tensor, size: int, k: float) -> str | None:
+def why_not(input: Tensor, size: int, alpha: float, k: float) -> str | None:
     """Why the kernels cannot do this normalization, or None if they can."""
     if input.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{input.dtype}"
     if size > MOST_CHANNELS:
         return f"a window of {size} channels (up to {MOST_CHANNELS} have a kernel)"
+    if alpha < 0:  # and the divisor perhaps too, which has no logarithm
+        return f"alpha {alpha} (from 0 on has a kernel)"
     if k <= 0:
         return f"k {k} (above 0 has a kernel)"
-    if not (input.is_contiguous() or _is_channels_last(input)):
-        return "an input that is dense in neither memory format"
     lanes = plan(tuple(input.shape), True, input.dtype, size, False).lanes
-    if input[:1].numel() >= 2**31 or lanes >= 2**31 - LANES:
+    # A window reaches beyond the first channel by offsets that are computed, though not read.
+    image = max(input.shape[1], size) * math.prod(input.shape[2:])
+    if image >= 2**31 or lanes >= 2**31 - LANES:
         return f"an input of {tuple(input.shape)}, whose offsets or lanes take more than 32 bits"
     return None
 

@@ -107,14 +107,16 @@ def _times(layer: nn.Module, ours: type[nn.Module], x: Tensor, measure: Measure)
     if not isinstance(layer, nn.Conv2d):
         mine, theirs = (_passes(_twin(layer, cls), x) for cls in (ours, type(layer)))
         return {name: measure(mine[name], theirs[name]) for name in mine}
-    x = _autocast(x)
+    x = depthwise._autocast(x)
     times = {name: measure(*sides) for name, sides in _depthwise_passes(layer, x).items()}
     gpu = torch.cuda.get_device_name(x.device) if x.is_cuda else str(x.device)
     dtype, (batch, *size) = str(x.dtype).removeprefix("torch."), x.shape
+    (stride, _), padding, _ = _geometry(layer)
+    sizes = *size, *padding
     dispatch.record(
         gpu,
         [
-            (dispatch.Layer(name, dtype, layer.kernel_size[0], layer.stride[0], *size), batch, *sides)
+            (dispatch.Layer(name, dtype, layer.kernel_size[0], stride, *sizes), batch, *sides)
             for name, sides in times.items()
         ],
     )
@@ -165,19 +167,12 @@ def _why_no_triton(layer: nn.Conv2d, x: Tensor) -> str | None:
 
     if x.dim() != 4:
         return f"an input of {tuple(x.shape)}"
-    return triton.why_not([_autocast(x)], layer.weight, x.shape, *_geometry(layer))
+    return triton.why_not([depthwise._autocast(x)], layer.weight, x.shape, *_geometry(layer))
 
 
 def _geometry(layer: nn.Conv2d) -> tuple[depthwise.Pair, depthwise.Pair, depthwise.Pair]:
     assert not isinstance(layer.padding, str)
     return depthwise._pair(layer.stride), depthwise._pair(layer.padding), depthwise._pair(layer.dilation)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """As `depthwise_conv2d` casts its input."""
-    device = x.device.type
-    cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(device)) if cast else x
 
 
 # Right

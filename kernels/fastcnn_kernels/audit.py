@@ -5,9 +5,9 @@
     python -m fastcnn_kernels.audit --arch sm_90 --markdown
 
 The kernels are compiled ahead of time for each architecture, as they are launched, and the machine code is
-read with the `cuobjdump` of Triton's package. An element is an output in a forward pass and an element of the
-input in a gradient. Predicted times are those of an H200 whose every issue slot, or whose memory, is always
-busy; expect 70 to 90% of it.
+read with the `cuobjdump` of Triton's package. An element is an output in a forward pass, an element of the
+input in a gradient, and in the small programs around them a tap or a partial sum. Predicted times are those
+of an H200 whose every issue slot, or whose memory, is always busy; expect 70 to 90% of it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ INSTRUCTIONS_PER_SECOND = 132 * 4 * 32 * 1.755e9
 BYTES_PER_SECOND = 4.3e12
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+BATCH = 256
+"""Images, among which the partial sums of a weight's gradient are shared out."""
 TYPICAL: tuple[Depthwise | Norm, ...] = (
     *(Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)),
     Norm(5, 192, 56),
@@ -59,6 +61,12 @@ MOST = {
     "depthwise 7x7 s2 weight gradient": (136, 19.0),
     "LRN 5 forward": (32, 13.5),
     "LRN 5 gradient": (48, 28.5),
+    "depthwise 3x3 taps": (32, 9.0),
+    "depthwise 3x3 partial sums": (40, 12.6),
+    "depthwise 5x5 taps": (32, 7.9),
+    "depthwise 5x5 partial sums": (40, 12.6),
+    "depthwise 7x7 taps": (32, 7.7),
+    "depthwise 7x7 partial sums": (40, 12.6),
 }
 
 
@@ -81,6 +89,8 @@ class Case:
     """To be moved for each element, if each of the layer's tensors moves once."""
     side_by_side: int
     """Bytes that the lanes of a warp read without a gap."""
+    more_bytes: float = 0
+    """That the programs move beside these: partial sums, and tensors that a second program reads again."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +112,14 @@ class Code:
         """Instructions for each element in the map."""
         return self.instructions / case.elements / case.useful
 
-    def picoseconds(self, case: Case) -> float:
-        """For each element on an H200, by what takes longest."""
-        return max(1e12 * self.for_each(case) / INSTRUCTIONS_PER_SECOND, floor(case))
+    def picoseconds(self, case: Case) -> tuple[float, float]:
+        """For each element on an H200, what the instructions and what the memory take."""
+        instructions = 1e12 * self.for_each(case) / INSTRUCTIONS_PER_SECOND
+        return instructions, 1e12 * (case.bytes + case.more_bytes) / BYTES_PER_SECOND
 
     def bound(self, case: Case) -> str:
-        if self.picoseconds(case) <= floor(case):
+        instructions, memory = self.picoseconds(case)
+        if instructions <= memory:
             return "memory"
         return "arithmetic" if self.multiply_adds > 2 / 3 * self.instructions else "issue slots"
 
@@ -117,11 +129,12 @@ def floor(case: Case) -> float:
     return 1e12 * case.bytes / BYTES_PER_SECOND
 
 
-def cases(layers: Iterable[Depthwise | Norm], dtype: str = "bf16") -> Iterator[Case]:
+def cases(layers: Sequence[Depthwise | Norm], dtype: str = "bf16") -> Iterator[Case]:
     for layer in layers:
         yield from (
             depthwise_cases(layer, dtype) if isinstance(layer, Depthwise) else norm_cases(layer, dtype)
         )
+    yield from small_cases(sorted({layer.kernel for layer in layers if isinstance(layer, Depthwise)}))
 
 
 def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
@@ -145,15 +158,49 @@ def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
         constants = launches[0].constants
         rows, columns, group = constants["ROWS"], constants["COLUMNS"], constants["GROUP"]
         pixels = rows.patch * columns.patch
+        more_bytes = BYTES[dtype] * tensors * (len(launches) - 1)
+        if name == "weight gradient":  # partial sums are written, and read by the second stage
+            sums = launch.splits(launches[0], BATCH) * launches[0].patches * layer.kernel**2
+            more_bytes += 2 * BYTES["fp32"] * sums / (BATCH * layer.size**2)
         yield Case(
             f"depthwise {layer.kernel}x{layer.kernel} s{layer.stride} {name}",
             f"{layer.channels} x {layer.size}",
-            tuple((launch.kernel, launch.constants) for launch in launches),
+            tuple(launches),
             types,
             elements=pixels * group,
             useful=rows.patched * columns.patched / (launches[0].patches * pixels),
             bytes=BYTES[dtype] * tensors,
             side_by_side=min(32, constants["CHUNK"]) * group * BYTES[dtype],
+            more_bytes=more_bytes,
+        )
+
+
+def small_cases(kernels: Iterable[int]) -> Iterator[Case]:
+    """Of the programs that do not depend on the layer's shape."""
+    from fastcnn_kernels import _depthwise_conv_launch as launch
+
+    for kernel in kernels:
+        taps, reduce = launch.taps_launch(kernel, flip=False), launch.reduce_launch(kernel, bias=False)
+        yield Case(
+            f"depthwise {kernel}x{kernel} taps",
+            "any",
+            (taps,),
+            {"weight": "*fp32", "taps": "*fp32", "channels": "i32"},
+            elements=taps.constants["BLOCK"] // launch.LANES * kernel**2,
+            useful=1,
+            bytes=2 * BYTES["fp32"],
+            side_by_side=BYTES["fp32"],  # the taps of a channel lie together
+        )
+        pointers = dict.fromkeys(("partial", "grad_weight", "grad_bias"), "*fp32")
+        yield Case(
+            f"depthwise {kernel}x{kernel} partial sums",
+            "any",
+            (reduce,),
+            {**pointers, "count": "i32", "channels": "i32"},
+            elements=reduce.constants["BLOCK"] * 32 // launch.LANES,
+            useful=1,
+            bytes=BYTES["fp32"],
+            side_by_side=32 * BYTES["fp32"],
         )
 
 
@@ -163,7 +210,7 @@ def norm_cases(layer: Norm, dtype: str) -> Iterator[Case]:
     from fastcnn_kernels import _lrn_triton as kernels
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    shape = (256, layer.channels, layer.size, layer.size)
+    shape = (BATCH, layer.channels, layer.size, layer.size)
     launch = kernels.plan(shape, True, dtypes[dtype], layer.window, relu=False)
     constants = {**launch.constants, "THREE_QUARTERS": True}
     group = constants["GROUP"]
@@ -196,7 +243,7 @@ def compile_case(case: Case, architecture: str) -> Code:
     )
 
 
-def _compile(kernel: Any, constants: dict[str, Any], types: dict[str, str], architecture: str) -> bytes:
+def _compile(kernel: Any, constants: dict[str, Any], types: dict[str, str], architecture: str) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -215,21 +262,21 @@ def _compile(kernel: Any, constants: dict[str, Any], types: dict[str, str], arch
     )
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     options = {"num_warps": 4, "enable_fp_fusion": True}
-    return triton.compile(source, target=target, options=options).asm["cubin"]
+    return triton.compile(source, target=target, options=options)
 
 
-def _read(cubin: bytes) -> Code:
+def _read(compiled: Any) -> Code:
     """Counts the longest loop if there is one, else everything up to the last exit."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert usage is not None, text[:500]
-    registers, stack, shared, local = map(int, usage.groups())
+    registers, stack, local = map(int, usage.groups())
     code = [(int(at, 16), words) for at, words in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)]
     end = max(at for at, words in code if "EXIT" in words)
     jumps = [(at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", words)) for at, words in code if at < end]
@@ -238,7 +285,11 @@ def _read(cubin: bytes) -> Code:
     executed = [words for at, words in code if first <= at <= last]
     reaches = sum("LDL" in words or "STL" in words for _, words in code)
     return Code(
-        registers, stack + local + reaches, shared, len(executed), sum("FFMA" in word for word in executed)
+        registers,
+        stack + local + reaches,
+        compiled.metadata.shared,  # asked for at the launch, so that the machine code does not say it
+        len(executed),
+        sum("FFMA" in word for word in executed),
     )
 
 
@@ -252,14 +303,14 @@ COLUMNS: dict[str, tuple[int, Callable[[Case, str, Code], object]]] = {
     "shared": (6, lambda case, architecture, code: code.shared),
     "line": (4, lambda case, architecture, code: case.side_by_side),
     "instr": (5, lambda case, architecture, code: f"{code.for_each(case):.1f}"),
-    "ps": (5, lambda case, architecture, code: f"{code.picoseconds(case):.2f}"),
+    "ps": (5, lambda case, architecture, code: f"{max(code.picoseconds(case)):.2f}"),
     "floor": (5, lambda case, architecture, code: f"{floor(case):.2f}"),
     "bound by": (11, lambda case, architecture, code: code.bound(case)),
 }
 LEGEND = """
 layer: channels x side. regs: registers of a lane. spilled, shared: bytes. line: bytes that a warp reads side
-by side. instr: instructions for each element. ps: predicted picoseconds for each element on an H200. floor:
-those of its memory alone."""
+by side. instr: instructions for each element. ps: predicted picoseconds for each element on an H200, at batch
+256. floor: those of its memory alone, if each of the layer's tensors moved once."""
 
 
 def line(cells: Sequence[object], markdown: bool) -> str:
@@ -289,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(line(list(COLUMNS), settings.markdown))
     if settings.markdown:
         print(line(["---"] * len(COLUMNS), True))
-    for case in cases(dict.fromkeys(networks[settings.layers]), settings.dtype):
+    for case in cases(list(dict.fromkeys(networks[settings.layers])), settings.dtype):
         for architecture in settings.arch:
             code = compile_case(case, architecture)
             cells = [show(case, architecture, code) for _, show in COLUMNS.values()]

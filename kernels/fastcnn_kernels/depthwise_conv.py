@@ -9,6 +9,7 @@ kernels for CUDA; each is differentiable, so gradients of gradients work. Then t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,10 @@ def _format(tensor: Tensor) -> torch.memory_format:
     """The memory format in which results come: the input's (channels-last where it is both)."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _empty(like: Tensor, size: Sequence[int]) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_format(like))
 
 
 def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
@@ -131,12 +136,11 @@ def _input_grad(
     padding: Pair,
     dilation: Pair,
 ) -> Tensor:
-    memory_format = _format(grad_output)
-    input = grad_output.new_empty(()).expand(input_size)  # only its size is read
+    input = _empty(grad_output, input_size)  # its size and memory format are read, and no number
     grad, _, _ = _backward(
         grad_output, input, weight, False, (stride, padding, dilation), (True, False, False)
     )
-    return grad.contiguous(memory_format=memory_format)
+    return grad.contiguous(memory_format=_format(grad_output))
 
 
 torch.library.impl(INPUT_GRAD, "default", _input_grad)
@@ -184,12 +188,8 @@ def _use_triton(
         say_once(f"fastcnn_kernels: depthwise convolution by PyTorch: {why}")
         return False
     return first.numel() > 0 and dispatch.wins(
-        kind, first.device, first.dtype, tuple(input_size), weight.shape[2], stride[0]
+        kind, first.device, first.dtype, tuple(input_size), weight.shape[2], stride[0], padding
     )
-
-
-def _empty_channels_last(like: Tensor, size: Sequence[int]) -> Tensor:
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _forward_cuda(
@@ -200,7 +200,7 @@ def _forward_cuda(
         return _forward(input, weight, bias, stride, padding, dilation)
     from fastcnn_kernels import _depthwise_conv_launch as triton
 
-    output = _empty_channels_last(input, _output_size(input, weight, stride, padding, dilation))
+    output = _empty(input, _output_size(input, weight, stride, padding, dilation))
     with torch.cuda.device_of(input):
         triton.forward(input, weight, bias, output, stride, padding)
     return output
@@ -222,7 +222,7 @@ def _input_grad_cuda(
         return _input_grad(grad_output, weight, input_size, stride, padding, dilation)
     from fastcnn_kernels import _depthwise_conv_launch as triton
 
-    grad_input = _empty_channels_last(grad_output, input_size)
+    grad_input = _empty(grad_output, input_size)
     with torch.cuda.device_of(grad_output):
         triton.input_grad(grad_output, weight, grad_input, stride, padding)
     return grad_input
@@ -259,9 +259,10 @@ torch.library.impl(WEIGHT_GRAD, "cuda", _weight_grad_cuda)
 
 
 def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, *ctx.geometry = inputs
-    ctx.memory_format, ctx.input_size, ctx.bias = _format(input), input.shape, bias is not None
-    ctx.save_for_backward(input if ctx.needs_input_grad[1] or ctx.bias else None, weight)
+    input, weight, _, *ctx.geometry = inputs
+    ctx.memory_format, ctx.input_size = _format(input), input.shape
+    _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(input if needs_weight or needs_bias else None, weight)
 
 
 def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -276,7 +277,7 @@ def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...
         )
     if needs_weight or needs_bias:
         grad_weight, grad_bias = torch.ops.fastcnn.depthwise_conv2d_weight_grad(
-            grad_output, input, weight, ctx.bias, *ctx.geometry
+            grad_output, input, weight, needs_bias, *ctx.geometry
         )
     return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
 
@@ -335,21 +336,21 @@ def depthwise_conv2d(
 
     On CUDA, kernels of 3, 5 and 7 at stride 1 and 2 run on Triton if the input is in channels-last memory;
     anything else falls back to PyTorch, which is said once. Sums are made in float32. Under autocast the
-    input is cast like that of `conv2d`, but the weight is not: it is read in float32 and gets its gradient
-    so.
+    input is cast like that of `conv2d`. A float32 weight is not: the kernels read it, and give its gradient,
+    in float32, where PyTorch rounds both to the input's dtype.
 
     Args:
         input: [N, C, H, W] or [C, H, W].
         weight: [C, 1, K, L], of the input's dtype or float32.
         bias: [C].
-        stride, padding, dilation: of both axes, or (vertical, horizontal).
+        stride, padding, dilation: numbers, for both axes or (vertical, horizontal).
 
     Returns:
         [N, C, (H + 2 * padding - dilation * (K - 1) - 1) // stride + 1, likewise], of the input's dtype and
         memory format.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or tensors on several devices.
     """
     if input.dim() == 3:
         return depthwise_conv2d(input[None], weight, bias, stride, padding, dilation)[0]
@@ -365,6 +366,9 @@ def depthwise_conv2d(
         raise ValueError(
             f"bias {tuple(bias.shape)}: expected ({channels},) for an input of {channels} channels"
         )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{name} on {tensor.device}, input on {input.device}: move one of them")
     geometry = _pair(stride), _pair(padding), _pair(dilation)
     if min(geometry[0]) < 1 or min(geometry[1]) < 0 or min(geometry[2]) < 1:
         raise ValueError(
@@ -376,10 +380,7 @@ def depthwise_conv2d(
             f"input {tuple(input.shape)}: smaller than the kernel, {tuple(weight.shape[2:])}, at padding "
             f"{padding} and dilation {dilation}; use a larger padding"
         )
-    device = input.device.type
-    if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-        input = input.to(torch.get_autocast_dtype(device))
-    return torch.ops.fastcnn.depthwise_conv2d(input, weight, bias, *geometry)
+    return torch.ops.fastcnn.depthwise_conv2d(_autocast(input), weight, bias, *geometry)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -420,8 +421,44 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
 
+def _autocast(input: Tensor) -> Tensor:
+    """Cast as `conv2d` would under autocast, of which the meta device knows nothing."""
+    # torch.amp.is_autocast_available would ask, but torch.compile of 2.11 cannot trace it.
+    device = input.device.type
+    if device == "meta" or input.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return input
+    return input.to(torch.get_autocast_dtype(device))
+
+
 def _pair(value: int | Sequence[int]) -> Pair:
     if isinstance(value, int):
         return value, value
-    first, second = value
-    return first, second
+    if len(value) not in (1, 2):  # "same" and "valid" are longer
+        raise ValueError(f"{value!r}: write a number for both axes, or (vertical, horizontal)")
+    return value[0], value[-1]
+
+
+# Floating-point operations, two for each multiply-add, from shapes
+
+
+def _flops_forward(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[2:])
+
+
+def _flops_input_grad(grad_output: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Any) -> int:
+    return 2 * math.prod(grad_output) * math.prod(weight[2:])
+
+
+def _flops_weight_grad(
+    grad_output: Sequence[int], input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Any
+) -> int:
+    return 2 * math.prod(grad_output) * math.prod(weight[2:])
+
+
+FLOPS = {
+    torch.ops.fastcnn.depthwise_conv2d: _flops_forward,
+    torch.ops.fastcnn.depthwise_conv2d_input_grad: _flops_input_grad,
+    torch.ops.fastcnn.depthwise_conv2d_weight_grad: _flops_weight_grad,
+}
+"""For `torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOPS)`. They are not registered with it: its
+import brings Triton along."""

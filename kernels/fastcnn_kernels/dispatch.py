@@ -38,6 +38,9 @@ class Layer(NamedTuple):
     height: int
     width: int
     """Of the layer's input."""
+    padding_height: int
+    padding_width: int
+    """On either side."""
 
 
 Times = dict[Layer, dict[int, tuple[float, float]]]
@@ -45,14 +48,24 @@ Times = dict[Layer, dict[int, tuple[float, float]]]
 
 
 def cache_folder() -> Path:
-    """$FASTCNN_KERNELS_CACHE if set, else $XDG_CACHE_HOME/fastcnn/kernels, else ~/.cache/fastcnn/kernels."""
+    """$FASTCNN_KERNELS_CACHE if set, else $XDG_CACHE_HOME/fastcnn/kernels, else ~/.cache/fastcnn/kernels; for
+    a user without a home, in the folder of temporary files."""
     told = os.environ.get("FASTCNN_KERNELS_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return (Path(told) if told else base / "fastcnn" / "kernels").expanduser()
+    try:
+        return (Path(told) if told else base / "fastcnn" / "kernels").expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "fastcnn" / "kernels"
 
 
 def wins(
-    kind: str, device: torch.device, dtype: torch.dtype, input_size: tuple[int, ...], kernel: int, stride: int
+    kind: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    input_size: tuple[int, ...],
+    kernel: int,
+    stride: int,
+    padding: tuple[int, int],
 ) -> bool:
     """Whether Triton is to do this pass of a layer: it was measured to be as fast as PyTorch, or nothing was.
 
@@ -61,7 +74,8 @@ def wins(
     """
     batch, channels, height, width = input_size
     name = str(dtype).removeprefix("torch.")
-    measured = times(_gpu(device)).get(Layer(kind, name, kernel, stride, channels, height, width))
+    layer = Layer(kind, name, kernel, stride, channels, height, width, *padding)
+    measured = times(_gpu(device)).get(layer)
     if not measured:
         return True
     triton, pytorch = measured[min(measured, key=lambda n: abs(math.log(n / batch)))]
@@ -69,19 +83,19 @@ def wins(
 
 
 def record(gpu: str, rows: Iterable[tuple[Layer, int, float, float]]) -> None:
-    """Adds (layer, batch, microseconds of Triton, of PyTorch) to what this machine knows of a GPU."""
+    """Adds (layer, batch, microseconds of Triton, of PyTorch) to what this process and this machine know."""
     path = cache_folder() / _file_name(gpu)
-    known = _read(path)
+    kept = _read(path)
     for layer, batch, triton, pytorch in rows:
-        known.setdefault(layer, {})[batch] = (triton, pytorch)
+        for known in (times(gpu), kept):
+            known.setdefault(layer, {})[batch] = (triton, pytorch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(table(gpu, known), file, indent=1)
+            json.dump(table(gpu, kept), file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         say_once(f"{path.parent}: {error.strerror}; measurements are made again the next time")
-    times.cache_clear()
 
 
 def table(gpu: str, known: Times) -> dict[str, Any]:
@@ -109,8 +123,10 @@ def _read(path: Path) -> Times:
     found: Times = {}
     try:
         for row in json.loads(path.read_text())["layers"]:
-            layer = Layer(*(row[field] for field in Layer._fields))
-            found.setdefault(layer, {})[row["batch"]] = (row["triton_us"], row["pytorch_us"])
+            layer, batch = Layer(*(row[field] for field in Layer._fields)), row["batch"]
+            if not isinstance(batch, int) or batch < 1:
+                raise ValueError(f"batch {batch!r}")
+            found.setdefault(layer, {})[batch] = (float(row["triton_us"]), float(row["pytorch_us"]))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -90,12 +90,12 @@ def _backward(
     return torch.empty_like(_dense(input)).copy_(grad)
 
 
-def _use_triton(input: Tensor, size: int, k: float) -> bool:
+def _use_triton(input: Tensor, size: int, alpha: float, k: float) -> bool:
     why = why_not_triton(input.device)
     if why is None:
         from fastcnn_kernels import _lrn_triton
 
-        why = _lrn_triton.why_not(input, size, k)
+        why = _lrn_triton.why_not(input, size, alpha, k)
     if why is not None:
         say_once(f"fastcnn_kernels: local response normalization by PyTorch: {why}")
     return why is None and input.numel() > 0
@@ -103,7 +103,7 @@ def _use_triton(input: Tensor, size: int, k: float) -> bool:
 
 def _forward_cuda(input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
     input = _dense(input)
-    if not _use_triton(input, size, k):
+    if not _use_triton(input, size, alpha, k):
         return _forward(input, size, alpha, beta, k, relu)
     from fastcnn_kernels import _lrn_triton
 
@@ -117,7 +117,7 @@ def _backward_cuda(
     grad_output: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
 ) -> Tensor:
     input = _dense(input)
-    if not _use_triton(input, size, k):
+    if not _use_triton(input, size, alpha, k):
         return _backward(grad_output, input, size, alpha, beta, k, relu)
     from fastcnn_kernels import _lrn_triton
 
