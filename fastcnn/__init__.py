@@ -10,6 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
     from fastcnn.train import Result
 
 __version__ = "0.1.0"
@@ -34,3 +38,16 @@ def fit(**settings: Any) -> Result:
     from fastcnn.train import fit as run
 
     return run(from_settings(settings))
+
+
+def load(checkpoint: str | Path) -> nn.Module:
+    """The network of a checkpoint, `fastcnn.load("runs/resnet50-photos/best.pt")`, in evaluation mode.
+
+    Its images are normalized with the checkpoint's "mean" and "std".
+
+    Raises:
+        ValueError: there is no such checkpoint, or its network is from a package that is not installed.
+    """
+    from fastcnn.checkpoint import load_network
+
+    return load_network(checkpoint)

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastcnn.engine import TrainState
 from fastcnn.errors import UserError
+from fastcnn.optim import add_momentum_buffers
+from fastcnn.transfer import build_network
 
 FORMAT = 2
 
@@ -55,17 +58,31 @@ def _rename(temporary: Path, path: Path) -> None:
             os.close(folder)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, told: str = "--resume") -> dict[str, Any]:
     """Reads a checkpoint on the CPU; ValueError if it is not there or not one of fastcnn's."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"--resume {path}: {error.strerror}; write the path of a checkpoint") from error
+        raise UserError(f"{told} {path}: {error.strerror}; write the path of a checkpoint") from error
     except Exception as error:  # an unpickler raises whatever foreign bytes lead it to
-        raise UserError(f"--resume {path}: not a checkpoint that torch.load can read") from error
+        raise UserError(f"{told} {path}: not a checkpoint that torch.load can read") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"--resume {path}: not a fastcnn checkpoint of format {FORMAT}")
+        raise UserError(f"{told} {path}: not a fastcnn checkpoint of format {FORMAT}")
     return content
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """The network of a checkpoint, on the CPU and in evaluation mode, with the weights that validation saw.
+
+    Raises:
+        UserError: there is no such checkpoint, or its network is from a package that is not installed.
+    """
+    content = load(Path(path), "fastcnn.load")
+    config = {"head": "linear", "head_hidden": 0, **content["config"]}  # older ones do not say
+    sizes = content["num_classes"], content["in_chans"]
+    network = build_network(content["arch"], *sizes, config["head"], config["head_hidden"])
+    network.load_state_dict(content["weights"])
+    return network.eval()
 
 
 def pack_state(state: TrainState) -> dict[str, Any]:
@@ -97,6 +114,7 @@ def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
     state.optimizer.load_state_dict(content["optimizer"])
     for group, settings in zip(state.optimizer.param_groups, told):
         group.update(settings)
+    add_momentum_buffers(state.optimizer)  # of what was frozen then and trains now
     if content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
     state.step, state.epoch = content["step"], content["epoch"]

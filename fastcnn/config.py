@@ -35,7 +35,7 @@ class Config:
 
     # The network and its data.
     arch: Annotated[str, arg(aliases=["-a", "--model"])] = "resnet50"
-    """Network: lenet5, resnet18, resnet50, resnet20 (CIFAR), ..."""
+    """Network: resnet50, resnet20 (CIFAR), ..., timm/NAME, torchvision/NAME, or package.module:factory."""
     data: str = "demo"
     """Image folder, tar shards, or cifar10, cifar100, mnist, fashion-mnist, synthetic, demo."""
     data_root: str = "data"
@@ -102,6 +102,26 @@ class Config:
     """Keep an exponential moving average of the weights; it is what gets validated."""
     model_ema_decay: float = 0.9998
     """Decay of that average in a step."""
+
+    # Transfer learning.
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm has for the network."""
+    weights: str | None = None
+    """Start from the weights of a file: .pth, .pt or .safetensors."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Classifier: one linear layer, or with a hidden layer before it."""
+    head_hidden: int = 512
+    """Units of that hidden layer."""
+    freeze: Literal["none", "backbone"] = "none"
+    """Layers that do not train: backbone means all but the classifier."""
+    freeze_until: str | None = None
+    """Freeze the layers up to this one, such as layer3, and itself."""
+    unfreeze_epoch: int | None = None
+    """Epoch from which on all layers train, counted from 1."""
+    backbone_lr_scale: float = 1.0
+    """Learning rate of all layers but the classifier, as a share of --lr."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each group of layers to the one before it."""
 
     # The machine.
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -203,7 +223,7 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
     """Python keywords to Config; ValueError for an unknown or ill-typed one."""
     _check_names(settings, "fit()")
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    for name in ("data", "data_root", "output_dir", "resume", "config"):
+    for name in ("data", "data_root", "weights", "output_dir", "resume", "config"):
         if isinstance(values.get(name), Path):
             values[name] = str(values[name])
     base = from_yaml(values["config"]) if values.get("config") else Config()
@@ -235,6 +255,7 @@ def to_yaml(config: Config) -> str:
 def ineffective(config: Config) -> list[str]:
     """One line for each setting that was changed and has no effect beside the others."""
     adaptive = config.opt == "adamw"
+    freezes = config.freeze != "none" or config.freeze_until is not None
     loading = ("scale", "ratio", "crop_pct", "max_bad_fraction") if config.data_backend == "synthetic" else ()
     idle = {
         "momentum": adaptive and "adamw has its own",
@@ -246,6 +267,8 @@ def ineffective(config: Config) -> list[str]:
         "scale": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
         "ratio": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
         "crop_pct": config.train_crop == "pad" and "small images are validated whole",
+        "head_hidden": config.head != "mlp" and "it belongs to --head mlp",
+        "unfreeze_epoch": not freezes and "nothing is frozen; add --freeze backbone or --freeze-until LAYER",
         **dict.fromkeys(loading, "synthetic images are not loaded"),
     }
     return [
@@ -322,16 +345,17 @@ def _check_values(config: Config) -> None:
     _require(config, "img_size", lambda v: v >= 8, "write 8 or more")
     for name in ("num_classes", "batch_size", "epochs", "grad_accum_steps", "log_interval"):
         _require(config, name, lambda v: v >= 1, "write 1 or more")
-    for name in ("checkpoint_interval", "checkpoint_steps"):
+    for name in ("checkpoint_interval", "checkpoint_steps", "head_hidden"):
         _require(config, name, lambda v: v >= 1, "write 1 or more")
-    for name in ("workers", "seed", "lr", "weight_decay", "warmup_epochs", "min_lr"):
+    _require(config, "unfreeze_epoch", lambda v: v >= 2, "write 2 or more: epochs are counted from 1")
+    for name in ("workers", "seed", "lr", "weight_decay", "warmup_epochs", "min_lr", "backbone_lr_scale"):
         _require(config, name, lambda v: v >= 0, "write 0 or more")
     for name in ("momentum", "label_smoothing", "model_ema_decay"):
         _require(config, name, lambda v: 0 <= v < 1, "write 0 or more and less than 1")
     for name in ("decay_epochs", "clip_grad", "checkpoint_minutes"):
         _require(config, name, lambda v: v > 0, "write more than 0")
-    _require(config, "decay_rate", lambda v: 0 < v <= 1, "write more than 0 and at most 1")
-    _require(config, "crop_pct", lambda v: 0 < v <= 1, "write more than 0 and at most 1")
+    for name in ("decay_rate", "crop_pct", "layer_decay"):
+        _require(config, name, lambda v: 0 < v <= 1, "write more than 0 and at most 1")
     _require(config, "max_bad_fraction", lambda v: 0 <= v <= 1, "write 0 to 1")
     _require(config, "hflip", lambda v: 0 <= v <= 1, "write 0 to 1")
     _require(config, "val_split", lambda v: 0 < v < 1, "write a share between 0 and 1, such as 0.1")
@@ -341,6 +365,12 @@ def _check_values(config: Config) -> None:
     _require(config, "decay_milestones", _ascending, "write epochs in ascending order, such as 30 60")
     if config.opt == "nesterov" and config.momentum == 0:
         raise UserError("--momentum 0: nesterov needs more; write --opt sgd, or a momentum such as 0.9")
+    if config.pretrained and config.weights is not None:
+        raise UserError(f"--pretrained and --weights {config.weights}: write one of them")
+    if config.freeze != "none" and config.freeze_until is not None:
+        raise UserError(
+            f"--freeze {config.freeze} and --freeze-until {config.freeze_until}: write one of them"
+        )
     if config.test_only and config.resume is None:
         raise UserError("--test-only validates a checkpoint: add --resume runs/NAME/best.pt")
     if config.device == "cpu" and config.amp_dtype == "fp16":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -190,9 +190,14 @@ def barrier() -> None:
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module) -> None:
-    """Averages floating-point buffers (batch norm statistics) over all ranks, in one message."""
-    buffers = [b for b in model.buffers() if b.is_floating_point()]
+def average_buffers(model: nn.Module, fixed: Sequence[Tensor] = ()) -> None:
+    """Averages floating-point buffers (batch norm statistics) over all ranks, in one message.
+
+    Args:
+        fixed: buffers that are the same on all ranks, and stay so to the last bit.
+    """
+    known = {id(buffer) for buffer in fixed}
+    buffers = [b for b in model.buffers() if b.is_floating_point() and id(b) not in known]
     if not is_distributed() or not buffers:
         return
     flat = torch.cat([b.flatten().float() for b in buffers])

@@ -24,8 +24,9 @@ from fastcnn.data.batch import Batch, Loader
 from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
 from fastcnn.metrics import Metrics
-from fastcnn.optim import EMA, Schedule, learning_rate, set_learning_rate
+from fastcnn.optim import EMA, Schedule, add_momentum_buffers, learning_rate, set_learning_rate
 from fastcnn.tasks import Task
+from fastcnn.transfer import Frozen
 
 
 class Normalized(nn.Module):
@@ -114,6 +115,8 @@ class TrainState:
     ema: EMA | None = None
     accum_steps: int = 1
     clip_grad: float | None = None
+    frozen: Frozen | None = None
+    """What does not train."""
     step: int = 0
     """Updates made."""
     epoch: int = 0
@@ -138,6 +141,7 @@ def build_state(
     ema_decay: float | None = None,
     accum_steps: int = 1,
     clip_grad: float | None = None,
+    frozen: Frozen | None = None,
 ) -> TrainState:
     """Wraps a network that is already on `device`: normalization, then compilation, then DDP."""
     eval_model: nn.Module = Normalized(network, mean, std, channels_last).to(device)
@@ -160,7 +164,20 @@ def build_state(
         EMA(network, ema_decay) if ema_decay is not None else None,
         accum_steps,
         clip_grad,
+        frozen,
     )
+
+
+def unfreeze(state: TrainState) -> None:
+    """From here on all of the network trains. All ranks call it, with the same buffers."""
+    if state.frozen is None:
+        return
+    state.frozen.release()
+    state.frozen = None
+    add_momentum_buffers(state.optimizer)
+    if isinstance(state.train_model, DistributedDataParallel):  # knows only what trained when it was built
+        state.train_model = state.eval_model  # lets go of the old one, and of its hooks, before the new one
+        state.train_model = _data_parallel(state.eval_model, state.device)
 
 
 def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
@@ -250,6 +267,8 @@ def train_epoch(
         Whether the epoch was finished.
     """
     state.train_model.train()
+    if state.frozen is not None:
+        state.frozen.hold()
     batches = iter(loader)
     steps = samples = 0
     data_seconds, start = 0.0, time.perf_counter()
@@ -309,12 +328,13 @@ def evaluate(state: TrainState, task: Task, loader: Loader) -> dict[str, float]:
 
     Uses the moving average of the weights where there is one. All ranks call it.
     """
-    average_buffers(state.network)
+    fixed = state.frozen.buffers() if state.frozen is not None else []
+    average_buffers(state.network, fixed)
     metrics = task.metrics(state.device)
     state.eval_model.eval()
     with state.ema.in_place() if state.ema is not None else nullcontext():
         if state.ema is not None:
-            average_buffers(state.network)
+            average_buffers(state.network, fixed)
         for batch in loader:
             with state.autocast():
                 outputs = state.eval_model(batch.images)

@@ -10,7 +10,7 @@ from functools import partial
 
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import any_rank
-from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch
+from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
 from fastcnn.optim import learning_rate
@@ -120,6 +120,9 @@ def fit_epochs(
         return any_rank(bool(stop), state.device)
 
     for epoch in range(state.epoch, state.schedule.epochs):
+        if epoch + 1 == config.unfreeze_epoch and state.frozen is not None:
+            unfreeze(state)
+            report.say(f"epoch {epoch + 1}: all layers train from here on")
         start = time.perf_counter()
         first_window = len(pace.windows)
         run.loader.set_epoch(epoch)

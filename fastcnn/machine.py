@@ -13,6 +13,7 @@ from torch import nn
 
 from fastcnn.distributed import Ranks
 from fastcnn.engine import Normalized
+from fastcnn.models.base import Outputs
 
 
 def cores_per_process(ranks: Ranks) -> int:
@@ -60,7 +61,9 @@ def probe_amp_dtype(network: nn.Module, size: int, channels: int, channels_last:
         for name in seconds:
             start = time.perf_counter()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "bf16"):
-                loss = model(images).float().square().mean()
+                outputs = model(images)
+                logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+                loss = logits.float().square().mean()
             loss.backward()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
             model.zero_grad()

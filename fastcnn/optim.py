@@ -4,7 +4,7 @@ average of the weights."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,14 +14,30 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: biases and norms (`ndim <= 1`) are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """All parameters in groups of one weight decay and one share of the learning rate ("lr_scale").
+
+    Frozen ones are there too: without a gradient an optimizer lets them be, weight decay included, and the
+    groups stay what they are when they are unfrozen.
+
+    Args:
+        weight_decay: of parameters with more than one dimension; biases and norms are not decayed.
+        lr_scales: shares of the learning rate by the parameter's name; 1 where there is none.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        key = (lr_scales or {}).get(name, 1.0), parameter.ndim > 1
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": groups[scale, decayed],
+            "weight_decay": weight_decay if decayed else 0.0,
+            "lr_scale": scale,
+        }
+        for scale, decayed in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
@@ -30,24 +46,36 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """A fused optimizer whose learning rate is a tensor, so that changing it recompiles nothing."""
-    groups = parameter_groups(model, weight_decay)
+    """A fused optimizer whose learning rates are tensors, so that changing them recompiles nothing; for
+    `lr_scales` see `parameter_groups`."""
+    groups = parameter_groups(model, weight_decay, lr_scales)
     device = next(model.parameters()).device
-    rate = torch.tensor(lr, device=device)
+    for group in groups:
+        group["lr"] = torch.tensor(lr * group["lr_scale"], device=device)
     if opt == "adamw":
-        return AdamW(groups, lr=rate, fused=True)
-    optimizer = SGD(groups, lr=rate, momentum=momentum, nesterov=opt == "nesterov", fused=True)
-    if momentum:  # if the very first update is skipped, SGD leaves its buffers uninitialized
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return AdamW(groups, fused=True)
+    optimizer = SGD(groups, momentum=momentum, nesterov=opt == "nesterov", fused=True)
+    add_momentum_buffers(optimizer)
     return optimizer
+
+
+def add_momentum_buffers(optimizer: Optimizer) -> None:
+    """Gives the parameters that train the momentum 0 where they have none yet.
+
+    SGD would leave the buffers uninitialized if the very first update were skipped, and cannot make some of
+    them beside others that are there. Other optimizers need nothing.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get("momentum") else ():
+            if p.requires_grad and "momentum_buffer" not in optimizer.state[p]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"].fill_(lr)
+        group["lr"].fill_(lr * group["lr_scale"])
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ class Facts:
     """Pixels a side that the network was published with."""
     fixed_size: bool
     """Whether it takes no other."""
+    minimum_size: int
+    """The fewest pixels a side that it takes."""
+    size_multiple: int
+    """What they must be a multiple of."""
     device: Literal["cuda", "mps", "cpu"]
     bf16_gpu: bool
     """Whether the GPU computes in bf16 (sm_80 on)."""
@@ -58,10 +62,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
 
     choose("num_classes", facts.num_classes, "of the data")
     choose("in_chans", facts.channels, "of the data")
-    if facts.fixed_size or facts.native_size is None:
-        size = choose("img_size", facts.model_size, f"what {config.arch} was published with")
-    else:
-        size = choose("img_size", facts.native_size, "all images have this size")
+    size = choose("img_size", *_image_size(config, facts))
     _check_sizes(config, facts, size)
 
     small = facts.native_size is not None
@@ -168,11 +169,32 @@ def _as_flag(name: str, value: Any) -> str:
     return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
+def _image_size(config: Config, facts: Facts) -> tuple[int, str]:
+    native, multiple = facts.native_size, facts.size_multiple
+    if facts.fixed_size or native is None:
+        return facts.model_size, f"what {config.arch} was published with"
+    if native < facts.minimum_size:
+        return facts.model_size, f"{config.arch} takes no {native} px, but {facts.minimum_size} or more"
+    if native % multiple:
+        return multiple * math.ceil(
+            native / multiple
+        ), f"{native} px, and {config.arch} takes multiples of {multiple}"
+    return native, "all images have this size"
+
+
 def _check_sizes(config: Config, facts: Facts, size: int) -> None:
+    multiple = facts.size_multiple
     if facts.fixed_size and size != facts.model_size:
         raise UserError(
             f"--img-size {size}: {config.arch} takes {facts.model_size} px only; leave the flag out"
         )
+    if size < facts.minimum_size:
+        raise UserError(
+            f"--img-size {size}: {config.arch} takes {facts.minimum_size} px or more; write so many"
+        )
+    if size % multiple:
+        near = multiple * max(1, round(size / multiple))
+        raise UserError(f"--img-size {size}: {config.arch} takes multiples of {multiple} px; write {near}")
     if config.num_classes != "auto" and config.num_classes < facts.num_classes:
         raise UserError(
             f"--num-classes {config.num_classes}: the data has {facts.num_classes}; leave the flag out"

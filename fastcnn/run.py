@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcnn import __version__, checkpoint
-from fastcnn.config import Config, to_plain, to_yaml
+from fastcnn.config import FIELDS, Config, to_plain, to_yaml
 from fastcnn.data.bad_files import NAMED_AT_MOST, BadFiles
 from fastcnn.data.batch import Loader
 from fastcnn.data.sources import NAMED, Source
@@ -184,8 +184,9 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
 
 def check_resumable(content: dict[str, Any], config: Config, source: Source, path: Path) -> None:
     """UserError if a checkpoint belongs to another network, optimizer or other classes."""
-    for name in ("arch", "num_classes", "in_chans", "opt", "model_ema"):
-        then, now = content["config"][name], getattr(config, name)
+    network = ("arch", "num_classes", "in_chans", "head", "head_hidden")
+    for name in (*network, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
+        then, now = content["config"].get(name, FIELDS[name].default), getattr(config, name)
         if then != now:
             raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; write the same")
     if content["class_names"] != list(source.class_names):
@@ -221,7 +222,8 @@ def claim_folder(folder: Path, config: Config) -> Path:
 
 def _numbered(config: Config, newest: bool) -> Path:
     """runs/ARCH-DATA, then with -2, -3, ...: the first free one, or the last one that is taken."""
-    base = Path("runs") / f"{config.arch}-{data_name(config.data)}"
+    arch = config.arch.replace("/", "-").replace(":", "-")
+    base = Path("runs") / f"{arch}-{data_name(config.data)}"
     taken: Path | None = None
     for number in itertools.count(1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcnn import checkpoint, machine, models
+from fastcnn import checkpoint, machine
+from fastcnn.adapt import load_weights
 from fastcnn.config import Config
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
 from fastcnn.data.backends import why_not
@@ -19,9 +20,13 @@ from fastcnn.data.choose import choose_backend
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
+from fastcnn.models.external import check_outputs, is_external
+from fastcnn.models.parts import image_sizes
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
+from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
+from fastcnn.weights import download_pretrained, read_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -36,7 +41,11 @@ class Plan:
     """Of what was "auto"."""
     source: Source
     network: nn.Module
-    """On the CPU, freshly initialized, the same on every rank."""
+    """On the CPU, as it starts, the same on every rank."""
+    loaded: list[str]
+    """Of the weights that it starts from, for people."""
+    frozen: list[str]
+    """Attribute paths of the layers that do not train at first."""
     folder: Path
     checkpoint: dict[str, Any] | None
     """What to go on from."""
@@ -44,7 +53,9 @@ class Plan:
 
     def remarks(self, state: TrainState) -> list[str]:
         """What a person should know before the first step of this start."""
-        lines = list(self.source.remarks)
+        lines = [*self.source.remarks, *self.loaded]
+        if state.frozen is not None:
+            lines.append(describe_frozen(self.network, self.frozen, self.config.unfreeze_epoch))
         if self.checkpoint_path is not None:
             lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
             if state.epoch >= state.schedule.epochs:
@@ -71,8 +82,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         content = local_main_first(lambda: checkpoint.load(path), ranks)
         same_ranks = len(content["ranks"]) == ranks.world_size
         config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
-    with torch.device("meta"):
-        outline = models.constructor(config.arch)()
+    sizes = image_sizes(config.arch)
     source = local_main_first(
         lambda: open_source(config.data, config.data_root, config.val_split, config.seed), ranks
     )
@@ -84,8 +94,10 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         channels=source.channels,
         native_size=source.native_size,
         mirror=source.mirror,
-        model_size=outline.default_image_size,
-        fixed_size=outline.fixed_image_size,
+        model_size=sizes.default_image_size,
+        fixed_size=sizes.fixed_image_size,
+        minimum_size=sizes.minimum_image_size,
+        size_multiple=sizes.image_size_multiple,
         device=device.type,  # type: ignore[arg-type]
         bf16_gpu=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
         has_dali=has_dali(),
@@ -103,6 +115,12 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         config = dataclasses.replace(config, data_backend="auto")  # it was another machine
 
     machine.prepare(device, cores, config.deterministic)
+    network, frozen = _network(config)
+    loaded: list[str] = []
+    if content is not None:
+        source = dataclasses.replace(source, mean=tuple(content["mean"]), std=tuple(content["std"]))
+    elif config.pretrained or config.weights is not None:
+        source, loaded = _start_from_weights(network, config, source, ranks)
     if config.data_backend == "auto":
         backend, why = from_main(
             lambda: choose_backend(
@@ -111,8 +129,6 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
-    torch.manual_seed(config.seed)
-    network: nn.Module = models.build(config.arch, int(config.num_classes), int(config.in_chans))
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if config.amp_dtype == "auto":
@@ -123,7 +139,40 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         )
         config = dataclasses.replace(config, amp_dtype=dtype)  # type: ignore[arg-type]
         reasons = {**reasons, "amp_dtype": why}
-    return Plan(config, reasons, source, network, folder, content, path)
+    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
+
+
+def _network(config: Config) -> tuple[nn.Module, list[str]]:
+    """A fresh network, and the layers that are to be frozen."""
+    torch.manual_seed(config.seed)
+    shape = int(config.num_classes), int(config.in_chans)
+    network = build_network(config.arch, *shape, config.head, config.head_hidden)
+    if is_external(config.arch):
+        check_outputs(network, config.arch, *shape, int(config.img_size))
+    return network, frozen_layers(network, config.freeze, config.freeze_until)
+
+
+def _start_from_weights(
+    network: nn.Module, config: Config, source: Source, ranks: Ranks
+) -> tuple[Source, list[str]]:
+    """Loads what `--pretrained` or `--weights` names.
+
+    Returns:
+        The data with the normalization of the weights, where that is known, and what to tell.
+    """
+    if config.weights is not None:
+        told, file = f"--weights {config.weights}", config.weights
+        weights = local_main_first(lambda: read_weights(file), ranks)
+    else:
+        told = "--pretrained"
+        weights = local_main_first(lambda: download_pretrained(config.arch), ranks)
+    remarks = [f"starting from {weights.origin}", *load_weights(network, weights.state, told)]
+    if weights.mean is None or weights.std is None:
+        return source, remarks
+    mean, std = weights.mean, weights.std
+    if len(mean) != source.channels:  # grey images under weights for RGB, or the other way round
+        mean, std = (((sum(values) / len(values),) * source.channels) for values in (mean, std))
+    return dataclasses.replace(source, mean=mean, std=std), remarks
 
 
 def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:
@@ -185,8 +234,16 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     )
     network = nn.SyncBatchNorm.convert_sync_batchnorm(plan.network) if config.sync_bn else plan.network
     network = network.to(device)
+    epoch = plan.checkpoint["epoch"] if plan.checkpoint is not None else 0
+    thawed = config.unfreeze_epoch is not None and epoch + 1 >= config.unfreeze_epoch
+    frozen = Frozen(network, plan.frozen) if plan.frozen and not thawed else None
     optimizer = build_optimizer(
-        network, config.opt, schedule.peak, float(config.weight_decay), config.momentum
+        network,
+        config.opt,
+        schedule.peak,
+        float(config.weight_decay),
+        config.momentum,
+        lr_scales(network, config.backbone_lr_scale, config.layer_decay),
     )
     state = build_state(
         network,
@@ -201,6 +258,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         ema_decay=config.model_ema_decay if config.model_ema else None,
         accum_steps=config.grad_accum_steps,
         clip_grad=config.clip_grad,
+        frozen=frozen,
     )
     torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
     return state, train_loader, val_loader

@@ -27,9 +27,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("kind", ["lenet5", "lenet5 accumulated", "resnet20"])
+@pytest.mark.parametrize("kind", ["lenet5", "lenet5 accumulated", "lenet5 unfrozen", "resnet20"])
 def test_two_processes_train_like_one(results, kind):
-    one = train(kind.split()[0], rank=0, world_size=1)
+    one = train(kind.split()[0], rank=0, world_size=1, unfreeze_at=2 if "unfrozen" in kind else None)
     assert isinstance(one["parameters"], dict)
     for name, parameter in one["parameters"].items():
         first, second = (result[kind]["parameters"][name] for result in results)
@@ -51,6 +51,7 @@ def test_ranks_agree(results):
     assert [result["gathered"] for result in results] == [[0, 1], []]
     assert [result["mistake"] for result in results] == ["rank 1 has no such folder"] * 2
     assert [result["mean"].tolist() for result in results] == [[1.5, 2.5]] * 2
+    assert [result["fixed"].tolist() for result in results] == [[1.0, 2.0], [2.0, 3.0]]
     assert [result["backend"] for result in results] == ["gloo"] * 2
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -315,6 +317,33 @@ def test_a_network_trains_a_step_and_evaluates_in_bf16_and_channels_last(name):
         logits = state.eval_model(batch.images)
     assert logits.shape == (4, 10)
     assert logits.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "lenet5",
+            "alexnet",
+            "vgg11_cifar",
+            "inception_v1",
+            "resnet18",
+            "resnext50_32x4d",
+            "resnet50_short",
+        ),
+        *("densenet121", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_s_16"),
+    ],
+)
+def test_a_network_of_each_family_trains_by_the_command(name, photos, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "-m", "fastcnn.train"]
+    flags = ["--arch", name, "--data", photos, "--batch-size", "8", "--epochs", "1", "--amp-dtype", "bf16"]
+    size = 32 if outline(name).default_image_size == 32 else 96
+    flags += ["--img-size", str(size), "--output-dir", tmp_path / "run", "--data-backend", "torch"]
+    done = subprocess.run([*torchrun, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "of 7 images (epoch 1)" in done.stdout
+    assert (tmp_path / "run" / "best.pt").is_file()
 
 
 @pytest.mark.parametrize("name", each(MODELS, cheap=("alexnet", "googlenet", "mobilenet_v2", "vit_s_16")))

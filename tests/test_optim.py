@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from fastcnn.models import build
-from fastcnn.optim import EMA, Schedule, build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from fastcnn.optim import (
+    EMA,
+    Schedule,
+    add_momentum_buffers,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 def small_network() -> nn.Sequential:
@@ -38,17 +46,50 @@ def test_biases_and_norms_are_not_decayed_and_every_parameter_is_in_one_group():
     decayed, undecayed = parameter_groups(network, 0.05)
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.05, 0.0)
     names = {id(p): name for name, p in network.named_parameters()}
-    held = [[names.pop(id(p)) for p in group["params"]] for group in (decayed, undecayed)]  # type: ignore[attr-defined]
+    held = [[names.pop(id(p)) for p in group["params"]] for group in (decayed, undecayed)]
     assert not names
     assert all(".bn" not in f".{name}" and name.endswith("weight") for name in held[0])
     assert all(".bn" in f".{name}" or name.endswith("bias") for name in held[1])
 
 
-def test_frozen_parameters_are_left_out():
+def test_each_share_of_the_learning_rate_has_groups_of_its_own_and_the_largest_comes_first():
+    network = small_network()
+    scales = {"0.weight": 0.1, "0.bias": 0.1, "2.weight": 0.1}
+    groups = parameter_groups(network, 0.5, scales)
+    held = [(group["lr_scale"], group["weight_decay"], len(group["params"])) for group in groups]
+    assert held == [(1.0, 0.5, 1), (1.0, 0.0, 2), (0.1, 0.5, 1), (0.1, 0.0, 2)]
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(opt):
     network = small_network()
     network[0].requires_grad_(False)
-    held = {id(p) for group in parameter_groups(network, 0.1) for p in group["params"]}  # type: ignore[attr-defined]
-    assert held == {id(p) for p in network[1:].parameters()}
+    before = copy.deepcopy(network.state_dict())
+    optimizer = build_optimizer(network, opt, 0.1, 0.5)
+    backward(network)
+    optimizer.step()
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    assert all(not optimizer.state.get(p) for p in network[0].parameters())
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+def test_unfrozen_parameters_move_beside_those_with_a_history_and_start_from_none(opt):
+    network = small_network()
+    network[0].requires_grad_(False)
+    optimizer = build_optimizer(network, opt, 0.1, 0.0)
+    backward(network)
+    optimizer.step()
+    network[0].requires_grad_(True)
+    add_momentum_buffers(optimizer)
+    fresh = copy.deepcopy(network)
+    backward(network, seed=1)
+    optimizer.step()
+    other = build_optimizer(fresh, opt, 0.1, 0.0)
+    backward(fresh, seed=1)
+    other.step()
+    assert torch.equal(first(network), first(fresh))
+    assert not torch.equal(network.get_parameter("4.weight"), fresh.get_parameter("4.weight"))
 
 
 def test_a_group_without_parameters_is_left_out():
@@ -73,6 +114,13 @@ def test_setting_the_learning_rate_fills_the_tensor_that_is_there():
     set_learning_rate(optimizer, 0.25)
     assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, before))
     assert [tensor.item() for tensor in before] == [0.25, 0.25]
+
+
+def test_a_share_of_the_learning_rate_follows_the_schedule():
+    optimizer = build_optimizer(small_network(), "sgd", 0.4, 0.01, lr_scales={"0.weight": 0.5})
+    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.4, 0.4, 0.2])
+    set_learning_rate(optimizer, 0.1)
+    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.1, 0.1, 0.05])
 
 
 @pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])

@@ -20,6 +20,8 @@ PHOTOS_ON_A_GPU = Facts(
     mirror=True,
     model_size=224,
     fixed_size=False,
+    minimum_size=1,
+    size_multiple=1,
     device="cuda",
     bf16_gpu=True,
     has_dali=True,
@@ -71,6 +73,11 @@ SMALL = {"native_size": 32, "train_images": 50_000}
         (SMALL, {"train_crop": "pad", "img_size": 32}),
         ({"native_size": 28, "model_size": 32, "fixed_size": True}, {"train_crop": "pad", "img_size": 32}),
         ({"mirror": False}, {"hflip": 0.0}),
+        # The network's least size and its patches
+        ({**SMALL, "minimum_size": 63}, {"train_crop": "pad", "img_size": 224}),
+        ({**SMALL, "minimum_size": 32}, {"img_size": 32}),
+        ({**SMALL, "size_multiple": 16}, {"img_size": 32}),
+        ({"native_size": 28, "minimum_size": 16, "size_multiple": 16}, {"img_size": 32}),
         # The loader
         ({}, {"data_backend": "auto", "workers": 8}),  # timed later
         ({"data_name": "synthetic"}, {"data_backend": "synthetic"}),
@@ -168,6 +175,8 @@ def test_every_choice_and_nothing_else_has_a_reason(device):
         ({"mirror": False}, "hflip", "mirrored"),
         ({"data_name": "demo"}, "epochs", "demo"),
         (SMALL, "img_size", "all images have this size"),
+        ({**SMALL, "minimum_size": 63}, "img_size", "resnet50 takes no 32 px, but 63 or more"),
+        ({**SMALL, "size_multiple": 14}, "img_size", "32 px, and resnet50 takes multiples of 14"),
         ({}, "img_size", "resnet50 was published with"),
         ({}, "lr", "256"),
     ],
@@ -184,6 +193,17 @@ def test_the_reason_names_what_decided(changes, name, word):
             {"fixed_size": True, "model_size": 32},
             "--img-size 64: lenet5 takes 32 px only; leave the flag out",
         ),
+        (
+            {"img_size": 32},
+            {"minimum_size": 63},
+            "--img-size 32: resnet50 takes 63 px or more; write so many",
+        ),
+        (
+            {"img_size": 225},
+            {"size_multiple": 16},
+            "--img-size 225: resnet50 takes multiples of 16 px; write 224",
+        ),
+        ({"img_size": 8}, {"size_multiple": 32}, "--img-size 8: resnet50 takes multiples of 32 px; write 32"),
         ({"num_classes": 5}, {}, "--num-classes 5: the data has 100; leave the flag out"),
         ({"warmup_epochs": 50.0}, {}, "--warmup-epochs 50 is longer than --epochs 30: write less"),
     ],

@@ -19,24 +19,33 @@ from fastcnn.distributed import (
     local_main_first,
     process_group,
 )
-from fastcnn.engine import build_state, stop_if_not_finite, train_step
+from fastcnn.engine import build_state, stop_if_not_finite, train_step, unfreeze
 from fastcnn.errors import TrainingError, UserError
 from fastcnn.models import build
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.tasks import Classification
+from fastcnn.transfer import Frozen, frozen_layers
 
 CPU = torch.device("cpu")
 
 
 def train(
-    arch: str, rank: int, world_size: int, accumulate: int = 1, spoil: bool = False
+    arch: str,
+    rank: int,
+    world_size: int,
+    accumulate: int = 1,
+    spoil: bool = False,
+    unfreeze_at: int | None = None,
 ) -> dict[str, object]:
-    """Four updates from 16 images each, of which this rank sees its share."""
+    """Four updates from 16 images each, of which this rank sees its share; all but the classifier is frozen
+    until update `unfreeze_at`."""
     torch.manual_seed(0 if rank == 0 else 99)  # DDP gives every rank the first one's weights
     network = build(arch, num_classes=10)
+    frozen = Frozen(network, frozen_layers(network, "backbone", None)) if unfreeze_at is not None else None
     optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-3)
     schedule = Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant")
-    state = build_state(network, [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32)
+    normalization = [0.5] * 3, [0.25] * 3
+    state = build_state(network, *normalization, optimizer, schedule, CPU, torch.float32, frozen=frozen)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -52,6 +61,8 @@ def train(
         if spoil and step == 2 and rank == world_size - 1:
             with torch.no_grad():
                 network.get_parameter("fc7.bias").fill_(float("nan"))
+        if step == unfreeze_at:
+            unfreeze(state)
         train_step(state, task, batches, metrics)
     try:
         stop_if_not_finite(state)
@@ -80,17 +91,20 @@ def main(output: Path) -> None:
     with process_group(ranks, CPU):
         norm = nn.BatchNorm2d(2)
         norm.running_mean = torch.tensor([1.0, 2.0]) + ranks.rank
-        average_buffers(norm)
+        norm.running_var = torch.tensor([1.0, 2.0]) + ranks.rank
+        average_buffers(norm, fixed=[norm.running_var])
         result = {
             "lenet5": train("lenet5", ranks.rank, ranks.world_size),
             "lenet5 accumulated": train("lenet5", ranks.rank, ranks.world_size, accumulate=2),
             "resnet20": train("resnet20", ranks.rank, ranks.world_size),
+            "lenet5 unfrozen": train("lenet5", ranks.rank, ranks.world_size, unfreeze_at=2),
             "spoiled": train("lenet5", ranks.rank, ranks.world_size, spoil=True),
             "any": [any_rank(ranks.rank == 1, CPU), any_rank(False, CPU)],
             "from main": from_main(lambda: f"rank {ranks.rank}"),
             "gathered": gather_to_main(ranks.rank),
             "mistake": mistake_on_one(ranks),
             "mean": norm.running_mean,
+            "fixed": norm.running_var,
             "backend": dist.get_backend(),
         }
         torch.save(result, output / f"{ranks.rank}.pt")

@@ -17,6 +17,7 @@ from fastcnn.models import (
     convnext,
     densenet,
     efficientnet,
+    external,
     googlenet,
     lenet,
     mobilenet,
@@ -94,6 +95,8 @@ MODELS: dict[str, Callable[..., ConvNet]] = {
 
 def constructor(name: str) -> Callable[..., ConvNet]:
     """The constructor of a network; ValueError that names the nearest for an unknown one."""
+    if external.is_external(name):
+        return external.constructor(name)
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower().replace("-", ""), MODELS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

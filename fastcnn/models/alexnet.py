@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fastcnn.models.base import FeatureSequence, Stage
 from fastcnn_kernels import LocalResponseNorm
@@ -28,6 +26,7 @@ class AlexNet(FeatureSequence):
 
     default_image_size = 227
     minimum_image_size = 67
+    map_size = 6
     classifier_name = "classifier.fc8"
     stages = (
         Stage("features.norm1", 96, 4),
@@ -75,15 +74,13 @@ class AlexNet(FeatureSequence):
                 ones = name.endswith(("conv2", "conv4", "conv5", "fc6", "fc7"))
                 nn.init.constant_(module.bias, 1.0 if ones else 0.0)
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, 6), 1))
-
 
 class TorchvisionAlexNet(FeatureSequence):
     """The second edition (Krizhevsky, "One weird trick for parallelizing convolutional neural networks",
     2014): other widths, no response normalization; torchvision's state-dict keys."""
 
     minimum_image_size = 63
+    map_size = 6
     classifier_name = "classifier.6"
     stages = (
         Stage("features.1", 64, 4),
@@ -118,9 +115,6 @@ class TorchvisionAlexNet(FeatureSequence):
             nn.ReLU(inplace=True),
             nn.Linear(4096, num_classes),
         )
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, 6), 1))
 
 
 def alexnet(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5, groups: int = 1) -> AlexNet:

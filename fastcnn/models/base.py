@@ -6,6 +6,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -77,10 +79,13 @@ class ConvNet(nn.Module, ABC):
 
 
 class FeatureSequence(ConvNet):
-    """A network whose way to the last feature map is one sequence, `features`, as in torchvision."""
+    """A network whose way to the last feature map is one sequence, `features`, as in torchvision; pooling and
+    `classifier` come after it."""
 
     features: nn.Sequential
     classifier: nn.Module
+    map_size: int = 1
+    """Pixels a side of the map that the classifier sees: the mean over parts of the last feature map."""
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         names = {stage.name for stage in self.stages}
@@ -93,6 +98,9 @@ class FeatureSequence(ConvNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.features(x)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, self.map_size), 1))
 
     def layer_groups(self) -> list[list[str]]:
         whole = self.classifier_name

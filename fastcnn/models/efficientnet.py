@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fastcnn.models.base import Stage
-from fastcnn.models.layers import ConvNormAct, he_normal, make_divisible
-from fastcnn.models.mobilenet import DepthwiseNet, MBConv
+from fastcnn.models.base import FeatureSequence, Stage
+from fastcnn.models.layers import ConvNormAct, MBConv, he_normal, make_divisible
 
 
 class Scaling(NamedTuple):
@@ -50,7 +49,7 @@ STAGES = (
 """Table 1, B0: expansion, kernel, stride, channels, blocks."""
 
 
-class EfficientNet(DepthwiseNet):
+class EfficientNet(FeatureSequence):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from fastcnn_kernels import DepthwiseConv2d
 
@@ -41,6 +42,47 @@ class ConvNormAct(nn.Sequential):
         super().__init__(
             conv, norm(out_channels), *([] if activation is None else [activation(inplace=True)])
         )
+
+
+class MBConv(nn.Module):
+    """The block of MobileNetV3 (figure 4) and EfficientNet: 1x1 expansion, depthwise convolution, squeeze and
+    excitation, 1x1 projection without activation.
+
+    Args:
+        expanded: channels inside.
+        squeeze: channels of the squeeze; 0: no squeeze-and-excitation.
+        gate, squeeze_activation: of the squeeze-and-excitation.
+        drop_path: probability that a sample skips the block in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        expanded: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        activation: type[nn.Module],
+        norm: Norm,
+        squeeze: int = 0,
+        gate: type[nn.Module] = nn.Hardsigmoid,
+        squeeze_activation: type[nn.Module] = nn.ReLU,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if expanded != in_channels:
+            layers.append(ConvNormAct(in_channels, expanded, activation=activation, norm=norm))
+        layers.append(ConvNormAct(expanded, expanded, kernel, stride, activation, depthwise=True, norm=norm))
+        if squeeze:
+            layers.append(SqueezeExcitation(expanded, squeeze, squeeze_activation, gate))
+        layers.append(ConvNormAct(expanded, out_channels, activation=None, norm=norm))
+        self.block = nn.Sequential(*layers)
+        self.stochastic_depth = StochasticDepth(drop_path, "row")
+        self.shortcut = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stochastic_depth(self.block(x)) + x if self.shortcut else self.block(x)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

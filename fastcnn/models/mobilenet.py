@@ -11,23 +11,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from fastcnn.models.base import FeatureSequence, Stage
-from fastcnn.models.layers import ConvNormAct, Norm, he_normal, make_divisible
+from fastcnn.models.layers import ConvNormAct, MBConv, he_normal, make_divisible
 
 
-class DepthwiseNet(FeatureSequence):
-    """A sequence, global average pooling, a classifier."""
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
-
-
-class MobileNetV1(DepthwiseNet):
+class MobileNetV1(FeatureSequence):
     """Pairs of a depthwise 3x3 and a 1x1 convolution (table 1): images to logits.
 
     Args:
@@ -85,7 +75,7 @@ class LinearBottleneck(nn.Module):
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 
-class MobileNetV2(DepthwiseNet):
+class MobileNetV2(FeatureSequence):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:
@@ -123,47 +113,6 @@ class MobileNetV2(DepthwiseNet):
         he_normal(self, linear_std=0.01)
 
 
-class MBConv(nn.Module):
-    """V3's block (figure 4), EfficientNet's too: V2's with squeeze-and-excitation after the depthwise
-    convolution and other activations.
-
-    Args:
-        expanded: channels inside.
-        squeeze: channels of the squeeze; 0: no squeeze-and-excitation.
-        gate, squeeze_activation: of the squeeze-and-excitation.
-        drop_path: probability that a sample skips the block in training.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        expanded: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        activation: type[nn.Module],
-        norm: Norm,
-        squeeze: int = 0,
-        gate: type[nn.Module] = nn.Hardsigmoid,
-        squeeze_activation: type[nn.Module] = nn.ReLU,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        if expanded != in_channels:
-            layers.append(ConvNormAct(in_channels, expanded, activation=activation, norm=norm))
-        layers.append(ConvNormAct(expanded, expanded, kernel, stride, activation, depthwise=True, norm=norm))
-        if squeeze:
-            layers.append(SqueezeExcitation(expanded, squeeze, squeeze_activation, gate))
-        layers.append(ConvNormAct(expanded, out_channels, activation=None, norm=norm))
-        self.block = nn.Sequential(*layers)
-        self.stochastic_depth = StochasticDepth(drop_path, "row")
-        self.shortcut = stride == 1 and in_channels == out_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stochastic_depth(self.block(x)) + x if self.shortcut else self.block(x)
-
-
 LARGE = """
     3 16 16 - relu 1,   3 64 24 - relu 2,   3 72 24 - relu 1,    5 72 40 se relu 2,   5 120 40 se relu 1,
     5 120 40 se relu 1, 3 240 80 - hard 2,  3 200 80 - hard 1,   3 184 80 - hard 1,   3 184 80 - hard 1,
@@ -178,7 +127,7 @@ SMALL = """
 """V3's table 2."""
 
 
-class MobileNetV3(DepthwiseNet):
+class MobileNetV3(FeatureSequence):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fastcnn.models.base import FeatureSequence, Stage
 from fastcnn.models.layers import he_normal
@@ -83,9 +81,6 @@ class VGG(FeatureSequence):
         self.classifier = nn.Sequential(*head, nn.Linear(width, num_classes))
         self.classifier_name = f"classifier.{len(head)}"
         he_normal(self, linear_std=0.01)
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, self.map_size), 1))
 
 
 def vgg11(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:

@@ -1,0 +1,220 @@
+"""Networks from elsewhere, by the names that `--arch` takes. They keep their state-dict keys.
+
+python -m fastcnn.train --arch timm/efficientnet_b0
+python -m fastcnn.train --arch torchvision/regnet_y_400mf
+python -m fastcnn.train --arch my_networks:tiny    # tiny(num_classes=10, in_chans=3) of my_networks.py
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn.errors import UserError
+from fastcnn.models.base import Outputs
+
+WITH_AUXILIARIES = ("googlenet", "inception_v3")
+"""torchvision's networks that return a named tuple in training."""
+
+
+class ImageSizes(NamedTuple):
+    """Which images a network takes, in pixels a side: the attributes of `ConvNet`."""
+
+    default_image_size: int = 224
+    fixed_image_size: bool = False
+    minimum_image_size: int = 1
+    image_size_multiple: int = 1
+
+    @classmethod
+    def of(cls, network: object) -> ImageSizes:
+        """What a network, or what builds it, says of itself in attributes of these names."""
+        return cls(**{name: getattr(network, name) for name in cls._fields if hasattr(network, name)})
+
+
+def is_external(arch: str) -> bool:
+    return "/" in arch or ":" in arch
+
+
+def constructor(arch: str) -> Callable[..., Any]:
+    """The function of `num_classes` and `in_chans` that builds the network `arch`.
+
+    Raises:
+        UserError: no such network, or its package is not installed; the function raises it too, for a factory
+            that returns something else.
+    """
+    package, _ = _parts(arch)
+    if package == "timm":
+        timm_config(arch)
+        return partial(_build_timm, arch)
+    if package == "torchvision":
+        torchvision_builder(arch)
+        return partial(_build_torchvision, arch)
+    _own_factory(arch)
+    return partial(_build_own, arch)
+
+
+def image_sizes(arch: str) -> ImageSizes:
+    """Which images the network `arch` takes, as far as that is known without building it.
+
+    A factory of the user's own may have attributes of these names; subclasses of `ConvNet` do.
+
+    Raises:
+        UserError: as `constructor`.
+    """
+    package, _ = _parts(arch)
+    if package == "timm":
+        config = timm_config(arch)
+        smallest = config.min_input_size[-1] if config.min_input_size else 1
+        return ImageSizes(config.input_size[-1], config.fixed_input_size, smallest)
+    if package == "torchvision":
+        from torchvision.models import get_model_weights
+
+        (size,) = get_model_weights(torchvision_builder(arch)).DEFAULT.transforms().crop_size
+        return ImageSizes(size)
+    return ImageSizes.of(_own_factory(arch))
+
+
+def check_outputs(network: nn.Module, arch: str, num_classes: int, in_chans: int, size: int) -> None:
+    """Tries one black image.
+
+    Raises:
+        UserError: the network cannot take such images, or does not give a logit for each class.
+    """
+    shape = f"{in_chans} x {size} x {size}"
+    training = network.training
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(1, in_chans, size, size))
+    except Exception as error:  # foreign code raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--arch {arch}: cannot take images of {shape}: {reason}; write another --img-size or --in-chans"
+        ) from error
+    network.train(training)
+    logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(
+            f"--arch {arch}: makes {given} of an image of {shape}, not logits [1, {num_classes}]; "
+            "let it have a parameter num_classes"
+        )
+
+
+def timm_config(arch: str) -> Any:
+    """timm's description of a network and of its weights, `timm.models.PretrainedCfg`."""
+    _, name = _parts(arch)
+    timm = import_timm(arch)
+    if not timm.is_model(name):
+        raise _unknown(arch, f"timm has no {name}", name, timm.list_models())
+    try:
+        return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    except RuntimeError as error:  # an unknown tag, as in resnet18.TAG
+        known = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
+        raise _unknown(arch, f"timm has no {name}", name, known) from error
+
+
+def torchvision_builder(arch: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    _, name = _parts(arch)
+    known = models.list_models(module=models)  # those for classification
+    if name not in known:
+        raise _unknown(arch, f"torchvision has no {name}", name, known)
+    return models.get_model_builder(name)
+
+
+def import_timm(arch: str) -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise UserError(f"--arch {arch}: timm is not installed; pip install timm") from error
+
+
+def _build_timm(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:
+    return import_timm(arch).create_model(_parts(arch)[1], num_classes=num_classes, in_chans=in_chans)
+
+
+def _build_torchvision(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:
+    auxiliaries = _parts(arch)[1] in WITH_AUXILIARIES
+    options = {"init_weights": True} if auxiliaries else {}  # they warn where it is not said
+    network = torchvision_builder(arch)(num_classes=num_classes, **options)
+    if in_chans != 3:
+        _replace_first_convolution(network, in_chans)
+    if auxiliaries:
+        network.register_forward_hook(_as_outputs)
+    return network
+
+
+def _build_own(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:
+    factory = _own_factory(arch)
+    settings = {"num_classes": num_classes, "in_chans": in_chans}
+    known = inspect.signature(factory).parameters
+    network = factory(**{name: value for name, value in settings.items() if name in known})
+    if not isinstance(network, nn.Module):
+        raise UserError(f"--arch {arch}: returns a {type(network).__name__}; let it return an nn.Module")
+    return network
+
+
+def _parts(arch: str) -> tuple[str, str]:
+    """timm/NAME, torchvision/NAME or MODULE:FACTORY, taken apart."""
+    if ":" in arch:
+        module, _, name = arch.partition(":")
+        return module, name
+    package, _, name = arch.partition("/")
+    if package not in ("timm", "torchvision"):
+        raise UserError(f"--arch {arch}: write timm/NAME, torchvision/NAME or package.module:factory")
+    return package, name
+
+
+def _own_factory(arch: str) -> Callable[..., Any]:
+    module, name = _parts(arch)
+    if os.getcwd() not in sys.path:  # as under `python -m`; the command `fastcnn` has its own folder there
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and misses another
+        raise UserError(f"--arch {arch}: no module {error.name}, here or installed") from error
+    factory = getattr(found, name, None)
+    if not callable(factory):
+        callables = [key for key, value in vars(found).items() if callable(value)]
+        raise _unknown(arch, f"{module} has no function {name}", name, callables)
+    return factory
+
+
+def _unknown(arch: str, what: str, name: str, known: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return UserError(f"--arch {arch}: {what}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+
+
+def _replace_first_convolution(network: nn.Module, in_chans: int) -> None:
+    """Puts a fresh one for `in_chans` channels there: torchvision's networks have no setting for them."""
+    name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        in_chans,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, new)
+
+
+def _as_outputs(module: nn.Module, args: Any, output: Any) -> Outputs | None:
+    """A forward hook: torchvision's named tuple becomes the one that tasks know."""
+    if isinstance(output, Tensor):
+        return None  # in evaluation; it stays
+    aux = (getattr(output, name) for name in sorted(output._fields) if name != "logits")
+    return Outputs(output.logits, tuple(logits for logits in aux if logits is not None))

@@ -1,0 +1,93 @@
+"""What fastcnn asks of any network, its own or another's: which images it takes, its groups of layers, its
+classifier.
+
+    python -c "from fastcnn.models import build, parts; print(parts.layer_groups(build('timm/vgg11')))"
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastcnn.errors import UserError
+from fastcnn.models import constructor, external
+from fastcnn.models.base import ConvNet, replace_classifier
+from fastcnn.models.external import ImageSizes, is_external
+
+
+def image_sizes(arch: str) -> ImageSizes:
+    """Which images the network `arch` takes.
+
+    Raises:
+        UserError: no such network.
+    """
+    if is_external(arch):
+        return external.image_sizes(arch)
+    with torch.device("meta"):
+        return ImageSizes.of(constructor(arch)())
+
+
+def classifier_names(network: nn.Module) -> tuple[str, ...]:
+    """Attribute paths of the layers that make the logits: one, but for some of timm's networks."""
+    noted = getattr(network, "classifier_name", None)  # `ConvNet`'s, or by `reset_classifier`
+    noted = noted or getattr(network, "pretrained_cfg", {}).get("classifier")  # timm's
+    if noted:
+        return (noted,) if isinstance(noted, str) else tuple(noted)
+    leaves = [(name, module) for name, module in network.named_modules() if _own_parameters(module)]
+    linear = [name for name, module in leaves if isinstance(module, nn.Linear)]
+    return tuple((linear or [name for name, _ in leaves])[-1:])
+
+
+def layer_groups(network: nn.Module) -> list[list[str]]:
+    """As `ConvNet.layer_groups`, of any network: sequences and lists of modules are taken apart, a norm goes
+    with what is before it, and the classifier comes last."""
+    if isinstance(network, ConvNet):
+        return network.layer_groups()
+    heads = classifier_names(network)
+    parameters = dict(network.named_parameters())
+    groups: list[list[str]] = [[]]
+    for name in (name for name in _layers(network, "", heads) if name not in heads):
+        norm = all(p.ndim <= 1 for n, p in parameters.items() if f"{n}.".startswith(f"{name}."))
+        only_parameters = all(n in parameters for n in groups[-1])  # such as a class token
+        if norm or only_parameters:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return [*(group for group in groups if group), list(heads)]
+
+
+def _layers(module: nn.Module, prefix: str, heads: tuple[str, ...]) -> list[str]:
+    names = [prefix + name for name in _own_parameters(module)]
+    for child_name, child in module.named_children():
+        path = prefix + child_name
+        container = isinstance(child, nn.Sequential | nn.ModuleList)
+        holds_a_head = any(head.startswith(f"{path}.") for head in heads)
+        if path not in heads and (container or holds_a_head):
+            names += _layers(child, f"{path}.", heads)
+        elif any(True for _ in child.parameters()):
+            names.append(path)
+    return names
+
+
+def _own_parameters(module: nn.Module) -> list[str]:
+    """Names of the parameters that are not those of its children."""
+    return [name for name, _ in module.named_parameters(recurse=False)]
+
+
+def reset_classifier(network: nn.Module, num_classes: int, hidden: int | None = None) -> None:
+    """As `ConvNet.reset_classifier`, of any network that ends in one linear layer.
+
+    Raises:
+        UserError: it does not.
+    """
+    if isinstance(network, ConvNet):
+        network.reset_classifier(num_classes, hidden)
+        return
+    names = classifier_names(network)
+    if len(names) != 1 or not isinstance(network.get_submodule(names[0]), nn.Linear):
+        found = " and ".join(f"{name}, a {type(network.get_submodule(name)).__name__}" for name in names)
+        raise UserError(
+            f"--head mlp: the network does not end in one linear layer, but in {found}; leave it out"
+        )
+    replace_classifier(network, names[0], num_classes, hidden)
+    network.classifier_name = names[0]  # type: ignore[assignment]

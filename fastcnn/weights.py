@@ -1,0 +1,163 @@
+"""Weights to start from: torchvision's, timm's, or those of a file.
+
+python -m fastcnn.train --arch resnet50 --pretrained --data photos
+python -m fastcnn.train --arch resnet50 --weights mine.safetensors --data photos
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.errors import UserError
+from fastcnn.models.external import WITH_AUXILIARIES, import_timm, is_external, timm_config
+
+SAME_IN_TORCHVISION = (
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "googlenet"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+    *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"),
+    *("efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
+    *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    *("vit_b_16", "vit_b_32", "vit_l_16"),
+)
+TORCHVISION = {"alexnet_torchvision": "alexnet"} | {name: name for name in SAME_IN_TORCHVISION}
+"""Our networks that torchvision has weights for, and what it calls them."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict, and what is known about it."""
+
+    state: dict[str, Tensor]
+    origin: str
+    """For people."""
+    mean: tuple[float, ...] | None = None
+    """Of the images that it was trained on: of each channel, of values from 0 to 1."""
+    std: tuple[float, ...] | None = None
+
+
+def has_pretrained(arch: str) -> bool:
+    """Whether there are weights of torchvision for a network of ours."""
+    return arch in TORCHVISION
+
+
+def download_pretrained(arch: str) -> Weights:
+    """The weights that torchvision or timm recommends for a network, from their cache or the internet.
+
+    Raises:
+        UserError: there are none, or they cannot be had.
+    """
+    if arch.startswith("timm/"):
+        return _timm_weights(arch)
+    if arch.startswith("torchvision/"):
+        return _torchvision_weights(arch.partition("/")[2])
+    if is_external(arch):
+        raise UserError(f"--pretrained: nothing is known about weights of {arch}; write --weights FILE")
+    if not has_pretrained(arch):
+        raise UserError(
+            f"--pretrained: torchvision has no weights for {arch}; leave it out, or write --weights FILE"
+        )
+    return _torchvision_weights(TORCHVISION[arch])
+
+
+def _torchvision_weights(name: str) -> Weights:
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        state = weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"--pretrained: {weights.url} cannot be downloaded ({error}); "
+            f"put it at {file}, or write --weights FILE"
+        ) from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # not all of it arrived
+        raise UserError(f"--pretrained: {weights.url} or {file} is damaged; remove the file") from error
+    preset = weights.transforms()
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    if name in WITH_AUXILIARIES:  # TensorFlow's, with its normalization: torchvision's transform_input
+        mean = std = (0.5, 0.5, 0.5)
+    return Weights(_with_new_names(state), f"torchvision's {weights}", mean, std)
+
+
+def _timm_weights(arch: str) -> Weights:
+    config = timm_config(arch)
+    try:
+        network = import_timm(arch).create_model(arch.partition("/")[2], pretrained=True)
+    except OSError as error:  # huggingface_hub's and urllib's errors are
+        reason = str(error).splitlines()[0]
+        url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+        raise UserError(
+            f"--pretrained: {url} cannot be downloaded ({reason}); fetch it another way, "
+            "and write --weights FILE"
+        ) from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--pretrained: timm: {reason}; leave it out, or write --weights FILE") from error
+    return Weights(network.state_dict(), f"timm's {arch}", tuple(config.mean), tuple(config.std))
+
+
+def read_weights(path: str) -> Weights:
+    """Reads a `.pth`, `.pt` or `.safetensors` file without running code from it: a checkpoint of fastcnn, a
+    state dict, or one under "state_dict" or "model", as other programs save it.
+
+    Raises:
+        UserError: there is no such file, or no weights in it.
+    """
+    content = _read(Path(path).expanduser(), f"--weights {path}")
+    mean = std = None
+    if isinstance(content, dict) and "fastcnn" in content:
+        state, mean, std = content["weights"], tuple(content["mean"]), tuple(content["std"])
+    else:
+        state = content
+        for key in ("model", "state_dict"):
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                state = content[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(
+            f"--weights {path}: no state dict in it; save one with torch.save(model.state_dict(), FILE)"
+        )
+    return Weights(_with_new_names(state), path, mean, std)
+
+
+def _read(path: Path, told: str) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{told}: {error.strerror or error}; write the path of a file of weights") from error
+    except Exception as error:  # readers raise whatever foreign bytes lead them to
+        code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code is not None:
+            raise UserError(
+                f"{told}: holds {code[1]}, and reading that would run code; "
+                "save the tensors alone with torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise UserError(
+            f"{told}: cannot be read; write a .pth, .pt or .safetensors file of weights"
+        ) from error
+
+
+def _with_new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names without the prefixes of DDP and torch.compile, and torchvision's DenseNets' of today."""
+    state = dict(state)
+    while state and all(name.startswith(("module.", "_orig_mod.")) for name in state):
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): v
+        for name, v in state.items()
+    }
