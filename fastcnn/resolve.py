@@ -189,9 +189,8 @@ def _check_sizes(config: Config, facts: Facts, size: int) -> None:
             f"--img-size {size}: {config.arch} takes {facts.model_size} px only; leave the flag out"
         )
     if size < facts.minimum_size:
-        raise UserError(
-            f"--img-size {size}: {config.arch} takes {facts.minimum_size} px or more; write so many"
-        )
+        least, usual = facts.minimum_size, facts.model_size
+        raise UserError(f"--img-size {size}: {config.arch} takes {least} px or more; write {usual}")
     if size % multiple:
         near = multiple * max(1, round(size / multiple))
         raise UserError(f"--img-size {size}: {config.arch} takes multiples of {multiple} px; write {near}")

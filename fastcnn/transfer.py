@@ -84,8 +84,8 @@ def lr_scales(network: nn.Module, backbone: float, decay: float) -> dict[str, fl
 
     Args:
         backbone: share of all layers but the classifier.
-        decay: factor from each group of layers to the one before it (Clark et al., "ELECTRA", ICLR 2020,
-            appendix A; Bao et al., "BEiT", ICLR 2022).
+        decay: factor from each group of layers to the one before it (Clark et al., "ELECTRA", ICLR 2020;
+            Bao et al., "BEiT", ICLR 2022).
     """
     groups = layer_groups(network)
     scales = {}

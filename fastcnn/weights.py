@@ -79,7 +79,7 @@ def _torchvision_weights(name: str) -> Weights:
         state = weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
     except (OSError, HTTPException) as error:
         raise UserError(
-            f"--pretrained: {weights.url} cannot be downloaded ({error}); "
+            f"--pretrained: {weights.url} cannot be downloaded ({getattr(error, 'reason', error)}); "
             f"put it at {file}, or write --weights FILE"
         ) from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # not all of it arrived

@@ -19,6 +19,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the command set one thread too."""
+    monkeypatch.setattr("fastcnn.machine.cores_per_process", lambda ranks: 1)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.option.markexpr == "gpu" and not torch.cuda.is_available():
         terminalreporter.write_line("no CUDA device here: the tests marked gpu were skipped")

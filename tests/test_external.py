@@ -15,6 +15,7 @@ from fastcnn.models import Outputs, build, parts
 from fastcnn.models.external import ImageSizes, _as_outputs, check_outputs
 
 timm = pytest.importorskip("timm")
+pytestmark = pytest.mark.usefixtures("one_core")
 
 OWN = """
 from torch import nn

@@ -196,7 +196,7 @@ def test_the_reason_names_what_decided(changes, name, word):
         (
             {"img_size": 32},
             {"minimum_size": 63},
-            "--img-size 32: resnet50 takes 63 px or more; write so many",
+            "--img-size 32: resnet50 takes 63 px or more; write 224",
         ),
         (
             {"img_size": 225},

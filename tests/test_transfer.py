@@ -19,6 +19,8 @@ from fastcnn.models import MODELS, ConvNet, build
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 
 def shell(arch: str) -> ConvNet:
     """The network without memory or numbers."""
@@ -278,13 +280,6 @@ QUICK = (
     *("--arch", "resnet20", "--img-size", "16", "--amp-dtype", "fp32", "--batch-size", "32"),
     *("--data-backend", "torch", "--workers", "1", "--lr", "0.05"),
 )
-
-
-@pytest.fixture
-def train(train, monkeypatch):
-    """The command on one core: for such small images a second one costs more than it brings."""
-    monkeypatch.setattr("fastcnn.machine.cores_per_process", lambda ranks: 1)
-    return train
 
 
 ADAPTIVE = ("--opt", "adamw", "--model-ema", "--layer-decay", "0.75")

@@ -25,6 +25,8 @@ from fastcnn.models import MODELS, build
 from fastcnn.weights import TORCHVISION, download_pretrained, has_pretrained, read_weights
 from fastcnn.wire import Plan, make_plan
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 QUICK = (
     *("--amp-dtype", "fp32", "--batch-size", "32", "--epochs", "1"),
@@ -147,8 +149,9 @@ def test_without_a_network_the_address_and_the_place_of_the_file_are_said(hub, t
     message = refusal(download_pretrained, "resnet18")
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     place = tmp_path / "torch/hub/checkpoints/resnet18-f37072fd.pth"
-    assert message.startswith(f"--pretrained: {url} cannot be downloaded (")
-    assert message.endswith(f"; put it at {place}, or write --weights FILE")
+    assert message == (
+        f"--pretrained: {url} cannot be downloaded (no network); put it at {place}, or write --weights FILE"
+    )
 
 
 def test_a_damaged_download_is_named(hub):
@@ -413,18 +416,20 @@ def test_weights_of_another_network_are_refused_by_the_names_that_differ():
 def trained(tmp_path_factory, demo) -> Path:
     """A checkpoint of fastcnn with a normalization of its own."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    fastcnn.fit(
-        arch="resnet20",
-        data=demo,
-        img_size=16,
-        data_backend="torch",
-        batch_size=32,
-        workers=1,
-        epochs=1,
-        model_ema=True,
-        amp_dtype="fp32",
-        output_dir=folder,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcnn.machine.cores_per_process", lambda ranks: 1)
+        fastcnn.fit(
+            arch="resnet20",
+            data=demo,
+            img_size=16,
+            data_backend="torch",
+            batch_size=32,
+            workers=1,
+            epochs=1,
+            model_ema=True,
+            amp_dtype="fp32",
+            output_dir=folder,
+        )
     content = torch.load(folder / "best.pt")
     torch.save({**content, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, folder / "best.pt")
     return folder / "best.pt"

@@ -100,7 +100,7 @@ def constructor(name: str) -> Callable[..., ConvNet]:
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower().replace("-", ""), MODELS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--arch {name}: no such network; {hint}write one of {', '.join(MODELS)}")
+        raise UserError(f"--arch {name}: no such network; {hint}`fastcnn models` lists them")
     return MODELS[name]
 
 

@@ -40,7 +40,8 @@ TYPICAL: tuple[Depthwise | Norm, ...] = (
 
 MOST = {
     # Kernel on its typical layer in bf16: the most registers, and the most instructions for each element.
-    # A test holds every architecture to it. Make it smaller with each improvement.
+    # A test holds every architecture to it. Make it smaller with each improvement. Of Triton 3.9; under 3.6
+    # the weight gradient of 5x5 s1 and the forward of 7x7 s2 take up to 168 registers, and spill nothing.
     "depthwise 3x3 s1 forward": (64, 17.1),
     "depthwise 3x3 s1 input gradient": (64, 17.1),
     "depthwise 3x3 s1 weight gradient": (96, 15.5),
