@@ -13,6 +13,7 @@ import torch
 
 from fastcnn.models import MODELS, build
 from fastcnn.summary import summarize
+from fastcnn.tables import short
 from fastcnn.weights import TORCHVISION
 
 
@@ -59,7 +60,7 @@ NOTES = {
     "a": "MNIST. The paper connects C3 to a part of S2's maps, and its output is of radial basis functions; "
     "all connections are counted here, and a linear output.",
     "b": "One column; the paper's two, `groups=2`, have 60,965,224.",
-    "c": "Without its auxiliary classifiers, which training alone uses. The paper's 6.8 M and 1.5 G are sums "
+    "c": "Without its auxiliary classifiers, which training alone uses. The paper's 6.8M and 1.5G are sums "
     "of rounded numbers; its top-5 is 89.93, and top-1 was not published.",
     "d": "The paper's top-1 is of ten crops.",
     "e": "CIFAR-10; of ResNet-110 the mean of five.",
@@ -75,17 +76,17 @@ NOTES = {
 }
 
 PUBLISHED = {
-    "lenet5": Published(LENET, "60 k", None, None, "a"),
+    "lenet5": Published(LENET, "60K", None, None, "a"),
     "lenet5_relu": Published(LENET, None, None, None, "a"),
-    "alexnet": Published(ALEXNET, "60 M", None, 59.3, "b"),
+    "alexnet": Published(ALEXNET, "60M", None, 59.3, "b"),
     "alexnet_torchvision": Published(ONE_WEIRD_TRICK),
-    "vgg11": Published(VGG, "133 M", None, 70.4),
+    "vgg11": Published(VGG, "133M", None, 70.4),
     "vgg11_bn": Published(VGG),
-    "vgg13": Published(VGG, "133 M", None, 71.3),
+    "vgg13": Published(VGG, "133M", None, 71.3),
     "vgg13_bn": Published(VGG),
-    "vgg16": Published(VGG, "138 M", None, 74.4),
+    "vgg16": Published(VGG, "138M", None, 74.4),
     "vgg16_bn": Published(VGG),
-    "vgg19": Published(VGG, "144 M", None, 74.5),
+    "vgg19": Published(VGG, "144M", None, 74.5),
     "vgg19_bn": Published(VGG),
     "vgg11_cifar": Published(VGG_CIFAR, notes="i"),
     "vgg13_cifar": Published(VGG_CIFAR, notes="i"),
@@ -93,48 +94,48 @@ PUBLISHED = {
     "vgg19_cifar": Published(VGG_CIFAR, notes="i"),
     "vgg16_cifar_wide": Published(VGG_CIFAR, notes="i"),
     "googlenet": Published(GOOGLENET, notes="c"),
-    "inception_v1": Published(GOOGLENET, "6.8 M", "1.5 G", None, "c"),
+    "inception_v1": Published(GOOGLENET, "6.8M", "1.5G", None, "c"),
     "inception_v1_bn": Published(GOOGLENET, notes="c"),
-    "resnet18": Published(RESNET, None, "1.8 G", 72.12, "d"),
-    "resnet34": Published(RESNET, None, "3.6 G", 75.48, "d"),
-    "resnet50": Published(RESNET, None, "3.8 G", 77.15, "dl"),
-    "resnet101": Published(RESNET, None, "7.6 G", 78.25, "dl"),
-    "resnet152": Published(RESNET, None, "11.3 G", 78.57, "dl"),
-    "resnext50_32x4d": Published(RESNEXT, "25.0 M", "4.2 G", 77.8),
+    "resnet18": Published(RESNET, None, "1.8G", 72.12, "d"),
+    "resnet34": Published(RESNET, None, "3.6G", 75.48, "d"),
+    "resnet50": Published(RESNET, None, "3.8G", 77.15, "dl"),
+    "resnet101": Published(RESNET, None, "7.6G", 78.25, "dl"),
+    "resnet152": Published(RESNET, None, "11.3G", 78.57, "dl"),
+    "resnext50_32x4d": Published(RESNEXT, "25.0M", "4.2G", 77.8),
     "resnext101_32x8d": Published(RESNEXT, notes="h"),
     "resnext101_64x4d": Published(RESNEXT, None, None, 79.6),
-    "wide_resnet50_2": Published(WIDE, "68.9 M", None, 78.1),
+    "wide_resnet50_2": Published(WIDE, "68.9M", None, 78.1),
     "wide_resnet101_2": Published(WIDE),
-    "resnet20": Published(RESNET, "0.27 M", None, 91.25, "e"),
-    "resnet32": Published(RESNET, "0.46 M", None, 92.49, "e"),
-    "resnet44": Published(RESNET, "0.66 M", None, 92.83, "e"),
-    "resnet56": Published(RESNET, "0.85 M", None, 93.03, "e"),
-    "resnet110": Published(RESNET, "1.7 M", None, 93.39, "e"),
+    "resnet20": Published(RESNET, "0.27M", None, 91.25, "e"),
+    "resnet32": Published(RESNET, "0.46M", None, 92.49, "e"),
+    "resnet44": Published(RESNET, "0.66M", None, 92.83, "e"),
+    "resnet56": Published(RESNET, "0.85M", None, 93.03, "e"),
+    "resnet110": Published(RESNET, "1.7M", None, 93.39, "e"),
     "resnet50_short": Published(RESNET, notes="j"),
     "densenet121": Published(DENSENET, None, None, 74.98),
     "densenet161": Published(DENSENET, None, None, 77.8, "f"),
     "densenet169": Published(DENSENET, None, None, 76.2),
     "densenet201": Published(DENSENET, None, None, 77.42),
-    "mobilenet_v1": Published(MOBILENET_V1, "4.2 M", "569 M", 70.6),
-    "mobilenet_v2": Published(MOBILENET_V2, "3.4 M", "300 M", 72.0, "k"),
-    "mobilenet_v3_large": Published(MOBILENET_V3, "5.4 M", "219 M", 75.2, "k"),
-    "mobilenet_v3_small": Published(MOBILENET_V3, "2.5 M", "56 M", 67.4),
-    "efficientnet_b0": Published(EFFICIENTNET, "5.3 M", "0.39 G", 77.1),
-    "efficientnet_b1": Published(EFFICIENTNET, "7.8 M", "0.70 G", 79.1),
-    "efficientnet_b2": Published(EFFICIENTNET, "9.2 M", "1.0 G", 80.1, "k"),
-    "efficientnet_b3": Published(EFFICIENTNET, "12 M", "1.8 G", 81.6),
-    "efficientnet_b4": Published(EFFICIENTNET, "19 M", "4.2 G", 82.9, "k"),
-    "efficientnet_b5": Published(EFFICIENTNET, "30 M", "9.9 G", 83.6, "k"),
-    "efficientnet_b6": Published(EFFICIENTNET, "43 M", "19 G", 84.0),
-    "efficientnet_b7": Published(EFFICIENTNET, "66 M", "37 G", 84.3),
-    "convnext_tiny": Published(CONVNEXT, "29 M", "4.5 G", 82.1),
-    "convnext_small": Published(CONVNEXT, "50 M", "8.7 G", 83.1),
-    "convnext_base": Published(CONVNEXT, "89 M", "15.4 G", 83.8),
-    "convnext_large": Published(CONVNEXT, "198 M", "34.4 G", 84.3),
-    "vit_s_16": Published(DEIT, "22 M", "4.6 G", 79.8),
-    "vit_b_16": Published(VIT, "86 M", None, 77.91, "gk"),
+    "mobilenet_v1": Published(MOBILENET_V1, "4.2M", "569M", 70.6),
+    "mobilenet_v2": Published(MOBILENET_V2, "3.4M", "300M", 72.0, "k"),
+    "mobilenet_v3_large": Published(MOBILENET_V3, "5.4M", "219M", 75.2, "k"),
+    "mobilenet_v3_small": Published(MOBILENET_V3, "2.5M", "56M", 67.4),
+    "efficientnet_b0": Published(EFFICIENTNET, "5.3M", "0.39G", 77.1),
+    "efficientnet_b1": Published(EFFICIENTNET, "7.8M", "0.70G", 79.1),
+    "efficientnet_b2": Published(EFFICIENTNET, "9.2M", "1.0G", 80.1, "k"),
+    "efficientnet_b3": Published(EFFICIENTNET, "12M", "1.8G", 81.6),
+    "efficientnet_b4": Published(EFFICIENTNET, "19M", "4.2G", 82.9, "k"),
+    "efficientnet_b5": Published(EFFICIENTNET, "30M", "9.9G", 83.6, "k"),
+    "efficientnet_b6": Published(EFFICIENTNET, "43M", "19G", 84.0),
+    "efficientnet_b7": Published(EFFICIENTNET, "66M", "37G", 84.3),
+    "convnext_tiny": Published(CONVNEXT, "29M", "4.5G", 82.1),
+    "convnext_small": Published(CONVNEXT, "50M", "8.7G", 83.1),
+    "convnext_base": Published(CONVNEXT, "89M", "15.4G", 83.8),
+    "convnext_large": Published(CONVNEXT, "198M", "34.4G", 84.3),
+    "vit_s_16": Published(DEIT, "22M", "4.6G", 79.8),
+    "vit_b_16": Published(VIT, "86M", None, 77.91, "gk"),
     "vit_b_32": Published(VIT, None, None, 73.38, "g"),
-    "vit_l_16": Published(VIT, "307 M", None, 76.53, "gk"),
+    "vit_l_16": Published(VIT, "307M", None, 76.53, "gk"),
 }
 
 HEAD = """# Architectures
@@ -181,19 +182,13 @@ def _row(name: str) -> list[str]:
         str(network.default_image_size),
         f"{sum(p.numel() for p in network.parameters()):,}",
         published.parameters or "",
-        _short(whole.multiply_adds),
+        short(whole.multiply_adds),
         published.multiply_adds or "",
         str(field),
         f"{published.top1:g}" if published.top1 else "",
         _top1_of_weights(name),
         published.notes,
     ]
-
-
-def _short(count: int) -> str:
-    """Three digits: 4.09 G."""
-    power, unit = (9, "G") if count >= 1e9 else (6, "M") if count >= 1e6 else (3, "k")
-    return f"{count / 10**power:.3g} {unit}"
 
 
 def _top1_of_weights(name: str) -> str:

@@ -19,13 +19,6 @@ def test_every_note_that_is_referred_to_is_there_and_no_other():
     assert used == set(architectures.NOTES)
 
 
-@pytest.mark.parametrize(
-    ("count", "shown"), [(416_520, "417 k"), (714_188_480, "714 M"), (4_089_184_256, "4.09 G")]
-)
-def test_multiply_adds_have_three_digits(count, shown):
-    assert architectures._short(count) == shown
-
-
 @pytest.mark.slow
 def test_the_committed_table_is_what_the_script_makes():
     file = Path(__file__).parents[1] / "ARCHITECTURES.md"
