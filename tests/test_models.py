@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from fastcnn.data.batch import Batch
 from fastcnn.engine import Normalized, build_state, stop_if_not_finite, train_step
-from fastcnn.models import MODELS, ConvNet, Outputs, Stage, alexnet, build, convnext, vit
+from fastcnn.models import MODELS, ConvNet, Outputs, Stage, alexnet, build, convnext, layers, vit
 from fastcnn.models.cifar_resnet import CifarResNet, PadShortcut
 from fastcnn.models.lenet import LeNet5
 from fastcnn.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
@@ -482,7 +482,7 @@ def test_only_lenet_is_bound_to_one_image_size():
 
 
 def test_alexnet_normalizes_relu_of_the_first_two_convolutions_as_the_paper_does():
-    norm = alexnet.response_norm()
+    norm = layers.response_norm(relu=True)
     x = torch.randn(1, 8, 2, 2)
     a = x.relu()
     sums = torch.stack([a[:, max(0, i - 2) : i + 3].square().sum(1) for i in range(8)], 1)
@@ -542,6 +542,20 @@ def test_googlenet_returns_the_auxiliary_logits_in_training_alone():
     assert [tuple(x.shape) for x in (outputs.logits, *outputs.aux)] == [(2, 7)] * 3
     with torch.device("meta"):
         assert isinstance(build("inception_v1", aux=False)(images(network)), torch.Tensor)
+
+
+def test_frozen_auxiliary_classifiers_are_left_out():
+    network = shell("googlenet", 7).train()
+    for name in ("aux1", "aux2"):
+        network.get_submodule(name).eval()
+    assert isinstance(network(images(network)), torch.Tensor)
+
+
+def test_convnext_s_norms_belong_to_the_layers_before_them():
+    groups = shell("convnext_tiny").layer_groups()
+    assert groups[0] == ["features.0.0", "features.0.1"]
+    assert ["features.1.2", "features.2.0"] in groups
+    assert len(groups) == 1 + 18 + 3 + 1  # the stem, blocks, what halves the map, the classifier
 
 
 def test_inception_v1_has_5x5_convolutions_and_torchvision_s_googlenet_has_none():

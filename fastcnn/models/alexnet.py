@@ -13,12 +13,7 @@ from collections import OrderedDict
 from torch import nn
 
 from fastcnn.models.base import FeatureSequence, Stage
-from fastcnn_kernels import LocalResponseNorm
-
-
-def response_norm() -> LocalResponseNorm:
-    """Section 3.3, of relu(input). The paper does not divide alpha by the window's size, PyTorch does."""
-    return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0, relu=True)
+from fastcnn.models.layers import response_norm
 
 
 class AlexNet(FeatureSequence):
@@ -42,10 +37,10 @@ class AlexNet(FeatureSequence):
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(in_chans, 96, 11, stride=4),  # 227 -> 55
-                norm1=response_norm(),
+                norm1=response_norm(relu=True),
                 pool1=nn.MaxPool2d(3, stride=2),  # -> 27
                 conv2=nn.Conv2d(96, 256, 5, padding=2, groups=groups),
-                norm2=response_norm(),
+                norm2=response_norm(relu=True),
                 pool2=nn.MaxPool2d(3, stride=2),  # -> 13
                 conv3=nn.Conv2d(256, 384, 3, padding=1),
                 relu3=nn.ReLU(inplace=True),

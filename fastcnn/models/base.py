@@ -103,26 +103,26 @@ class FeatureSequence(ConvNet):
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(features, self.map_size), 1))
 
     def layer_groups(self) -> list[list[str]]:
-        whole = self.classifier_name
-        return [
-            *sequence_groups(self.features, "features", whole),
-            *sequence_groups(self.classifier, "classifier", whole),
+        paths = [
+            *self._layers(self.features, "features"),
+            *self._layers(self.classifier, "classifier"),
         ]
+        groups: list[list[str]] = []
+        for path in paths:
+            norm = all(p.ndim <= 1 for p in self.get_submodule(path).parameters())
+            if norm and groups:  # goes with what is before it
+                groups[-1].append(path)
+            else:
+                groups.append([path])
+        return groups
 
-
-def sequence_groups(module: nn.Module, path: str, whole: str) -> list[list[str]]:
-    """Groups as of `layer_groups`: plain sequences are taken apart, but for the one at the path `whole`; a
-    norm goes with what is before it."""
-    if type(module) is not nn.Sequential or path == whole:
-        return [[path]] if any(True for _ in module.parameters()) else []
-    groups: list[list[str]] = []
-    for name, child in module.named_children():
-        inner = sequence_groups(child, f"{path}.{name}", whole)
-        if groups and all(p.ndim <= 1 for p in child.parameters()):
-            groups[-1] += [n for group in inner for n in group]
-        else:
-            groups += inner
-    return groups
+    def _layers(self, module: nn.Module, path: str) -> list[str]:
+        """Paths of what has parameters; plain sequences but the classifier are taken apart."""
+        if type(module) is nn.Sequential and path != self.classifier_name:
+            return [
+                p for name, child in module.named_children() for p in self._layers(child, f"{path}.{name}")
+            ]
+        return [path] if any(True for _ in module.parameters()) else []
 
 
 def replace_classifier(network: nn.Module, name: str, num_classes: int, hidden: int | None = None) -> None:

@@ -1,9 +1,9 @@
 """GoogLeNet, or Inception v1 (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015).
 
 `googlenet` is torchvision's, whose state-dict keys it shares: batch norm, and 3x3 convolutions where the
-paper has 5x5. `inception_v1` is the paper's: 5x5, response normalization; `inception_v1_bn` the same with
-batch norm in its place (Ioffe, Szegedy 2015). In training all return the logits of two auxiliary
-classifiers too, each of which sees a map pooled to 4x4.
+paper has 5x5. `inception_v1` is the paper's: 5x5, and response normalization, whose constants it does not
+give: AlexNet's. `inception_v1_bn` has batch norm in its place (Ioffe, Szegedy 2015). In training all return the
+logits of two auxiliary classifiers too, each of which sees a map pooled to 4x4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.models.base import ConvNet, Outputs, Stage, replace_classifier
-from fastcnn_kernels import LocalResponseNorm
+from fastcnn.models.layers import response_norm
 
 MODULES = {
     "inception3a": (192, 64, 96, 128, 16, 32, 32),
@@ -133,10 +133,13 @@ class GoogLeNet(ConvNet):
                 continue
             if batch_norm:
                 nn.init.trunc_normal_(module.weight, std=0.01)
-            else:  # the paper does not say; these are of its authors' network in Caffe
+            else:  # the paper does not say; Caffe's reproduction starts so
                 nn.init.xavier_uniform_(module.weight)
                 assert module.bias is not None
-                nn.init.constant_(module.bias, 0.2 if isinstance(module, nn.Conv2d) else 0.0)
+                nn.init.constant_(module.bias, 0.2)
+        if not batch_norm:
+            for name in ("fc", "aux1.fc2", "aux2.fc2") if self.aux1 is not None else ("fc",):
+                nn.init.zeros_(self.get_parameter(f"{name}.bias"))
 
     def _maps(self, x: Tensor, names: set[str]) -> dict[str, Tensor]:
         """Outputs of the modules of these names."""
@@ -156,8 +159,8 @@ class GoogLeNet(ConvNet):
     def forward(self, x: Tensor) -> Tensor | Outputs:
         maps = self._maps(x, {"inception4a", "inception4d", "inception5b"})
         logits = self.forward_head(maps["inception5b"])
-        if not self.training or self.aux1 is None or self.aux2 is None:
-            return logits
+        if self.aux1 is None or self.aux2 is None or not (self.training and self.aux1.training):
+            return logits  # frozen auxiliaries are in evaluation mode
         return Outputs(logits, (self.aux1(maps["inception4a"]), self.aux2(maps["inception4d"])))
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
@@ -169,11 +172,6 @@ class GoogLeNet(ConvNet):
         trunk = [[name] for name in self.trunk if name.startswith(("conv", "inception"))]
         aux = [["aux1", "aux2"]] if self.aux1 is not None else []
         return [*trunk, *aux, ["fc"]]
-
-
-def response_norm() -> LocalResponseNorm:
-    """As in AlexNet; PyTorch divides alpha by the window's size."""
-    return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=1.0)
 
 
 def googlenet(

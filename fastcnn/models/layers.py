@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
-from fastcnn_kernels import DepthwiseConv2d
+from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
 
 Norm = Callable[[int], nn.Module]
 
@@ -83,6 +83,17 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stochastic_depth(self.block(x)) + x if self.shortcut else self.block(x)
+
+
+def response_norm(relu: bool = False) -> LocalResponseNorm:
+    """Local response normalization with AlexNet's constants (Krizhevsky et al. 2012, section 3.3).
+
+    The paper does not divide alpha by the window's size, PyTorch does.
+
+    Args:
+        relu: of relu(input).
+    """
+    return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0, relu=relu)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
