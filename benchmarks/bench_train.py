@@ -31,7 +31,6 @@ from fastcnn.distributed import Ranks, choose_device
 from fastcnn.engine import build_state, train_step
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.tasks import Classification
-from fastcnn.wire import DTYPES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BASELINE, CAREFUL, OURS = "eager fp32 NCHW", "careful eager", "fastcnn"
@@ -81,7 +80,7 @@ def fastcnn_step(
         build_optimizer(network, "sgd", 0.01, weight_decay=1e-4),
         Schedule(0.01, steps_per_epoch=1000, epochs=1, kind="constant"),
         device,
-        DTYPES[dtype],
+        machine.DTYPES[dtype],
         compile=settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"),
     )
     state.train_model.train()

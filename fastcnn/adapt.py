@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import math
+
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
 from fastcnn.models.parts import classifier_names
+from fastcnn.models.vit import resize_positions
 
 NAMED_AT_MOST = 4
 """Parameters that a message names of each kind of mismatch."""
 
 
-def load_weights(network: nn.Module, state: dict[str, Tensor], told: str = "weights") -> list[str]:
+def load_weights(
+    network: nn.Module, state: dict[str, Tensor], told: str = "weights", other_classes: bool = False
+) -> list[str]:
     """Puts a state dict into a network.
 
     A classifier for other classes and missing auxiliary classifiers start fresh; a first layer for another
@@ -21,6 +24,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], told: str = "weig
 
     Args:
         told: what the user wrote, for messages.
+        other_classes: the weights are for other classes, even if they are as many.
 
     Returns:
         What was not simply loaded, for people.
@@ -30,7 +34,8 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], told: str = "weig
     """
     own, state = network.state_dict(), dict(state)
     auxiliaries = {name.partition(".")[0] for name in (*own, *state) if name.lower().startswith("aux")}
-    remarks = [_keep_fresh(part, own, state) for part in (*classifier_names(network), *sorted(auxiliaries))]
+    parts = (*classifier_names(network), *sorted(auxiliaries))
+    remarks = [_keep_fresh(part, own, state, other_classes) for part in parts]
     first = next((f"{n}.weight" for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), "")
     if _other_length(first, own, state):
         before, after = state[first].shape[1], own[first].shape[1]
@@ -39,8 +44,10 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], told: str = "weig
     positions = "encoder.pos_embedding"
     if _other_length(positions, own, state):
         before, after = state[positions].shape[1], own[positions].shape[1]
-        state[positions] = resize_positions(state[positions], after)
-        remarks.append(f"{positions}: interpolated from {before} tokens to {after}")
+        side = math.isqrt(after - 1)
+        if math.isqrt(before - 1) ** 2 == before - 1:  # squares of patches, and a class token
+            state[positions] = resize_positions(state[positions], (side, side))
+            remarks.append(f"{positions}: interpolated from {before} tokens to {after}")
     for name in own.keys() - state.keys():  # files from before torch 0.4.1 have none, and nothing reads it
         if name.endswith(".num_batches_tracked"):
             state[name] = own[name]
@@ -49,12 +56,13 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], told: str = "weig
     return [remark for remark in remarks if remark]
 
 
-def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
-    """Where a part of the network has other names or shapes in `state`, puts its own values there and says
-    so."""
+def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor], other_classes: bool) -> str:
+    """Where a part of the network has other names, shapes or classes in `state`, puts its own values there
+    and says so."""
     mine = {name: value for name, value in own.items() if name.startswith(f"{part}.")}
     theirs = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
-    if {name: v.shape for name, v in mine.items()} == {name: v.shape for name, v in theirs.items()}:
+    alike = {name: v.shape for name, v in mine.items()} == {name: v.shape for name, v in theirs.items()}
+    if alike and not (other_classes and mine):
         return ""
     for name in theirs:
         del state[name]
@@ -63,6 +71,8 @@ def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> 
         return f"{part}: left out, the network has none"
     if not theirs:
         return f"{part}: starts fresh, the weights have none"
+    if alike:
+        return f"{part}: starts fresh, the weights are for other classes"
     then = _classes(theirs)
     if then == _classes(mine):
         return f"{part}: starts fresh, the weights have another"
@@ -70,7 +80,8 @@ def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> 
 
 
 def _classes(classifier: dict[str, Tensor]) -> int:
-    return [len(value) for name, value in sorted(classifier.items()) if value.ndim > 1][-1]
+    """Of a classifier's tensors, the last layer's outputs; 0 if it has no weights."""
+    return [0, *(len(value) for name, value in sorted(classifier.items()) if value.ndim > 1)][-1]
 
 
 def _other_length(name: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
@@ -105,13 +116,3 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return weight.sum(1, keepdim=True)
     return weight.repeat(1, -(-channels // before), 1, 1)[:, :channels] * (before / channels)
-
-
-def resize_positions(embedding: Tensor, length: int) -> Tensor:
-    """Position embeddings [1, 1 + s * s, width] of a class token and a square of patches, for another square
-    (Dosovitskiy et al. 2021, section 3.2), bicubic."""
-    before, after = (round((tokens - 1) ** 0.5) for tokens in (embedding.shape[1], length))
-    token, patches = embedding[:, :1], embedding[:, 1:]
-    square = patches.transpose(1, 2).unflatten(2, (before, before))
-    resized = F.interpolate(square, (after, after), mode="bicubic", align_corners=False)
-    return torch.cat([token, resized.flatten(2).transpose(1, 2)], 1)

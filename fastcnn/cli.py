@@ -45,7 +45,7 @@ def summary(argv: Sequence[str]) -> int:
     parser.add_argument("--img-size", type=_positive, help="pixels a side (as published)")
     parser.add_argument("--in-chans", type=_positive, help="channels of the images (as published)")
     parser.add_argument("--num-classes", type=_positive, help="classes (as published)")
-    parser.add_argument("-b", "--batch-size", type=_positive, default=1, help="images (%(default)s)")
+    parser.add_argument("-b", "--batch-size", type=_positive, help="images (1; with --profile 2)")
     parser.add_argument("--depth", type=_positive, default=2, help="levels of modules (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="time each layer, forward and backward")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="of --profile")

@@ -268,7 +268,10 @@ def ineffective(config: Config) -> list[str]:
         "ratio": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
         "crop_pct": config.train_crop == "pad" and "small images are validated whole",
         "head_hidden": config.head != "mlp" and "it belongs to --head mlp",
-        "unfreeze_epoch": not freezes and "nothing is frozen; add --freeze backbone or --freeze-until LAYER",
+        "unfreeze_epoch": (
+            (not freezes and "nothing is frozen; add --freeze backbone or --freeze-until LAYER")
+            or (_after(config.unfreeze_epoch, config.epochs) and "the last epoch is before it")
+        ),
         **dict.fromkeys(loading, "synthetic images are not loaded"),
     }
     return [
@@ -276,6 +279,10 @@ def ineffective(config: Config) -> list[str]:
         for name, why in idle.items()
         if why and getattr(config, name) != FIELDS[name].default
     ]
+
+
+def _after(epoch: int | None, epochs: int | Auto) -> bool:
+    return epoch is not None and epochs != "auto" and epoch > epochs
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:

@@ -15,6 +15,9 @@ from fastcnn.distributed import Ranks
 from fastcnn.engine import Normalized
 from fastcnn.models.base import Outputs
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Of `--amp-dtype`."""
+
 
 def cores_per_process(ranks: Ranks) -> int:
     """Processor cores of this node that each of its processes may use."""

@@ -137,6 +137,9 @@ def carry_over(
         anew |= {"lr"} & set(chosen)
     if "epochs" in told:
         anew |= {"warmup_epochs"} & set(chosen)
+    for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # one of them excludes the other
+        if told & pair:
+            anew |= pair
     kept: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in saved.items()

@@ -37,7 +37,6 @@ LEFT_OUT = {
     *("batch_norm", "layer_norm", "relu", "relu6", "hardswish", "silu", "gelu"),
     *("normal_", "uniform_", "zero_", "kaiming_normal_"),
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def show_summary(
@@ -45,7 +44,7 @@ def show_summary(
     img_size: int | None = None,
     in_chans: int | None = None,
     num_classes: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     depth: int = 2,
     profile: bool = False,
     device: str = "auto",
@@ -56,6 +55,7 @@ def show_summary(
     Args:
         arch: what `--arch` takes.
         img_size: pixels a side.
+        batch_size: images; None: 1, and 2 to time them, since batch norm in training may need two.
         depth: levels of modules that are told apart.
         profile: time each layer too, on `device` ("auto", "cuda" or "cpu") in `amp_dtype`; the network is
             then in training mode instead of evaluation mode.
@@ -65,7 +65,7 @@ def show_summary(
     """
     network, channels = _build(arch, num_classes, in_chans, meta=True)
     size = _image_size(arch, img_size)
-    shape = (batch_size, channels, size, size)
+    shape = (batch_size or (2 if profile else 1), channels, size, size)
     try:
         result = summarize(network.train(profile), torch.empty(shape, device="meta"))
     except Exception as error:  # foreign code raises what it likes
@@ -143,7 +143,8 @@ def _add_times(
     machine.prepare(place, machine.cores_per_process(ranks), deterministic=False)
     network = network.train().to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.randn(shape, device=place).contiguous(memory_format=torch.channels_last)
-    for layer, times in zip(result.layers, time_layers(network, image, DTYPES[amp_dtype]), strict=True):
+    timed = time_layers(network, image, machine.DTYPES[amp_dtype])
+    for layer, times in zip(result.layers, timed, strict=True):
         layer.milliseconds = times
     return f"timed on {machine_name(place)} in {amp_dtype}, channels-last, without torch.compile; medians"
 

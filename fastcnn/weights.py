@@ -44,6 +44,8 @@ class Weights:
     mean: tuple[float, ...] | None = None
     """Of the images that it was trained on: of each channel, of values from 0 to 1."""
     std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    """Of the classifier's classes."""
 
 
 def has_pretrained(arch: str) -> bool:
@@ -116,9 +118,10 @@ def read_weights(path: str) -> Weights:
         UserError: there is no such file, or no weights in it.
     """
     content = _read(Path(path).expanduser(), f"--weights {path}")
-    mean = std = None
-    if isinstance(content, dict) and "fastcnn" in content:
+    mean = std = class_names = None
+    if isinstance(content, dict) and {"fastcnn", "weights"} <= content.keys():
         state, mean, std = content["weights"], tuple(content["mean"]), tuple(content["std"])
+        class_names = tuple(content["class_names"])
     else:
         state = content
         for key in ("model", "state_dict"):
@@ -128,7 +131,7 @@ def read_weights(path: str) -> Weights:
         raise UserError(
             f"--weights {path}: no state dict in it; save one with torch.save(model.state_dict(), FILE)"
         )
-    return Weights(_with_new_names(state), path, mean, std)
+    return Weights(_with_new_names(state), path, mean, std, class_names)
 
 
 def _read(path: Path, told: str) -> Any:

@@ -20,15 +20,13 @@ from fastcnn.data.choose import choose_backend
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
-from fastcnn.models.external import check_outputs, is_external
+from fastcnn.models.external import check_outputs, is_external, with_sync_bn
 from fastcnn.models.parts import image_sizes
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.weights import download_pretrained, read_weights
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,8 @@ class Plan:
         lines = [*self.source.remarks, *self.loaded]
         if state.frozen is not None:
             lines.append(describe_frozen(self.network, self.frozen, self.config.unfreeze_epoch))
+            if self.checkpoint is None and not self.loaded:
+                lines.append("warning: what is frozen is random; add --pretrained or --weights FILE")
         if self.checkpoint_path is not None:
             lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
             if state.epoch >= state.schedule.epochs:
@@ -80,6 +80,10 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     kept: dict[str, str] = {}
     if path is not None:
         content = local_main_first(lambda: checkpoint.load(path), ranks)
+        if config.weights not in (None, content["config"].get("weights")):
+            raise UserError(
+                f"--weights {config.weights}: the run goes on with the weights of {path}; leave it out"
+            )
         same_ranks = len(content["ranks"]) == ranks.world_size
         config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
     sizes = image_sizes(config.arch)
@@ -166,7 +170,9 @@ def _start_from_weights(
     else:
         told = "--pretrained"
         weights = local_main_first(lambda: download_pretrained(config.arch), ranks)
-    remarks = [f"starting from {weights.origin}", *load_weights(network, weights.state, told)]
+    other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)
+    adapted = load_weights(network, weights.state, told, other_classes)
+    remarks = [f"starting from {weights.origin}", *adapted]
     if weights.mean is None or weights.std is None:
         return source, remarks
     mean, std = weights.mean, weights.std
@@ -232,7 +238,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         decay_milestones=config.decay_milestones,
         decay_rate=config.decay_rate,
     )
-    network = nn.SyncBatchNorm.convert_sync_batchnorm(plan.network) if config.sync_bn else plan.network
+    network = with_sync_bn(plan.network, config.arch) if config.sync_bn else plan.network
     network = network.to(device)
     epoch = plan.checkpoint["epoch"] if plan.checkpoint is not None else 0
     thawed = config.unfreeze_epoch is not None and epoch + 1 >= config.unfreeze_epoch
@@ -252,7 +258,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         optimizer,
         schedule,
         device,
-        amp_dtype=DTYPES[config.amp_dtype],
+        amp_dtype=machine.DTYPES[config.amp_dtype],
         channels_last=config.channels_last,
         compile=config.compile == "on",
         ema_decay=config.model_ema_decay if config.model_ema else None,

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fastcnn.models import Outputs, build, parts
-from fastcnn.models.external import ImageSizes, _as_outputs, check_outputs
+from fastcnn.models.external import ImageSizes, _as_outputs, check_outputs, with_sync_bn
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -275,3 +275,31 @@ def test_a_network_of_ones_own_with_other_classes_is_one_line(own, train, photos
     )
     assert error.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_batch_norm_over_all_processes_keeps_the_activations_that_timm_puts_into_it():
+    torch.manual_seed(0)
+    network: nn.Module = build("timm/mobilenetv3_small_050", 5).eval()
+    x = torch.randn(1, 3, 32, 32)
+    before = network(x)
+    network = with_sync_bn(network, "timm/mobilenetv3_small_050").eval()
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+    torch.testing.assert_close(network(x), before)
+
+
+def test_batch_norm_over_all_processes_is_refused_where_it_would_lose_something():
+    class NormAct(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    with pytest.raises(ValueError, match="^--sync-bn: 0 of mine:net is a NormAct; leave it out$"):
+        with_sync_bn(nn.Sequential(NormAct(3)), "mine:net")
+    plain = with_sync_bn(nn.Sequential(nn.BatchNorm2d(3)), "mine:net")
+    assert isinstance(plain.get_submodule("0"), nn.SyncBatchNorm)
+
+
+def test_blocks_inside_other_modules_are_groups_of_their_own():
+    groups = parts.layer_groups(shell("torchvision/vit_b_16"))
+    assert ["encoder.layers.encoder_layer_3"] in groups
+    assert len(groups) >= 14
+    assert ["features.1.0"] in parts.layer_groups(shell("torchvision/efficientnet_b0"))

@@ -627,11 +627,11 @@ def test_vit_attention_is_that_of_torch():
 @torch.no_grad()
 def test_vit_interpolates_its_positions_for_other_sizes():
     encoder = vit.Encoder(1 + 4 * 4, 8, 2, 2, 0.0, 0.0)
-    assert encoder._positions((4, 4)) is encoder.pos_embedding
+    assert vit.resize_positions(encoder.pos_embedding, (4, 4)) is encoder.pos_embedding
     encoder.pos_embedding[:, 1:] = (
         torch.arange(4.0).repeat(4, 1).flatten()[None, :, None]
     )  # grows to the right
-    positions = encoder._positions((6, 8))
+    positions = vit.resize_positions(encoder.pos_embedding, (6, 8))
     assert positions.shape == (1, 1 + 6 * 8, 8)
     assert torch.equal(positions[:, 0], encoder.pos_embedding[:, 0])
     rows = positions[0, 1:, 0].view(6, 8)

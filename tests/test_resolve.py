@@ -241,6 +241,19 @@ def test_a_resumed_run_does_what_it_is_told():
     assert (config.lr, config.epochs, config.batch_size) == (0.9, 99, TOLD["batch_size"])
 
 
+@pytest.mark.parametrize(
+    ("told", "saved"),
+    [
+        ({"freeze_until": "layer2"}, {"freeze": "backbone"}),
+        ({"freeze": "backbone"}, {"freeze_until": "layer2"}),
+        ({"weights": "mine.pt"}, {"pretrained": True}),
+    ],
+)
+def test_a_resumed_run_takes_one_of_two_settings_that_exclude_each_other(told, saved):
+    config, _ = carry_over(Config(**told), {"device": "cpu", **saved}, (), True, "cpu")
+    assert config == Config(**told)
+
+
 def test_settings_that_no_longer_exist_are_left_out():
     assert carry_over(Config(), {**SAVED, "gone_since": 1}, [], True, "cuda")[0].seed == 5
 

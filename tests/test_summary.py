@@ -350,7 +350,7 @@ def test_summary_takes_networks_from_elsewhere(capsys):
 
 
 def test_profile_adds_times_and_says_of_what(capsys):
-    assert main(["summary", "lenet5", "--profile", "-b", "2", "--device", "cpu", "--amp-dtype", "bf16"]) == 0
+    assert main(["summary", "lenet5", "--profile", "--device", "cpu", "--amp-dtype", "bf16"]) == 0
     out, _ = capsys.readouterr()
     first, second, _, titles, *_ = out.splitlines()
     assert first == "lenet5 in training mode, images 2x1x32x32"

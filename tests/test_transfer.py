@@ -372,3 +372,18 @@ def test_a_layer_that_is_not_there_ends_the_run_before_it_starts(train, demo, ca
     assert error.startswith("fastcnn: error: --freeze-until layer9: the network has no such layer")
     assert error.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_frozen_layers_without_weights_are_warned_of(train, demo, capsys):
+    flags = (*QUICK, "--data", demo, "--epochs", "1", "--freeze", "backbone")
+    assert train(*flags, "--unfreeze-epoch", "9") == 0
+    said = capsys.readouterr().out
+    assert "warning: what is frozen is random; add --pretrained or --weights FILE" in said
+    assert "warning: --unfreeze-epoch has no effect here: the last epoch is before it" in said
+
+
+def test_other_weights_for_a_run_that_goes_on_are_one_line(train, demo, capsys):
+    assert train(*QUICK, "--data", demo, "--epochs", "1", "--output-dir", "run") == 0
+    capsys.readouterr()
+    assert train("--resume", "run/last.pt", "--data", demo, "--weights", "other.pt") == 2
+    assert "--weights other.pt: the run goes on with the weights of run/last.pt" in capsys.readouterr().err

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 import fastcnn
-from fastcnn.adapt import adapt_channels, load_weights, resize_positions
+from fastcnn.adapt import adapt_channels, load_weights
 from fastcnn.config import Config
 from fastcnn.distributed import Ranks
 from fastcnn.models import MODELS, build
+from fastcnn.models.vit import resize_positions
 from fastcnn.weights import TORCHVISION, download_pretrained, has_pretrained, read_weights
 from fastcnn.wire import Plan, make_plan
 
@@ -372,10 +373,10 @@ def test_positions_of_another_length_are_interpolated():
     length = network.get_parameter("encoder.pos_embedding").shape[1]
     assert length == 50
     embedding = torch.cat([torch.full((1, 1, 8), 5.0), torch.ones(1, 49, 8)], 1)
-    resized = resize_positions(embedding, 1 + 12 * 12)
+    resized = resize_positions(embedding, (12, 12))
     torch.testing.assert_close(resized, torch.cat([torch.full((1, 1, 8), 5.0), torch.ones(1, 144, 8)], 1))
     ramp = torch.arange(4.0).repeat_interleave(4).view(1, 16, 1)  # grows from row to row
-    rows = resize_positions(torch.cat([torch.zeros(1, 1, 1), ramp], 1), 1 + 8 * 8)[0, 1:, 0].view(8, 8)
+    rows = resize_positions(torch.cat([torch.zeros(1, 1, 1), ramp], 1), (8, 8))[0, 1:, 0].view(8, 8)
     assert (rows.diff(dim=0) > 0).all()
     torch.testing.assert_close(rows, rows[:, :1].expand(8, 8))
 
@@ -478,3 +479,61 @@ def test_a_checkpoint_becomes_a_network_again(trained):
     assert not network.training
     assert equal(network.state_dict(), torch.load(trained)["weights"]) == set(network.state_dict())
     assert refusal(fastcnn.load, "nowhere.pt").startswith("fastcnn.load nowhere.pt: No such file")
+
+
+def test_a_classifier_of_as_many_other_classes_starts_fresh():
+    network, weights = small(), small(seed=2).state_dict()
+    fresh = network.get_parameter("fc.weight").detach().clone()
+    assert load_weights(network, weights) == []
+    assert torch.equal(network.get_parameter("fc.weight"), weights["fc.weight"])
+    network = small()
+    assert load_weights(network, weights, other_classes=True) == [
+        "fc: starts fresh, the weights are for other classes"
+    ]
+    assert torch.equal(network.get_parameter("fc.weight"), fresh)
+    assert torch.equal(network.get_parameter("conv1.weight"), weights["conv1.weight"])
+
+
+def test_a_checkpoint_says_which_classes_its_classifier_is_for(train, photos, demo, tmp_path, capsys):
+    assert (
+        train(
+            "--arch",
+            "lenet5_relu",
+            "--data",
+            photos,
+            "--output-dir",
+            tmp_path / "a",
+            *QUICK,
+            "--batch-size",
+            "8",
+        )
+        == 0
+    )
+    assert read_weights(str(tmp_path / "a" / "best.pt")).class_names == ("cat", "dog")
+    again = ("--arch", "lenet5_relu", "--weights", tmp_path / "a" / "best.pt", *QUICK, "--batch-size", "8")
+    capsys.readouterr()
+    assert train("--data", photos, *again) == 0
+    assert "starts fresh" not in capsys.readouterr().out
+    for split in ("train", "val"):
+        (photos / split / "cat").rename(photos / split / "bird")
+    try:
+        assert train("--data", photos, *again) == 0
+    finally:
+        for split in ("train", "val"):
+            (photos / split / "bird").rename(photos / split / "cat")
+    assert "fc7: starts fresh, the weights are for other classes" in capsys.readouterr().out
+
+
+def test_a_file_that_only_looks_like_a_checkpoint_is_one_line(tmp_path):
+    torch.save({"fastcnn": "0.1.0"}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match="no state dict in it"):
+        read_weights(str(tmp_path / "odd.pt"))
+
+
+def test_positions_that_are_no_square_are_one_line():
+    with torch.device("meta"):
+        network = build("vit_b_32", 10)
+    state = network.state_dict()
+    state["encoder.pos_embedding"] = torch.empty(1, 1 + 6 * 7, 768, device="meta")
+    with pytest.raises(ValueError, match=r"1 of another shape \(encoder.pos_embedding"):
+        load_weights(network, state)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcnn.errors import UserError
 from fastcnn.models.base import Outputs
@@ -78,6 +79,8 @@ def image_sizes(arch: str) -> ImageSizes:
     if package == "torchvision":
         from torchvision.models import get_model_weights
 
+        if arch.startswith("torchvision/vit_"):  # built for it, whatever the best weights are for
+            return ImageSizes(fixed_image_size=True)
         (size,) = get_model_weights(torchvision_builder(arch)).DEFAULT.transforms().crop_size
         return ImageSizes(size)
     return ImageSizes.of(_own_factory(arch))
@@ -107,6 +110,20 @@ def check_outputs(network: nn.Module, arch: str, num_classes: int, in_chans: int
             f"--arch {arch}: makes {given} of an image of {shape}, not logits [1, {num_classes}]; "
             "let it have a parameter num_classes"
         )
+
+
+def with_sync_bn(network: nn.Module, arch: str) -> nn.Module:
+    """The network with batch norm over all processes.
+
+    Raises:
+        UserError: its batch norms do more than PyTorch's, and that would be lost.
+    """
+    if arch.startswith("timm/"):  # some of its batch norms hold the activation too
+        return import_timm(arch).layers.convert_sync_batchnorm(network)
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and type(module).forward is not _BatchNorm.forward:
+            raise UserError(f"--sync-bn: {name} of {arch} is a {type(module).__name__}; leave it out")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def timm_config(arch: str) -> Any:
@@ -158,7 +175,8 @@ def _build_own(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Modu
     factory = _own_factory(arch)
     settings = {"num_classes": num_classes, "in_chans": in_chans}
     known = inspect.signature(factory).parameters
-    network = factory(**{name: value for name, value in settings.items() if name in known})
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    network = factory(**{name: value for name, value in settings.items() if takes_all or name in known})
     if not isinstance(network, nn.Module):
         raise UserError(f"--arch {arch}: returns a {type(network).__name__}; let it return an nn.Module")
     return network

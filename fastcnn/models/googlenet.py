@@ -2,8 +2,8 @@
 
 `googlenet` is torchvision's, whose state-dict keys it shares: batch norm, and 3x3 convolutions where the
 paper has 5x5. `inception_v1` is the paper's: 5x5, and response normalization, whose constants it does not
-give: AlexNet's. `inception_v1_bn` has batch norm in its place (Ioffe, Szegedy 2015). In training all return the
-logits of two auxiliary classifiers too, each of which sees a map pooled to 4x4.
+give: AlexNet's. `inception_v1_bn` has batch norm in its place (Ioffe, Szegedy 2015). In training all return
+the logits of two auxiliary classifiers too, each of which sees a map pooled to 4x4.
 """
 
 from __future__ import annotations

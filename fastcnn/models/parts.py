@@ -62,11 +62,18 @@ def _layers(module: nn.Module, prefix: str, heads: tuple[str, ...]) -> list[str]
         path = prefix + child_name
         container = isinstance(child, nn.Sequential | nn.ModuleList)
         holds_a_head = any(head.startswith(f"{path}.") for head in heads)
-        if path not in heads and (container or holds_a_head):
+        if path not in heads and (container or holds_a_head or any(map(_holds_blocks, child.children()))):
             names += _layers(child, f"{path}.", heads)
         elif any(True for _ in child.parameters()):
             names.append(path)
     return names
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether it is a sequence or list of blocks, not of single layers."""
+    kids = [kid for kid in module.children() if any(True for _ in kid.parameters())]
+    blocks = [kid for kid in kids if not isinstance(kid, nn.Sequential) and any(True for _ in kid.children())]
+    return isinstance(module, nn.Sequential | nn.ModuleList) and bool(kids) and blocks == kids
 
 
 def _own_parameters(module: nn.Module) -> list[str]:

@@ -83,17 +83,19 @@ class Encoder(nn.Module):
         self.ln = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.ln(self.layers(self.dropout(x + self._positions(grid))))
+        return self.ln(self.layers(self.dropout(x + resize_positions(self.pos_embedding, grid))))
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Embeddings of the class token and of `grid` patches."""
-        side = math.isqrt(self.pos_embedding.shape[1] - 1)
-        if grid == (side, side):
-            return self.pos_embedding
-        token, patches = self.pos_embedding[:, :1], self.pos_embedding[:, 1:]
-        square = patches.transpose(1, 2).unflatten(2, (side, side))
-        resized = F.interpolate(square, grid, mode="bicubic", align_corners=False)
-        return torch.cat([token, resized.flatten(2).transpose(1, 2)], 1)
+
+def resize_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings [1, 1 + s * s, width] of a class token and a square of patches, for another `grid`
+    of patches (section 3.2), bicubic; the same tensor if it is of that size."""
+    side = math.isqrt(embedding.shape[1] - 1)
+    if grid == (side, side):
+        return embedding
+    token, patches = embedding[:, :1], embedding[:, 1:]
+    square = patches.transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(square, grid, mode="bicubic", align_corners=False)
+    return torch.cat([token, resized.flatten(2).transpose(1, 2)], 1)
 
 
 class VisionTransformer(ConvNet):
