@@ -46,6 +46,8 @@ class Weights:
     std: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | None = None
     """Of the classifier's classes."""
+    arch: str | None = None
+    """The network that they are of."""
 
 
 def has_pretrained(arch: str) -> bool:
@@ -118,10 +120,10 @@ def read_weights(path: str) -> Weights:
         UserError: there is no such file, or no weights in it.
     """
     content = _read(Path(path).expanduser(), f"--weights {path}")
-    mean = std = class_names = None
+    mean = std = class_names = arch = None
     if isinstance(content, dict) and {"fastcnn", "weights"} <= content.keys():
         state, mean, std = content["weights"], tuple(content["mean"]), tuple(content["std"])
-        class_names = tuple(content["class_names"])
+        class_names, arch = tuple(content["class_names"]), content["arch"]
     else:
         state = content
         for key in ("model", "state_dict"):
@@ -131,7 +133,7 @@ def read_weights(path: str) -> Weights:
         raise UserError(
             f"--weights {path}: no state dict in it; save one with torch.save(model.state_dict(), FILE)"
         )
-    return Weights(_with_new_names(state), path, mean, std, class_names)
+    return Weights(_with_new_names(state), path, mean, std, class_names, arch)
 
 
 def _read(path: Path, told: str) -> Any:
@@ -150,9 +152,7 @@ def _read(path: Path, told: str) -> Any:
                 f"{told}: holds {code[1]}, and reading that would run code; "
                 "save the tensors alone with torch.save(model.state_dict(), FILE)"
             ) from error
-        raise UserError(
-            f"{told}: cannot be read; write a .pth, .pt or .safetensors file of weights"
-        ) from error
+        raise UserError(f"{told}: not a file of weights; write a .pth, .pt or .safetensors file") from error
 
 
 def _with_new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

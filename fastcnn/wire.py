@@ -170,6 +170,8 @@ def _start_from_weights(
     else:
         told = "--pretrained"
         weights = local_main_first(lambda: download_pretrained(config.arch), ranks)
+    if weights.arch not in (None, config.arch):  # it may fit all the same
+        told += f", of {weights.arch}"
     other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)
     adapted = load_weights(network, weights.state, told, other_classes)
     remarks = [f"starting from {weights.origin}", *adapted]

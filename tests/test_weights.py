@@ -284,8 +284,8 @@ def test_a_file_that_would_run_code_is_refused_in_one_line_and_runs_none(tmp_pat
     [
         ("nowhere.pth", "No such file or directory; write the path of a file of weights"),
         ("nowhere.safetensors", "o such file or directory"),
-        ("text.pth", "cannot be read; write a .pth, .pt or .safetensors file of weights"),
-        ("text.safetensors", "cannot be read; write a .pth, .pt or .safetensors file of weights"),
+        ("text.pth", "not a file of weights; write a .pth, .pt or .safetensors file"),
+        ("text.safetensors", "not a file of weights; write a .pth, .pt or .safetensors file"),
         ("number.pth", "no state dict in it; save one with torch.save(model.state_dict(), FILE)"),
         ("empty.pth", "no state dict in it; "),
         ("optimizer.pth", "no state dict in it; "),
@@ -469,7 +469,7 @@ def test_weights_that_do_not_fit_end_the_run_before_it_starts(train, trained, de
     flags = ("--arch", "lenet5", "--data", demo, *QUICK, "--weights", trained)
     assert train(*flags) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"fastcnn: error: --weights {trained}: made for another network: ")
+    assert error.startswith(f"fastcnn: error: --weights {trained}, of resnet20: made for another network: ")
     assert error.count("\n") == 1
     assert not Path("runs").exists()
 
