@@ -13,7 +13,7 @@ from torch import nn
 
 from fastcnn.distributed import Ranks
 from fastcnn.engine import Normalized
-from fastcnn.models.base import Outputs
+from fastcnn.models.base import logits_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Of `--amp-dtype`."""
@@ -64,9 +64,7 @@ def probe_amp_dtype(network: nn.Module, size: int, channels: int, channels_last:
         for name in seconds:
             start = time.perf_counter()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "bf16"):
-                outputs = model(images)
-                logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-                loss = logits.float().square().mean()
+                loss = logits_of(model(images)).float().square().mean()
             loss.backward()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
             model.zero_grad()

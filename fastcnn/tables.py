@@ -21,7 +21,7 @@ from fastcnn.bench import machine_name
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.layer_times import time_layers
-from fastcnn.models import MODELS, constructor
+from fastcnn.models import MODELS, build, constructor
 from fastcnn.models.external import is_external
 from fastcnn.models.parts import image_sizes
 from fastcnn.receptive_field import Field, Local, Undefined, first_tensor
@@ -111,14 +111,12 @@ class _Outline(TorchFunctionMode):
 
 def _build(arch: str, num_classes: int | None, in_chans: int | None, meta: bool) -> tuple[nn.Module, int]:
     """A network, on the meta device or the CPU, and the channels of its images."""
-    make = constructor(arch)
-    channels = inspect.signature(make).parameters["in_chans"].default if in_chans is None else in_chans
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    if meta and not is_external(arch):  # others may compute with numbers when they are built
-        with torch.device("meta"):
-            return make(in_chans=channels, **options), channels
-    network = make(in_chans=channels, **options)
-    return (network.to("meta") if meta else network), channels
+    if in_chans is None:
+        in_chans = inspect.signature(constructor(arch)).parameters["in_chans"].default
+    outline = meta and not is_external(arch)  # others may compute with numbers when they are built
+    with torch.device("meta" if outline else "cpu"):
+        network = build(arch, num_classes, in_chans)
+    return (network.to("meta") if meta else network), in_chans
 
 
 def _image_size(arch: str, size: int | None) -> int:

@@ -4,7 +4,8 @@ detection work on any of them. A network knows no device, AMP, DDP or logging.""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,11 @@ class Outputs(NamedTuple):
     """[N, num_classes]"""
     aux: tuple[Tensor, ...]
     """Logits of the auxiliary classifiers, each [N, num_classes], first layer's first."""
+
+
+def logits_of(outputs: Any) -> Any:
+    """What a network returned, without the logits of auxiliary classifiers."""
+    return outputs.logits if isinstance(outputs, Outputs) else outputs
 
 
 class ConvNet(nn.Module, ABC):
@@ -107,14 +113,7 @@ class FeatureSequence(ConvNet):
             *self._layers(self.features, "features"),
             *self._layers(self.classifier, "classifier"),
         ]
-        groups: list[list[str]] = []
-        for path in paths:
-            norm = all(p.ndim <= 1 for p in self.get_submodule(path).parameters())
-            if norm and groups:  # goes with what is before it
-                groups[-1].append(path)
-            else:
-                groups.append([path])
-        return groups
+        return grouped(self, paths)
 
     def _layers(self, module: nn.Module, path: str) -> list[str]:
         """Paths of what has parameters; plain sequences but the classifier are taken apart."""
@@ -123,6 +122,21 @@ class FeatureSequence(ConvNet):
                 p for name, child in module.named_children() for p in self._layers(child, f"{path}.{name}")
             ]
         return [path] if any(True for _ in module.parameters()) else []
+
+
+def grouped(network: nn.Module, names: Iterable[str]) -> list[list[str]]:
+    """Layers of a network, in order, as groups of `layer_groups`: a norm goes with what is before it, and a
+    parameter of its own, such as a class token, with what is after it."""
+    parameters = dict(network.named_parameters())
+    groups: list[list[str]] = [[]]
+    for name in names:
+        norm = all(p.ndim <= 1 for n, p in parameters.items() if f"{n}.".startswith(f"{name}."))
+        only_parameters = all(n in parameters for n in groups[-1])
+        if norm or only_parameters:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return [group for group in groups if group]
 
 
 def replace_classifier(network: nn.Module, name: str, num_classes: int, hidden: int | None = None) -> None:

@@ -70,10 +70,7 @@ class ShortResNet50(ResidualNet):
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self._large_stem(in_chans)
         channels = 64
         for name, width, blocks in zip(self.layer_names, (64, 128, 256), (3, 4, 6)):
             out = width * Bottleneck.expansion
@@ -84,9 +81,6 @@ class ShortResNet50(ResidualNet):
             channels = out
         self.fc = nn.Linear(channels, num_classes)
         self._initialize(zero_init_residual)
-
-    def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
 
 def resnet20(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:

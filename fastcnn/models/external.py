@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import Outputs
+from fastcnn.models.base import Outputs, logits_of
 
 WITH_AUXILIARIES = ("googlenet", "inception_v3")
 """torchvision's networks that return a named tuple in training."""
@@ -96,14 +96,13 @@ def check_outputs(network: nn.Module, arch: str, num_classes: int, in_chans: int
     training = network.training
     try:
         with torch.no_grad():
-            outputs = network.eval()(torch.zeros(1, in_chans, size, size))
+            logits = logits_of(network.eval()(torch.zeros(1, in_chans, size, size)))
     except Exception as error:  # foreign code raises what it likes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--arch {arch}: cannot take images of {shape}: {reason}; write another --img-size or --in-chans"
         ) from error
     network.train(training)
-    logits = outputs.logits if isinstance(outputs, Outputs) else outputs
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(

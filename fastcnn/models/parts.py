@@ -11,7 +11,7 @@ from torch import nn
 
 from fastcnn.errors import UserError
 from fastcnn.models import constructor, external
-from fastcnn.models.base import ConvNet, replace_classifier
+from fastcnn.models.base import ConvNet, grouped, replace_classifier
 from fastcnn.models.external import ImageSizes, is_external
 
 
@@ -44,16 +44,8 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
     if isinstance(network, ConvNet):
         return network.layer_groups()
     heads = classifier_names(network)
-    parameters = dict(network.named_parameters())
-    groups: list[list[str]] = [[]]
-    for name in (name for name in _layers(network, "", heads) if name not in heads):
-        norm = all(p.ndim <= 1 for n, p in parameters.items() if f"{n}.".startswith(f"{name}."))
-        only_parameters = all(n in parameters for n in groups[-1])  # such as a class token
-        if norm or only_parameters:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    return [*(group for group in groups if group), list(heads)]
+    names = (name for name in _layers(network, "", heads) if name not in heads)
+    return [*grouped(network, names), list(heads)]
 
 
 def _layers(module: nn.Module, prefix: str, heads: tuple[str, ...]) -> list[str]:

@@ -9,7 +9,6 @@ Minibatch SGD", section 5.1).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -111,9 +110,16 @@ class ResidualNet(ConvNet):
     fc: nn.Module
     shortcut = staticmethod(conv_shortcut)
 
-    @abstractmethod
+    def _large_stem(self, in_chans: int) -> None:
+        """The 7x7 convolution and the pool of the networks for ImageNet."""
+        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
     def stem(self, x: Tensor) -> Tensor:
         """From images to the first stage's input."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
@@ -173,10 +179,7 @@ class ResNet(ResidualNet):
         super().__init__()
         block: Block = BasicBlock if basic else partial(Bottleneck, groups=groups, widening=widening)
         expansion = BasicBlock.expansion if basic else Bottleneck.expansion
-        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self._large_stem(in_chans)
         channels, stages = 64, []
         for i, (name, blocks) in enumerate(zip(self.layer_names, layers)):
             width = 64 * 2**i
@@ -186,9 +189,6 @@ class ResNet(ResidualNet):
         self.stages = tuple(stages)
         self.fc = nn.Linear(channels, num_classes)
         self._initialize(zero_init_residual)
-
-    def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
 
 def resnet18(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
