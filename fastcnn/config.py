@@ -128,8 +128,8 @@ class Config:
     """Where to train; auto: cuda, else mps, else cpu."""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of convolutions and products; auto: the fastest safe one."""
-    channels_last: bool = True
-    """Keep images and weights in channels-last memory."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Keep images and weights in channels-last memory; the flag alone means on, --no-channels-last off."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on with CUDA."""
     sync_bn: bool = False
@@ -161,6 +161,14 @@ class Config:
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
+ALONE = {
+    "--resume": "--resume=auto",
+    "--channels-last": "--channels-last=on",
+    "--no-channels-last": "--channels-last=off",
+}
+"""What a flag means without a value."""
+
+
 def flag(name: str) -> str:
     """The flag of a field: `batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
@@ -175,9 +183,9 @@ def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
             instead.
     """
     argv = list(argv)
-    for i, word in enumerate(argv):  # `--resume` alone means `--resume auto`
-        if word == "--resume" and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
-            argv[i] = "--resume=auto"
+    for i, word in enumerate(argv):
+        if word in ALONE and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
+            argv[i] = ALONE[word]
     file = _value_of("--config", argv)
     config = _read_flags(argv, from_yaml(file) if file is not None else Config(), prog)
     check(config)

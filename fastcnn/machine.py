@@ -1,12 +1,15 @@
-"""What depends on the machine: threads, memory allocation, cuDNN, and a probe for the CPU's best dtype."""
+"""What depends on the machine: threads, memory allocation, cuDNN, and a probe for the CPU's best dtype and layout."""
 
 from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -32,42 +35,98 @@ def prepare(device: torch.device, cores: int, deterministic: bool) -> None:
     """Process-wide settings of torch and of the C library."""
     if device.type == "cpu":
         torch.set_num_threads(cores)  # torchrun allows each of several processes one
-        _keep_freed_memory()
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
 
 
-def _keep_freed_memory() -> None:
-    """Lets glibc reuse the activations' memory instead of mapping and unmapping it in every step."""
+def keep_freed_memory() -> None:
+    """Lets glibc reuse the memory of activations and gradients, whatever their size, instead of mapping and
+    unmapping it in every step: as fast as tcmalloc (benchmarks/LOG.md). Does nothing where there is no glibc."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 1 << 25)  # the most that glibc takes
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
         mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
 
 
-def probe_amp_dtype(network: nn.Module, size: int, channels: int, channels_last: bool) -> tuple[str, str]:
-    """Times a few training steps on the CPU in bf16 and fp32, in turn.
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a network computes on the CPU."""
+
+    dtype: str
+    """Of `DTYPES`."""
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {'channels-last' if self.channels_last else 'NCHW'}"
+
+
+MARGIN = 0.95
+"""What another arithmetic must take at most, as a share of fp32 channels-last, to be chosen over it: less is
+noise."""
+TRIAL_PIXELS = 32 * 64 * 64
+"""Of all images of a trial step."""
+
+
+def probe_arithmetic(
+    network: nn.Module,
+    size: int,
+    channels: int,
+    batch_size: int,
+    dtype: str = "auto",
+    channels_last: str = "auto",
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Arithmetic, str]:
+    """Times a few forward and backward passes on the CPU in bf16 and fp32 and in both layouts, in turn.
+
+    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. Where the
+    processor has no instructions for bf16, it is not tried.
+
+    Args:
+        dtype, channels_last: as of the flags; what is not "auto" is not varied.
 
     Returns:
-        "bf16" or "fp32", and the figures as the reason. Neither wins everywhere: bf16 speeds dense
-        convolutions up and slows depthwise ones down.
+        The fastest, and the figures as the reason.
     """
-    model = Normalized(copy.deepcopy(network), [0.5] * channels, [0.5] * channels, channels_last).train()
-    images = torch.randint(0, 256, (16, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
-    seconds = {"bf16": float("inf"), "fp32": float("inf")}
+    dtypes = [dtype] if dtype != "auto" else ["fp32", "bf16"] if has_fast_bf16() else ["fp32"]
+    layouts = [channels_last == "on"] if channels_last != "auto" else [True, False]
+    ways = [Arithmetic(name, layout) for layout in layouts for name in dtypes]
+    if len(ways) == 1:
+        return ways[0], "this processor has no bf16"
+    count = max(4, min(batch_size, TRIAL_PIXELS // size**2))
+    images = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    models = {
+        layout: Normalized(
+            copy.deepcopy(network).to(
+                memory_format=torch.channels_last if layout else torch.contiguous_format
+            ),
+            [0.5] * channels,
+            [0.5] * channels,
+            layout,
+        ).train()
+        for layout in layouts
+    }
+    seconds = dict.fromkeys(ways, math.inf)
     for _ in range(3):  # the first round warms up
-        for name in seconds:
-            start = time.perf_counter()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "bf16"):
-                loss = logits_of(model(images)).float().square().mean()
+        for way in ways:
+            start = clock()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):
+                loss = logits_of(models[way.channels_last](images)).float().square().mean()
             loss.backward()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-            model.zero_grad()
-    winner = min(seconds, key=seconds.__getitem__)
-    figures = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
-    return winner, f"16 images took {figures}"
+            seconds[way] = min(seconds[way], clock() - start)
+            models[way.channels_last].zero_grad()
+    best = min(ways, key=seconds.__getitem__)
+    if seconds[best] > MARGIN * seconds[ways[0]]:
+        best = ways[0]
+    figures = ", ".join(f"{way} {1000 * taken:.0f} ms" for way, taken in seconds.items())
+    return best, f"{count} images took {figures}"
+
+
+def has_fast_bf16() -> bool:
+    """Whether oneDNN computes in bf16 on this processor, rather than imitate it."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -46,8 +46,8 @@ class Facts:
 
 
 def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
-    """The settings without "auto", but for `data_backend` and, on the CPU, `amp_dtype`, which need a probe,
-    and for `output_dir`, which needs a look at the disk; and the reason of each choice.
+    """The settings without "auto", but for `data_backend` and, on the CPU, `amp_dtype` and `channels_last`,
+    which need a probe, and for `output_dir`, which needs a look at the disk; and the reason of each choice.
 
     Raises:
         ValueError: settings that this data or network cannot take.
@@ -88,6 +88,11 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("warmup_epochs", min(5.0, epochs / 10), "a tenth of the epochs, 5 at most")
 
     choose("device", facts.device, "no GPU found" if facts.device == "cpu" else "found")
+    if facts.device != "cpu":
+        choose("channels_last", "on", facts.device)
+    elif config.deterministic:
+        choose("channels_last", "on", "--deterministic: not timed")
+        choose("amp_dtype", "fp32", "--deterministic: not timed")
     if facts.device == "cuda":
         reason = "the GPU has it" if facts.bf16_gpu else "the GPU has no bf16"
         choose("amp_dtype", "bf16" if facts.bf16_gpu else "fp16", reason)
@@ -130,7 +135,7 @@ def carry_over(
     told = {f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default}
     anew = set(NOT_CARRIED)
     if device != saved["device"]:
-        anew.add("amp_dtype")
+        anew |= {"amp_dtype", "channels_last"}
     if "opt" in told:
         anew |= {"lr", "weight_decay"} & set(chosen)
     if not same_ranks or told & {"batch_size", "grad_accum_steps"}:

@@ -133,16 +133,23 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    if config.amp_dtype == "auto":
-        dtype, why = from_main(
-            lambda: machine.probe_amp_dtype(
-                network, int(config.img_size), int(config.in_chans), config.channels_last
+    asked = [name for name in ("amp_dtype", "channels_last") if getattr(config, name) == "auto"]
+    if asked:
+        way, why = from_main(
+            lambda: machine.probe_arithmetic(
+                network,
+                int(config.img_size),
+                int(config.in_chans),
+                int(config.batch_size),
+                config.amp_dtype,
+                config.channels_last,
             )
         )
-        config = dataclasses.replace(config, amp_dtype=dtype)  # type: ignore[arg-type]
-        reasons = {**reasons, "amp_dtype": why}
+        found = {"amp_dtype": way.dtype, "channels_last": "on" if way.channels_last else "off"}
+        config = dataclasses.replace(config, **{name: found[name] for name in asked})  # type: ignore[arg-type]
+        reasons = {**reasons, **dict.fromkeys(asked, why)}
+    if config.channels_last == "on":
+        network = network.to(memory_format=torch.channels_last)
     return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
 
 
@@ -261,7 +268,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         schedule,
         device,
         amp_dtype=machine.DTYPES[config.amp_dtype],
-        channels_last=config.channels_last,
+        channels_last=config.channels_last == "on",
         compile=config.compile == "on",
         ema_decay=config.model_ema_decay if config.model_ema else None,
         accum_steps=config.grad_accum_steps,

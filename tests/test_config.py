@@ -45,7 +45,7 @@ CHANGED: dict[str, Any] = {
     "layer_decay": 0.75,
     "device": "cpu",
     "amp_dtype": "fp32",
-    "channels_last": False,
+    "channels_last": "off",
     "compile": "off",
     "seed": 3,
     "output_dir": "runs/with a space",
@@ -115,7 +115,9 @@ def test_several_values_follow_one_flag():
 
 
 def test_switches_have_a_no():
-    assert parse(["--no-channels-last"]).channels_last is False
+    assert parse(["--no-channels-last"]).channels_last == "off"
+    assert parse(["--channels-last", "--arch", "lenet5"]).channels_last == "on"
+    assert parse(["--channels-last", "auto"]).channels_last == "auto"
     assert parse(["--model-ema"]).model_ema is True
     assert parse(["--no-model-ema"]).model_ema is False
 
@@ -227,7 +229,7 @@ def test_every_setting_of_that_check_differs_from_its_default(name):
         ("clip_grad:", "clip_grad", None),
         ("val_split: 0.1", "val_split", 0.1),
         ("model_ema: yes", "model_ema", True),
-        ("channels_last: false", "channels_last", False),
+        ("channels_last: false", "channels_last", "off"),
         ("output_dir: 2024", "output_dir", "2024"),
         ("data: my photos", "data", "my photos"),
         ("resume: auto", "resume", "auto"),

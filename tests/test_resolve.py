@@ -45,6 +45,7 @@ TOLD: dict[str, Any] = {
     "warmup_epochs": 1.5,
     "device": "cuda",
     "amp_dtype": "fp32",
+    "channels_last": "off",
     "compile": "off",
     "output_dir": "runs/mine",
     "log_interval": 3,
@@ -100,7 +101,8 @@ SMALL = {"native_size": 32, "train_images": 50_000}
         ({"bf16_gpu": False}, {"device": "cuda", "amp_dtype": "fp16", "compile": "on"}),
         ({"device": "mps"}, {"device": "mps", "amp_dtype": "fp32", "compile": "off", "log_interval": 10}),
         ({"device": "cpu"}, {"device": "cpu", "compile": "off", "log_interval": 10}),
-        ({"device": "cpu"}, {"amp_dtype": "auto"}),  # a probe decides
+        ({}, {"channels_last": "on"}),
+        ({"device": "cpu"}, {"amp_dtype": "auto", "channels_last": "auto"}),  # a probe decides
     ],
 )
 def test_auto_becomes(changes, expected):
@@ -154,12 +156,18 @@ def test_there_is_nothing_to_choose_where_everything_is_told():
     assert resolve(config, facts()) == (config, {})
 
 
+def test_deterministic_runs_on_the_cpu_do_not_choose_their_arithmetic_by_the_clock():
+    config = resolved(Config(deterministic=True), device="cpu")
+    assert (config.amp_dtype, config.channels_last) == ("fp32", "on")
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
 def test_every_choice_and_nothing_else_has_a_reason(device):
     config, reasons = resolve(Config(), facts(device=device))
     left = {name for name in AUTO if getattr(config, name) == "auto"}
     later = {"output_dir", "data_backend"}
-    assert left == (later | {"amp_dtype"} if device == "cpu" else later)
+    probed = {"amp_dtype", "channels_last"} if device == "cpu" else set()
+    assert left == later | probed
     assert set(reasons) == AUTO - left
     unchanged = [name for name in FIELDS if name not in reasons]
     assert all(getattr(config, name) == FIELDS[name].default for name in unchanged)

@@ -74,7 +74,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def plan(demo: Path, arch: str, **settings: Any) -> Plan:
-    settings = {"data_backend": "torch", "amp_dtype": "fp32", "channels_last": False, **settings}
+    settings = {"data_backend": "torch", "amp_dtype": "fp32", "channels_last": "off", **settings}
     return make_plan(Config(arch=arch, data=str(demo), **settings), Ranks(), torch.device("cpu"))
 
 

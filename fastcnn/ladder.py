@@ -1,0 +1,270 @@
+"""From eager PyTorch to a fast training step, one switch at a time: what each of them brings here.
+
+    fastcnn bench --arch resnet50
+    fastcnn bench --arch timm/regnety_032 --img-size 224 --batch-size 256 --minutes 8
+
+Each rung adds its switch to the best rung so far; it is timed in turn with that one and with eager PyTorch, and
+stays on if it is faster. Every rung is a process of its own, so that nothing of one is left to another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcnn import bench, machine, roofline
+from fastcnn.distributed import Ranks, choose_device
+from fastcnn.errors import UserError
+from fastcnn.models.parts import image_sizes
+from fastcnn.steps import Problem, Switches, build_own_step, build_step
+from fastcnn.worker import Start, Worker, WorkerError, time_workers
+
+BASELINE = "eager fp32 NCHW"
+RUNGS: dict[str, dict[str, Any]] = {
+    BASELINE: {},
+    "keep memory": {"keep_memory": True},
+    "channels-last": {"channels_last": True},
+    "bf16": {"bf16": True},
+    "fused optimizer": {"fused": True},
+    "compile": {"compile": "model"},
+    "whole step compiled": {"compile": "step"},
+    "CUDA graph": {"cuda_graph": True},
+    "our kernels": {"kernels": "ours"},
+    "accelerate": {"kernels": "accelerate"},
+    "4 input channels": {"four_channels": True},
+    "bf16 weights": {"bf16_weights": True},
+    "1x1 as product": {"pointwise_as_product": True},
+    "max-autotune": {"max_autotune": True},
+}
+"""What each rung changes, in the order of the ladder."""
+OWN = "fastcnn train"
+"""The last one: the step of a training, with what the ladder kept of dtype, layout and compilation."""
+ON_CUDA = ("CUDA graph", "our kernels", "accelerate", "4 input channels", "max-autotune")
+ON_CPU = ("keep memory",)
+COMPILED = ("compile", "whole step compiled", "max-autotune")
+FIRST_CALLS = 10
+"""Steps before timing, whose losses are compared with the baseline's."""
+KEPT = 0.99
+"""Share of the best rung's time that a rung may take at most to stay on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    arch: str
+    img_size: int | None = None
+    batch_size: int | None = None
+    rounds: int = 10
+    device: str = "auto"
+    quick: bool = False
+    """Few rounds, and on the CPU nothing compiled: about a minute."""
+    minutes: float | None = None
+    """Begin no rung after so many."""
+
+
+@dataclass
+class Rung:
+    """One row of the table."""
+
+    name: str
+    left_out: str = ""
+    """Why it was not measured."""
+    kept: bool = False
+    """Whether the rungs after it have its switch."""
+    start: Start | None = None
+    seconds: list[float] = field(default_factory=list)
+    """Of steps in turn with the baseline's."""
+    baseline: list[float] = field(default_factory=list)
+    best_before: list[float] = field(default_factory=list)
+    """Of the best rung before it, in the same turns."""
+    loss_difference: float | None = None
+    """From the baseline's losses in the first steps, at most, as a share of them."""
+
+    def speedups(self) -> list[float]:
+        """Times the baseline, round by round, since neighbouring steps see the same machine."""
+        return [a / b for a, b in zip(self.baseline, self.seconds)]
+
+    def compile_seconds(self) -> float:
+        """The first call's seconds beyond a usual one's."""
+        assert self.start is not None
+        return max(0.0, self.start.build_seconds + self.start.first_seconds[0] - min(self.seconds))
+
+    def payoff_steps(self) -> float | None:
+        """Steps after which what the first call took is won back; None if it never is."""
+        if not self.best_before:
+            return 0.0
+        won = statistics.median(self.best_before) - statistics.median(self.seconds)
+        return self.compile_seconds() / won if won > 0 else None
+
+
+def climb(
+    settings: Settings, say: Callable[[Rung], None], clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple[Problem, list[Rung], dict[str, Any]]]:
+    """Measures rung after rung; yields all so far, and the roofline, after each."""
+    device = choose_device(settings.device, Ranks())  # type: ignore[arg-type]
+    if device.type == "mps":
+        raise UserError("--device mps: the ladder knows cuda and cpu")
+    machine_cores = machine.cores_per_process(Ranks())
+    if device.type == "cpu":
+        torch.set_num_threads(machine_cores)  # workers take it over
+    problem = describe_problem(settings, device)
+    rounds = min(settings.rounds, 5) if settings.quick else settings.rounds
+    calls = 10 if device.type == "cuda" else 1  # the host runs ahead of a GPU
+    begin = clock()
+    rungs: list[Rung] = []
+    switches = Switches()
+    with ExitStack() as stack:
+        baseline = stack.enter_context(_worker(problem, switches, device))
+        bound = measure_roofline(baseline, problem, device, rounds)
+        workers = {BASELINE: baseline}
+        best = BASELINE
+        for name, changes in [*RUNGS.items(), (OWN, {})]:
+            rung = Rung(name)
+            rungs.append(rung)
+            changed = dataclasses.replace(switches, **changes)
+            rung.left_out = _why_not(name, changed, settings, device)
+            if not rung.left_out and settings.minutes is not None and clock() - begin > 60 * settings.minutes:
+                rung.left_out = f"{settings.minutes:g} minutes were over"
+            if rung.left_out:
+                say(rung)
+                continue
+            try:
+                worker = baseline
+                if name == OWN:
+                    worker = _own_worker(problem, switches, device)
+                elif name != BASELINE:
+                    worker = _worker(problem, changed, device)
+                rung.start = worker.start
+                sides = {**workers, name: worker}
+                times = time_workers(sides, rounds, calls=calls)
+            except WorkerError as error:
+                rung.left_out = f"failed: {error}"
+                say(rung)
+                continue
+            rung.seconds, rung.baseline = times[name], times[BASELINE]
+            rung.best_before = times[best] if name != BASELINE else []
+            rung.loss_difference = _difference(worker.start.losses, baseline.start.losses)
+            won = [a / b for a, b in zip(rung.seconds, times[best])]
+            rung.kept = name == BASELINE or (name != OWN and statistics.median(won) < KEPT)
+            if rung.kept and name != BASELINE:
+                if best != BASELINE:
+                    workers.pop(best).close()
+                workers[name], best, switches = worker, name, changed
+            elif name != BASELINE:
+                worker.close()
+            say(rung)
+            yield problem, rungs, bound
+        if best != BASELINE:
+            workers[best].close()
+
+
+def describe_problem(settings: Settings, device: torch.device) -> Problem:
+    sizes = image_sizes(settings.arch)
+    size = settings.img_size or (sizes.default_image_size if device.type == "cuda" else 64)
+    size = max(size, sizes.minimum_image_size) if settings.img_size is None else size
+    if sizes.fixed_image_size:
+        size = sizes.default_image_size
+    batch_size = settings.batch_size or (256 if device.type == "cuda" else 32)
+    return Problem(settings.arch, size, batch_size, device.type)
+
+
+def measure_roofline(baseline: Worker, problem: Problem, device: torch.device, rounds: int) -> dict[str, Any]:
+    """What a step must do, what the machine can, and the least seconds that follow, in fp32 and in bf16."""
+    makers = {"copy": partial(roofline.copy, problem.device)}
+    for dtype in ("float32", "bfloat16"):
+        makers[dtype] = partial(roofline.product, problem.device, dtype)
+    seconds: dict[str, list[float]] = {}
+    for name, make in makers.items():
+        with Worker(make, device, keep_memory=True) as worker:
+            seconds[name] = [worker.turn(1 if device.type == "cpu" else 10) for _ in range(rounds)]
+    found = roofline.ceilings(problem.device, seconds)
+    operations: list[roofline.Operation] = baseline.ask(roofline.count)
+    parameters = sum(p.numel() for p in dataclasses.replace(problem, device="meta").network().parameters())
+    halves = [dataclasses.replace(o, bytes=o.bytes // 2, dtype="bfloat16") for o in operations]
+    return {
+        "flops": sum(o.flops for o in operations),
+        "bytes_fp32": sum(o.bytes for o in operations),
+        "parameters": parameters,
+        "copy_bytes_per_second": found.bytes_per_second,
+        "product_flops_per_second": found.flops_per_second,
+        "least_seconds": {
+            "fp32": roofline.lower_bound(operations, parameters, found),
+            "bf16": roofline.lower_bound(halves, parameters, found),
+        },
+    }
+
+
+def _worker(problem: Problem, switches: Switches, device: torch.device) -> Worker:
+    build = partial(build_step, problem, switches)
+    return Worker(build, device, switches.keep_memory, first_calls=FIRST_CALLS)
+
+
+def _own_worker(problem: Problem, switches: Switches, device: torch.device) -> Worker:
+    dtype = "bf16" if switches.bf16 else "fp32"
+    build = partial(build_own_step, problem, dtype, switches.channels_last, switches.compile != "off")
+    return Worker(build, device, keep_memory=device.type == "cpu", first_calls=FIRST_CALLS)
+
+
+def _why_not(name: str, switches: Switches, settings: Settings, device: torch.device) -> str:
+    if name in ON_CUDA and device.type != "cuda":
+        return "needs a CUDA GPU"
+    if name in ON_CPU and device.type != "cpu":
+        return "needs a CPU"
+    if name in COMPILED and settings.quick and device.type == "cpu":
+        return "--quick"
+    if name in ("max-autotune",) and switches.compile == "off":
+        return "compilation was not faster"
+    if name == "bf16 weights" and not switches.bf16:
+        return "bf16 was not faster"
+    return ""
+
+
+def _difference(losses: list[float], reference: list[float]) -> float | None:
+    pairs = list(zip(losses, reference))
+    return max(abs(a - b) / abs(b) for a, b in pairs) if pairs else None
+
+
+def result(settings: Settings, problem: Problem, rungs: list[Rung], bound: dict[str, Any]) -> dict[str, Any]:
+    """What goes into the JSON file."""
+    return {
+        "what": "ladder",
+        "environment": bench.environment(torch.device(problem.device)),
+        "settings": vars(settings),
+        "problem": vars(problem),
+        "roofline": bound,
+        "rungs": [_rung_result(rung, problem) for rung in rungs],
+    }
+
+
+def _rung_result(rung: Rung, problem: Problem) -> dict[str, Any]:
+    if rung.left_out or rung.start is None:
+        return {"name": rung.name, "left_out": rung.left_out}
+    return {
+        "name": rung.name,
+        "kept": rung.kept,
+        "seconds": bench.summary(rung.seconds),
+        "speedup": bench.summary(rung.speedups()),
+        "images_per_second": problem.batch_size / statistics.median(rung.seconds),
+        "compile_seconds": rung.compile_seconds(),
+        "payoff_steps": rung.payoff_steps(),
+        "peak_bytes": rung.start.peak_bytes,
+        "loss_difference": rung.loss_difference,
+    }
+
+
+def results_name(problem: Problem) -> str:
+    arch = problem.arch.replace("/", "-").replace(":", "-")
+    return f"ladder-{arch}-{problem.img_size}px-batch{problem.batch_size}"
+
+
+def results_path(problem: Problem, output: str | None) -> Path:
+    folder = Path("benchmarks") if Path("benchmarks/results").is_dir() else Path(".")
+    return bench.results_file(folder, results_name(problem), output, torch.device(problem.device))

@@ -1,0 +1,190 @@
+"""Steps that take turns, each in a process of its own: its allocator, compiler and memory meet nobody else's.
+
+    with Worker(partial(build_step, "resnet50")) as ours, Worker(partial(build_step, "other")) as other:
+        seconds = time_workers({"ours": ours, "other": other}, rounds=15)
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcnn import machine
+
+Step = Callable[[], Any]
+"""Does something once; what it returns may be a loss."""
+
+
+class WorkerError(RuntimeError):
+    """What went wrong in a worker, in one line."""
+
+
+@dataclass
+class Start:
+    """How a worker's first calls went."""
+
+    build_seconds: float
+    first_seconds: list[float] = field(default_factory=list)
+    """Of the first calls: compilation, choice of algorithms, allocation."""
+    losses: list[float] = field(default_factory=list)
+    """What they returned, where it is a number."""
+    peak_bytes: int | None = None
+    """Most memory so far: of the device, on the CPU of the process beyond its libraries; None if unknown."""
+
+
+class Worker:
+    """A process that builds a step, and then calls it when asked.
+
+    Args:
+        build: returns the step; a module's function, or a `partial` of one, since it is sent there.
+        device: waited for at the end of each turn.
+        keep_memory: whether glibc keeps freed memory there, as in a training of fastcnn's on the CPU.
+        first_calls: calls at the start, timed one by one.
+    """
+
+    def __init__(
+        self, build: Callable[[], Step], device: torch.device, keep_memory: bool = False, first_calls: int = 3
+    ) -> None:
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            context: Any = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])  # imports torch once for all workers
+        else:
+            context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        threads = torch.get_num_threads()
+        self._process = context.Process(
+            target=_serve, args=(theirs, build, device, keep_memory, first_calls, threads), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        try:
+            self.start: Start = self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, question: Callable[[Step], Any]) -> Any:
+        """`question(step)` of the process; both must be possible to send."""
+        self._pipe.send(question)
+        return self._receive()
+
+    def turn(self, calls: int = 1) -> float:
+        """Seconds of a call, when the step is called so many times."""
+        return self.ask(_Turn(calls))
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _receive(self) -> Any:
+        try:
+            ok, value = self._pipe.recv()
+        except EOFError:
+            self._process.join(10)
+            code = self._process.exitcode
+            raise WorkerError(f"the process ended with status {code}; is there enough memory?") from None
+        if not ok:
+            raise WorkerError(value)
+        return value
+
+
+def time_workers(
+    workers: Mapping[str, Worker], rounds: int, warmup: int = 1, calls: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of a call: the workers take turns in every round, and the order turns by one."""
+    names = list(workers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        for i in range(len(names)):
+            name = names[(number + i) % len(names)]
+            taken = workers[name].turn(calls)
+            if number >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Turn:
+    calls: int
+
+    def __call__(self, step: Step) -> float:
+        start = time.perf_counter()
+        for _ in range(self.calls):
+            result = step()
+        if isinstance(result, torch.Tensor) and result.is_cuda:
+            torch.cuda.synchronize(result.device)
+        return (time.perf_counter() - start) / self.calls
+
+
+def _serve(
+    pipe: Connection,
+    build: Callable[[], Step],
+    device: torch.device,
+    keep_memory: bool,
+    first_calls: int,
+    threads: int,
+) -> None:
+    torch.set_num_threads(threads)
+    if keep_memory:
+        machine.keep_freed_memory()
+    _reset_peak(device)
+    idle = _peak_bytes(device) or 0
+    try:
+        begin = time.perf_counter()
+        step = build()
+        start = Start(time.perf_counter() - begin)
+        for _ in range(first_calls):
+            begin = time.perf_counter()
+            result = step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start.first_seconds.append(time.perf_counter() - begin)
+            if isinstance(result, torch.Tensor) and result.numel() == 1:
+                start.losses.append(float(result))
+        peak = _peak_bytes(device)
+        start.peak_bytes = None if peak is None else peak - idle
+        gc.collect()
+        gc.freeze()
+        pipe.send((True, start))
+        while True:
+            question = pipe.recv()
+            pipe.send((True, question(step)))
+    except EOFError:  # nobody asks any more
+        return
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        pipe.send((False, f"{line} ({Path(frame.filename).name}:{frame.lineno})"))
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
