@@ -126,7 +126,7 @@ def fit_epochs(
             "lr": learning_rate(state.step - 1, state.schedule),
             "images_per_second": just_now.images_per_second(),
             "data_wait": just_now.data_wait(),
-            "shares": rounded(window.timing.shares()),
+            "shares": _rounded(window.timing.shares()),
         }
         report.window(epoch, task.describe(measured), record)
         minutes = config.checkpoint_minutes
@@ -178,7 +178,7 @@ def fit_epochs(
             "val": val,
             "images_per_second": this_epoch.images_per_second(),
             "data_wait": this_epoch.data_wait(),
-            "shares": rounded(this_epoch.timing().shares()),
+            "shares": _rounded(this_epoch.timing().shares()),
             "seconds": time.perf_counter() - start,
         }
         stop_if_not_finite(state)
@@ -200,5 +200,5 @@ def fit_epochs(
     return Outcome(val, pace.images_per_second(), stopped_by, final.sentence if final is not None else "")
 
 
-def rounded(shares: Mapping[Bound, float]) -> dict[str, float]:
+def _rounded(shares: Mapping[Bound, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}

@@ -101,6 +101,7 @@ class _Step:
     reduced: Any = None
     held: bool = False
     """Whether the device was held until the host had queued the step."""
+    counts: bool = True
 
 
 class Stopwatch:
@@ -175,6 +176,8 @@ class Stopwatch:
             last = self._last
             self._drop_hooks()
             self._hooks = [last.register_post_accumulate_grad_hook(self._mark_gradient)]
+            if self._step is not None:
+                self._step.counts = False  # its communication was not seen
         elif self._step is not None and self._step.graded is not None:
             self._step.reduced = self.clock.mark()
 
@@ -199,6 +202,7 @@ class Stopwatch:
             took = between(step.begun, step.ended) - exposed
             if step.held:
                 self._kernels = took
+            if step.held or not step.counts:
                 continue
             counted += 1
             data += between(step.asked, step.begun)

@@ -24,6 +24,7 @@ from fastcnn.config import FIELDS, Config
 from fastcnn.data import Batch, Loader
 from fastcnn.data.loader import ImageLoader
 from fastcnn.engine import FiniteGuard, Normalized, TrainState, Window, build_state, train_epoch
+from fastcnn.models import build
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.stopwatch import HostClock, Stopwatch
 from fastcnn.verdict import Room, Timing, Verdict, verdict
@@ -116,6 +117,7 @@ def test_on_the_cpu_what_is_slow_is_named(plant):
     (batch,) = batches(1)
     timing = measure(state, loader_of(batch, 16, slow.pop("load", lambda: None)), interval=4, **slow)
     found = judge(timing, device="cpu")
+    assert found.bound is not None
     assert found.bound == plant.split()[0], (timing, found)
     assert timing.shares()[found.bound] > 0.6
     assert timing.launching == timing.communication == 0
@@ -266,6 +268,7 @@ def test_on_a_device_with_a_queue_what_starves_it_is_named(case):
     settings, bound, share = SIMULATED[case]
     timing = simulate(**settings)
     found = judge(timing)
+    assert found.bound is not None
     assert found.bound == bound, (timing.shares(), found)
     assert timing.shares()[found.bound] == pytest.approx(share, abs=0.03)
     assert timing.communication == 0
@@ -280,6 +283,77 @@ def test_figures_are_what_would_be_reached():
     given, taken = (float(figure.replace(",", "")) for figure in found.groups())
     assert given == pytest.approx(images, rel=0.01)
     assert taken == pytest.approx(without, rel=0.05)
+
+
+# On a GPU.
+
+
+def on_the_gpu(
+    arch: str | None = None,
+    cycles: int = 0,
+    queueing: float = 0.0,
+    load: float = 0.0,
+    save: float = 0.0,
+    log: float = 0.0,
+) -> Timing:
+    """Steps of a network, or such whose forward pass keeps the device busy for `cycles` and queues ten small
+    operations with `queueing` seconds before each; `load`, `save` and `log` are the host's seconds."""
+    device = torch.device("cuda", 0)
+    few = torch.zeros(8, device=device)
+
+    def forward() -> None:
+        if cycles:
+            torch.cuda._sleep(cycles)
+        for _ in range(10):
+            time.sleep(queueing)
+            few.add_(1)
+
+    def look() -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        time.sleep(log)
+        torch.cuda.set_sync_debug_mode("error")
+
+    (batch,) = batches(1)
+    batch = Batch(*(tensor.to(device) for tensor in batch))
+    state = state_of(Network(forward) if arch is None else build(arch, num_classes=10), device)
+    state.guard = LooseGuard(device)
+    loader = loader_of(batch, 40, lambda: time.sleep(load))
+    try:
+        return measure(state, loader, 10, lambda: time.sleep(save), look)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class LooseGuard(FiniteGuard):
+    """Waits where waiting is an error elsewhere."""
+
+    def wait(self) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        super().wait()
+        torch.cuda.set_sync_debug_mode("error")
+
+
+LONG_ON_GPU = {"cycles": 30_000_000}  # 15 ms at 2 GHz
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        (LONG_ON_GPU, "computing"),
+        ({"queueing": 2e-3}, "launching"),
+        ({"arch": "resnet20"}, "launching"),  # eager, of eight images of 32 px
+        ({**LONG_ON_GPU, "load": 5e-3}, "computing"),
+        ({**LONG_ON_GPU, "load": 0.15}, "data"),
+        ({**LONG_ON_GPU, "save": 5e-3}, "computing"),
+        ({**LONG_ON_GPU, "save": 0.15}, "synchronising"),
+        ({**LONG_ON_GPU, "log": 1.5}, "synchronising"),
+    ],
+)
+def test_on_a_gpu_what_starves_it_is_named_without_waiting_for_it(settings, bound):
+    timing = on_the_gpu(**settings)
+    assert judge(timing).bound == bound, timing
 
 
 # Between processes.
@@ -450,11 +524,12 @@ def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeyp
     real = Normalized.forward
 
     def slow(self: Normalized, images: Tensor) -> object:
-        time.sleep(0.05)
+        time.sleep(0.1 if self.training else 0)
         return real(self, images)
 
     monkeypatch.setattr(Normalized, "forward", slow)
-    assert train(*QUICK, "--data", demo, "--batch-size", "16", "--epochs", "2") == 0
+    flags = ("--data", demo, "--data-backend", "cached", "--batch-size", "16", "--epochs", "2")
+    assert train(*QUICK, *flags) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^Bound by computing: \d+%", out, re.MULTILINE)) == 1
     assert out.count("Bound by") == 1

@@ -101,7 +101,7 @@ def timings(
         unfreeze(state)
         if reduce:
             make_slow(state)
-    train_epoch(state, task, cast(Loader, load_batches(5)), task.metrics(CPU), 5, lambda: None, look)
+    train_epoch(state, task, cast(Loader, load_batches(4)), task.metrics(CPU), 4, lambda: None, look)
     return gather_to_main(seen[-1])
 
 
