@@ -191,7 +191,7 @@ def fit_epochs(
         if not told and not last and pace.timing().steps:
             told = True
             early = verdict()
-            if early is not None and early.bound not in (None, "computing"):
+            if early is not None and early.avoidable:
                 report.say(early.sentence)
     final = verdict()
     if final is not None:

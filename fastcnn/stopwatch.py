@@ -41,6 +41,9 @@ class Clock(Protocol):
     def host(self) -> float:
         """The host's time now, in seconds."""
 
+    def crowded(self) -> float:
+        """Seconds so far that this thread could have run and had no core; 0 where nobody tells."""
+
     def hold(self, seconds: float) -> bool:
         """Keeps the device busy for about so long; False, and nothing, where it is the host itself."""
 
@@ -59,6 +62,13 @@ class HostClock:
 
     def host(self) -> float:
         return time.perf_counter()
+
+    def crowded(self) -> float:
+        try:
+            with open("/proc/thread-self/schedstat") as file:  # Linux: nanoseconds run, waited; turns
+                return int(file.read().split()[1]) / 1e9
+        except OSError:
+            return 0.0
 
     def hold(self, seconds: float) -> bool:
         return False
@@ -92,12 +102,13 @@ class CudaClock(HostClock):
 
 @dataclass(slots=True)
 class _Step:
+    """Its marks: before the loader is asked, with its batch, after the step; under DDP, after the last
+    gradient and when those of all ranks are averaged."""
+
     asked: Any
-    """Marks: before the loader is asked, with its batch, after the step."""
     begun: Any
     ended: Any = None
     graded: Any = None
-    """After the last gradient, and when all ranks' are averaged; DDP only."""
     reduced: Any = None
     held: bool = False
     """Whether the device was held until the host had queued the step."""
@@ -121,6 +132,7 @@ class Stopwatch:
         self._began = 0.0
         self._queueing = LONGEST_HOLD  # the least that the host took for a step
         self._paused = 0.0
+        self._crowded = 0.0  # until the first step since the last reading
         self._windows = 0
         self._kernels: float | None = None  # seconds of a step's kernels back to back, as last seen
         self._hooks: list[RemovableHandle] = []
@@ -135,8 +147,10 @@ class Stopwatch:
         if self._asked is None:
             return
         held = False
-        if not self._steps and self._windows and self._windows & (self._windows - 1) == 0:
-            held = self.clock.hold(min(1.5 * self._queueing, LONGEST_HOLD))
+        if not self._steps:
+            self._crowded = self.clock.crowded()
+            if self._windows and self._windows & (self._windows - 1) == 0:
+                held = self.clock.hold(min(1.5 * self._queueing, LONGEST_HOLD))
         self._step = _Step(self._asked, self.clock.mark(), held=held)
         self._began = self.clock.host()
 
@@ -209,13 +223,15 @@ class Stopwatch:
             inside += took
             communication += exposed
         launching = max(0.0, inside - counted * self._kernels) if self._kernels is not None else 0.0
-        synchronising = gaps + self._paused * len(self._steps) / max(steps, 1)
+        measured = len(self._steps) / max(steps, 1)
+        synchronising = gaps + self._paused * measured
+        crowded = (self.clock.crowded() - self._crowded) * measured if counted else 0.0
         self._steps, self._paused = [], 0.0
         self._windows += 1
         self.clock.reuse()
         if not counted:
             return Timing()
-        return Timing(counted, data, inside - launching, launching, synchronising, communication)
+        return Timing(counted, data, inside - launching, launching, synchronising, communication, crowded)
 
 
 def stopwatch_for(device: torch.device) -> Stopwatch:

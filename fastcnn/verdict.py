@@ -40,6 +40,8 @@ class Timing:
     """Idle between steps, at log lines and saves."""
     communication: float = 0.0
     """After the last gradient, until those of all ranks were averaged."""
+    crowded: float = 0.0
+    """Of all this, how long the host's thread could have run and had no processor core."""
 
     def __add__(self, other: Timing) -> Timing:
         return Timing(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
@@ -81,6 +83,8 @@ class Verdict:
     bound: Bound | None
     """None if nothing can be said."""
     sentence: str
+    avoidable: bool = False
+    """Whether anything but computing holds the run back."""
 
 
 def verdict(timings: Sequence[Timing], config: Config, chosen: Collection[str], room: Room) -> Verdict:
@@ -96,6 +100,8 @@ def verdict(timings: Sequence[Timing], config: Config, chosen: Collection[str], 
     shares = [timing.shares() for timing in timings]
     if not all(shares):
         return Verdict(None, "The run was too short to tell what bounds it.")
+    together = sum(timings, Timing())
+    crowd = _crowd(together)
     images = int(config.batch_size) * config.grad_accum_steps * len(timings)
     waits = [share["communication"] for share in shares]
     late = waits.index(min(waits))
@@ -104,20 +110,27 @@ def verdict(timings: Sequence[Timing], config: Config, chosen: Collection[str], 
         bound = _bound({**shares[late], "communication": 0.0})
         start = f"Bound by rank {late}: the others wait for it {waited:.0%} of the time. "
         if bound == "computing":
-            return Verdict(bound, f"{start}It computes longest: see what else its processor or GPU does.")
-        what = _measured(bound, timings[late], images)
-        return Verdict(bound, f"{start}It is held up by {what}{_advice(bound, config, chosen, room)}")
-    together = sum(timings, Timing())
-    bound = _bound(together.shares())
-    return Verdict(
-        bound, f"Bound by {_measured(bound, together, images)}{_advice(bound, config, chosen, room)}"
-    )
+            text = f"{start}It computes longest: see what else its processor or GPU does."
+            return Verdict(bound, text + crowd, True)
+        start, timing = f"{start}It is held up by ", timings[late]
+    else:
+        bound = _bound(together.shares())
+        start, timing = "Bound by ", together
+    what, advice = _measured(bound, timing, images), _advice(bound, config, chosen, room)
+    return Verdict(bound, start + what + crowd + advice, bound != "computing" or bool(crowd))
 
 
 def _bound(shares: dict[Bound, float]) -> Bound:
     """The largest share that need not be, if it is worth saying."""
     largest = max(NAMES, key=shares.__getitem__)
     return largest if shares[largest] >= WORTH_SAYING else "computing"
+
+
+def _crowd(timing: Timing) -> str:
+    share = timing.crowded / timing.seconds
+    if share < WORTH_SAYING:
+        return ""
+    return f" The processor is crowded: {share:.0%} of the time the main thread waits for a core."
 
 
 def _measured(bound: Bound, timing: Timing, images: int) -> str:

@@ -140,6 +140,28 @@ def test_a_window_of_any_length_is_measured_by_its_first_steps():
     assert 0.05 < timing.synchronising < 0.1  # 3 of 10 steps bear 3 tenths of the log line
 
 
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="the system does not tell")
+def test_a_core_that_others_use_too_is_noticed():
+    def spin() -> None:
+        end = time.perf_counter() + 0.03
+        while time.perf_counter() < end:
+            pass
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # of this thread, and of the processes that it starts
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        (batch,) = batches(1)
+        timing = measure(state_of(Network(spin)), loader_of(batch, 20), interval=5)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, cores)
+    assert 0.3 < timing.crowded / timing.seconds < 1
+    assert " The processor is crowded: " in judge(timing, device="cpu").sentence
+
+
 def test_measuring_costs_microseconds_a_step():
     watch = Stopwatch(HostClock())
 
@@ -189,6 +211,9 @@ class Device:
 
     def host(self) -> float:
         return self.now
+
+    def crowded(self) -> float:
+        return 0.0
 
     def hold(self, seconds: float) -> bool:
         self.launch(seconds)
@@ -447,6 +472,16 @@ def test_a_loader_that_shares_the_cores_says_so():
     )
 
 
+def test_a_crowded_processor_is_said_beside_the_bound():
+    assert judge(of(data=0.1, computing=9.9, crowded=5.3), compile="on") == Verdict(
+        "computing",
+        "Bound by computing: 99% of the time. "
+        "The processor is crowded: 53% of the time the main thread waits for a core.",
+        avoidable=True,
+    )
+    assert not judge(of(data=0.1, computing=9.9, crowded=0.3), compile="on").avoidable
+
+
 def test_what_cannot_be_told_is_not_told():
     assert judge(Timing()) == Verdict(None, "The run was too short to tell what bounds it.")
     assert judge(of(computing=1.0), device="mps").bound is None
@@ -528,6 +563,7 @@ def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeyp
         return real(self, images)
 
     monkeypatch.setattr(Normalized, "forward", slow)
+    monkeypatch.setattr(HostClock, "crowded", lambda self: 0.0)
     flags = ("--data", demo, "--data-backend", "cached", "--batch-size", "16", "--epochs", "2")
     assert train(*QUICK, *flags) == 0
     out = capsys.readouterr().out
