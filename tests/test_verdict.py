@@ -26,7 +26,7 @@ from fastcnn.data.loader import ImageLoader
 from fastcnn.engine import FiniteGuard, Normalized, TrainState, Window, build_state, train_epoch
 from fastcnn.models import build
 from fastcnn.optim import Schedule, build_optimizer
-from fastcnn.stopwatch import HostClock, Stopwatch
+from fastcnn.stopwatch import CudaClock, HostClock, Stopwatch
 from fastcnn.verdict import Room, Timing, Verdict, verdict
 
 CONFIG = Config(
@@ -311,6 +311,35 @@ def test_figures_are_what_would_be_reached():
 
 
 # On a GPU.
+
+
+def test_events_are_made_once_and_never_waited_for(monkeypatch):
+    made = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            made.append(self)
+            self.milliseconds = 0.0
+
+        def record(self) -> None:
+            self.milliseconds += 1500.0 * len(made)
+
+        def elapsed_time(self, other: Event) -> float:
+            return other.milliseconds - self.milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = Stopwatch(CudaClock())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    for _ in range(5):
+        for _ in range(4):
+            watch.ask()
+            watch.begin()
+            watch.end()
+        watch.read(4)
+    assert len(made) == 3 * 4
+    clock = CudaClock()
+    assert clock.seconds(clock.mark(), clock.mark()) == pytest.approx(1.5)
 
 
 def on_the_gpu(
