@@ -124,6 +124,7 @@ class TrainState:
     frozen: Frozen | None = None
     """What does not train."""
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(HostClock()))
+    """Where the time of `train_epoch` goes."""
     step: int = 0
     """Updates made."""
     epoch: int = 0
@@ -185,6 +186,7 @@ def unfreeze(state: TrainState) -> None:
     state.frozen.release()
     state.frozen = None
     add_momentum_buffers(state.optimizer)
+    state.watch.forget()
     if isinstance(state.train_model, DistributedDataParallel):  # knows only what trained when it was built
         state.train_model = state.eval_model  # lets go of the old one, and of its hooks, before the new one
         state.train_model = _data_parallel(state.eval_model, state.device)

@@ -120,7 +120,7 @@ class Stopwatch:
 
     How long the device itself needs for a step, its kernels back to back, is seen by holding it until the
     host has queued all of them. That delays a step by its own time, and is done in the first step of windows
-    1, 2, 4, 8, ..., counted from 0. What steps take longer than that, the device waits for the host.
+    1, 2, 4, 8, ...; start-up is in window 0. What steps take longer than that, the device waits for the host.
     """
 
     def __init__(self, clock: Clock, at_most: int = MARKED) -> None:
@@ -169,6 +169,10 @@ class Stopwatch:
         start = self.clock.host()
         yield
         self._paused += self.clock.host() - start
+
+    def forget(self) -> None:
+        """From here on a step is another one."""
+        self._windows, self._kernels, self._queueing = 0, None, LONGEST_HOLD
 
     def follow_gradients(self, network: nn.Module) -> None:
         """Learns in the next backward pass which gradient comes last, and marks that one from then on."""

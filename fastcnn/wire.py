@@ -17,7 +17,6 @@ from fastcnn.config import Config
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
-from fastcnn.data.torch_loader import needs_one_thread
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
@@ -72,6 +71,8 @@ class Plan:
 
     def room(self, ranks: Ranks) -> Room:
         """What is left to try, should something hold the run back."""
+        from fastcnn.data.torch_loader import needs_one_thread
+
         config, train = self.config, self.source.train
         loads = config.data_backend != "synthetic"
         timed = "data_backend" in self.reasons and not config.deterministic

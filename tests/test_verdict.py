@@ -23,10 +23,11 @@ import fastcnn
 from fastcnn.config import FIELDS, Config
 from fastcnn.data import Batch, Loader
 from fastcnn.data.loader import ImageLoader
-from fastcnn.engine import FiniteGuard, Normalized, TrainState, Window, build_state, train_epoch
+from fastcnn.engine import FiniteGuard, Normalized, TrainState, Window, build_state, train_epoch, unfreeze
 from fastcnn.models import build
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.stopwatch import CudaClock, HostClock, Stopwatch
+from fastcnn.transfer import Frozen
 from fastcnn.verdict import Room, Timing, Verdict, verdict
 
 CONFIG = Config(
@@ -231,13 +232,14 @@ def simulate(
     save: float = 0.0,
     log: float = 0.0,
     throttled: float = 1.0,
+    unfrozen: float = 1.0,
 ) -> Timing:
     """Steps of ten kernels, each queued in `queueing` and done in `kernel` seconds.
 
     Args:
         load: seconds that the host waits for a batch, copy: that the device then copies it.
         save: of the host after each step, log: after each window of ten.
-        throttled: factor of the kernels' time from the sixth window on.
+        throttled: factor of the kernels' time from the sixth window on, unfrozen: the same, after unfreezing.
     """
     device = Device()
     steps = 0
@@ -247,7 +249,7 @@ def simulate(
         steps += 1
         for _ in range(10):
             device.spend(queueing)
-            device.launch(kernel * (throttled if steps > 50 else 1))
+            device.launch(kernel * (throttled * unfrozen if steps > 50 else 1))
 
     def before() -> None:
         device.spend(load)
@@ -257,17 +259,19 @@ def simulate(
         def wait(self) -> None:
             device.wait()
 
-    state = state_of(Network(forward))
+    network = Network(forward)
+    state = state_of(network)
     state.guard = Guard(CPU)
     state.watch = Stopwatch(device)
+
+    def on_window() -> None:
+        device.spend(log)
+        if steps == 50 and unfrozen != 1:
+            state.frozen = Frozen(network, [])
+            unfreeze(state)
+
     (batch,) = batches(1)
-    return measure(
-        state,
-        loader_of(batch, 200, before),
-        10,
-        on_step=lambda: device.spend(save),
-        on_window=lambda: device.spend(log),
-    )
+    return measure(state, loader_of(batch, 200, before), 10, lambda: device.spend(save), on_window)
 
 
 LONG: dict[str, float] = {"queueing": 0.1 * MS, "kernel": 1 * MS}
@@ -284,6 +288,8 @@ SIMULATED: dict[str, tuple[dict[str, float], str, float]] = {
     "the queue hides the bar": ({**LONG, "save": 8 * MS}, "computing", 0.98),
     "log lines take long": ({**LONG, "log": 900 * MS}, "synchronising", 0.9),
     "the device gets slower": ({**LONG, "throttled": 1.3}, "computing", 0.95),
+    "more layers train": ({**LONG, "unfrozen": 3}, "computing", 1),
+    "more layers train, in short kernels": ({**SHORT, "unfrozen": 3}, "launching", 0.7),
 }
 """What happens, what bounds it, and its share of the time."""
 
