@@ -26,8 +26,8 @@ def fit(**settings: Any) -> Result:
     with underscores for dashes.
 
     Returns:
-        `fastcnn.train.Result`: the trained network, its best metric, the throughput in images a second
-        and the run's folder.
+        `fastcnn.train.Result`: the trained network, its best metric, the throughput in images a second,
+        what held it back and the run's folder.
 
     Raises:
         ValueError: a setting is unknown, of the wrong type or impossible; the message says what to

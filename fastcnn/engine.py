@@ -10,7 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
@@ -25,8 +25,10 @@ from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
 from fastcnn.metrics import Metrics
 from fastcnn.optim import EMA, Schedule, add_momentum_buffers, learning_rate, set_learning_rate
+from fastcnn.stopwatch import HostClock, Stopwatch, stopwatch_for
 from fastcnn.tasks import Task
 from fastcnn.transfer import Frozen
+from fastcnn.verdict import Timing
 
 
 class Normalized(nn.Module):
@@ -91,6 +93,10 @@ class FiniteGuard:
             self.check(norm)
         self.bad_steps += self.found_inf
 
+    def wait(self) -> None:
+        """Until the device has done all that was queued."""
+        self.found_inf.item()
+
     def count(self) -> int:
         """Steps since the first bad one, itself included; waits for the device."""
         return int(self.bad_steps.item())
@@ -117,6 +123,8 @@ class TrainState:
     clip_grad: float | None = None
     frozen: Frozen | None = None
     """What does not train."""
+    watch: Stopwatch = field(default_factory=lambda: Stopwatch(HostClock()))
+    """Where the time of `train_epoch` goes."""
     step: int = 0
     """Updates made."""
     epoch: int = 0
@@ -149,8 +157,10 @@ def build_state(
         torch._dynamo.reset()  # its limit on recompilations counts the networks of earlier runs too
         eval_model = cast(nn.Module, torch.compile(eval_model, dynamic=False))
     train_model = eval_model
+    watch = stopwatch_for(device)
     if is_distributed():
         train_model = _data_parallel(eval_model, device)
+        watch.follow_gradients(network)
     return TrainState(
         network,
         train_model,
@@ -165,6 +175,7 @@ def build_state(
         accum_steps,
         clip_grad,
         frozen,
+        watch,
     )
 
 
@@ -175,9 +186,11 @@ def unfreeze(state: TrainState) -> None:
     state.frozen.release()
     state.frozen = None
     add_momentum_buffers(state.optimizer)
+    state.watch.forget()
     if isinstance(state.train_model, DistributedDataParallel):  # knows only what trained when it was built
         state.train_model = state.eval_model  # lets go of the old one, and of its hooks, before the new one
         state.train_model = _data_parallel(state.eval_model, state.device)
+        state.watch.follow_gradients(state.network)
 
 
 def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
@@ -205,6 +218,8 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
             if last:
                 state.guard.share()
             part.backward()
+        if last:
+            state.watch.reduced()
         metrics.update(loss, outputs, batch)
 
     set_learning_rate(state.optimizer, learning_rate(state.step, state.schedule))
@@ -241,6 +256,7 @@ class Window:
     seconds: float
     data_seconds: float
     """Of these, spent waiting for the loader."""
+    timing: Timing
     cold: bool = False
     """Whether it holds start-up and compilation."""
 
@@ -269,36 +285,46 @@ def train_epoch(
     state.train_model.train()
     if state.frozen is not None:
         state.frozen.hold()
-    batches = iter(loader)
+
+    def look() -> bool:
+        window = _window(state, steps, samples, start, data_seconds)
+        with state.watch.pause():
+            return on_window(window)
+
     steps = samples = 0
     data_seconds, start = 0.0, time.perf_counter()
-    for group, waited in _groups(batches, state.accum_steps):
+    for group, waited in _groups(iter(loader), state.accum_steps, state.watch):
         train_step(state, task, group, metrics)
+        state.watch.end()
         steps += 1
         samples += sum(len(batch.mask) for batch in group)
         data_seconds += waited
         on_step()
         if steps == log_interval or hurry():
-            if on_window(_window(state, steps, samples, start, data_seconds)):
+            if look():
                 return False
             steps = samples = 0
             data_seconds, start = 0.0, time.perf_counter()
-    return not (steps and on_window(_window(state, steps, samples, start, data_seconds)))
+    return not (steps and look())
 
 
-def _groups(batches: Iterator[Batch], size: int) -> Iterator[tuple[list[Batch], float]]:
+def _groups(batches: Iterator[Batch], size: int, watch: Stopwatch) -> Iterator[tuple[list[Batch], float]]:
     """Batches by `size`, an incomplete last group left out, and the seconds waited for each group."""
     while True:
+        watch.ask()
         start = time.perf_counter()
         group = list(islice(batches, size))
         if len(group) < size:
             return
-        yield group, time.perf_counter() - start
+        waited = time.perf_counter() - start
+        watch.begin()
+        yield group, waited
 
 
 def _window(state: TrainState, steps: int, samples: int, start: float, data_seconds: float) -> Window:
-    state.guard.found_inf.item()  # waits for the device, so that the time is that of the work
-    return Window(steps, samples, time.perf_counter() - start, data_seconds)
+    state.guard.wait()  # so that the time is that of the work
+    seconds = time.perf_counter() - start
+    return Window(steps, samples, seconds, data_seconds, state.watch.read(steps))
 
 
 @torch.no_grad()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from fastcnn.data.batch import Loader
-from fastcnn.distributed import any_rank
+from fastcnn.distributed import any_rank, gather_to_main
 from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
@@ -17,6 +18,9 @@ from fastcnn.optim import learning_rate
 from fastcnn.report import Report
 from fastcnn.run import Run
 from fastcnn.tasks import Task
+from fastcnn.verdict import Bound, Timing, Verdict
+
+Judge = Callable[[list[Timing]], Verdict]
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Pace:
         seconds = sum(w.seconds for w in windows)
         return sum(w.data_seconds for w in windows) / seconds if seconds else 0.0
 
+    def timing(self) -> Timing:
+        """Where the time went after start-up, on this rank."""
+        return sum((w.timing for w in self.windows if not w.cold), Timing())
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -52,6 +60,8 @@ class Outcome:
     images_per_second: float
     stopped_by: int | None
     """Number of the signal that ended the run early."""
+    verdict: str
+    """What bounds the run; empty if nothing was trained, and on all ranks but the first."""
 
 
 def fit_epochs(
@@ -62,6 +72,7 @@ def fit_epochs(
     report: Report,
     stop: StopRequest,
     log_interval: int,
+    judge: Judge,
 ) -> Outcome:
     """Trains the epochs that are left, saving into `run`.
 
@@ -69,6 +80,7 @@ def fit_epochs(
         epoch_metrics: sums of the epoch under way when the run was saved, else empty.
         stop: a signal's request; all ranks answer it together at a log line, a single process at once, and
             before a validation, which a resumed run makes up for.
+        judge: says what bounds the run, from what all ranks measured.
 
     Raises:
         fastcnn.errors.TrainingError: the loss became infinite or NaN.
@@ -77,7 +89,11 @@ def fit_epochs(
     window_metrics = task.metrics(state.device)
     pace = Pace(world_size)
     val: dict[str, float] = {}
-    stopped = False
+    stopped = told = False
+
+    def verdict() -> Verdict | None:
+        timings = gather_to_main(pace.timing())
+        return judge(timings) if timings and pace.windows else None
 
     def sums() -> Metrics:
         total = task.metrics(state.device)
@@ -99,7 +115,8 @@ def fit_epochs(
         measured = window_metrics.compute()
         epoch_metrics.add(window_metrics.state())
         window_metrics.reset()
-        pace.windows.append(dataclasses.replace(window, cold=not pace.windows))
+        window = dataclasses.replace(window, cold=not pace.windows)
+        pace.windows.append(window)
         just_now = Pace(world_size, [window])
         record = {
             "step": state.step,
@@ -109,6 +126,7 @@ def fit_epochs(
             "lr": learning_rate(state.step - 1, state.schedule),
             "images_per_second": just_now.images_per_second(),
             "data_wait": just_now.data_wait(),
+            "shares": _rounded(window.timing.shares()),
         }
         report.window(epoch, task.describe(measured), record)
         minutes = config.checkpoint_minutes
@@ -160,6 +178,7 @@ def fit_epochs(
             "val": val,
             "images_per_second": this_epoch.images_per_second(),
             "data_wait": this_epoch.data_wait(),
+            "shares": _rounded(this_epoch.timing().shares()),
             "seconds": time.perf_counter() - start,
         }
         stop_if_not_finite(state)
@@ -169,4 +188,17 @@ def fit_epochs(
             run.save(epoch_metrics, is_best)
         if stopped:
             break
-    return Outcome(val, pace.images_per_second(), (stop.signal or signal.SIGTERM) if stopped else None)
+        if not told and not last and pace.timing().steps:
+            told = True
+            early = verdict()
+            if early is not None and early.avoidable:
+                report.say(early.sentence)
+    final = verdict()
+    if final is not None:
+        report.say(final.sentence)
+    stopped_by = (stop.signal or signal.SIGTERM) if stopped else None
+    return Outcome(val, pace.images_per_second(), stopped_by, final.sentence if final is not None else "")
+
+
+def _rounded(shares: Mapping[Bound, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in shares.items()}

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ class Result:
     images_per_second: float
     """Training throughput over all ranks; validation and the first log interval are left out."""
     folder: Path
+    verdict: str = ""
+    """What bounds the run, and what to try; empty if nothing was trained, and on all ranks but the first."""
     stopped_by: int | None = None
     """Number of the signal that ended the run early."""
 
@@ -70,6 +73,7 @@ def fit(config: Config) -> Result:
     from fastcnn.resolve import describe
     from fastcnn.run import Run, claim_folder
     from fastcnn.tasks import Classification
+    from fastcnn.verdict import verdict
     from fastcnn.wire import build, make_plan
 
     check(config)
@@ -102,13 +106,22 @@ def fit(config: Config) -> Result:
                 if ranks.is_main:
                     run.write_bad_files()
                 interval = int(plan.config.log_interval)
-                outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval)
+                judge = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
+                outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval, judge)
                 report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
         finally:
             train_loader.close()
             val_loader.close()
     val = outcome.val or run.best
-    return Result(state.network, val, run.best, outcome.images_per_second, run.folder, outcome.stopped_by)
+    return Result(
+        state.network,
+        val,
+        run.best,
+        outcome.images_per_second,
+        run.folder,
+        outcome.verdict,
+        outcome.stopped_by,
+    )
 
 
 def counted(val: dict[str, float]) -> str:

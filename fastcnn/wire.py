@@ -16,7 +16,7 @@ from fastcnn.adapt import load_weights
 from fastcnn.config import Config
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
 from fastcnn.data.backends import why_not
-from fastcnn.data.choose import choose_backend
+from fastcnn.data.choose import MEMORY_SHARE, choose_backend
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
@@ -26,6 +26,7 @@ from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
+from fastcnn.verdict import Room
 from fastcnn.weights import download_pretrained, read_weights
 
 
@@ -67,6 +68,24 @@ class Plan:
         if self.config.compile == "on":
             lines.append("compiling the network first: the first steps take long")
         return lines
+
+    def room(self, ranks: Ranks) -> Room:
+        """What is left to try, should something hold the run back."""
+        from fastcnn.data.torch_loader import needs_one_thread
+
+        config, train = self.config, self.source.train
+        loads = config.data_backend != "synthetic"
+        timed = "data_backend" in self.reasons and not config.deterministic
+        limit = (int(config.in_chans), int(config.workers), ranks.local_world_size)
+        fits = loads and not why_not("cached", self.source, *limit)
+        return Room(
+            cores=machine.cores_per_process(ranks),
+            images=len(train) // ranks.world_size,
+            # Where it was among the loaders that were timed, it is the fastest or was found to be slower.
+            can_cache=fits and not (timed and not why_not("cached", self.source, *limit, MEMORY_SHARE)),
+            threads_help=loads and (config.data_backend == "dali" or not needs_one_thread(train)),
+            can_compile=importlib.util.find_spec("triton") is not None,
+        )
 
 
 def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:

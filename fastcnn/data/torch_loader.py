@@ -123,13 +123,14 @@ def chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def pool_for(split: Split, workers: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them.
+def needs_one_thread(split: Split) -> bool:
+    """Small images hold Python's lock most of the time: a second thread only waits for it."""
+    return bool(split.sizes.astype(np.int64).prod(axis=1).mean() < SMALL_IMAGE**2)
 
-    One thread for small images: they hold Python's lock most of the time, and a second only waits for it.
-    """
-    small = split.sizes.astype(np.int64).prod(axis=1).mean() < SMALL_IMAGE**2
-    workers = 1 if small else max(1, workers)
+
+def pool_for(split: Split, workers: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them."""
+    workers = 1 if needs_one_thread(split) else max(1, workers)
     together = threading.Barrier(workers + 1)
 
     def begin() -> None:

@@ -1,0 +1,126 @@
+"""What the processes of tests/test_verdict.py run, under torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastcnn.data import Batch, Loader
+from fastcnn.distributed import Ranks, gather_to_main, process_group
+from fastcnn.engine import TrainState, Window, build_state, train_epoch, unfreeze
+from fastcnn.models import build
+from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.tasks import Classification
+from fastcnn.transfer import Frozen, frozen_layers
+from fastcnn.verdict import Timing
+
+CPU = torch.device("cpu")
+NAP = 0.1
+
+
+def slow_reduce(_, bucket):  # DDP looks at annotations, and takes no strings
+    """The mean of all ranks, and a nap while it is under way."""
+    work = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
+
+    def late(future: Any) -> Tensor:
+        time.sleep(NAP)
+        return future.value()[0]
+
+    assert work is not None
+    return work.get_future().then(late)
+
+
+def make_slow(state: TrainState) -> None:
+    cast(DistributedDataParallel, state.train_model).register_comm_hook(None, slow_reduce)
+
+
+def timings(
+    reduce: bool = False,
+    load: float = 0.0,
+    forward: float = 0.0,
+    backward: float = 0.0,
+    accumulate: int = 1,
+    frozen: bool = False,
+) -> list[Timing]:
+    """Where the time of the steps after the first two goes, on each rank.
+
+    Args:
+        reduce: whether averaging gradients takes 0.1 s longer.
+        load, forward, backward: seconds that these take longer in this process.
+        frozen: whether all but the classifier is frozen in the first two steps.
+    """
+    torch.manual_seed(0)
+    network = build("lenet5", num_classes=10)
+    parts = Frozen(network, frozen_layers(network, "backbone", None)) if frozen else None
+    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-3)
+    schedule = Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant")
+    normalization = [0.5] * 3, [0.25] * 3
+    state = build_state(
+        network,
+        *normalization,
+        optimizer,
+        schedule,
+        CPU,
+        torch.float32,
+        accum_steps=accumulate,
+        frozen=parts,
+    )
+    if reduce:
+        make_slow(state)
+    network.register_forward_pre_hook(lambda *_: time.sleep(forward))
+    if backward:
+        conv = cast(nn.Module, network.conv3)
+        conv.register_full_backward_hook(lambda *_: time.sleep(backward))
+    image = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch(image, torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.bool))
+
+    def load_batches(steps: int) -> Iterator[Batch]:
+        for _ in range(accumulate * steps):
+            time.sleep(load)
+            yield batch
+
+    seen: list[Timing] = []
+
+    def look(window: Window) -> bool:
+        seen.append(window.timing)
+        return False
+
+    task = Classification(10)
+    train_epoch(state, task, cast(Loader, load_batches(2)), task.metrics(CPU), 2, lambda: None, look)
+    if frozen:
+        unfreeze(state)
+        if reduce:
+            make_slow(state)
+    train_epoch(state, task, cast(Loader, load_batches(4)), task.metrics(CPU), 4, lambda: None, look)
+    return gather_to_main(seen[-1])
+
+
+def main(output: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = Ranks.from_environment()
+    with process_group(ranks, CPU):
+        nap = 2 * NAP if ranks.rank == 1 else 0.0
+        found = {
+            "reduce": timings(reduce=True),
+            "loader of rank 1": timings(load=nap),
+            "network of rank 1": timings(forward=nap),
+            "accumulated": timings(reduce=True, forward=2 * NAP, accumulate=2),
+            "unfrozen": timings(reduce=True, backward=2 * NAP, frozen=True),
+        }
+        if ranks.is_main:
+            plain = {name: [dataclasses.astuple(t) for t in times] for name, times in found.items()}
+            output.write_text(json.dumps(plain))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
