@@ -1,143 +1,198 @@
-"""fastcnn's training step against eager PyTorch's, in turn in one process.
+"""A training step of fastcnn against eager PyTorch's, torchvision's and timm's, in turn.
 
-    python benchmarks/bench_train.py --arch resnet50 --img-size 64 --batch-size 32
+    python -m pytest benchmarks/bench_train.py
+    python -m pytest benchmarks/bench_train.py -k resnet50 --quick
 
-Three sides, each the whole step (forward, loss, backward, update) on a batch that is already on the device:
+Sides, each the whole step (forward, loss, backward, update) on a batch that is already on the device, in a
+process of its own with the allocator that it comes with:
   eager fp32 NCHW    torchvision's network as it comes, float images, torch.optim.SGD
-  careful eager      the same with channels-last and bf16 autocast, fused SGD, cuDNN benchmark
-  fastcnn            its step on a uint8 batch, with the dtype and compilation that `auto` chooses here
+  torchvision AMP    the step of torchvision's reference recipe with --amp (references/classification/train.py)
+  careful eager      channels-last, bf16 autocast, fused SGD, cuDNN benchmark
+  timm               timm's network and step with --amp --amp-dtype bfloat16 --channels-last (train.py)
+  fastcnn            its step on a uint8 batch, with what `auto` chooses here
 
-Writes JSON to benchmarks/results/MACHINE/. The memory allocator is the default one on all sides, which share
-the process; a training run of fastcnn adjusts it (fastcnn/machine.py).
+The networks are the same ones with the same number of classes; timm's is left out where it has none.
 """
 
 from __future__ import annotations
 
-import statistics
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-import tyro
+from sizes import TRAIN, Train
 from torch import Tensor, nn
 
-from fastcnn import bench, machine, models
-from fastcnn.data import Batch
+from fastcnn import bench, machine
 from fastcnn.distributed import Ranks, choose_device
-from fastcnn.engine import build_state, train_step
-from fastcnn.optim import Schedule, build_optimizer
-from fastcnn.tasks import Classification
+from fastcnn.steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Problem, build_own_step
+from fastcnn.worker import Worker, time_workers
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BASELINE, CAREFUL, OURS = "eager fp32 NCHW", "careful eager", "fastcnn"
-
-
-@dataclass(frozen=True)
-class Settings:
-    arch: str = "resnet50"
-    """A network that both torchvision and fastcnn have."""
-    img_size: int = 64
-    batch_size: int = 32
-    rounds: int = 15
-    """Timed steps of each side."""
-    warmup: int = 3
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile fastcnn's side; auto: on with CUDA, as in training."""
-    output: str | None = None
-    """JSON file; by default under benchmarks/results/."""
+BASELINE, OURS = "eager fp32 NCHW", "fastcnn"
+SIDES = (BASELINE, "torchvision AMP", "careful eager", "timm", OURS)
+DEVICE = choose_device("auto", Ranks())
+TORCHVISION = {"alexnet": "alexnet"}
+"""Names of fastcnn's networks there, where they differ in more than the name."""
 
 
-def eager_step(network: nn.Module, images: Tensor, targets: Tensor, careful: bool) -> Callable[[], object]:
+def floats(problem: Problem, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+    """The problem's images, normalized, and targets."""
+    batch = problem.batch()
+    mean, std = (torch.tensor(v, device=problem.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return ((batch.images / 255 - mean) / std).contiguous(memory_format=layout), batch.targets
+
+
+def torchvision_network(problem: Problem) -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(torchvision.models, problem.arch)(num_classes=1000).to(problem.device).train()
+
+
+def eager(problem: Problem, careful: bool = False) -> Callable[[], Tensor]:
+    network = torchvision_network(problem)
+    images, targets = floats(problem, careful)
     if careful:
         network = network.to(memory_format=torch.channels_last)
-        images = images.to(memory_format=torch.channels_last)
+        torch.backends.cudnn.benchmark = True
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=careful or None
+        network.parameters(), LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=careful or None
     )
 
-    def step() -> None:
+    def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=careful):
-            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=careful):
-                loss = F.cross_entropy(network(images), targets)
-            loss.backward()
+        with torch.autocast(problem.device, dtype=torch.bfloat16, enabled=careful):
+            loss = F.cross_entropy(network(images), targets)
+        loss.backward()
         optimizer.step()
+        return loss.detach()
 
     return step
 
 
-def fastcnn_step(
-    settings: Settings, batch: Batch, device: torch.device, dtype: str, network: nn.Module
-) -> Callable[[], object]:
-    state = build_state(
-        network.to(device),
-        MEAN,
-        STD,
-        build_optimizer(network, "sgd", 0.01, weight_decay=1e-4),
-        Schedule(0.01, steps_per_epoch=1000, epochs=1, kind="constant"),
-        device,
-        machine.DTYPES[dtype],
-        compile=settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"),
-    )
-    state.train_model.train()
-    task = Classification(1000)
-    metrics = task.metrics(device)
-    return lambda: train_step(state, task, [batch], metrics)
-
-
-def main(settings: Settings) -> None:
-    device = choose_device("auto", Ranks())
+def torchvision_amp(problem: Problem) -> Callable[[], Tensor]:
+    """Of torchvision 0.26's train_one_epoch: autocast with its default dtype, a scaler on CUDA, and the loss
+    and accuracy read in every step."""
+    network = torchvision_network(problem)
+    images, targets = floats(problem)
     torch.backends.cudnn.benchmark = True
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    scaler = torch.amp.GradScaler(problem.device, enabled=problem.device == "cuda")
+
+    def step() -> Tensor:
+        with torch.autocast(problem.device):
+            output = network(images)
+            loss = criterion(output, targets)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        hits = output.topk(5).indices.eq(targets[:, None])
+        for value in (loss, hits[:, 0].sum(), hits.sum()):
+            value.item()
+        return loss.detach()
+
+    return step
+
+
+def timm_step(problem: Problem) -> Callable[[], Tensor]:
+    """Of timm 1.0's train_one_epoch: its network, optimizer and loss."""
+    import timm
+    from timm.optim import create_optimizer_v2
+
     torch.manual_seed(0)
-    n, size = settings.batch_size, settings.img_size
-    pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    targets = torch.randint(0, 1000, (n,), device=device)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    images = ((pixels / 255 - mean) / std).contiguous()
+    sized = {"img_size": problem.img_size} if problem.arch.startswith("vit") else {}
+    name = TIMM.get(problem.arch, problem.arch)
+    network = timm.create_model(name, num_classes=1000, **sized).to(problem.device).train()
+    network = network.to(memory_format=torch.channels_last)
+    images, targets = floats(problem, channels_last=True)
+    torch.backends.cudnn.benchmark = True
+    optimizer = create_optimizer_v2(network, "sgd", lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    criterion = nn.CrossEntropyLoss()
 
-    ours = models.build(settings.arch, num_classes=1000).to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        dtype, why = "bf16", "the GPU has it"
+    def step() -> Tensor:
+        with torch.autocast(problem.device, dtype=torch.bfloat16):
+            loss = criterion(network(images), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+TIMM = {"mobilenet_v2": "mobilenetv2_100", "vit_b_16": "vit_base_patch16_224"}
+NOT_IN_TIMM = ("alexnet",)
+
+
+@functools.cache
+def measure(row: Train, quick: bool) -> bench.Comparison:
+    problem = Problem(row.arch, row.img_size, row.batch_size, DEVICE.type)
+    rounds = 3 if quick else 15
+    calls = 10 if DEVICE.type == "cuda" else 1  # the host runs ahead of a GPU
+    torch.set_num_threads(machine.cores_per_process(Ranks()))
+    if DEVICE.type == "cuda":
+        way, why, compiled = machine.Arithmetic("bf16", True), "the GPU has it", True
     else:
-        dtype, why = machine.probe_amp_dtype(ours, size, 3, channels_last=True)
-    build = getattr(torchvision.models, settings.arch)
-    batch = Batch(pixels, targets, torch.ones(n, dtype=torch.bool, device=device))
-    sides = {
-        BASELINE: eager_step(build().to(device), images, targets, careful=False),
-        CAREFUL: eager_step(build().to(device), images, targets, careful=True),
-        OURS: fastcnn_step(settings, batch, device, dtype, ours),
+        network, compiled = problem.network(), False
+        way, why = machine.probe_arithmetic(network, row.img_size, 3, row.batch_size)
+    builds: dict[str, Callable[[], Any]] = {
+        BASELINE: partial(eager, problem),
+        "torchvision AMP": partial(torchvision_amp, problem),
+        "careful eager": partial(eager, problem, careful=True),
+        "timm": partial(timm_step, problem),
+        OURS: partial(build_own_step, problem, way.dtype, way.channels_last, compiled),
     }
-    # On a GPU the host runs ahead, so a single step's time would be that of launching it too.
-    steps = 10 if device.type == "cuda" else 1
-    seconds = bench.time_in_turn(sides, settings.rounds, settings.warmup, device, calls=steps)
-
-    # Neighbouring steps see the same machine, so the ratio is taken round by round.
-    ratios = {name: [a / b for a, b in zip(seconds[BASELINE], seconds[name])] for name in sides}
-    print(f"{settings.arch}, {size} px, batch {n}, {settings.rounds} steps of each in turn")
-    print(f"{'':<18}{'ms a step':>10}{'img/s':>9}  times {BASELINE} (quartiles)")
-    for name in sides:
-        ratio, median = bench.spread(bench.summary(ratios[name])), statistics.median(seconds[name])
-        print(f"{name:<18}{1000 * median:>10.1f}{n / median:>9,.0f}  {ratio}")
-    print(f"fastcnn's dtype: {dtype}, {why}")
-    name = f"train-{settings.arch}-{size}px-batch{n}"
-    path = bench.results_file(Path(__file__).parent, name, settings.output, device)
-    bench.write_json(
-        path,
-        {
-            "what": "training step",
-            "environment": bench.environment(device),
-            "settings": vars(settings),
-            "fastcnn_dtype": dtype,
-            "seconds": {name: bench.summary(values) for name, values in seconds.items()},
-            "speedup": {name: bench.summary(values) for name, values in ratios.items()},
+    left_out = {}
+    if row.arch in NOT_IN_TIMM:
+        left_out["timm"] = f"timm has no {row.arch}"
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(
+                Worker(build, DEVICE, keep_memory=name == OURS and DEVICE.type == "cpu")
+            )
+            for name, build in builds.items()
+            if name not in left_out
+        }
+        seconds = time_workers(workers, rounds, calls=calls)
+    layouts = {
+        BASELINE: "fp32 NCHW",
+        "torchvision AMP": f"{'fp16' if DEVICE.type == 'cuda' else 'bf16'} NCHW",
+        "careful eager": "bf16 channels-last",
+        "timm": "bf16 channels-last",
+        OURS: str(way),
+    }
+    reference = workers[BASELINE].start.losses[0]
+    return bench.Comparison(
+        f"train-{row}",
+        BASELINE,
+        seconds,
+        DEVICE,
+        work=row.batch_size,
+        settings={**row._asdict(), "warm_up": 3 + calls, "calls": calls, "chosen_because": why},
+        sides={
+            name: {
+                "arithmetic": layouts[name],
+                "first_seconds": worker.start.first_seconds,
+                "peak_bytes": worker.start.peak_bytes,
+                # From other random weights of the same distributions, so near, not equal.
+                "first_loss_beyond_baseline": worker.start.losses[0] / reference - 1,
+            }
+            for name, worker in workers.items()
         },
+        left_out=left_out,
     )
-    print(path)
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("row", TRAIN["cuda" if DEVICE.type == "cuda" else "cpu"], ids=str)
+def test_training_step(row, side, quick, save, play):
+    comparison = measure(row, quick)
+    save(comparison)
+    play(comparison, side)

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,52 @@ def summary(seconds: list[float]) -> dict[str, float]:
     """Median and quartiles, in seconds."""
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return {"median": middle, "quartile_1": low, "quartile_3": high, "repeats": len(seconds)}
+
+
+@dataclass
+class Comparison:
+    """Sides that did the same work in turn."""
+
+    what: str
+    """For a file's name too, such as "train-resnet50-64px-batch32"."""
+    baseline: str
+    """The side that the others are compared with."""
+    seconds: dict[str, list[float]]
+    """Of the calls of each side, round by round."""
+    device: torch.device
+    work: float = 1
+    """What a call does, in `unit`s."""
+    unit: str = "img"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Sizes, dtype, layout, warm-up: what the figures depend on."""
+    sides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What else was found of a side: its dtype, peak memory, difference from the baseline."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Sides that cannot be measured here, and why."""
+
+    def speedups(self, name: str) -> list[float]:
+        """Times the baseline, round by round, since neighbouring calls see the same machine."""
+        return [a / b for a, b in zip(self.seconds[self.baseline], self.seconds[name])]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "environment": environment(self.device),
+            "settings": self.settings,
+            "baseline": self.baseline,
+            "work": self.work,
+            "unit": self.unit,
+            "sides": {
+                name: {
+                    "seconds": summary(values),
+                    "per_second": self.work / statistics.median(values),
+                    "speedup": summary(self.speedups(name)),
+                    **self.sides.get(name, {}),
+                }
+                for name, values in self.seconds.items()
+            },
+            "left_out": self.left_out,
+        }
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -160,9 +160,7 @@ def build_own_step(problem: Problem, dtype: str, channels_last: bool, compile: b
     schedule = Schedule(LR, steps_per_epoch=1000, epochs=1, kind="constant")
     optimizer = build_optimizer(network, "sgd", LR, WEIGHT_DECAY, MOMENTUM)
     amp_dtype = machine.DTYPES[dtype]
-    state = build_state(
-        network, MEAN, STD, optimizer, schedule, device, amp_dtype, channels_last, compile
-    )
+    state = build_state(network, MEAN, STD, optimizer, schedule, device, amp_dtype, channels_last, compile)
     state.train_model.train()
     task = Classification(CLASSES)
     metrics = task.metrics(device)

@@ -190,8 +190,8 @@ def _faster_computing(config: Config, chosen: Collection[str], room: Room) -> li
         tries.append("--compile on")
     if config.amp_dtype == "fp32" and "amp_dtype" not in chosen:
         tries.append("--amp-dtype auto")
-    if not config.channels_last:
-        tries.append("--channels-last")
+    if config.channels_last == "off" and "channels_last" not in chosen:
+        tries.append("--channels-last auto")
     if config.device == "cuda" and config.deterministic:
         tries.append("--no-deterministic")
     return tries

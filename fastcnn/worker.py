@@ -1,7 +1,7 @@
 """Steps that take turns, each in a process of its own: its allocator, compiler and memory meet nobody else's.
 
-    with Worker(partial(build_step, "resnet50")) as ours, Worker(partial(build_step, "other")) as other:
-        seconds = time_workers({"ours": ours, "other": other}, rounds=15)
+with Worker(partial(build_step, "resnet50")) as ours, Worker(partial(build_step, "other")) as other:
+    seconds = time_workers({"ours": ours, "other": other}, rounds=15)
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""What the benchmarks share.
+
+    python -m pytest benchmarks                        # all, about an hour
+    python -m pytest benchmarks/bench_train.py -k resnet50
+    python -m pytest benchmarks --quick                # a minute each; nothing is written
+
+pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
+them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was measured: it
+prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as JSON under
+benchmarks/results/MACHINE/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastcnn import bench
+
+
+class Playback:
+    """A timer that reads what was measured before: each round begins at 0 and ends at its seconds."""
+
+    def __init__(self) -> None:
+        self.readings: list[float] = []
+
+    def load(self, seconds: list[float]) -> None:
+        self.readings = [reading for value in seconds for reading in (0.0, value)]
+
+    def __call__(self) -> float:
+        return self.readings.pop(0)
+
+
+CLOCK = Playback()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastcnn benchmarks")
+    group.addoption("--quick", action="store_true", help="few rounds and small sizes; nothing is written")
+    group.addoption("--results", metavar="FOLDER", help="write the JSON files there")
+    group.addoption("--data", metavar="FOLDER", help="images for bench_loader.py (the demo set)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = getattr(item, "callspec", None)
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=str(group.params["row"]) if group else None))
+        item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def save(request: pytest.FixtureRequest, quick: bool) -> Callable[[bench.Comparison], None]:
+    """Writes a comparison, unless it was a quick one without --results."""
+    folder = request.config.getoption("--results")
+
+    def write(comparison: bench.Comparison) -> None:
+        if folder or not quick:
+            root = Path(folder) if folder else Path(__file__).parent / "results"
+            path = root / bench.machine_name(comparison.device) / f"{comparison.what}.json"
+            bench.write_json(path, comparison.as_json())
+
+    return write
+
+
+@pytest.fixture
+def play(benchmark) -> Callable[[bench.Comparison, str], None]:
+    """Hands a side's seconds to pytest-benchmark; a side that was left out is skipped, with the reason."""
+
+    def run(comparison: bench.Comparison, side: str) -> None:
+        if side in comparison.left_out:
+            pytest.skip(comparison.left_out[side])
+        found = comparison.as_json()["sides"][side]
+        CLOCK.load(comparison.seconds[side])
+        benchmark.pedantic(lambda: None, rounds=len(comparison.seconds[side]), iterations=1)
+        benchmark.extra_info.update(
+            {
+                f"{comparison.unit} a second": found["per_second"],
+                f"times {comparison.baseline}": found["speedup"]["median"],
+                **comparison.settings,
+                **comparison.sides.get(side, {}),
+            }
+        )
+
+    return run
