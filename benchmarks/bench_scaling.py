@@ -243,8 +243,8 @@ def modelled(report: dict[str, Any], counts: Sequence[int], gbps: float | None, 
             raise UserError("--model: no all-reduce was measured; add --link-gbps")
         bandwidth, origin = speeds[-1], "as the all-reduce here"
     lines = [
-        f"modelled from {1000 * step:.1f} ms a step alone, {report['gradient_bytes'] / 1e6:.1f} MB of "
-        f"gradient, {bandwidth * 8 / 1e9:.4g} Gbit/s {origin}, {1e6 * latency:g} us a ring step:"
+        f"modelled from {1000 * step:.1f} ms a step alone, {report['gradient_bytes'] / 1e6:.1f} MB, "
+        f"{bandwidth * 8 / 1e9:.4g} Gbit/s {origin}, {1e6 * latency:g} us a ring step:"
     ]
     for count in counts:
         exposed = scaling.exposed_seconds(step, report["gradient_bytes"], count, bandwidth, latency)
