@@ -138,5 +138,5 @@ def timed(
     job: Job, sides: Sides, device: torch.device, before: Callable[[], object] = dist.barrier
 ) -> Seconds:
     # A GPU's host runs ahead, so that a single step's time would be that of launching it too.
-    calls = 10 if device.type == "cuda" else 3
+    calls = 10 if device.type == "cuda" else 2
     return bench.time_in_turn(sides, job.rounds, 1, device, calls, before)
