@@ -105,12 +105,15 @@ def slowest(seconds: list[Seconds], name: str) -> list[float]:
 
 def check(settings: Settings, places: int, what: str) -> None:
     """UserError for what cannot be measured or computed; there are so many cores or GPUs."""
-    for flag, counts in (("--processes", settings.processes), ("--model", settings.model)):
-        if min(counts, default=1) < 1:
-            raise UserError(f"{flag} {min(counts)}: write 1 or more")
-    for flag, value in (("--link-gbps", settings.link_gbps), ("--bucket-mb", min(settings.bucket_mb))):
-        if value is not None and value <= 0:
-            raise UserError(f"{flag} {value:g}: write more than 0")
+    for flag, least in (
+        ("--processes", min(settings.processes, default=0)),
+        ("--model", min(settings.model, default=1)),
+        ("--bucket-mb", min(settings.bucket_mb, default=1)),
+    ):
+        if least < 1:
+            raise UserError(f"{flag} {least}: write 1 or more")
+    if settings.link_gbps is not None and settings.link_gbps <= 0:
+        raise UserError(f"--link-gbps {settings.link_gbps:g}: write more than 0")
     if settings.latency_us < 0:
         raise UserError(f"--latency-us {settings.latency_us:g}: write 0 or more")
     if settings.earlier is not None:

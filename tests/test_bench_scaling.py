@@ -90,7 +90,7 @@ def main(**changes) -> int:
         ({"processes": (1, 4096)}, "--processes 4096: here are .* cores; write "),
         ({"model": (0,)}, "--model 0: write 1 or more"),
         ({"link_gbps": 0.0, "model": (8,)}, "--link-gbps 0: write more than 0"),
-        ({"bucket_mb": (0, 1)}, "--bucket-mb 0: write more than 0"),
+        ({"bucket_mb": (0, 1)}, "--bucket-mb 0: write 1 or more"),
         ({"latency_us": -1.0}, "--latency-us -1: write 0 or more"),
         ({"rounds": 1}, "--rounds and --batch-size: write 2 or more"),
         ({"arch": "resnet999"}, "--arch resnet999: no such network"),
