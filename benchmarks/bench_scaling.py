@@ -221,13 +221,13 @@ def table(report: dict[str, Any]) -> list[str]:
     for row in rows:
         if row["processes"] > 1:
             seconds, speed = row["all_reduce_seconds"]["median"], row["bus_bytes_per_second"]["median"]
-            sizes = row["bucket_step_seconds"].items()
             lines += [
                 f"{row['processes']} processes: all-reduce of {megabytes} by itself {1000 * seconds:.1f} ms, "
                 f"{speed / 1e9:.2f} GB/s of bus bandwidth",
-                f"{row['processes']} processes, ms a step by bucket size: "
-                + ", ".join(f"{size} {1000 * value['median']:.1f}" for size, value in sizes),
+                f"{row['processes']} processes, ms a step (quartiles) by bucket size:",
             ]
+            for size, value in row["bucket_step_seconds"].items():
+                lines.append(f"  {size:<8} {bench.spread({key: 1000 * v for key, v in value.items()})}")
     return lines
 
 
