@@ -124,11 +124,8 @@ def regressions(now: Content, before: Content, most: float) -> list[str]:
         UserError: the baseline is of something else, or has no rung in common.
     """
     if now["problem"] != before["problem"]:
-        theirs = before["problem"]
-        raise UserError(
-            f"--baseline: it is of {theirs['arch']} at {theirs['img_size']} px, batch {theirs['batch_size']}, "
-            f"on {theirs['device']}; measure the same"
-        )
+        of = ", ".join(f"{name} {value}" for name, value in before["problem"].items())
+        raise UserError(f"--baseline: it is of {of}; measure the same")
     known = {
         rung["name"]: rung for rung in before["rungs"][1:] if "left_out" not in rung
     }  # the first is 1 in both
