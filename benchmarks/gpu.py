@@ -5,9 +5,9 @@
     python benchmarks/gpu.py --minutes 5 --rehearse              # tiny sizes, also without a GPU
 
 The items are commands of their own, each in a process group that is ended when the time is over. They write
-JSON as they go; this script notes in benchmarks/results/MACHINE/progress.json what is done at which commit, and
-goes on after it the next time: an item that was cut off begins anew, but for the kernels, which go on after
-their last row.
+JSON as they go; this script notes in benchmarks/results/MACHINE/progress.json what is done at which commit,
+and goes on after it the next time: an item that was cut off begins anew, but for the kernels, which go on
+after their last row.
 """
 
 from __future__ import annotations

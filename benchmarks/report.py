@@ -183,8 +183,9 @@ def page(machines: dict[str, Files]) -> str:
     """benchmarks/README.md."""
     parts = [
         "# Measured\n",
-        "Made by `python benchmarks/report.py` from the files under [results](results). Each table comes from one",
-        "command, which writes those files on any machine. What was tried and did not help: [LOG.md](LOG.md).\n",
+        "Made by `python benchmarks/report.py` from the files under [results](results). Each table comes",
+        "from one command, which writes those files on any machine. What was tried, and did not help too:",
+        "[LOG.md](LOG.md).\n",
     ]
     for machine, files in machines.items():
         parts.append(f"## {machine}\n")

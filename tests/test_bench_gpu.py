@@ -27,7 +27,8 @@ class Machine:
     """A clock, and commands that take a known time of it."""
 
     def __init__(self, **seconds: float) -> None:
-        self.now, self.seconds, self.called = 0.0, seconds, []
+        self.now, self.seconds = 0.0, seconds
+        self.called: list[str] = []
 
     def clock(self) -> float:
         return self.now
