@@ -170,6 +170,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "python -m pytest benchmarks/bench_layers.py",
         "Forward and backward, times eager fp32 NCHW (quartiles), in turn in one process.",
     ),
+    "end-to-end": (
+        "A whole training, and its two halves",
+        "python -m pytest benchmarks/bench_end_to_end.py",
+        "Times loader and step one after the other (quartiles), in turn in one process.",
+    ),
     "startup": (
         "Start-up",
         "python -m pytest benchmarks/bench_startup.py",
