@@ -5,8 +5,8 @@
     python -m pytest benchmarks --quick                # a minute each; nothing is written
 
 pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
-them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was measured: it
-prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as JSON under
+them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was measured:
+it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as JSON under
 benchmarks/results/MACHINE/.
 """
 
@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        group = getattr(item, "callspec", None)
-        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=str(group.params["row"]) if group else None))
+        row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=None if row is None else str(row)))
         item.add_marker(pytest.mark.timeout(0))
 
 
