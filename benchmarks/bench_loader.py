@@ -1,7 +1,7 @@
 """fastcnn's training loaders against torchvision's and timm's, on the same files and cores, in turn.
 
-    python -m pytest benchmarks/bench_loader.py                            # the demo set, as JPEG files
-    python -m pytest benchmarks/bench_loader.py --data /path/to/photos     # class folders, or train/ with them
+    python -m pytest benchmarks/bench_loader.py                           # the demo set, as JPEG files
+    python -m pytest benchmarks/bench_loader.py --data /path/to/photos    # class folders, or train/ with them
     python -m pytest benchmarks/bench_loader.py --data /path/to/photos --quick
 
 Photos are cut by random-resized-crop, small images of one size by pad-crop (benchmarks/sizes.py). Sides, each
@@ -151,7 +151,8 @@ def measure(
     names, seconds = list(sides), {name: [0.0] * rounds for name in sides}
     gives = {}
     for name in names:  # to warm up
-        gives[name] = str(next(iter(next(sides[name]))).dtype).removeprefix("torch.")
+        first: Any = next(sides[name])
+        gives[name] = str(first[0].dtype).removeprefix("torch.")
         time_turn(sides[name], AHEAD * workers, workers, device)
     gc.collect()
     for number in range(rounds):

@@ -5,9 +5,9 @@
     python -m pytest benchmarks --quick                # a minute each; nothing is written
 
 pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
-them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was measured:
-it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as JSON under
-benchmarks/results/MACHINE/.
+them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was
+measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as
+JSON under benchmarks/results/MACHINE/.
 """
 
 from __future__ import annotations
