@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
 
-import kernel_tables as tables  # type: ignore[import-not-found]
+import kernel_tables as tables
 import torch
 import tyro
-from kernel_sides import PASSES, WHOLE, Run, floor_bytes, out_size, sides_of  # type: ignore[import-not-found]
+from kernel_sides import PASSES, WHOLE, Run, floor_bytes, out_size, sides_of
 from torch import Tensor
 
 from fastcnn import bench

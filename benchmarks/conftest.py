@@ -6,8 +6,8 @@
 
 pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
 them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was
-measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as
-JSON under benchmarks/results/MACHINE/.
+measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written
+as JSON under benchmarks/results/MACHINE/.
 """
 
 from __future__ import annotations
