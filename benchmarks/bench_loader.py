@@ -205,7 +205,7 @@ def comparison(request, tmp_path_factory, quick, save) -> bench.Comparison:
     root = Path(told).expanduser().resolve() if told else tmp_path_factory.mktemp("data") / "demo"
     if not told:
         shapes.write(root)
-    rounds, images, share = (3, 1_000, 0.2) if quick else (7, None, 1.0)
+    rounds, images, share = (3, 1_000, 0.2) if quick else (5, None, 1.0)
     found = measure(root, LOAD["cuda" if DEVICE.type == "cuda" else "cpu"], DEVICE, rounds, images, share)
     save(found)
     return found

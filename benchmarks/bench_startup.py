@@ -5,10 +5,10 @@
     python -m pytest benchmarks/bench_startup.py --quick        # LeNet-5 alone
 
 `import torch` and the two `--help` are timed to the end of the process; a training on the demo set from the
-start of the command to its first line with a step, with --log-interval 1. "Cold" is the first training of all:
-the demo set is drawn and its headers are read; else both are there from before. With --compile on, what is cold
-is the cache of the compiler. Programs and libraries are in the system's cache. Where the time of a training
-goes is seen in one more process (startup_stages.py), that is not timed.
+start of the command to its first line with a step, with --log-interval 1. "Cold" is the first training of
+all: the demo set is drawn and its headers are read; else both are there from before. With --compile on, what
+is cold is the cache of the compiler. Programs and libraries are in the system's cache. Where the time of a
+training goes is seen in one more process (startup_stages.py), that is not timed.
 """
 
 from __future__ import annotations
