@@ -13,10 +13,10 @@ with as many workers as cores and with crops and flips of the same distribution:
   fastcnn dali, torch, cached    fastcnn's loaders; cached decodes all images before, which is timed apart
   dali ...                   on a GPU, DALI with other settings of its decoder and queue
 
-A turn comes from a loader that stays alive and whose epochs follow each other without a gap. Its first 3
-batches for each worker are not timed, because up to 2 for each were made ready before; and a turn begins when
-the loader before has stopped to load ahead. `auto` is asked once what it would choose, as at the start of a
-training. Files are in the system's cache. The memory allocator is the default one on all sides. Linux.
+A turn comes from a loader that stays alive and whose epochs follow each other without a gap. Its first
+batches are not timed, because some were made ready before; and a turn begins when the loader before has
+stopped to load ahead. `auto` is asked once what it would choose, as at the start of a training. Files are in
+the system's cache. The memory allocator is the default one on all sides. Linux.
 """
 
 from __future__ import annotations
@@ -60,7 +60,12 @@ from fastcnn.distributed import Ranks, choose_device
 BASELINE = PROCESSES[0]
 OWN = tuple(f"fastcnn {backend}" for backend in MAKERS)
 SIDES = (*PROCESSES, *OWN, *TUNED)
-AHEAD = 3  # batches for each worker that are not timed; DataLoader prefetches 2 for each, fastcnn 2 in all
+AHEAD = 3
+"""Batches for each worker that are not timed: DataLoader prefetches 2 for each."""
+OWN_AHEAD = 6
+"""Of fastcnn's loaders, which prefetch 2 or 4 in all."""
+QUIET_SECONDS = 20
+"""How long quiet is waited for at most: a GPU's driver may poll."""
 DEVICE = choose_device("auto", Ranks())
 
 
@@ -83,8 +88,8 @@ def time_turn(batches: Iterator[object], ahead: int, count: int, device: torch.d
 
 def wait_for_quiet() -> None:
     """Until this process and its workers compute nothing."""
-    before = processor_seconds()
-    while True:
+    before, end = processor_seconds(), time.perf_counter() + QUIET_SECONDS
+    while time.perf_counter() < end:
         time.sleep(0.1)
         now = processor_seconds()
         if now - before < 0.015:  # the system counts in hundredths
@@ -149,16 +154,17 @@ def measure(
     # As many batches for each worker, so that all are at the same point of their work when the clock stops.
     count = math.ceil(share * job.load.turn_images / batch_size / workers) * workers
     names, seconds = list(sides), {name: [0.0] * rounds for name in sides}
+    ahead = {name: AHEAD * workers if name in PROCESSES else OWN_AHEAD for name in names}
     gives = {}
     for name in names:  # to warm up
         first: Any = next(sides[name])
         gives[name] = str(first[0].dtype).removeprefix("torch.")
-        time_turn(sides[name], AHEAD * workers, workers, device)
+        time_turn(sides[name], ahead[name], workers, device)
     gc.collect()
     for number in range(rounds):
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
-            seconds[name][number] = time_turn(sides[name], AHEAD * workers, count, device)
+            seconds[name][number] = time_turn(sides[name], ahead[name], count, device)
     for loader in loaders.values():
         loader.close()
     sides.clear()  # which ends their processes

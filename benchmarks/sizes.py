@@ -51,6 +51,6 @@ class Load(NamedTuple):
 
 LOAD = {
     "cpu": (Load(224, 32, "random-resized", 1_280), Load(None, 128, "pad", 12_800)),
-    "cuda": (Load(224, 256, "random-resized", 20_480), Load(None, 512, "pad", 51_200)),
+    "cuda": (Load(224, 256, "random-resized", 12_288), Load(None, 512, "pad", 51_200)),
 }
 """For photos, and for small images of one size."""
