@@ -1,7 +1,7 @@
 """Seconds until something is ready, each time in a fresh process.
 
     python -m pytest benchmarks/bench_startup.py
-    python -m pytest benchmarks/bench_startup.py -k "not compile"
+    python -m pytest benchmarks/bench_startup.py -k "not resnet50"
     python -m pytest benchmarks/bench_startup.py --quick        # LeNet-5 alone
 
 `import torch` and the two `--help` are timed to the end of the process; a training on the demo set from the
@@ -30,8 +30,6 @@ import fastcnn
 from fastcnn import bench
 from fastcnn.distributed import Ranks, choose_device
 
-BASELINE = "import torch"
-COMPILED_BASELINE = "resnet50"
 TARGETS = {"lenet5, cold": 15.0}
 """Seconds, on two cores."""
 
@@ -59,22 +57,21 @@ def training(arch: str, *flags: str, cold: tuple[str, ...] = ()) -> Side:
 
 ROWS: dict[str, dict[str, Side]] = {
     "startup": {
-        BASELINE: Side(("-c", "import torch")),
+        "import torch": Side(("-c", "import torch")),
         "fastcnn --help": Side(("-m", "fastcnn", "--help")),
         "fastcnn.train --help": Side(("-m", "fastcnn.train", "--help")),
         "lenet5, cold": training("lenet5", cold=("FASTCNN_CACHE",)),
         "lenet5": training("lenet5"),
-        "resnet50": training("resnet50"),
     },
-    "startup-compile": {
-        COMPILED_BASELINE: training("resnet50"),
+    "startup-resnet50": {
+        "resnet50": training("resnet50"),
         "resnet50 --compile on, cold": training(
             "resnet50", "--compile", "on", cold=("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
         ),
         "resnet50 --compile on": training("resnet50", "--compile", "on"),
     },
 }
-NOT_QUICK = ("resnet50",)
+NOT_QUICK = "startup-resnet50"
 
 
 def is_step(line: str) -> bool:
@@ -143,7 +140,7 @@ def measure(
     row: str, rounds: int, left_out: dict[str, str], with_stages: bool, folder: Path
 ) -> bench.Comparison:
     """The sides of a row in turn, after each whose caches are kept was ready once."""
-    sides = {name: side for name, side in ROWS[row].items() if name not in left_out}
+    sides = ROWS[row]
     caches = folder / "caches"
     numbers = iter(range(1_000))
 
@@ -177,7 +174,6 @@ def measure(
             "commands": {name: " ".join(("python", *side.command)) for name, side in sides.items()},
         },
         sides=found,
-        left_out=left_out,
     )
 
 
@@ -188,10 +184,7 @@ def comparisons(tmp_path_factory, quick, save):
 
     def of(row: str) -> bench.Comparison:
         if row not in known:
-            absent = [name for name in ROWS[row] if quick and name.startswith(NOT_QUICK)]
-            left_out = dict.fromkeys(absent, "takes too long for --quick")
-            folder = tmp_path_factory.mktemp(row)
-            known[row] = measure(row, 2 if quick else 3, left_out, not quick, folder)
+            known[row] = measure(row, 2 if quick else 3, not quick, tmp_path_factory.mktemp(row))
             save(known[row])
         return known[row]
 
@@ -202,6 +195,6 @@ def comparisons(tmp_path_factory, quick, save):
     ("row", "side"), [(row, side) for row, sides in ROWS.items() for side in sides], ids=lambda name: name
 )
 def test_ready(row, side, comparisons, quick, play):
-    if quick and side.startswith(NOT_QUICK):
+    if quick and row == NOT_QUICK:
         pytest.skip("takes too long for --quick")
     play(comparisons(row), side)
