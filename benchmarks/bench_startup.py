@@ -136,9 +136,7 @@ def stages(side: Side, caches: Path, folder: Path) -> dict[str, float]:
     return {name: round(value, 3) for name, value in json.loads(last).items()}
 
 
-def measure(
-    row: str, rounds: int, left_out: dict[str, str], with_stages: bool, folder: Path
-) -> bench.Comparison:
+def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> bench.Comparison:
     """The sides of a row in turn, after each whose caches are kept was ready once."""
     sides = ROWS[row]
     caches = folder / "caches"
