@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.multiprocessing as mp
 import tyro
-from scaling_worker import ALONE, APART, TOGETHER, Job, Seconds, work  # type: ignore[import-not-found]
+from scaling_worker import ALONE, APART, TOGETHER, Job, Seconds, work
 from torch import nn
 
 from fastcnn import bench, machine, models, scaling
@@ -149,7 +149,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
         QUICK_ROUNDS if settings.quick else settings.rounds,
         kind,
         threads=threads,
-        dtype="bf16" if kind == "cuda" else probe(network, settings.img_size, threads),
+        dtype="bf16" if kind == "cuda" else probe(network, settings.img_size, settings.batch_size, threads),
         compile=settings.compile == "on" or (settings.compile == "auto" and kind == "cuda"),
         gradient_bytes=sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad),
     )
@@ -174,13 +174,13 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
     return report, path
 
 
-def probe(network: nn.Module, size: int, threads: int) -> str:
+def probe(network: nn.Module, size: int, batch_size: int, threads: int) -> str:
     """The CPU's dtype, with the threads that each process will have."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    dtype, _ = machine.probe_amp_dtype(network, size, 3, channels_last=True)
+    way, _ = machine.probe_arithmetic(network, size, 3, batch_size, channels_last="on")
     torch.set_num_threads(before)
-    return dtype
+    return way.dtype
 
 
 def free_port() -> int:

@@ -56,7 +56,7 @@ def training(arch: str, *flags: str, cold: tuple[str, ...] = ()) -> Side:
 
 
 ROWS: dict[str, dict[str, Side]] = {
-    "startup": {
+    "startup-lenet5": {
         "import torch": Side(("-c", "import torch")),
         "fastcnn --help": Side(("-m", "fastcnn", "--help")),
         "fastcnn.train --help": Side(("-m", "fastcnn.train", "--help")),

@@ -6,13 +6,15 @@ import copy
 import ctypes
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcnn.distributed import Ranks
 from fastcnn.engine import Normalized
@@ -71,6 +73,9 @@ MARGIN = 0.95
 noise."""
 TRIAL_PIXELS = 32 * 64 * 64
 """Of all images of a trial step."""
+WORTH_COMPILING = 3600
+"""Seconds of a run from which on compilation is tried on the CPU: it takes one or two minutes, and at best
+makes a step a tenth faster (benchmarks/LOG.md)."""
 
 
 def probe_arithmetic(
@@ -99,32 +104,77 @@ def probe_arithmetic(
     if len(ways) == 1:
         return ways[0], "this processor has no bf16"
     count = max(4, min(batch_size, TRIAL_PIXELS // size**2))
-    images = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
-    models = {
-        layout: Normalized(
-            copy.deepcopy(network).to(
-                memory_format=torch.channels_last if layout else torch.contiguous_format
-            ),
-            [0.5] * channels,
-            [0.5] * channels,
-            layout,
-        ).train()
-        for layout in layouts
-    }
+    images = _random_images(count, size, channels)
+    models = {layout: _trial_model(network, channels, layout) for layout in layouts}
     seconds = dict.fromkeys(ways, math.inf)
     for _ in range(3):  # the first round warms up
         for way in ways:
-            start = clock()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):
-                loss = logits_of(models[way.channels_last](images)).float().square().mean()
-            loss.backward()
-            seconds[way] = min(seconds[way], clock() - start)
-            models[way.channels_last].zero_grad()
+            taken = _trial_step(models[way.channels_last], images, way, clock)
+            seconds[way] = min(seconds[way], taken)
     best = min(ways, key=seconds.__getitem__)
     if seconds[best] > MARGIN * seconds[ways[0]]:
         best = ways[0]
     figures = ", ".join(f"{way} {1000 * taken:.0f} ms" for way, taken in seconds.items())
     return best, f"{count} images took {figures}"
+
+
+def probe_compile(
+    network: nn.Module,
+    size: int,
+    channels: int,
+    batch_size: int,
+    way: Arithmetic,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[bool, str]:
+    """Whether a run of so many steps on the CPU should be compiled: where it is long, that is tried.
+
+    Returns:
+        The choice, and its reason.
+    """
+    images = _random_images(batch_size, size, channels)
+    eager = _trial_model(network, channels, way.channels_last)
+    usual = min(_trial_step(eager, images, way, clock) for _ in range(2))
+    if steps * usual < WORTH_COMPILING:
+        return False, f"{steps:,} steps take less than an hour"
+    fresh = _trial_model(network, channels, way.channels_last)
+    compiled = cast(nn.Module, torch.compile(fresh, dynamic=False))
+    try:
+        first = _trial_step(compiled, images, way, clock)
+    except Exception as error:  # whatever the compiler's trouble is, the network trains without it
+        return False, f"compilation failed: {type(error).__name__}: {error}".partition("\n")[0]
+    faster = math.inf
+    for _ in range(3):
+        faster = min(faster, _trial_step(compiled, images, way, clock))
+        usual = min(usual, _trial_step(eager, images, way, clock))
+    figures = f"{1000 * faster:.0f} ms a step, {1000 * usual:.0f} without, after {first:.0f} s"
+    return faster < MARGIN * usual and steps * (usual - faster) > first, figures
+
+
+def _random_images(count: int, size: int, channels: int) -> Tensor:
+    return torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def _trial_model(network: nn.Module, channels: int, channels_last: bool) -> nn.Module:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    copied = copy.deepcopy(network).to(memory_format=layout)
+    return Normalized(copied, [0.5] * channels, [0.5] * channels, channels_last).train()
+
+
+def _trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callable[[], float]) -> float:
+    """Seconds of a forward and backward pass."""
+    start = clock()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):
+        loss = logits_of(model(images)).float().square().mean()
+    loss.backward()
+    taken = clock() - start
+    model.zero_grad()
+    return taken
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it needs on the CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
 def has_fast_bf16() -> bool:

@@ -40,14 +40,18 @@ class Facts:
     """Whether the GPU computes in bf16 (sm_80 on)."""
     has_dali: bool
     has_triton: bool
+    has_compiler: bool
+    """Whether there is a C++ compiler, for torch.compile on the CPU."""
     world_size: int
     cores: int
     """Processor cores for each process of this node."""
 
 
 def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
-    """The settings without "auto", but for `data_backend` and, on the CPU, `amp_dtype` and `channels_last`,
-    which need a probe, and for `output_dir`, which needs a look at the disk; and the reason of each choice.
+    """The settings without "auto", and the reason of each choice.
+
+    Left "auto" are `data_backend` and, on the CPU, `amp_dtype`, `channels_last` and `compile`, which need a
+    probe, and `output_dir`, which needs a look at the disk.
 
     Raises:
         ValueError: settings that this data or network cannot take.
@@ -100,8 +104,14 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
         choose("amp_dtype", "fp32", "mps")
     if facts.device == "cuda" and facts.has_triton:
         choose("compile", "on", "cuda")
-    else:
-        choose("compile", "off", "Triton is not installed" if facts.device == "cuda" else facts.device)
+    elif facts.device == "cuda":
+        choose("compile", "off", "Triton is not installed")
+    elif facts.device == "mps":
+        choose("compile", "off", "mps")
+    elif not facts.has_compiler:
+        choose("compile", "off", "there is no C++ compiler")
+    elif config.deterministic:
+        choose("compile", "off", "--deterministic: not timed")
     choose("log_interval", 50 if facts.device == "cuda" else 10, f"steps on {facts.device}")
 
     resolved = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})
@@ -110,7 +120,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
 
 
 NOT_CARRIED = (
-    *("device", "compile", "workers", "log_interval"),  # the machine's
+    *("device", "workers", "log_interval"),  # the machine's
     *("output_dir", "resume", "test_only", "config"),  # this start's
 )
 
@@ -135,7 +145,7 @@ def carry_over(
     told = {f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default}
     anew = set(NOT_CARRIED)
     if device != saved["device"]:
-        anew |= {"amp_dtype", "channels_last"}
+        anew |= {"amp_dtype", "channels_last", "compile"}
     if "opt" in told:
         anew |= {"lr", "weight_decay"} & set(chosen)
     if not same_ranks or told & {"batch_size", "grad_accum_steps"}:

@@ -228,6 +228,7 @@ class Masters:
     def take_gradients(self) -> None:
         for weight, master in zip(self.weights, self.masters):
             master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None  # the optimizer does not know it
 
     @torch.no_grad()
     def give_weights(self) -> None:

@@ -125,6 +125,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         bf16_gpu=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
         has_dali=has_dali(),
         has_triton=importlib.util.find_spec("triton") is not None,
+        has_compiler=machine.has_compiler(),
         world_size=ranks.world_size,
         cores=cores,
     )
@@ -167,6 +168,14 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         found = {"amp_dtype": way.dtype, "channels_last": "on" if way.channels_last else "off"}
         config = dataclasses.replace(config, **{name: found[name] for name in asked})  # type: ignore[arg-type]
         reasons = {**reasons, **dict.fromkeys(asked, why)}
+    if config.compile == "auto":
+        way = machine.Arithmetic(config.amp_dtype, config.channels_last == "on")
+        size, channels, batch = int(config.img_size), int(config.in_chans), int(config.batch_size)
+        steps = int(config.epochs) * (len(source.train) // (batch * ranks.world_size))
+        steps = 0 if config.test_only else steps
+        compile, why = from_main(lambda: machine.probe_compile(network, size, channels, batch, way, steps))
+        config = dataclasses.replace(config, compile="on" if compile else "off")
+        reasons = {**reasons, "compile": why}
     if config.channels_last == "on":
         network = network.to(memory_format=torch.channels_last)
     return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)

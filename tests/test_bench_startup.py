@@ -37,7 +37,8 @@ def test_a_training_without_a_step_is_an_error_with_its_last_lines(tmp_path, cod
 
 
 def test_what_is_cold_has_its_own_empty_caches(tmp_path):
-    warm, cold = bench_startup.ROWS["startup"]["lenet5"], bench_startup.ROWS["startup"]["lenet5, cold"]
+    row = bench_startup.ROWS["startup-lenet5"]
+    warm, cold = row["lenet5"], row["lenet5, cold"]
     kept, fresh = (bench_startup.environment(tmp_path / "a", side, tmp_path / "b") for side in (warm, cold))
     assert kept["FASTCNN_CACHE"] == str(tmp_path / "a" / "FASTCNN_CACHE")
     assert fresh["FASTCNN_CACHE"] == str(tmp_path / "b" / "FASTCNN_CACHE")

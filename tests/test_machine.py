@@ -65,6 +65,52 @@ def test_the_probe_leaves_the_network_as_it_was(monkeypatch):
     assert all(p.grad is None and p.is_contiguous() for p in NETWORK.parameters())
 
 
+FP32 = machine.Arithmetic("fp32", True)
+
+
+def probe_compile(monkeypatch, steps: int, eager: float, compiled: float, first: float, fails: bool = False):
+    """The choice where steps take so long on a clock that only they move."""
+    now = [0.0]
+
+    def trial(model, images, way, clock):
+        taken = eager if isinstance(model, nn.Module) else first if not model else compiled
+        if not isinstance(model, nn.Module):
+            if fails:
+                raise RuntimeError("no compiler\nmore")
+            model.append("called")
+        now[0] += taken
+        return taken
+
+    monkeypatch.setattr(machine, "_trial_step", trial)
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: [])
+    return machine.probe_compile(NETWORK, 8, 3, 4, FP32, steps)
+
+
+@pytest.mark.parametrize(
+    ("case", "chosen", "word"),
+    [
+        ({"steps": 10_000, "eager": 0.3, "compiled": 0.1, "first": 60}, False, "less than an hour"),
+        ({"steps": 20_000, "eager": 0.3, "compiled": 0.2, "first": 60}, True, "200 ms a step, 300 without"),
+        ({"steps": 20_000, "eager": 0.3, "compiled": 0.29, "first": 60}, False, "290 ms"),
+        ({"steps": 20_000, "eager": 0.3, "compiled": 0.2, "first": 9000}, False, "after 9000 s"),
+        ({"steps": 20_000, "eager": 0.3, "compiled": 0.2, "first": 60, "fails": True}, False, "no compiler"),
+    ],
+)
+def test_compilation_is_tried_in_long_runs_and_kept_where_it_pays_off(monkeypatch, case, chosen, word):
+    choice, why = probe_compile(monkeypatch, **case)
+    assert choice is chosen
+    assert word in why
+    assert "\n" not in why
+
+
+@pytest.mark.slow
+def test_a_compiled_trial_runs(monkeypatch):
+    monkeypatch.setattr(machine, "WORTH_COMPILING", 0)
+    choice, why = machine.probe_compile(NETWORK, 8, 3, 4, FP32, steps=1)
+    assert choice is False  # a step never wins seconds back
+    assert "without, after" in why
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_freed_memory_is_used_again_without_asking_the_system():
     """Blocks of 64 MiB: the default allocator maps each of them anew, page by page."""

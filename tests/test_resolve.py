@@ -26,6 +26,7 @@ PHOTOS_ON_A_GPU = Facts(
     bf16_gpu=True,
     has_dali=True,
     has_triton=True,
+    has_compiler=True,
     world_size=1,
     cores=8,
 )
@@ -100,7 +101,8 @@ SMALL = {"native_size": 32, "train_images": 50_000}
         ({}, {"device": "cuda", "amp_dtype": "bf16", "compile": "on", "log_interval": 50}),
         ({"bf16_gpu": False}, {"device": "cuda", "amp_dtype": "fp16", "compile": "on"}),
         ({"device": "mps"}, {"device": "mps", "amp_dtype": "fp32", "compile": "off", "log_interval": 10}),
-        ({"device": "cpu"}, {"device": "cpu", "compile": "off", "log_interval": 10}),
+        ({"device": "cpu"}, {"device": "cpu", "compile": "auto", "log_interval": 10}),
+        ({"device": "cpu", "has_compiler": False}, {"compile": "off"}),
         ({}, {"channels_last": "on"}),
         ({"device": "cpu"}, {"amp_dtype": "auto", "channels_last": "auto"}),  # a probe decides
     ],
@@ -158,7 +160,7 @@ def test_there_is_nothing_to_choose_where_everything_is_told():
 
 def test_deterministic_runs_on_the_cpu_do_not_choose_their_arithmetic_by_the_clock():
     config = resolved(Config(deterministic=True), device="cpu")
-    assert (config.amp_dtype, config.channels_last) == ("fp32", "on")
+    assert (config.amp_dtype, config.channels_last, config.compile) == ("fp32", "on", "off")
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
@@ -166,7 +168,7 @@ def test_every_choice_and_nothing_else_has_a_reason(device):
     config, reasons = resolve(Config(), facts(device=device))
     left = {name for name in AUTO if getattr(config, name) == "auto"}
     later = {"output_dir", "data_backend"}
-    probed = {"amp_dtype", "channels_last"} if device == "cpu" else set()
+    probed = {"amp_dtype", "channels_last", "compile"} if device == "cpu" else set()
     assert left == later | probed
     assert set(reasons) == AUTO - left
     unchanged = [name for name in FIELDS if name not in reasons]
@@ -241,7 +243,7 @@ def test_a_resumed_run_has_the_saved_settings_but_for_the_machines_and_this_star
     for name in FIELDS:
         expected = FIELDS[name].default if name in NOT_CARRIED else SAVED[name]
         assert getattr(config, name) == (tuple(expected) if isinstance(expected, list) else expected), name
-    assert {"device", "compile", "workers", "output_dir", "resume", "test_only"} <= set(NOT_CARRIED)
+    assert {"device", "workers", "output_dir", "resume", "test_only"} <= set(NOT_CARRIED)
 
 
 def test_a_resumed_run_does_what_it_is_told():
