@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        group = getattr(item, "callspec", None)
-        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=str(group.params["row"]) if group else None))
+        row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=None if row is None else str(row)))
         item.add_marker(pytest.mark.timeout(0))
 
 

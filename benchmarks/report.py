@@ -23,6 +23,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 BEGIN, END = "<!-- figures: {} (python benchmarks/report.py) -->", "<!-- end of figures -->"
 NOT_MEASURED = "not measured"
+NEEDS_GPU = "needs a CUDA GPU"
+"""Why a side is left out: a column that would say nothing else is named below the table."""
 
 Content = dict[str, Any]
 Files = dict[Path, Content]
@@ -81,14 +83,28 @@ def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
     contents = list(files.values())
     sides = list(dict.fromkeys(name for c in contents for name in (*c["sides"], *c["left_out"])))
     baseline = contents[0]["baseline"]
-    sides = [baseline, *(name for name in sides if name != baseline)]
+    absent = [name for name in sides if all(c["left_out"].get(name) == NEEDS_GPU for c in contents)]
+    sides = [baseline, *(name for name in sides if name not in (baseline, *absent))]
     rows = []
     for content in contents:
         row = [content["what"].removeprefix(f"{kind}-"), *(side_cell(content, side) for side in sides)]
         if extra is not None:
             row.append(str(content["sides"].get(sides[-1], {}).get(extra, "")))
         rows.append(row)
-    return table(["", *sides, *([extra] if extra is not None else [])], rows)
+    text = table(["", *sides, *([extra] if extra is not None else [])], rows)
+    if absent:
+        text += f"\n\nOn a CUDA GPU also: {', '.join(absent)}."
+    return text
+
+
+def startup_table(files: Files) -> str:
+    """One row a side: its seconds, and where they go."""
+    rows = []
+    for content in files.values():
+        for name, found in content["sides"].items():
+            goes = (f"{stage} {seconds:.1f}" for stage, seconds in found.get("stages", {}).items())
+            rows.append([name, spread(found["seconds"]), ", ".join(goes)])
+    return table(["", "seconds", "of which, once"], rows)
 
 
 def ladder_table(content: Content) -> str:
@@ -178,10 +194,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "startup": (
         "Start-up",
         "python -m pytest benchmarks/bench_startup.py",
-        "Times faster than the first column, each in a fresh process, in turn.",
+        "Seconds until a command ends or trains its first step (quartiles), each in a fresh process.",
     ),
 }
 """What is compared: title, command, what the cells are."""
+PICTURES = tuple(kind for kind in KINDS if kind != "startup")  # whose sides do not do the same
 
 
 def page(machines: dict[str, Files]) -> str:
@@ -199,8 +216,10 @@ def page(machines: dict[str, Files]) -> str:
             if not found:
                 continue
             extra = "arithmetic" if kind == "train" else None
-            parts += [f"### {title}\n", f"`{command}`\n", comparison_table(found, kind, extra), ""]
-            parts += [f"{cells}\n{sources(found)}.\n", f"![{title}](results/{machine}/{kind}.png)\n"]
+            cells_of = startup_table(found) if kind == "startup" else comparison_table(found, kind, extra)
+            parts += [f"### {title}\n", f"`{command}`\n", cells_of, "", f"{cells}\n{sources(found)}.\n"]
+            if kind in PICTURES:
+                parts.append(f"![{title}](results/{machine}/{kind}.png)\n")
         for path, content in files.items():
             if content["what"] == "ladder":
                 problem = content["problem"]
@@ -278,7 +297,7 @@ def main() -> int:
     for path, text in texts.items():
         path.write_text(text)
     for machine, files in machines.items():
-        for kind in KINDS:
+        for kind in PICTURES:
             if found := comparisons(files, kind):
                 draw_comparisons(found, kind, RESULTS / machine / f"{kind}.png")
         for path, content in files.items():

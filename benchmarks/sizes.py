@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Train(NamedTuple):
@@ -36,3 +36,21 @@ TRAIN = {
     ),
 }
 """Most important first."""
+
+
+class Load(NamedTuple):
+    """Training batches of a loader."""
+
+    img_size: int | None
+    """None: as the images are, which are small ones of one size."""
+    batch_size: int
+    crop: Literal["random-resized", "pad"]
+    turn_images: int
+    """Of a timed turn at least."""
+
+
+LOAD = {
+    "cpu": (Load(224, 32, "random-resized", 1_280), Load(None, 128, "pad", 12_800)),
+    "cuda": (Load(224, 256, "random-resized", 12_288), Load(None, 512, "pad", 51_200)),
+}
+"""For photos, and for small images of one size."""

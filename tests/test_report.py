@@ -43,6 +43,20 @@ def test_a_side_that_a_file_lacks_is_not_measured():
     assert text.splitlines()[-1].endswith("| not measured |")
 
 
+def test_sides_for_a_gpu_alone_are_named_below_the_table_of_a_cpu():
+    text = report.comparison_table({Path("a"): comparison(left_out={"tuned": "needs a CUDA GPU"})}, "train")
+    assert text.splitlines()[0] == "|  | eager | fastcnn |"
+    assert text.endswith("On a CUDA GPU also: tuned.")
+
+
+def test_starts_are_told_in_seconds_with_where_they_go():
+    content = comparison("startup-lenet5", left_out={}, unit="start")
+    content["sides"]["fastcnn"]["stages"] = {"imports": 0.06, "data": 0.02}
+    text = report.page({"here": {Path("a"): content}})
+    assert "| fastcnn | 0.10 (0.10 to 0.15) | imports 0.1, data 0.0 |" in text
+    assert "startup.png" not in text
+
+
 def test_without_files_everything_is_not_measured():
     assert "not measured" in report.train_figures({})
     assert report.loader_figures({}) == "not measured"

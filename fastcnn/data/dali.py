@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,64 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import DataNode
 from torch import Tensor
 
+from fastcnn.data.bad_files import BadFiles
+from fastcnn.data.batch import Share, Transform
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.manifest import Files
+from fastcnn.data.sources import Split
 from fastcnn.data.torch_loader import chunks, pool_for, resize
 
-_AHEAD = 2  # batches under way, with the one that is waited for
 _ALONE: dict[str, Any] = {"batch_size": 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How DALI works: the batches are the same."""
+
+    prefetch: int = 2
+    """Batches under way, with the one that is waited for."""
+    threads: int | None = None
+    """Of DALI; by default as many as workers."""
+    hw_decoder_load: float = 0.65
+    """Share of the images that go to the GPU's JPEG decoder, where it has one; the others go to its cores.
+    DALI's default."""
+    preallocate: bool = False
+    """Whether that decoder takes the memory for batches of the largest image at the start."""
+
+    def decoder_arguments(self, sizes: np.ndarray) -> dict[str, Any]:
+        """Of `fn.decoders.image_slice` on a GPU, for images [N, 2] of these heights and widths."""
+        arguments: dict[str, Any] = {"hw_decoder_load": self.hw_decoder_load}
+        if self.preallocate:
+            height, width = sizes.max(axis=0).tolist()
+            arguments |= {"preallocate_height_hint": height, "preallocate_width_hint": width}
+        return arguments
+
+
 class DaliLoader(ImageLoader):
-    """One phase of one rank, by DALI; with CUDA, files are decoded on the GPU."""
+    """One phase of one rank, by DALI; with CUDA, files are decoded on the GPU.
+
+    Args:
+        tuning: what may be varied to find what is fastest; for the others see `ImageLoader`.
+    """
 
     torch_resizes = True
     """Random-resized crops on the CPU: torch takes a quarter of the time that DALI's resize takes there."""
     _pipeline: Any = None
     _pool: ThreadPoolExecutor | None = None
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        share: Share,
+        device: torch.device,
+        workers: int,
+        bad: BadFiles,
+        tuning: Tuning = Tuning(),
+    ) -> None:
+        super().__init__(split, transform, share, device, workers, bad)
+        self.tuning = tuning
 
     def _start(self, place: Place) -> None:
         self.close()
@@ -66,10 +109,11 @@ class DaliLoader(ImageLoader):
             size=self.transform.size,
             channels=self.transform.channels,
             gpu=on_gpu,
+            decoder=self.tuning.decoder_arguments(self.split.sizes) if on_gpu else {},
             batch_size=self.share.batch_size,
-            num_threads=self.workers,
+            num_threads=self.tuning.threads or self.workers,
             device_id=self.device.index if on_gpu else None,
-            prefetch_queue_depth=_AHEAD,
+            prefetch_queue_depth=self.tuning.prefetch,
         )
         self._pipeline.build()
 
@@ -98,7 +142,7 @@ class DaliLoader(ImageLoader):
         if self._pool is None:
             work, images = self._run()
             return work, self._to_torch(images.as_tensor()).permute(0, 3, 1, 2)
-        while len(self._resizing) < _AHEAD:
+        while len(self._resizing) < self.tuning.prefetch:
             self._resizing.append(self._resize(*self._run()))
         work, resized, futures = self._resizing.popleft()
         for future in futures:
@@ -174,7 +218,13 @@ class DaliLoader(ImageLoader):
 
 @pipeline_def
 def _pipeline(
-    feed: Any, fields: list[str], read_files: bool, size: int, channels: int, gpu: bool
+    feed: Any,
+    fields: list[str],
+    read_files: bool,
+    size: int,
+    channels: int,
+    gpu: bool,
+    decoder: dict[str, Any],
 ) -> DataNode:
     """Images [size, size, channels] uint8, or regions of images [height, width, channels].
 
@@ -183,6 +233,7 @@ def _pipeline(
             fields of their `Geometry`.
         fields: names of those; they decide which steps there are.
         read_files: whether they are paths.
+        decoder: how it decodes.
     """
     pixels = "start" not in fields
     data, *values = fn.external_source(
@@ -200,6 +251,7 @@ def _pipeline(
             device="mixed" if gpu else "cpu",
             output_type=types.GRAY if channels == 1 else types.RGB,
             adjust_orientation=False,  # as torchvision and Pillow
+            **decoder,
         )
     if "roi_start" in g:
         images = fn.resize(images, size=[size, size], roi_start=g["roi_start"], roi_end=g["roi_end"])

@@ -1,0 +1,75 @@
+"""A training that says when it got where, and ends after its first step: for bench_startup.py.
+
+    python benchmarks/startup_stages.py $(date +%s.%N) --arch lenet5 --log-interval 1
+
+Prints a line of JSON: the seconds of each stage since the time that is told. Functions of fastcnn are wrapped
+for it, so that a training itself need not look at the clock.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+STAGES = {
+    "data": ("fastcnn.wire", "open_source"),
+    "loader probe": ("fastcnn.wire", "choose_backend"),
+    "arithmetic probe": ("fastcnn.machine", "probe_arithmetic"),
+    "first step": ("fastcnn.loop", "train_epoch"),
+}
+"""A stage, and the function whose time it is; "imports" is what comes before the plan is made."""
+
+
+def wrapped(call: Callable[..., Any], stage: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    """`call`, whose time is added to `seconds[stage]`."""
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    return timed
+
+
+def finished(seconds: dict[str, float], total: float) -> dict[str, float]:
+    """The stages with "other", so that their sum is `total`."""
+    return {**seconds, "other": total - sum(seconds.values())}
+
+
+class FirstStep(Exception):
+    """It is done."""
+
+
+def main(started: float, flags: list[str]) -> None:
+    from fastcnn import train
+    from fastcnn.config import parse
+
+    config = parse(flags, "startup_stages.py")
+    for module in ("torch", "fastcnn.wire", "fastcnn.loop"):
+        importlib.import_module(module)
+    seconds = {"imports": time.time() - started}
+    for stage, (module, name) in STAGES.items():
+        owner = importlib.import_module(module)
+        setattr(owner, name, wrapped(getattr(owner, name), stage, seconds))
+    report = importlib.import_module("fastcnn.report").Report
+
+    def window(*_: Any) -> None:
+        raise FirstStep
+
+    report.window = window
+    try:
+        train.fit(config)
+    except FirstStep:
+        print(json.dumps(finished(seconds, time.time() - started)), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), sys.argv[2:])
