@@ -5,9 +5,9 @@
     python -m pytest benchmarks --quick                # a minute each; nothing is written
 
 pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
-them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was measured: it
-prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as JSON under
-benchmarks/results/MACHINE/.
+them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was
+measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as
+JSON under benchmarks/results/MACHINE/. Why a side was left out is said at the end.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = getattr(item, "callspec", None)
         item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=str(group.params["row"]) if group else None))
         item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
+    for reason in dict.fromkeys(why[2] for why in skipped if isinstance(why, tuple)):
+        terminalreporter.write_line(reason)
 
 
 @pytest.fixture(scope="session")
