@@ -151,8 +151,8 @@ def operations(row: Layer) -> int:
 
 def least_bytes(row: Layer, itemsize: int) -> int:
     """Forward: input, weights, output. Backward: the output's gradient, input and weights again, the
-    gradients of both. Weights and their gradients are float32. Max pooling needs no input again; the positions
-    that it keeps are not counted."""
+    gradients of both. Weights and their gradients are float32. Max pooling needs no input again, and the
+    positions that it keeps are not counted."""
     x = row.batch_size * row.channels * row.size**2
     y = row.batch_size * row.out_channels * (1 if row.kind == "linear" else out_side(row) ** 2)
     weights = sum(p.numel() for p in build(row, ours=False).parameters())
