@@ -76,11 +76,11 @@ def build(row: Layer, ours: bool) -> nn.Module:
     """The same random weights each time."""
     torch.manual_seed(0)
     if row.kind in ("conv", "depthwise"):
-        convolution = DepthwiseConv2d if ours else nn.Conv2d
+        geometry: dict[str, Any] = {"stride": row.stride, "padding": row.padding, "bias": False}
+        if ours:
+            return DepthwiseConv2d(row.channels, row.kernel, **geometry)
         groups = row.channels if row.kind == "depthwise" else 1
-        return convolution(
-            row.channels, row.out_channels, row.kernel, row.stride, row.padding, groups=groups, bias=False
-        )
+        return nn.Conv2d(row.channels, row.out_channels, row.kernel, groups=groups, **geometry)
     if row.kind == "norm-relu":
         return nn.Sequential(nn.BatchNorm2d(row.channels), nn.ReLU(inplace=True))
     if row.kind == "lrn":
@@ -117,12 +117,17 @@ def call_of(
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     run = torch.compile(layer, fullgraph=True, dynamic=False) if way.compiled else layer
     wanted = [*([] if row.first else [x.requires_grad_()]), *layer.parameters()]
-    narrow = way.dtype == torch.bfloat16
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=way.dtype == torch.bfloat16)
+
+    with torch.no_grad(), autocast():
+        dy = dy.to(layer(x).dtype)  # float32 where autocast leaves an operator at that
 
     def call() -> tuple[Tensor, ...]:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=narrow):
+        with autocast():
             y = run(x)
-        return y, *torch.autograd.grad(y, wanted, dy)
+        return y.detach(), *torch.autograd.grad(y, wanted, dy)
 
     return call
 
@@ -182,16 +187,17 @@ def measure(row: Layer, quick: bool) -> bench.Comparison:
     reasons = {side: why_left_out(row, side, quick, DEVICE) for side in WAYS}
     ways = {side: way for side, way in WAYS.items() if reasons[side] is None}
 
-    few = tensors(row, min(CHECKED, row.batch_size), DEVICE)
-    exact = call_of(row, build(row, False), *few, Way(torch.float64, channels_last=False))()
-    sides: dict[str, dict[str, Any]] = {}
-    for side, way in ways.items():
-        found = call_of(row, build(row, way.ours), *few, way._replace(compiled=False))()
-        sides[side] = differences(row, found, exact)
-    del exact
+    def prepare(batch_size: int) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+        x, dy = tensors(row, batch_size, DEVICE)
+        return {side: call_of(row, build(row, way.ours), x, dy, way) for side, way in ways.items()}
 
-    whole = tensors(row, row.batch_size, DEVICE)
-    calls = {side: call_of(row, build(row, way.ours), *whole, way) for side, way in ways.items()}
+    few = min(CHECKED, row.batch_size)
+    calls = prepare(few)
+    exact = call_of(row, build(row, False), *tensors(row, few, DEVICE), Way(torch.float64, False))()
+    sides: dict[str, dict[str, Any]] = {side: differences(row, call(), exact) for side, call in calls.items()}
+    del exact
+    if few < row.batch_size:
+        calls = prepare(row.batch_size)
     in_a_turn = calls_in_a_turn(calls[BASELINE], DEVICE)
     rounds = 3 if quick else 15
     warmup = 1 if quick else 3

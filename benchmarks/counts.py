@@ -62,11 +62,11 @@ class Case(NamedTuple):
 
 CASES = (
     Case("lenet5", 32, 2),
-    Case("resnet18", 32, 2),
-    Case("resnet18", 32, 2, torch.bfloat16),
-    Case("resnet18", 32, 2, torch.bfloat16, clip_and_average=True),
-    Case("mobilenet_v2", 32, 2),
-    Case("mobilenet_v2", 32, 2, torch.bfloat16),
+    Case("resnet18", 64, 2),
+    Case("resnet18", 64, 2, torch.bfloat16),
+    Case("resnet18", 64, 2, torch.bfloat16, clip_and_average=True),
+    Case("mobilenet_v2", 64, 2),
+    Case("mobilenet_v2", 64, 2, torch.bfloat16),
 )
 
 Counts = dict[str, dict[str, int]]
