@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import kernel_tables as tables  # type: ignore[import-not-found]
+import kernel_tables as tables
 import torch
 import tyro
-from kernel_report import begin, fields_of, is_done, write, write_dispatch  # type: ignore[import-not-found]
-from kernel_sides import PASSES, WHOLE  # type: ignore[import-not-found]
-from kernel_times import (  # type: ignore[import-not-found]
+from kernel_report import begin, fields_of, is_done, write, write_dispatch
+from kernel_sides import PASSES, WHOLE
+from kernel_times import (
     DTYPES,
     Item,
     Measure,

@@ -93,13 +93,18 @@ def build(row: Layer, ours: bool) -> nn.Module:
 def tensors(row: Layer, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Input and upstream gradient in float32, of numbers that bf16 holds, so that all sides read the same."""
     generator = torch.Generator(device).manual_seed(0)
-    shapes = [(batch_size, row.channels), (batch_size, row.out_channels)]
-    if row.kind != "linear":
-        shapes = [(*shapes[0], row.size, row.size), (*shapes[1], out_side(row), out_side(row))]
+    shapes = (
+        shape_of(row, batch_size, row.channels, row.size),
+        shape_of(row, batch_size, row.out_channels, out_side(row)),
+    )
     # Of so large inputs local response normalization shows: alpha times their squares is about 1.
     scale = 100 if row.kind == "lrn" else 1
     x, dy = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
     return (scale * x).bfloat16().float(), dy.bfloat16().float()
+
+
+def shape_of(row: Layer, batch_size: int, channels: int, side: int) -> tuple[int, ...]:
+    return (batch_size, channels) if row.kind == "linear" else (batch_size, channels, side, side)
 
 
 def out_side(row: Layer) -> int:
@@ -144,11 +149,7 @@ def differences(row: Layer, found: tuple[Tensor, ...], exact: tuple[Tensor, ...]
 def operations(row: Layer) -> int:
     """Of forward and backward; a multiplication and an addition are two."""
     layer = build(row, ours=False).to("meta")
-    shape = (
-        (row.batch_size, row.channels)
-        if row.kind == "linear"
-        else (row.batch_size, row.channels, row.size, row.size)
-    )
+    shape = shape_of(row, row.batch_size, row.channels, row.size)
     with FlopCounterMode(display=False) as counter:
         layer(torch.empty(shape, device="meta"))
     return counter.get_total_flops() * (2 if row.first else 3)
@@ -159,7 +160,7 @@ def least_bytes(row: Layer, itemsize: int) -> int:
     gradients of both. Weights and their gradients are float32. Max pooling needs no input again, and the
     positions that it keeps are not counted."""
     x = row.batch_size * row.channels * row.size**2
-    y = row.batch_size * row.out_channels * (1 if row.kind == "linear" else out_side(row) ** 2)
+    y = row.batch_size * row.out_channels * out_side(row) ** 2
     weights = sum(p.numel() for p in build(row, ours=False).parameters())
     again = 0 if row.kind == "pool" else x
     return itemsize * (x + y + y + again + (0 if row.first else x)) + 4 * 3 * weights
@@ -187,7 +188,7 @@ def measure(row: Layer, quick: bool) -> bench.Comparison:
     reasons = {side: why_left_out(row, side, quick, DEVICE) for side in WAYS}
     ways = {side: way for side, way in WAYS.items() if reasons[side] is None}
 
-    def prepare(batch_size: int) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    def prepare(batch_size: int) -> dict[str, Callable[[], Any]]:
         x, dy = tensors(row, batch_size, DEVICE)
         return {side: call_of(row, build(row, way.ours), x, dy, way) for side, way in ways.items()}
 

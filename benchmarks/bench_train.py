@@ -6,8 +6,7 @@
 Sides, each the whole step (forward, loss, backward, update) on a batch that is already on the device, in a
 process of its own with the allocator that it comes with:
   eager fp32 NCHW    torchvision's network as it comes, float images, torch.optim.SGD
-  torchvision AMP    the step of torchvision's reference recipe with --amp
-                     (references/classification/train.py)
+  torchvision AMP    torchvision's reference recipe with --amp (references/classification/train.py)
   careful eager      channels-last, bf16 autocast, fused SGD, cuDNN benchmark
   timm               timm's network and step with --amp --amp-dtype bfloat16 --channels-last (train.py)
   fastcnn            its step on a uint8 batch, with what `auto` chooses here

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import kernel_tables as tables  # type: ignore[import-not-found]
+import kernel_tables as tables
 import torch
-from kernel_times import DTYPES, Item  # type: ignore[import-not-found]
+from kernel_times import DTYPES, Item
 
 from fastcnn import bench
 from fastcnn_kernels import dispatch

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from kernel_sides import PASSES  # type: ignore[import-not-found]
+from kernel_sides import PASSES
 
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import NETWORKS, Depthwise

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
-from kernel_sides import Run, floor_bytes, out_size, sides_of  # type: ignore[import-not-found]
+from kernel_sides import Run, floor_bytes, out_size, sides_of
 from torch import Tensor
 
 from fastcnn import bench

@@ -20,7 +20,12 @@ import torch
 
 
 def time_in_turn(
-    sides: dict[str, Callable[[], object]], rounds: int, warmup: int, device: torch.device, calls: int = 1
+    sides: dict[str, Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+    calls: int = 1,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each call: the sides take turns in every round, so that noise and heat meet all alike.
 
@@ -29,6 +34,7 @@ def time_in_turn(
         rounds: timed turns of each side.
         warmup: turns of each side before.
         calls: calls in a turn, timed together; the device is waited for at its end.
+        before: called before each turn, untimed: a barrier, where processes take turns together.
     """
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -36,6 +42,7 @@ def time_in_turn(
     for number in range(-warmup, rounds):
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
+            before()
             start = time.perf_counter()
             for _ in range(calls):
                 sides[name]()
@@ -150,11 +157,11 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit measured, with "+" if files differ from it."""
-    commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
-    changed = _output(
-        "git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no"
-    )
+    """The commit measured, with "+" if files differ from it, results aside."""
+    git = "git", "-C", str(Path(__file__).parent)
+    commit = _output(*git, "rev-parse", "--short", "HEAD")
+    elsewhere = ":/", ":(exclude,top)benchmarks/results"
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", *elsewhere)
     return commit + ("+" if changed else "")
 
 

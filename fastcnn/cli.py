@@ -23,6 +23,7 @@ commands:
   train    train a network (the same as python -m fastcnn.train)
   summary  list the layers of a network: size, cost, receptive field, and times if asked
   models   list the networks
+  bench    measure what makes a training step fast here, from eager PyTorch on
 
 fastcnn COMMAND --help lists the flags of a command; fastcnn --version prints the version.
 """
@@ -68,13 +69,63 @@ def models(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "fastcnn bench",
+        description="Measure a training step on random images, from eager PyTorch on, one switch at a time.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-a", "--arch", default="resnet50", help="network, as of fastcnn train (%(default)s)")
+    parser.add_argument("--img-size", type=_positive, help="pixels a side (on a GPU as published, else 64)")
+    parser.add_argument("-b", "--batch-size", type=_positive, help="images (on a GPU 256, else 32)")
+    parser.add_argument("--rounds", type=_several, default=10, help="timed steps of each side (%(default)s)")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument(
+        "--quick", action="store_true", help="about a minute: few rounds, and no compilation on the CPU"
+    )
+    parser.add_argument("--minutes", type=float, help="begin no rung after so many")
+    parser.add_argument(
+        "--output", metavar="FILE", help="JSON file (benchmarks/results/MACHINE/ladder-....json)"
+    )
+    parser.add_argument("--baseline", metavar="FILE", help="compare with a JSON file of an earlier run")
+    parser.add_argument(
+        "--max-regression",
+        type=_share,
+        default=0.05,
+        metavar="SHARE",
+        help="exit with 1 if a rung lost more of its speed-up (5%%)",
+    )
+    flags = vars(parser.parse_args(argv))
+    told = [flags.pop(name) for name in ("output", "baseline", "max_regression")]
+    from fastcnn.ladder import Settings
+    from fastcnn.ladder_command import show
+
+    return show(Settings(**flags), *told)
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or int(text) < 3:
+        raise argparse.ArgumentTypeError(f"{text!r}: write 3 or more, for quartiles")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a share, such as 5% or 0.05")
+    return value
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: write 1 or more")
     return int(text)
 
 
-COMMANDS = {"train": train, "summary": summary, "models": models}
+COMMANDS = {"train": train, "summary": summary, "models": models, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

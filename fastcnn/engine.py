@@ -123,6 +123,8 @@ class TrainState:
     clip_grad: float | None = None
     frozen: Frozen | None = None
     """What does not train."""
+    bucket_cap_mb: int | None = None
+    """MiB of gradients that DDP sends together; None: torch's own choice."""
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(HostClock()))
     """Where the time of `train_epoch` goes."""
     step: int = 0
@@ -150,6 +152,7 @@ def build_state(
     accum_steps: int = 1,
     clip_grad: float | None = None,
     frozen: Frozen | None = None,
+    bucket_cap_mb: int | None = None,
 ) -> TrainState:
     """Wraps a network that is already on `device`: normalization, then compilation, then DDP."""
     eval_model: nn.Module = Normalized(network, mean, std, channels_last).to(device)
@@ -159,7 +162,7 @@ def build_state(
     train_model = eval_model
     watch = stopwatch_for(device)
     if is_distributed():
-        train_model = _data_parallel(eval_model, device)
+        train_model = _data_parallel(eval_model, device, bucket_cap_mb)
         watch.follow_gradients(network)
     return TrainState(
         network,
@@ -175,6 +178,7 @@ def build_state(
         accum_steps,
         clip_grad,
         frozen,
+        bucket_cap_mb,
         watch,
     )
 
@@ -189,15 +193,21 @@ def unfreeze(state: TrainState) -> None:
     state.watch.forget()
     if isinstance(state.train_model, DistributedDataParallel):  # knows only what trained when it was built
         state.train_model = state.eval_model  # lets go of the old one, and of its hooks, before the new one
-        state.train_model = _data_parallel(state.eval_model, state.device)
+        state.train_model = _data_parallel(state.eval_model, state.device, state.bucket_cap_mb)
         state.watch.follow_gradients(state.network)
 
 
-def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+def _data_parallel(
+    model: nn.Module, device: torch.device, bucket_cap_mb: int | None
+) -> DistributedDataParallel:
     """DDP that leaves buffers alone in each step; they are averaged over ranks before each validation."""
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # torch 2.14
-    settings: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+    settings: dict[str, Any] = {
+        buffers: False,
+        "gradient_as_bucket_view": True,
+        "bucket_cap_mb": bucket_cap_mb,
+    }
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, **settings
     )

@@ -3,8 +3,8 @@
     fastcnn bench --arch resnet50
     fastcnn bench --arch timm/regnety_032 --img-size 224 --batch-size 256 --minutes 8
 
-Each rung adds its switch to the best rung so far; it is timed in turn with that one and with eager PyTorch, and
-stays on if it is faster. Every rung is a process of its own, so that nothing of one is left to another.
+Each rung adds its switch to the best rung so far; it is timed in turn with that one and with eager PyTorch,
+and stays on if it is faster. Every rung is a process of its own, so that nothing of one is left to another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +52,9 @@ ON_CPU = ("keep memory",)
 COMPILED = ("compile", "whole step compiled", "max-autotune")
 FIRST_CALLS = 10
 """Steps before timing, whose losses are compared with the baseline's."""
+QUICK_ROUNDS = 5
+CPU_SIZE = 64
+"""Pixels a side on a CPU, where the published size would take minutes."""
 KEPT = 0.99
 """Share of the best rung's time that a rung may take at most to stay on."""
 
@@ -75,6 +77,7 @@ class Rung:
     """One row of the table."""
 
     name: str
+    switches: Switches
     left_out: str = ""
     """Why it was not measured."""
     kept: bool = False
@@ -105,73 +108,74 @@ class Rung:
         return self.compile_seconds() / won if won > 0 else None
 
 
-def climb(
-    settings: Settings, say: Callable[[Rung], None], clock: Callable[[], float] = time.monotonic
-) -> Iterator[tuple[Problem, list[Rung], dict[str, Any]]]:
-    """Measures rung after rung; yields all so far, and the roofline, after each."""
-    device = choose_device(settings.device, Ranks())  # type: ignore[arg-type]
+def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Iterator[dict[str, Any]]:
+    """Measures rung after rung, and yields the content of the JSON file after each.
+
+    Raises:
+        UserError: no such network or device, or a size that the network does not take.
+    """
+    device = choose_device(settings.device, Ranks())
     if device.type == "mps":
         raise UserError("--device mps: the ladder knows cuda and cpu")
-    machine_cores = machine.cores_per_process(Ranks())
     if device.type == "cpu":
-        torch.set_num_threads(machine_cores)  # workers take it over
+        torch.set_num_threads(machine.cores_per_process(Ranks()))  # workers take it over
     problem = describe_problem(settings, device)
-    rounds = min(settings.rounds, 5) if settings.quick else settings.rounds
+    rounds = min(settings.rounds, QUICK_ROUNDS) if settings.quick else settings.rounds
     calls = 10 if device.type == "cuda" else 1  # the host runs ahead of a GPU
-    begin = clock()
-    rungs: list[Rung] = []
-    switches = Switches()
+    begin, switches, best = clock(), Switches(), BASELINE
     with ExitStack() as stack:
-        baseline = stack.enter_context(_worker(problem, switches, device))
-        bound = measure_roofline(baseline, problem, device, rounds)
+        try:
+            baseline = stack.enter_context(_worker(problem, switches, device))
+        except WorkerError as error:
+            raise UserError(f"--arch {settings.arch}: {error}") from None
+        content: dict[str, Any] = {
+            "what": "ladder",
+            "environment": bench.environment(device),
+            "settings": vars(settings),
+            "problem": vars(problem),
+            "roofline": measure_roofline(baseline, problem, device, rounds),
+            "rungs": [],
+        }
         workers = {BASELINE: baseline}
-        best = BASELINE
         for name, changes in [*RUNGS.items(), (OWN, {})]:
-            rung = Rung(name)
-            rungs.append(rung)
-            changed = dataclasses.replace(switches, **changes)
-            rung.left_out = _why_not(name, changed, settings, device)
+            rung = Rung(name, dataclasses.replace(switches, **changes))
+            rung.left_out = _why_not(rung, settings, device)
             if not rung.left_out and settings.minutes is not None and clock() - begin > 60 * settings.minutes:
                 rung.left_out = f"{settings.minutes:g} minutes were over"
-            if rung.left_out:
-                say(rung)
-                continue
-            try:
-                worker = baseline
-                if name == OWN:
-                    worker = _own_worker(problem, switches, device)
-                elif name != BASELINE:
-                    worker = _worker(problem, changed, device)
-                rung.start = worker.start
-                sides = {**workers, name: worker}
-                times = time_workers(sides, rounds, calls=calls)
-            except WorkerError as error:
-                rung.left_out = f"failed: {error}"
-                say(rung)
-                continue
-            rung.seconds, rung.baseline = times[name], times[BASELINE]
-            rung.best_before = times[best] if name != BASELINE else []
-            rung.loss_difference = _difference(worker.start.losses, baseline.start.losses)
-            won = [a / b for a, b in zip(rung.seconds, times[best])]
-            rung.kept = name == BASELINE or (name != OWN and statistics.median(won) < KEPT)
-            if rung.kept and name != BASELINE:
-                if best != BASELINE:
-                    workers.pop(best).close()
-                workers[name], best, switches = worker, name, changed
-            elif name != BASELINE:
-                worker.close()
-            say(rung)
-            yield problem, rungs, bound
-        if best != BASELINE:
-            workers[best].close()
+            if not rung.left_out:
+                try:
+                    worker = baseline if name == BASELINE else _worker(problem, rung.switches, device, name)
+                    workers[name] = stack.enter_context(worker)
+                    _measure(rung, workers, best, rounds, calls)
+                except WorkerError as error:
+                    rung.left_out = f"failed: {error}"
+            if rung.kept and best != BASELINE:
+                workers.pop(best).close()
+            if rung.kept:
+                best, switches = name, rung.switches
+            elif name in workers:
+                workers.pop(name).close()
+            content["rungs"].append(rung_result(rung, problem, content["roofline"]))
+            yield content
+
+
+def _measure(rung: Rung, workers: dict[str, Worker], best: str, rounds: int, calls: int) -> None:
+    times = time_workers(workers, rounds, calls=calls)
+    rung.start = workers[rung.name].start
+    rung.seconds, rung.baseline = times[rung.name], times[BASELINE]
+    rung.best_before = times[best] if rung.name != BASELINE else []
+    reference = workers[BASELINE].start.losses
+    rung.loss_difference = max(abs(a - b) / abs(b) for a, b in zip(rung.start.losses, reference))
+    shares = [a / b for a, b in zip(rung.seconds, times[best])]
+    rung.kept = rung.name == BASELINE or (rung.name != OWN and statistics.median(shares) < KEPT)
 
 
 def describe_problem(settings: Settings, device: torch.device) -> Problem:
     sizes = image_sizes(settings.arch)
-    size = settings.img_size or (sizes.default_image_size if device.type == "cuda" else 64)
-    size = max(size, sizes.minimum_image_size) if settings.img_size is None else size
-    if sizes.fixed_image_size:
-        size = sizes.default_image_size
+    size = settings.img_size
+    if size is None:
+        usual = sizes.default_image_size if device.type == "cuda" or sizes.fixed_image_size else CPU_SIZE
+        size = max(usual, sizes.minimum_image_size)
     batch_size = settings.batch_size or (256 if device.type == "cuda" else 32)
     return Problem(settings.arch, size, batch_size, device.type)
 
@@ -202,57 +206,43 @@ def measure_roofline(baseline: Worker, problem: Problem, device: torch.device, r
     }
 
 
-def _worker(problem: Problem, switches: Switches, device: torch.device) -> Worker:
-    build = partial(build_step, problem, switches)
-    return Worker(build, device, switches.keep_memory, first_calls=FIRST_CALLS)
+def _worker(problem: Problem, switches: Switches, device: torch.device, name: str = BASELINE) -> Worker:
+    keep_memory = switches.keep_memory
+    build: Callable[[], Any] = partial(build_step, problem, switches)
+    if name == OWN:
+        dtype, keep_memory = "bf16" if switches.bf16 else "fp32", device.type == "cpu"
+        compiled = switches.compile != "off"
+        build = partial(build_own_step, problem, dtype, switches.channels_last, compiled)
+    return Worker(build, device, keep_memory, first_calls=FIRST_CALLS)
 
 
-def _own_worker(problem: Problem, switches: Switches, device: torch.device) -> Worker:
-    dtype = "bf16" if switches.bf16 else "fp32"
-    build = partial(build_own_step, problem, dtype, switches.channels_last, switches.compile != "off")
-    return Worker(build, device, keep_memory=device.type == "cpu", first_calls=FIRST_CALLS)
-
-
-def _why_not(name: str, switches: Switches, settings: Settings, device: torch.device) -> str:
+def _why_not(rung: Rung, settings: Settings, device: torch.device) -> str:
+    name = rung.name
     if name in ON_CUDA and device.type != "cuda":
         return "needs a CUDA GPU"
     if name in ON_CPU and device.type != "cpu":
-        return "needs a CPU"
+        return "for the CPU"
     if name in COMPILED and settings.quick and device.type == "cpu":
-        return "--quick"
-    if name in ("max-autotune",) and switches.compile == "off":
-        return "compilation was not faster"
-    if name == "bf16 weights" and not switches.bf16:
+        return "left out by --quick"
+    if name == "max-autotune" and rung.switches.compile == "off":
+        return "compiled steps were not faster"
+    if name == "bf16 weights" and not rung.switches.bf16:
         return "bf16 was not faster"
     return ""
 
 
-def _difference(losses: list[float], reference: list[float]) -> float | None:
-    pairs = list(zip(losses, reference))
-    return max(abs(a - b) / abs(b) for a, b in pairs) if pairs else None
-
-
-def result(settings: Settings, problem: Problem, rungs: list[Rung], bound: dict[str, Any]) -> dict[str, Any]:
-    """What goes into the JSON file."""
-    return {
-        "what": "ladder",
-        "environment": bench.environment(torch.device(problem.device)),
-        "settings": vars(settings),
-        "problem": vars(problem),
-        "roofline": bound,
-        "rungs": [_rung_result(rung, problem) for rung in rungs],
-    }
-
-
-def _rung_result(rung: Rung, problem: Problem) -> dict[str, Any]:
+def rung_result(rung: Rung, problem: Problem, bound: dict[str, Any]) -> dict[str, Any]:
     if rung.left_out or rung.start is None:
         return {"name": rung.name, "left_out": rung.left_out}
+    median = statistics.median(rung.seconds)
     return {
         "name": rung.name,
         "kept": rung.kept,
+        "switches": vars(rung.switches),
         "seconds": bench.summary(rung.seconds),
         "speedup": bench.summary(rung.speedups()),
-        "images_per_second": problem.batch_size / statistics.median(rung.seconds),
+        "images_per_second": problem.batch_size / median,
+        "share_of_roofline": bound["least_seconds"]["bf16" if rung.switches.bf16 else "fp32"] / median,
         "compile_seconds": rung.compile_seconds(),
         "payoff_steps": rung.payoff_steps(),
         "peak_bytes": rung.start.peak_bytes,
@@ -260,11 +250,6 @@ def _rung_result(rung: Rung, problem: Problem) -> dict[str, Any]:
     }
 
 
-def results_name(problem: Problem) -> str:
-    arch = problem.arch.replace("/", "-").replace(":", "-")
-    return f"ladder-{arch}-{problem.img_size}px-batch{problem.batch_size}"
-
-
-def results_path(problem: Problem, output: str | None) -> Path:
-    folder = Path("benchmarks") if Path("benchmarks/results").is_dir() else Path(".")
-    return bench.results_file(folder, results_name(problem), output, torch.device(problem.device))
+def results_name(problem: dict[str, Any]) -> str:
+    arch = problem["arch"].replace("/", "-").replace(":", "-")
+    return f"ladder-{arch}-{problem['img_size']}px-batch{problem['batch_size']}"

@@ -1,4 +1,4 @@
-"""What depends on the machine: threads, memory allocation, cuDNN, and a probe for the CPU's best dtype and layout."""
+"""What depends on the machine: threads, memory allocation, cuDNN, the CPU's best dtype and layout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prepare(device: torch.device, cores: int, deterministic: bool) -> None:
 
 def keep_freed_memory() -> None:
     """Lets glibc reuse the memory of activations and gradients, whatever their size, instead of mapping and
-    unmapping it in every step: as fast as tcmalloc (benchmarks/LOG.md). Does nothing where there is no glibc."""
+    unmapping it in every step: as fast as tcmalloc (benchmarks/LOG.md). Other C libraries are left alone."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -2,9 +2,9 @@
 
 A step's convolutions and products of matrices are taken one by one: each takes the time of its floating-point
 operations or of its bytes (each input read once, each output written once), whichever is longer. All else is
-taken to be fused into them, at no cost. The update reads weights, gradients and momenta and writes weights and
-momenta. The sum is a lower bound of the step's time, and its share of the measured time says how close a step
-comes (Williams, Waterman, Patterson, "Roofline", CACM 2009).
+taken to be fused into them, at no cost. The update reads weights, gradients and momenta and writes weights
+and momenta. The sum is a lower bound of the step's time, and its share of the measured time says how close a
+step comes (Williams, Waterman, Patterson, "Roofline", CACM 2009).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training steps with one switch more or less, from eager PyTorch as it comes to all that makes it fast.
 
-`fastcnn.ladder` compares them; what wins becomes a default of training. A step here is forward, cross-entropy,
-backward and update on one batch that is already on the device.
+`fastcnn.ladder` compares them; what wins becomes a default of training. A step here is forward,
+cross-entropy, backward and update on one batch that is already on the device.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
             p.grad = None
         return loss.detach()
 
-    options = {"max_autotune": True, "prologue_fusion": True} if switches.max_autotune else None
+    options: dict[str, Any] | None = (
+        {"max_autotune": True, "prologue_fusion": True} if switches.max_autotune else None
+    )
     if switches.compile == "step":
         torch._dynamo.config.trace_autograd_ops = True
         step = torch.compile(whole, dynamic=False, options=options)
@@ -177,9 +179,9 @@ def without_kernels(network: nn.Module) -> None:
     """Turns the layers that fastcnn's networks build as its own into PyTorch's."""
     for module in network.modules():
         if type(module) is DepthwiseConv2d:
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
         elif type(module) is LocalResponseNorm:
-            module.__class__ = nn.LocalResponseNorm
+            module.__class__ = nn.LocalResponseNorm  # type: ignore[assignment]
 
 
 class PointwiseProduct(nn.Conv2d):
@@ -216,8 +218,8 @@ class Masters:
 
     def __init__(self, network: nn.Module) -> None:
         layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        self.weights = [layer.weight for layer in layers]
-        self.masters = [nn.Parameter(weight.detach().clone()) for weight in self.weights]
+        self.weights: list[Tensor] = [layer.weight for layer in layers]
+        self.masters: list[Tensor] = [nn.Parameter(weight.detach().clone()) for weight in self.weights]
         for weight in self.weights:
             weight.data = weight.data.to(torch.bfloat16)
         changed = {id(weight) for weight in self.weights}
@@ -226,6 +228,7 @@ class Masters:
     def take_gradients(self) -> None:
         for weight, master in zip(self.weights, self.masters):
             master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None  # the optimizer does not know it
 
     @torch.no_grad()
     def give_weights(self) -> None:

@@ -72,8 +72,14 @@ def test_what_waits_for_a_gpu_is_counted(wait):
 
 
 def test_every_difference_is_a_line_and_versions_not_counted_yet_are_none(tmp_path, capsys):
-    before = {"torch 2.15": {"a": {"operators": 5, "bytes": 8}, "gone": {"waits": 0}}, "torch 2.11": {}}
-    now = {"torch 2.15": {"a": {"operators": 6, "bytes": 8}, "new": {"waits": 1}}, "triton 4.0": {"k": {}}}
+    before: counts.Found = {
+        "torch 2.15": {"a": {"operators": 5, "bytes": 8}, "gone": {"waits": 0}},
+        "torch 2.11": {},
+    }
+    now: counts.Found = {
+        "torch 2.15": {"a": {"operators": 6, "bytes": 8}, "new": {"waits": 1}},
+        "triton 4.0": {"k": {}},
+    }
     path = tmp_path / "counts.json"
     assert counts.check(before, now, path) == 1
     added, *lines = capsys.readouterr().out.splitlines()

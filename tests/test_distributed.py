@@ -39,6 +39,11 @@ def test_two_processes_train_like_one(results, kind):
         assert result[kind]["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
 
 
+def test_buckets_are_torchs_own_or_as_told_also_after_unfreezing(results):
+    assert [result["lenet5"]["bucket bytes"] for result in results] == [25 * 2**20] * 2
+    assert [result["lenet5 unfrozen"]["bucket bytes"] for result in results] == [3 * 2**20] * 2
+
+
 def test_a_nan_on_one_rank_stops_updates_on_all(results):
     for result in results:
         assert "step 2" in result["spoiled"]["error"]

@@ -537,7 +537,7 @@ ADVICE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("data", {"data_backend": "synthetic"}, {"threads_help": False}, ""),
     ("computing", {}, {}, "--compile on"),
     ("computing", {}, {"can_compile": False}, ""),
-    ("computing", {"compile": "on", "channels_last": False}, {}, "--channels-last"),
+    ("computing", {"compile": "on", "channels_last": "off"}, {}, "--channels-last auto"),
     ("computing", {"compile": "on", "amp_dtype": "fp32"}, {}, "--amp-dtype auto"),
     ("computing", {"device": "cpu", "amp_dtype": "fp32", "chosen": ("amp_dtype",)}, {}, ""),
     ("computing", {"compile": "on", "deterministic": True}, {}, "--no-deterministic"),

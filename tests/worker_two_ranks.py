@@ -36,6 +36,7 @@ def train(
     accumulate: int = 1,
     spoil: bool = False,
     unfreeze_at: int | None = None,
+    bucket_cap_mb: int | None = None,
 ) -> dict[str, object]:
     """Four updates from 16 images each, of which this rank sees its share; all but the classifier is frozen
     until update `unfreeze_at`."""
@@ -45,7 +46,16 @@ def train(
     optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-3)
     schedule = Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant")
     normalization = [0.5] * 3, [0.25] * 3
-    state = build_state(network, *normalization, optimizer, schedule, CPU, torch.float32, frozen=frozen)
+    state = build_state(
+        network,
+        *normalization,
+        optimizer,
+        schedule,
+        CPU,
+        torch.float32,
+        frozen=frozen,
+        bucket_cap_mb=bucket_cap_mb,
+    )
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -70,7 +80,12 @@ def train(
     except TrainingError as found:
         error = str(found)
     parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
-    return {"parameters": parameters, "metrics": metrics.compute(), "error": error}
+    return {
+        "parameters": parameters,
+        "metrics": metrics.compute(),
+        "error": error,
+        "bucket bytes": getattr(state.train_model, "bucket_bytes_cap", None),
+    }
 
 
 def mistake_on_one(ranks: Ranks) -> str:
@@ -97,7 +112,7 @@ def main(output: Path) -> None:
             "lenet5": train("lenet5", ranks.rank, ranks.world_size),
             "lenet5 accumulated": train("lenet5", ranks.rank, ranks.world_size, accumulate=2),
             "resnet20": train("resnet20", ranks.rank, ranks.world_size),
-            "lenet5 unfrozen": train("lenet5", ranks.rank, ranks.world_size, unfreeze_at=2),
+            "lenet5 unfrozen": train("lenet5", ranks.rank, ranks.world_size, unfreeze_at=2, bucket_cap_mb=3),
             "spoiled": train("lenet5", ranks.rank, ranks.world_size, spoil=True),
             "any": [any_rank(ranks.rank == 1, CPU), any_rank(False, CPU)],
             "from main": from_main(lambda: f"rank {ranks.rank}"),

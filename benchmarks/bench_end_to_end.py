@@ -1,0 +1,134 @@
+"""A whole training against its two halves: the loader alone and the step alone, in turn in one process.
+
+    python -m pytest benchmarks/bench_end_to_end.py
+    python -m pytest benchmarks/bench_end_to_end.py --data /data/photos
+
+Where both share the processor's cores, a training can take no less than one after the other: that is the
+baseline, and "together" is what `fastcnn.engine.train_epoch` takes, with all that it does besides. On a GPU,
+where they can overlap, it may be faster. A turn is an epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import time
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from fastcnn import bench
+from fastcnn.config import Config
+from fastcnn.data import Batch, Loader
+from fastcnn.distributed import Ranks, choose_device
+from fastcnn.engine import TrainState, train_epoch, train_step
+from fastcnn.tasks import Classification
+from fastcnn.wire import build, make_plan
+
+BASELINE, TOGETHER = "one after the other", "together"
+SIDES = (BASELINE, "loader alone", "step alone", TOGETHER)
+
+
+class Row(NamedTuple):
+    arch: str
+    backend: str
+
+    def __str__(self) -> str:
+        return f"{self.arch}-{self.backend}"
+
+
+ROWS = (Row("lenet5", "dali"), Row("lenet5", "torch"), Row("lenet5", "cached"), Row("resnet18", "dali"))
+WITH_DATA = (Row("resnet18", "dali"), Row("resnet18", "torch"), Row("resnet50", "dali"))
+"""Of photos, at 64 px."""
+DEVICE = choose_device("auto", Ranks())
+
+
+def load(loader: Loader) -> Batch:
+    for batch in loader:
+        last = batch
+    _wait()
+    return last
+
+
+def compute(state: TrainState, task: Classification, batch: Batch, steps: int) -> None:
+    metrics = task.metrics(DEVICE)
+    state.train_model.train()
+    for _ in range(steps):
+        train_step(state, task, [batch], metrics)
+    _wait()
+
+
+def train(state: TrainState, task: Classification, loader: Loader) -> None:
+    metrics = task.metrics(DEVICE)
+    train_epoch(state, task, loader, metrics, 10, lambda: None, lambda _: False)
+    _wait()
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@functools.cache
+def measure(row: Row, data: str | None, quick: bool) -> bench.Comparison:
+    ranks = Ranks()
+    told = Config(arch=row.arch, data_backend=row.backend, output_dir="unused")  # type: ignore[arg-type]
+    if data is not None:
+        told = dataclasses.replace(told, data=data, val_split=0.1, img_size=64)
+    plan = make_plan(told, ranks, DEVICE)
+    state, loader, val_loader = build(plan, ranks, DEVICE)
+    task, steps = Classification(int(plan.config.num_classes)), len(loader)
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    epoch = 0
+
+    batches: list[Batch] = []  # the last one that was loaded
+
+    def turn(name: str) -> float:
+        nonlocal epoch
+        if name != "step alone":
+            epoch += 1
+            loader.set_epoch(epoch)
+        gc.collect()
+        time.sleep(0.2)  # until nothing is loaded ahead any more
+        start = time.perf_counter()
+        if name == "loader alone":
+            batches[:] = [load(loader)]
+        elif name == "step alone":
+            compute(state, task, batches[0], steps)
+        else:
+            train(state, task, loader)
+        return time.perf_counter() - start
+
+    measured = [name for name in SIDES if name != BASELINE]
+    for number in range(-1, 3 if quick else 7):
+        taken = {name: turn(name) for name in measured}
+        if number >= 0:
+            for name, value in taken.items():
+                seconds[name].append(value)
+            seconds[BASELINE].append(taken["loader alone"] + taken["step alone"])
+    loader.close()
+    val_loader.close()
+    config = plan.config
+    chosen = {name: getattr(config, name) for name in ("amp_dtype", "channels_last", "compile", "workers")}
+    return bench.Comparison(
+        f"end-to-end-{row}-{plan.source.name}-{config.img_size}px",
+        BASELINE,
+        seconds,
+        DEVICE,
+        work=steps * int(config.batch_size),
+        settings={**row._asdict(), "batch_size": config.batch_size, "img_size": config.img_size, **chosen},
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    rows = WITH_DATA if metafunc.config.getoption("--data") else ROWS
+    metafunc.parametrize("row", rows, ids=str)
+    metafunc.parametrize("side", SIDES)
+
+
+def test_training(row, side, quick, save, play, pytestconfig):
+    comparison = measure(row, pytestconfig.getoption("--data"), quick)
+    save(comparison)
+    play(comparison, side)

@@ -1,0 +1,193 @@
+"""All that a GPU should measure, most important first, in the minutes there are.
+
+    python benchmarks/gpu.py --minutes 20
+    python benchmarks/gpu.py --minutes 20 --data /data/photos    # for the loaders, which need DALI
+    python benchmarks/gpu.py --minutes 5 --rehearse              # tiny sizes, also without a GPU
+
+The items are commands of their own, each in a process group that is ended when the time is over. They write
+JSON as they go; this script notes in benchmarks/results/MACHINE/progress.json what is done at which commit,
+and goes on after it the next time: an item that was cut off begins anew, but for the kernels, which go on
+after their last row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from sizes import TRAIN
+
+from fastcnn import bench
+from fastcnn.distributed import Ranks, choose_device
+
+HERE = Path(__file__).parent
+GRACE = 20.0
+"""Seconds that a command has to end after it was asked to."""
+SPARE = 10.0
+"""Seconds that are left for what comes after the last item."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    minutes: float = 20.0
+    """When to be done with everything."""
+    data: str | None = None
+    """A folder of class folders of photos."""
+    rehearse: bool = False
+    """Tiny sizes, to try the whole on any machine; results go to a temporary folder."""
+    results: str | None = None
+    """Where the JSON goes; by default benchmarks/results/."""
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    command: tuple[str, ...]
+    at_most: float
+    """Share of all the minutes that it may take."""
+    left_out: str = ""
+    """Why it cannot be measured here."""
+
+
+def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
+    """What is measured, most important first."""
+    python = sys.executable
+    folder = results / bench.machine_name(device)
+    tiny = settings.rehearse
+    minutes = settings.minutes
+    no_gpu = "" if device.type == "cuda" else "needs a CUDA GPU"
+    no_loader = ""
+    if importlib.util.find_spec("nvidia.dali") is None:
+        no_loader = "DALI is not installed"
+    elif settings.data is None and not tiny:
+        no_loader = "--data was not given"
+
+    def ladder(arch: str, size: int, batch: int, share: float) -> Item:
+        quickly: tuple[str, ...] = ()
+        if tiny:
+            arch, size, batch, quickly = "lenet5", 32, 4, ("--quick",)
+        sizes = ("--img-size", str(size), "--batch-size", str(batch), *quickly)
+        name = f"ladder-{arch}-{size}px-batch{batch}"
+        output = str(folder / f"{name}.json")
+        command = (python, "-m", "fastcnn.cli", "bench", "--arch", arch, *sizes, "--output", output)
+        return Item(name, (*command, "--minutes", f"{share * minutes:g}"), share)
+
+    pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--results", str(results))
+    quick = ("--quick",) if tiny else ()
+    rows = TRAIN["cuda" if device.type == "cuda" else "cpu"]
+    first, *others = rows[:1] if tiny else rows
+    data = ("--data", settings.data) if settings.data is not None else ()
+    train = (*pytest, str(HERE / "bench_train.py"), *quick)
+    return [
+        Item(
+            "kernels",
+            (python, str(HERE / "bench_kernels.py"), "--minutes", f"{0.4 * minutes:g}"),
+            0.45,
+            no_gpu,
+        ),
+        ladder("resnet50", 224, 256, 0.3),
+        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in (first, *others)),
+        *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
+        Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
+    ]
+
+
+def run(
+    items: Sequence[Item],
+    minutes: float,
+    progress: Path,
+    commit: str,
+    clock: Callable[[], float] = time.monotonic,
+    call: Callable[[Sequence[str], float], int | None] | None = None,
+) -> dict[str, str]:
+    """Works the items off until the time is over.
+
+    Returns:
+        For each, what became of it; "done" also if it was done before at this commit.
+    """
+    end = clock() + 60 * minutes - SPARE
+    done = _done(progress, commit)
+    outcome: dict[str, str] = {}
+    for item in items:
+        left = end - clock()
+        if item.name in done:
+            outcome[item.name] = "done before"
+        elif item.left_out:
+            outcome[item.name] = f"left out: {item.left_out}"
+        elif left < SPARE:
+            outcome[item.name] = "no time was left"
+        else:
+            print(f"== {item.name}: {' '.join(item.command)}", flush=True)
+            start = clock()
+            status = (call or _call)(item.command, min(left, 60 * minutes * item.at_most))
+            taken = clock() - start
+            if status == 0:
+                outcome[item.name] = f"done in {taken:.0f} s"
+                done[item.name] = taken
+            else:
+                why = "its time was over" if status is None else f"status {status}"
+                outcome[item.name] = f"ended after {taken:.0f} s: {why}"
+            bench.write_json(progress, {"what": "progress", "commit": commit, "seconds": done})
+    return outcome
+
+
+def _done(progress: Path, commit: str) -> dict[str, float]:
+    """What was finished at this commit; nothing where files differ from it."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        content = json.loads(progress.read_text())
+        if content["commit"] == commit and not commit.endswith("+"):
+            return dict(content["seconds"])
+    return {}
+
+
+def _call(command: Sequence[str], seconds: float) -> int | None:
+    """The exit status of a command, or None if it was ended after so many seconds."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE.parent / "kernels"))),
+    }
+    if inherited := os.environ.get("PYTHONPATH"):
+        environment["PYTHONPATH"] += os.pathsep + inherited
+    process = subprocess.Popen(command, start_new_session=True, cwd=HERE.parent, env=environment)
+    try:
+        return process.wait(max(1.0, seconds - GRACE))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # workers that it started, if any are left
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def main(settings: Settings) -> int:
+    device = choose_device("auto", Ranks())
+    results = Path(settings.results).absolute() if settings.results else HERE / "results"
+    if settings.rehearse and settings.results is None:
+        import tempfile
+
+        results = Path(tempfile.mkdtemp(prefix="fastcnn-rehearsal-"))
+    elif device.type != "cuda" and not settings.rehearse:
+        print("no CUDA device here: nothing measured; --rehearse tries the whole on this machine")
+        return 0
+    progress = results / bench.machine_name(device) / "progress.json"
+    commit = bench.environment(device)["commit"]
+    outcome = run(plan(settings, device, results), settings.minutes, progress, commit)
+    print(*(f"{name}: {what}" for name, what in outcome.items()), str(progress.parent), sep="\n")
+    return 1 if any("status" in what for what in outcome.values()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Settings, description=__doc__)))

@@ -1,0 +1,291 @@
+"""benchmarks/README.md and the README's figures, from the JSON files under benchmarks/results/.
+
+    python benchmarks/report.py            # writes them, and the pictures
+    python benchmarks/report.py --check    # exits with 1 if what is there differs
+
+A figure without a file is printed as "not measured"; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sizes import TRAIN
+
+from fastcnn import ladder_report
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+BEGIN, END = "<!-- figures: {} (python benchmarks/report.py) -->", "<!-- end of figures -->"
+NOT_MEASURED = "not measured"
+
+Content = dict[str, Any]
+Files = dict[Path, Content]
+
+
+def read() -> dict[str, Files]:
+    """The JSON files of each machine, by their folder."""
+    machines: dict[str, Files] = {}
+    for path in sorted(RESULTS.glob("*/*.json")):
+        machines.setdefault(path.parent.name, {})[path] = json.loads(path.read_text())
+    return machines
+
+
+def comparisons(files: Files, kind: str) -> Files:
+    """Those of `fastcnn.bench.Comparison` whose names begin with `kind`."""
+    return {p: c for p, c in files.items() if c["what"].startswith(f"{kind}-") and "baseline" in c}
+
+
+def is_gpu(files: Files) -> bool:
+    return any("gpu" in content.get("environment", {}) for content in files.values())
+
+
+def describe(content: Content) -> str:
+    """The machine and the software, in a line."""
+    e = content["environment"]
+    where = f"{e['gpu']}, driver {e['driver']}" if "gpu" in e else f"{e['processor']}, {e['threads']} threads"
+    return f"{where}, torch {e['torch']}, commit {e['commit']}, {e['date']}"
+
+
+def sources(files: Files) -> str:
+    """Where the figures above are from."""
+    return "; ".join(sorted({describe(content) for content in files.values()}))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def spread(values: dict[str, float]) -> str:
+    return f"{values['median']:.2f} ({values['quartile_1']:.2f} to {values['quartile_3']:.2f})"
+
+
+def side_cell(content: Content, side: str) -> str:
+    """A side's speed against the baseline's; the baseline's own in units a second."""
+    if side not in content["sides"]:
+        return content["left_out"].get(side, NOT_MEASURED)
+    found = content["sides"][side]
+    if side == content["baseline"]:
+        return f"{found['per_second']:,.0f} {content['unit']}/s"
+    return spread(found["speedup"])
+
+
+def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
+    """One row a file, one column a side; `extra` adds the last side's entry of that name."""
+    contents = list(files.values())
+    sides = list(dict.fromkeys(name for c in contents for name in (*c["sides"], *c["left_out"])))
+    baseline = contents[0]["baseline"]
+    sides = [baseline, *(name for name in sides if name != baseline)]
+    rows = []
+    for content in contents:
+        row = [content["what"].removeprefix(f"{kind}-"), *(side_cell(content, side) for side in sides)]
+        if extra is not None:
+            row.append(str(content["sides"].get(sides[-1], {}).get(extra, "")))
+        rows.append(row)
+    return table(["", *sides, *([extra] if extra is not None else [])], rows)
+
+
+def ladder_table(content: Content) -> str:
+    rows = []
+    for rung in content["rungs"]:
+        if "left_out" in rung:
+            rows.append([rung["name"], rung["left_out"], *[""] * 6])
+            continue
+        memory, payoff = rung["peak_bytes"], rung["payoff_steps"]
+        rows.append(
+            [
+                f"**+ {rung['name']}**" if rung["kept"] else rung["name"],
+                f"{rung['images_per_second']:,.0f}",
+                spread(rung["speedup"]),
+                f"{rung['share_of_roofline']:.0%}",
+                "" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                f"{rung['compile_seconds']:.1f} s",
+                "never" if payoff is None else f"{payoff:,.0f} steps" if payoff else "",
+                f"{rung['loss_difference']:.0e}",
+            ]
+        )
+    head = [
+        "",
+        "img/s",
+        "times eager (quartiles)",
+        "of roofline",
+        "memory",
+        "start",
+        "pays off after",
+        "loss",
+    ]
+    return table(head, rows)
+
+
+def draw_comparisons(files: Files, kind: str, path: Path) -> None:
+    """Bars of each side's speed against the baseline's, with quartiles, for each file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    contents = list(files.values())
+    sides = list(dict.fromkeys(name for c in contents for name in c["sides"]))
+    colors = ["#9aa5b1", "#c7b299", "#7fa6c9", "#8fb08c", "#b58db6", "#d19a66", "#1f4e79", "#c0504d"]
+    figure, axes = plt.subplots(figsize=(1.5 + 1.7 * len(contents), 4), layout="constrained")
+    width = 0.8 / len(sides)
+    for number, side in enumerate(sides):
+        found = [(i, c["sides"][side]["speedup"]) for i, c in enumerate(contents) if side in c["sides"]]
+        places = [i + (number - len(sides) / 2 + 0.5) * width for i, _ in found]
+        heights = [values["median"] for _, values in found]
+        below = [values["median"] - values["quartile_1"] for _, values in found]
+        above = [values["quartile_3"] - values["median"] for _, values in found]
+        color = colors[number % len(colors)] if number < len(sides) - 1 else "#1f4e79"
+        error = {"elinewidth": 1, "ecolor": "#444"}
+        axes.bar(places, heights, width, yerr=[below, above], label=side, color=color, error_kw=error)
+    axes.axhline(1, color="#444", linewidth=0.8)
+    names = [c["what"].removeprefix(f"{kind}-").replace("-", "\n", 1) for c in contents]
+    axes.set_xticks(range(len(contents)), names, fontsize=8)
+    axes.set_ylabel(f"times {contents[0]['baseline']}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+KINDS: dict[str, tuple[str, str, str]] = {
+    "train": (
+        "Training steps",
+        "python -m pytest benchmarks/bench_train.py",
+        "Times eager fp32 NCHW (quartiles), in turn; each side in a process of its own.",
+    ),
+    "loader": (
+        "Loaders",
+        "python -m pytest benchmarks/bench_loader.py --data FOLDER",
+        "Times torchvision's loader on PIL images (quartiles), in turn in one process.",
+    ),
+    "layer": (
+        "Layers",
+        "python -m pytest benchmarks/bench_layers.py",
+        "Forward and backward, times eager fp32 NCHW (quartiles), in turn in one process.",
+    ),
+    "end-to-end": (
+        "A whole training, and its two halves",
+        "python -m pytest benchmarks/bench_end_to_end.py",
+        "Times loader and step one after the other (quartiles), in turn in one process.",
+    ),
+    "startup": (
+        "Start-up",
+        "python -m pytest benchmarks/bench_startup.py",
+        "Times faster than the first column, each in a fresh process, in turn.",
+    ),
+}
+"""What is compared: title, command, what the cells are."""
+
+
+def page(machines: dict[str, Files]) -> str:
+    """benchmarks/README.md."""
+    parts = [
+        "# Measured\n",
+        "Made by `python benchmarks/report.py` from the files under [results](results). Each table comes",
+        "from one command, which writes those files on any machine. What was tried, and did not help too:",
+        "[LOG.md](LOG.md).\n",
+    ]
+    for machine, files in machines.items():
+        parts.append(f"## {machine}\n")
+        for kind, (title, command, cells) in KINDS.items():
+            found = comparisons(files, kind)
+            if not found:
+                continue
+            extra = "arithmetic" if kind == "train" else None
+            parts += [f"### {title}\n", f"`{command}`\n", comparison_table(found, kind, extra), ""]
+            parts += [f"{cells}\n{sources(found)}.\n", f"![{title}](results/{machine}/{kind}.png)\n"]
+        for path, content in files.items():
+            if content["what"] == "ladder":
+                problem = content["problem"]
+                command = (
+                    f"fastcnn bench --arch {problem['arch']} --img-size {problem['img_size']} "
+                    f"--batch-size {problem['batch_size']}"
+                )
+                name = f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}"
+                picture = path.with_suffix(".png").relative_to(HERE)
+                parts += [f"### Ladder: {name}\n", f"`{command}`\n", ladder_table(content), ""]
+                parts += [f"{describe(content)}.\n", f"![ladder]({picture})\n"]
+        others = [p for p, c in files.items() if c["what"] != "ladder" and "baseline" not in c]
+        if others:
+            listed = ", ".join(f"[{path.stem}](results/{machine}/{path.name})" for path in others)
+            parts.append(f"Other files: {listed}.\n")
+    if not any(map(is_gpu, machines.values())):
+        parts += ["## GPUs\n", f"{NOT_MEASURED}: `python benchmarks/gpu.py --minutes 20` does it.\n"]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def train_figures(machines: dict[str, Files]) -> str:
+    """README: fastcnn's training step on each machine, and what a GPU should still show."""
+    parts = []
+    for machine, files in machines.items():
+        found = comparisons(files, "train")
+        if found:
+            parts += [comparison_table(found, "train", "arithmetic"), "", f"{sources(found)}."]
+            parts += [f"[Picture](benchmarks/results/{machine}/train.png)."]
+    if not any(is_gpu(comparisons(files, "train")) for files in machines.values()):
+        rows = [[str(row), *[NOT_MEASURED] * 2] for row in TRAIN["cuda"]]
+        parts += ["", table(["on a GPU", "eager fp32 NCHW", "fastcnn"], rows)]
+    return "\n".join(parts)
+
+
+def loader_figures(machines: dict[str, Files]) -> str:
+    parts = []
+    for files in machines.values():
+        found = comparisons(files, "loader")
+        if found:
+            parts += [comparison_table(found, "loader"), "", f"{sources(found)}."]
+    return "\n".join(parts) or NOT_MEASURED
+
+
+BLOCKS: dict[str, Callable[[dict[str, Files]], str]] = {"train": train_figures, "loader": loader_figures}
+"""What the README shows."""
+
+
+def fill(text: str, machines: dict[str, Files]) -> str:
+    """The README with its blocks of figures made anew."""
+    for name, make in BLOCKS.items():
+        begin = BEGIN.format(name)
+        block = f"{begin}\n{make(machines)}\n{END}"
+        pattern = re.compile(re.escape(begin) + r".*?" + re.escape(END), re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no block {begin}")
+        text = pattern.sub(lambda _, block=block: block, text)  # type: ignore[misc]
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    machines = read()
+    readme = HERE.parent / "README.md"
+    texts = {HERE / "README.md": page(machines), readme: fill(readme.read_text(), machines)}
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    if check:
+        print(
+            *(f"{path}: made from other files; run python benchmarks/report.py" for path in stale), sep="\n"
+        )
+        return 1 if stale else 0
+    for path, text in texts.items():
+        path.write_text(text)
+    for machine, files in machines.items():
+        for kind in KINDS:
+            if found := comparisons(files, kind):
+                draw_comparisons(found, kind, RESULTS / machine / f"{kind}.png")
+        for path, content in files.items():
+            if content["what"] == "ladder":
+                ladder_report.draw(content, path.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

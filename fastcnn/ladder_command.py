@@ -1,0 +1,43 @@
+"""`fastcnn bench`: measures the ladder, prints it rung by rung, writes JSON and a picture, and compares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from fastcnn import bench, ladder, ladder_report
+
+
+def show(settings: ladder.Settings, output: str | None, baseline: str | None, max_regression: float) -> int:
+    """Returns the exit status: 1 if a rung became slower than `baseline` by more than `max_regression`.
+
+    Raises:
+        UserError: as `fastcnn.ladder.climb`, or a baseline of something else.
+    """
+    before = ladder_report.read(baseline) if baseline is not None else None
+    content = None
+    path = Path()
+    for content in ladder.climb(settings):
+        rungs = content["rungs"]
+        if len(rungs) == 1:
+            print(ladder_report.head(content), ladder_report.HEADER, sep="\n")
+            name = f"{ladder.results_name(content['problem'])}.json"
+            device = torch.device(content["problem"]["device"])
+            path = Path(output or Path("benchmarks/results") / bench.machine_name(device) / name)
+        print(ladder_report.line(rungs[-1]), flush=True)
+        bench.write_json(path, content)
+    assert content is not None
+    print(ladder_report.LEGEND)
+    picture = path.with_suffix(".png")
+    ladder_report.draw(content, picture)
+    print(path, picture, sep="\n")
+    if before is None:
+        return 0
+    slower = ladder_report.regressions(content, before, max_regression)
+    for line in slower:
+        print(f"fastcnn bench: slower: {line}", file=sys.stderr)
+    if not slower:
+        print(f"no rung lost more than {max_regression:.0%} against {baseline}")
+    return 1 if slower else 0

@@ -1,0 +1,283 @@
+"""fastcnn/worker.py, roofline.py, ladder.py and its report: what is measured, kept, compared and shown."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from fastcnn import cli, ladder, ladder_report, roofline
+from fastcnn.errors import UserError
+from fastcnn.ladder import BASELINE, OWN, RUNGS, Settings
+from fastcnn.roofline import Ceilings, Operation
+from fastcnn.steps import Problem, Switches, build_step
+from fastcnn.worker import Start, Worker, WorkerError, time_workers
+
+CPU = torch.device("cpu")
+LENET = Settings("lenet5")
+
+
+# Workers
+
+
+def counting(limit: int | None = None):
+    """A step that returns how often it was called, and fails after `limit`."""
+    calls = [0]
+
+    def step() -> torch.Tensor:
+        calls[0] += 1
+        if limit is not None and calls[0] > limit:
+            raise ValueError(f"call {calls[0]}\nmore lines")
+        return torch.tensor(float(calls[0]))
+
+    return step
+
+
+def test_workers_build_a_step_time_it_and_answer():
+    with Worker(counting, CPU) as one, Worker(counting, CPU, first_calls=2) as two:
+        assert one.start.losses == [1, 2, 3]
+        assert two.start.losses == [1, 2]
+        seconds = time_workers({"one": one, "two": two}, rounds=3, warmup=1, calls=2)
+        assert {name: len(values) for name, values in seconds.items()} == {"one": 3, "two": 3}
+        assert all(value > 0 for value in seconds["one"])
+        assert float(one.ask(call)) == 3 + 4 * 2 + 1
+        assert float(two.ask(call)) == 2 + 4 * 2 + 1
+
+
+def call(step):
+    return step()
+
+
+def test_what_goes_wrong_in_a_worker_is_one_line():
+    with pytest.raises(WorkerError, match=r"^ValueError: call 1 \(test_ladder.py:\d+\)$"):
+        Worker(partial(counting, 0), CPU)
+    with Worker(partial(counting, 3), CPU) as worker, pytest.raises(WorkerError, match="call 4"):
+        worker.turn()
+
+
+def test_a_worker_that_dies_is_told():
+    with Worker(counting, CPU) as worker, pytest.raises(WorkerError, match="ended with status 7"):
+        worker.ask(die)
+
+
+def die(step):
+    import os
+
+    os._exit(7)
+
+
+# The roofline
+
+
+def test_operations_are_counted_with_their_flops_and_bytes():
+    a, b = torch.randn(8, 16), torch.randn(16, 4)
+    (product,) = roofline.count(lambda: (a @ b).relu())
+    assert product == Operation(2 * 8 * 16 * 4, 4 * (8 * 16 + 16 * 4 + 8 * 4), "float32")
+
+
+def test_a_step_s_operations_are_those_of_its_layers_forward_and_backward():
+    step = build_step(Problem("lenet5_relu", 32, 2, "cpu"), Switches())
+    operations = roofline.count(step)
+    # Two convolutions and three linear layers; the first one's input needs no gradient.
+    assert sum(o.flops for o in operations) == 2 * 2 * (3 * CONVOLUTIONS - FIRST + 3 * LINEAR)
+
+
+FIRST = 28 * 28 * 6 * 25 * 3
+CONVOLUTIONS = FIRST + 10 * 10 * 16 * 25 * 6
+LINEAR = 400 * 120 + 120 * 84 + 84 * 1000
+
+
+def test_the_bound_takes_the_longer_of_computing_and_moving_for_each_operation():
+    ceilings = Ceilings(100.0, {"float32": 1000.0, "bfloat16": 4000.0})
+    operations = [Operation(5000, 100, "float32"), Operation(4000, 300, "bfloat16")]
+    assert roofline.lower_bound(operations, 0, ceilings) == 5 + 3
+    assert roofline.lower_bound([], 10, ceilings) == 10 * 20 / 100
+
+
+def test_ceilings_are_the_best_times(monkeypatch):
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 500)
+    monkeypatch.setitem(roofline.PRODUCT_SIDE, "cpu", 10)
+    found = roofline.ceilings("cpu", {"copy": [2.0, 1.0], "float32": [4.0, 5.0]})
+    assert found == Ceilings(1000.0, {"float32": 500.0})
+
+
+# The ladder
+
+
+class FakeWorker:
+    """Takes as long as its switches say, without a process."""
+
+    closed: list[str] = []
+
+    def __init__(self, seconds: float, name: str) -> None:
+        self.seconds, self.name = seconds, name
+        self.start = Start(0.5, [1.0 + seconds], [2.0, 1.0], 100)
+
+    def turn(self, calls: int = 1) -> float:
+        return self.seconds
+
+    def ask(self, question):
+        return [Operation(10, 10**9, "float32")]
+
+    def close(self) -> None:
+        FakeWorker.closed.append(self.name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.fixture
+def rungs(monkeypatch):
+    """`rungs(settings, **seconds)` climbs a ladder whose rungs take so long; others as long as the best."""
+
+    def run(settings: Settings = LENET, fails: str = "", clock=lambda: 0.0, **seconds: float):
+        seconds = {name.replace("_", " "): value for name, value in seconds.items()}
+
+        def worker(problem, switches, device, name=BASELINE):
+            if name == fails:
+                raise WorkerError("out of memory")
+            return FakeWorker(seconds.get(name, 1.0), name)
+
+        monkeypatch.setattr(ladder, "_worker", worker)
+        monkeypatch.setattr(ladder, "Worker", lambda *args, **kwargs: FakeWorker(0.1, "ceiling"))
+        monkeypatch.setattr(FakeWorker, "closed", [])
+        contents = list(map(copy.deepcopy, ladder.climb(settings, clock)))
+        return {rung["name"]: rung for rung in contents[-1]["rungs"]}
+
+    return run
+
+
+def test_what_is_faster_stays_on_and_what_is_not_goes(rungs):
+    found = rungs(bf16=0.5, fused_optimizer=0.4)
+    kept = [name for name, rung in found.items() if rung.get("kept")]
+    assert kept == [BASELINE, "bf16", "fused optimizer"]
+    assert found["bf16"]["switches"]["channels_last"] is False  # it was not faster
+    assert found["fused optimizer"]["switches"]["bf16"] is True
+    assert found["bf16"]["speedup"]["median"] == 2
+    assert found["fused optimizer"]["speedup"]["median"] == 2.5
+    assert list(found) == [*RUNGS, OWN]
+
+
+def test_compilation_pays_off_after_as_many_steps_as_win_its_seconds_back(rungs):
+    found = rungs(compile=0.9)
+    # 0.5 s to build and 1.9 s for the first call, of which 0.9 are a usual one's; 0.1 s won in each.
+    assert found["compile"]["compile_seconds"] == pytest.approx(1.5)
+    assert found["compile"]["payoff_steps"] == pytest.approx(15)
+    assert found["channels-last"]["payoff_steps"] is None
+
+
+def test_a_rung_that_fails_is_named_and_the_others_are_measured(rungs):
+    found = rungs(fails="bf16", fused_optimizer=0.5)
+    assert found["bf16"]["left_out"] == "failed: out of memory"
+    assert found["fused optimizer"]["kept"]
+
+
+def test_what_needs_a_gpu_says_so_on_a_cpu(rungs):
+    found = rungs(Settings("lenet5", device="cpu"))
+    assert found["CUDA graph"]["left_out"] == "needs a CUDA GPU"
+    assert found["bf16 weights"]["left_out"] == "bf16 was not faster"
+    quick = rungs(Settings("lenet5", device="cpu", quick=True))
+    assert quick["compile"]["left_out"] == "left out by --quick"
+
+
+def test_no_rung_begins_after_its_minutes(rungs):
+    ticks = iter([0.0, *[30.0] * 3, *[61.0] * 99])
+    found = rungs(Settings("lenet5", device="cpu", minutes=1), clock=lambda: next(ticks))
+    late = [name for name, rung in found.items() if rung.get("left_out") == "1 minutes were over"]
+    assert "bf16" in late
+    assert BASELINE not in late
+
+
+def test_the_share_of_the_roofline_is_the_bound_over_the_time(rungs):
+    found = rungs(bf16=0.5)
+    assert found[BASELINE]["share_of_roofline"] > 0
+    # Half the bytes in half the time.
+    assert found["bf16"]["share_of_roofline"] == pytest.approx(found[BASELINE]["share_of_roofline"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arch", "cuda", "expected"), [("resnet50", True, 224), ("resnet50", False, 64), ("lenet5", False, 32)]
+)
+def test_sizes_are_the_published_ones_on_a_gpu_and_small_on_a_cpu(arch, cuda, expected):
+    device = torch.device("cuda" if cuda else "cpu")
+    problem = ladder.describe_problem(Settings(arch), device)
+    assert (problem.img_size, problem.batch_size) == (expected, 256 if cuda else 32)
+
+
+def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys):
+    output = tmp_path / "ladder.json"
+    flags = ["--arch", "lenet5", "-b", "4", "--rounds", "3", "--quick", "--device", "cpu"]
+    assert cli.main(["bench", *flags, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    content = json.loads(output.read_text())
+    assert [rung["name"] for rung in content["rungs"]] == [*RUNGS, OWN]
+    for rung in content["rungs"]:
+        assert rung["name"] in printed
+        if "left_out" not in rung:
+            assert rung["seconds"]["median"] > 0
+            assert rung["loss_difference"] < 2e-2
+            assert rung["peak_bytes"] is None or rung["peak_bytes"] > 0
+    assert output.with_suffix(".png").stat().st_size > 10_000
+    assert (
+        cli.main(["bench", *flags, "--output", str(tmp_path / "b.json"), "--baseline", "nothing.json"]) == 2
+    )
+    assert "--baseline nothing.json: No such file" in capsys.readouterr().err
+
+
+# The gate
+
+
+@pytest.fixture
+def measured(rungs) -> dict:
+    return {"what": "ladder", "problem": {"arch": "lenet5"}, "rungs": list(rungs(bf16=0.5).values())}
+
+
+def slower(content: dict, name: str, factor: float) -> dict:
+    content = copy.deepcopy(content)
+    (rung,) = (rung for rung in content["rungs"] if rung["name"] == name)
+    rung["speedup"]["median"] /= factor
+    return content
+
+
+def test_a_rung_that_lost_more_than_allowed_is_named(measured):
+    assert ladder_report.regressions(measured, measured, 0.05) == []
+    now = slower(measured, "bf16", 1.2)
+    assert ladder_report.regressions(now, measured, 0.05) == ["bf16: 1.67 times eager PyTorch, 2.00 before"]
+    assert ladder_report.regressions(now, measured, 0.25) == []
+
+
+def test_rungs_with_other_switches_are_not_compared(measured):
+    now = slower(measured, "bf16", 2)
+    for rung in now["rungs"]:
+        if rung["name"] == "bf16":
+            rung["switches"]["channels_last"] = True
+    assert ladder_report.regressions(now, measured, 0.05) == []
+
+
+def test_a_baseline_of_something_else_is_refused(measured, tmp_path):
+    with pytest.raises(UserError, match="it is of arch resnet18; measure the same"):
+        ladder_report.regressions(measured, {**measured, "problem": {"arch": "resnet18"}}, 0.05)
+    with pytest.raises(UserError, match="no rung in common"):
+        ladder_report.regressions(measured, {**measured, "rungs": measured["rungs"][:1]}, 0.05)
+    other = tmp_path / "other.json"
+    for text in ("[", "[]", '{"what": "kernels"}'):
+        other.write_text(text)
+        with pytest.raises(UserError, match="write a JSON file of fastcnn bench"):
+            ladder_report.read(str(other))
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.25", 0.25), ("0", 0.0)])
+def test_shares_are_percent_or_numbers(text, share):
+    assert cli._share(text) == share
+
+
+@pytest.mark.parametrize("flags", [["--max-regression", "five"], ["--rounds", "2"], ["--device", "tpu"]])
+def test_bad_flags_of_bench_are_one_line(flags, capsys):
+    assert cli.main(["bench", *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
