@@ -10,6 +10,9 @@ Sides, eager unless said otherwise, each on tensors that are already on the devi
   compiled              the last by torch.compile; on a CPU fp32 channels-last
   fastcnn_kernels       its layer in bf16 channels-last, where it has one, as a network gets it
 
+All take turns in one process, which on a CPU keeps freed memory as a training of fastcnn's does: else what is
+timed is the kernel's clearing of pages.
+
 A call makes the layer's output and the gradients of its input and weights; a network's first layer needs none
 of its input. Before anything is timed, results are compared with float64's: the largest difference, in root
 mean squares of the exact values. Operations are those of the forward pass by PyTorch's FlopCounterMode, and
@@ -234,6 +237,8 @@ def measure(row: Layer, quick: bool) -> bench.Comparison:
 @pytest.mark.parametrize("side", WAYS)
 @pytest.mark.parametrize("row", LAYERS["cuda" if DEVICE.type == "cuda" else "cpu"], ids=str)
 def test_layer(row, side, quick, save, play):
+    if DEVICE.type == "cpu":
+        machine.keep_freed_memory()
     comparison = measure(row, quick)
     save(comparison)
     play(comparison, side)
