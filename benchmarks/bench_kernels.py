@@ -3,6 +3,7 @@
     python benchmarks/bench_kernels.py
     python benchmarks/bench_kernels.py --networks mobilenet_v2 --batch-size 256 32 --minutes 8
     python benchmarks/bench_kernels.py --markdown benchmarks/results/GPU/kernels-bf16-batch256.json
+    python -m pytest benchmarks/bench_kernels.py -k 3x3    # the rows of bf16 as pytest-benchmark's tables
 
 Rows, on random channels-last tensors, without bias:
   forward, input_grad, weight_grad, backward    one pass: our operation on Triton, and what eager calls
@@ -13,44 +14,43 @@ while the host is ahead. A result is first compared with eager PyTorch's in a wi
 time. Last come the host's times to launch, on tiny inputs.
 
 Bytes are the least a pass must move, each tensor once, and the share is that of a large copy's bandwidth.
-Writes JSON to benchmarks/results/MACHINE/, after every row.
+Writes JSON to benchmarks/results/MACHINE/, after every row. The same command at the same commit goes on where
+that file ends; a file of anything else is kept beside the new one. Under pytest nothing is written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
+import functools
 import json
 import math
-import os
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-from unittest import mock
+from typing import Any, Literal
 
 import kernel_tables as tables
 import torch
 import tyro
-from kernel_sides import PASSES, WHOLE, Run, floor_bytes, out_size, sides_of
-from torch import Tensor
+from kernel_report import begin, fields_of, is_done, write, write_dispatch
+from kernel_sides import PASSES, WHOLE
+from kernel_times import (
+    DTYPES,
+    Item,
+    Measure,
+    ceilings,
+    device_times,
+    host_times,
+    measure_row,
+    triton_only,
+    trouble,
+)
 
 from fastcnn import bench
-from fastcnn_kernels import dispatch
 from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-COPY_BYTES, MATRIX = 2**30, 8192
-WARM_UP, HOST_CALLS, MOST_SETS = 3, 200, 64
-
-Measure = Callable[[dict[str, list[Run]], int, torch.device], dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Settings:
     rounds: int = 20
     """Timed turns of each side."""
     minutes: float | None = None
-    """Begin no row after so many; the most important ones come first."""
+    """Begin no row that will not be done by then, as the last one of its kind says; the most important ones
+    come first."""
     compile_times: bool = False
     """Compile our kernels anew and note the seconds of each one's first call."""
     write_dispatch: bool = False
@@ -71,15 +72,6 @@ class Settings:
     """JSON file; by default under benchmarks/results/."""
     markdown: str | None = None
     """Measure nothing: print the tables of this JSON file for the README."""
-
-
-class Item(NamedTuple):
-    """A row to measure."""
-
-    what: Literal["ceilings", "device", "host"]
-    layer: Depthwise | Norm | None = None
-    step: str = ""
-    batch: int = 0
 
 
 # What is measured, in what order
@@ -107,153 +99,12 @@ def plan(settings: Settings) -> list[Item]:
     ]
 
 
-# Measuring
+def kind_of(item: Item) -> tuple[str, type, str, int]:
+    """Items of a kind take about as long."""
+    return item.what, type(item.layer), item.step, item.batch
 
 
-def device_times(sides: dict[str, list[Run]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Microseconds of the GPU for each call: the sides take turns, and a turn makes all calls of a side."""
-    names, host = list(sides), dict.fromkeys(sides, 0.0)
-    # Results live until the side's next turn, so that outputs do not fit the cache either.
-    results: dict[str, list[Any]] = {name: [None] * len(calls) for name, calls in sides.items()}
-
-    def turn(name: str) -> None:
-        for i, call in enumerate(sides[name]):
-            results[name][i] = call()
-
-    for _ in range(WARM_UP):  # compiles, chooses cuDNN's algorithm, allocates
-        for name in names:
-            start = time.perf_counter()
-            turn(name)
-            host[name] = time.perf_counter() - start
-            torch.cuda.synchronize(device)
-    gc.collect()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        marks = []
-        for i in range(len(names)):
-            name = names[(number + i) % len(names)]
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            # The GPU waits until the turn is queued, at about 2 GHz, so that the host's time does not count.
-            torch.cuda._sleep(int(2 * host[name] * 2e9))
-            begin.record()
-            turn(name)
-            end.record()
-            marks.append((name, begin, end))
-        torch.cuda.synchronize(device)
-        for name, begin, end in marks:
-            times[name].append(1000 * begin.elapsed_time(end) / len(sides[name]))
-    return times
-
-
-def host_times(sides: dict[str, list[Run]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Microseconds of the host for each call, of inputs so small that the GPU waits for it."""
-    first = {name: calls[0] for name, calls in sides.items()}
-    seconds = bench.time_in_turn(first, rounds, WARM_UP, device, HOST_CALLS)
-    return {name: [1e6 * value for value in values] for name, values in seconds.items()}
-
-
-def random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1) -> Tensor:
-    """In channels-last memory."""
-    batch, channels, height, width = shape
-    numbers = torch.randn(batch, height, width, channels, dtype=dtype, device=device)
-    return numbers.mul_(scale).permute(0, 3, 1, 2)
-
-
-def ceilings(device: torch.device, rounds: int, measure: Measure) -> dict[str, Any]:
-    def copy() -> Run:
-        source = torch.randn(COPY_BYTES // 2, dtype=torch.bfloat16, device=device)
-        return partial(torch.empty_like(source).copy_, source)
-
-    def product(dtype: torch.dtype) -> Run:
-        return partial(torch.mm, *torch.randn(2, MATRIX, MATRIX, dtype=dtype, device=device))
-
-    prepared: dict[str, tuple[Callable[[], Run], int]] = {
-        # What makes the call, and its bytes or operations.
-        "copy": (copy, 2 * COPY_BYTES),
-        "bf16 product": (partial(product, torch.bfloat16), 2 * MATRIX**3),
-        "fp32 product": (partial(product, torch.float32), 2 * MATRIX**3),
-    }
-    found: dict[str, Any] = {}
-    for name, (prepare, work) in prepared.items():
-        try:
-            time = bench.summary(measure({name: [prepare()]}, rounds, device)[name])
-        except Exception as error:  # the rows are worth having without it
-            found[name] = {"failed": trouble(error)}
-        else:
-            found[name] = {"microseconds": time, "work": work, "per_second": 1e6 * work / time["median"]}
-    return found
-
-
-def trouble(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
-
-
-def difference(found: Any, exact: Any, dtype: torch.dtype) -> str | None:
-    """What is wrong with a result, or a tuple of them; None if nothing is."""
-    pairs = zip(found, exact) if isinstance(exact, tuple) else [(found, exact)]
-    for result, expected in pairs:
-        if result.shape != expected.shape:
-            return f"a result of {tuple(result.shape)}, not {tuple(expected.shape)}"
-        error = (result.to(expected.dtype) - expected).abs_()
-        deviation = expected.square().mean().sqrt()
-        # A rounding of the dtype, and what long float32 sums lose.
-        off = ~(error <= torch.finfo(dtype).eps * expected.abs() + 1e-3 * deviation)  # NaN is off
-        if count := int(off.sum()):
-            worst = float(error.max() / deviation)
-            return f"{count:,} of {off.numel():,} values are off, by {worst:.2g} deviations at most"
-    return None
-
-
-def measure_row(
-    item: Item, settings: Settings, device: torch.device, measure: Measure, copy_speed: float | None
-) -> dict[str, Any]:
-    """Seconds of the first call of ours, what is wrong with it or each side's times, and the ratios."""
-    layer, dtype = item.layer, DTYPES[settings.dtype]
-    assert layer is not None
-    shape, size = (item.batch, layer.channels, layer.size, layer.size), out_size(layer)
-    out_shape = (*shape[:2], size, size)
-    kernel = layer.kernel if isinstance(layer, Depthwise) else 1
-    # Of so large inputs the normalization shows: alpha times their squares is about 1.
-    scale = 100 if isinstance(layer, Norm) else 1
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    least = math.prod(out_shape) * dtype.itemsize
-    sets = 1 if item.what == "host" else min(MOST_SETS, max(2, math.ceil(4 * cache / least)))
-    tensors = [(random(shape, dtype, device, scale), random(out_shape, dtype, device)) for _ in range(sets)]
-    # Numbers that the dtype holds, so that both sides read the same.
-    weight = torch.randn(layer.channels, 1, kernel, kernel, device=device).to(dtype).float()
-    sides = sides_of(layer, item.step, weight)
-
-    wide = torch.float64 if dtype == torch.float32 else torch.float32
-    with torch.backends.cudnn.flags(enabled=False):  # another implementation, and no TF32
-        exact = sides["eager"](*(tensor.to(wide) for tensor in tensors[0]))()
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    found = sides["ours"](*tensors[0])()
-    wait()
-    seconds = time.perf_counter() - start
-    row: dict[str, Any] = {"first_call_seconds": seconds} if settings.compile_times else {}
-    if wrong := difference(found, exact, dtype):
-        return {**row, "wrong": wrong}
-    del found, exact
-
-    calls = {name: [side(*pair) for pair in tensors] for name, side in sides.items()}
-    times = measure(calls, settings.rounds, device)
-    row["microseconds"] = {name: bench.summary(values) for name, values in times.items()}
-    # Neighbouring turns see the same machine, so the ratio is taken round by round.
-    row["ratios"] = {
-        name: bench.summary([b / a for a, b in zip(times["ours"], values)])
-        for name, values in times.items()
-        if name != "ours"
-    }
-    if item.what == "device":
-        row["bytes"] = floor_bytes(layer, item.step, item.batch, dtype.itemsize)
-        if copy_speed is not None:
-            row["share_of_copy"] = {
-                name: 1e6 * row["bytes"] / values["median"] / copy_speed
-                for name, values in row["microseconds"].items()
-            }
-    return row
+# Measuring, and going on
 
 
 def run(
@@ -264,29 +115,25 @@ def run(
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Measures, prints and writes. Returns the exit status: 1 if a result was wrong or anything failed."""
-    import triton
-
     start, items, layers = clock(), plan(settings), layers_of(settings.networks)
     name = f"kernels-{settings.dtype}-batch{'-'.join(map(str, settings.batch_size))}"
     path = bench.results_file(Path(__file__).parent, name, settings.output, device)
-    rows: list[dict[str, Any]] = []
-    host: list[dict[str, Any]] = []
-    report: dict[str, Any] = {
-        "what": "kernels",
-        "environment": {**bench.environment(device), "triton": triton.__version__},
-        "settings": vars(settings),
-        "ceilings": {},
-        "rows": rows,
-        "host": host,
-    }
+    report = begin(path, vars(settings), device)
+    parts: dict[str, list[dict[str, Any]]] = {"device": report["rows"], "host": report["host"]}
+    budget = math.inf if settings.minutes is None else 60 * settings.minutes
+    took: dict[tuple[str, type, str, int], float] = {}
+    left = 0
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    for number, item in enumerate(items):
-        if settings.minutes is not None and clock() - start > 60 * settings.minutes:
-            print(
-                f"{settings.minutes:g} minutes are over: {len(items) - number} of {len(items)} rows are left"
-            )
-            break
+    if report["ceilings"]:
+        print(tables.HEADER)
+    for item in items:
+        if is_done(item, report):
+            continue
+        begun = clock()
+        if begun - start + took.get(kind_of(item), 0) > budget:
+            left += 1
+            continue
         if item.layer is None:
             report["ceilings"] = found = ceilings(device, settings.rounds, measure)
             print(", ".join(tables.ceiling(name, found) for name in found), tables.HEADER, sep="\n")
@@ -294,46 +141,34 @@ def run(
             row: dict[str, Any] = {
                 "kind": "depthwise" if isinstance(item.layer, Depthwise) else "lrn",
                 "networks": layers.get(item.layer, {}),
-                "layer": {name: value for name, value in vars(item.layer).items() if name != "count"},
+                "layer": fields_of(item.layer),
                 "batch": item.batch,
                 "dtype": settings.dtype,
                 "pass": item.step,
             }
             how = measure_host if item.what == "host" else measure
+            copy_speed = report["ceilings"].get("copy", {}).get("per_second")
             try:
-                row |= measure_row(item, settings, device, how, report["ceilings"]["copy"].get("per_second"))
+                row |= measure_row(item, DTYPES[settings.dtype], settings.rounds, device, how, copy_speed)
             except Exception as error:  # such as too little memory: the other rows are worth having
                 row["failed"] = trouble(error)
-            (host if item.what == "host" else rows).append(row)
+            if not settings.compile_times:
+                row.pop("first_call_seconds", None)
+            parts[item.what].append(row)
             print(tables.line(row), flush=True)
-        report["geometric_means"] = tables.geometric_means(rows)
+        report["geometric_means"] = tables.geometric_means(report["rows"])
         write(path, report)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+        took[kind_of(item)] = clock() - begun
+    if left:
+        print(f"{left} of {len(items)} rows did not fit: the same command goes on with them")
     print("\n".join(tables.means_lines(report["geometric_means"])))
     if settings.write_dispatch:
         print(write_dispatch(report))
     print(path)
-    results = [*rows, *host, *report["ceilings"].values()]
+    results = [*report["rows"], *report["host"], *report["ceilings"].values()]
     return 1 if any(word in result for result in results for word in tables.TROUBLE) else 0
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """At once, so that a run that is killed leaves what it had written before."""
-    part = path.with_name(path.name + ".part")
-    bench.write_json(part, content)
-    os.replace(part, path)
-
-
-def write_dispatch(report: dict[str, Any]) -> Path:
-    """Adds the depthwise passes to the package's table of the GPU; returns its file."""
-    gpu, dtype = report["environment"]["gpu"], DTYPES[report["settings"]["dtype"]]
-    path = dispatch.SHIPPED / dispatch._file_name(gpu)
-    known = dispatch._read(path)
-    for layer, batches in tables.dispatch_times(report, str(dtype).removeprefix("torch.")).items():
-        known[layer] = {**known.get(layer, {}), **batches}
-    write(path, dispatch.table(gpu, known))
-    return path
 
 
 def check(settings: Settings) -> None:
@@ -347,17 +182,79 @@ def check(settings: Settings) -> None:
         raise SystemExit(f"--networks {unknown[0]}: write some of {', '.join(NETWORKS)}")
 
 
-@contextlib.contextmanager
-def triton_only(compile_anew: bool) -> Iterator[None]:
-    """Our operations run on Triton or fail, whatever was measured before."""
-    with (
-        warnings.catch_warnings(),
-        mock.patch.object(dispatch, "wins", return_value=True),
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.dict(os.environ, {"TRITON_CACHE_DIR": folder} if compile_anew else {}),
-    ):
-        warnings.filterwarnings("error", message="fastcnn_kernels")
-        yield
+def why_nothing() -> str | None:
+    """Why nothing can be measured here; None if something can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device here: nothing was measured"
+    why = why_not_triton(torch.device("cuda", torch.cuda.current_device()))
+    return f"{why}: nothing was measured" if why else None
+
+
+# Under pytest
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    """A test for each row and side; where nothing can be measured one, that says so."""
+    if why_nothing():
+        found: list[tuple[Item, str]] = [(Item("device"), "ours")]
+    else:
+        found = list(rows_and_sides(plan(Settings()), bool(metafunc.config.getoption("quick"))))
+    names = [f"{row_name(row)}-{side}" if row.layer else "nothing" for row, side in found]
+    metafunc.parametrize(("row", "side"), found, ids=names)
+
+
+def rows_and_sides(items: list[Item], quick: bool) -> Iterator[tuple[Item, str]]:
+    """The GPU's rows and their sides; quickly the first layer of each kernel alone, at a small batch."""
+    seen = set()
+    for item in items:
+        if item.layer is None or item.what == "host":
+            continue
+        kernel = tables.kind_name(vars(item.layer)), item.step
+        if quick and kernel in seen:
+            continue
+        seen.add(kernel)
+        for side in ("ours", "eager", *(["compiled"] if item.step in WHOLE else [])):
+            yield item._replace(batch=32) if quick else item, side
+
+
+def row_name(row: Item) -> str:
+    assert row.layer is not None
+    return f"{tables.layer_name(vars(row.layer))} {row.step} batch{row.batch}".replace(" ", "-")
+
+
+@functools.cache
+def comparison_of(
+    row: Item, quick: bool, device: torch.device, measure: Measure = device_times
+) -> bench.Comparison:
+    """The seconds are the GPU's. Raises AssertionError for a wrong result."""
+    times: dict[str, list[float]] = {}
+
+    def keep(*arguments: Any) -> dict[str, list[float]]:
+        times.update(measure(*arguments))
+        return times
+
+    assert row.layer is not None
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    with triton_only(compile_anew=False):
+        found = measure_row(row, DTYPES["bf16"], 3 if quick else 20, device, keep)
+    assert "wrong" not in found, found["wrong"]
+    return bench.Comparison(
+        f"kernel-{row_name(row)}",
+        "eager",
+        {side: [value / 1e6 for value in values] for side, values in times.items()},
+        device,
+        work=row.batch,
+        settings={**fields_of(row.layer), "pass": row.step, "batch": row.batch, "dtype": "bf16"},
+    )
+
+
+def test_kernel(row, side, quick, play):
+    import pytest  # the script does without
+
+    if why := why_nothing():
+        pytest.skip(why)
+    play(comparison_of(row, quick, torch.device("cuda", torch.cuda.current_device())), side)
 
 
 def main(settings: Settings) -> int:
@@ -373,13 +270,10 @@ def main(settings: Settings) -> int:
         if settings.write_dispatch:
             print(write_dispatch(report), file=sys.stderr)
         return 0
-    if not torch.cuda.is_available():
-        print("no CUDA device here: nothing was measured")
+    if why := why_nothing():
+        print(why)
         return 0
     device = torch.device("cuda", torch.cuda.current_device())
-    if why := why_not_triton(device):
-        print(f"{why}: nothing was measured")
-        return 0
     with triton_only(settings.compile_times):
         return run(settings, device)
 

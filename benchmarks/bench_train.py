@@ -37,8 +37,8 @@ from fastcnn.worker import Worker, time_workers
 BASELINE, OURS = "eager fp32 NCHW", "fastcnn"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", "timm", OURS)
 DEVICE = choose_device("auto", Ranks())
-TORCHVISION = {"alexnet": "alexnet"}
-"""Names of fastcnn's networks there, where they differ in more than the name."""
+IN_TORCHVISION = {"alexnet_torchvision": "alexnet"}
+"""Names of fastcnn's networks there, where they are others."""
 
 
 def floats(problem: Problem, channels_last: bool = False) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,11 @@ def floats(problem: Problem, channels_last: bool = False) -> tuple[Tensor, Tenso
 
 def torchvision_network(problem: Problem) -> nn.Module:
     torch.manual_seed(0)
-    return getattr(torchvision.models, problem.arch)(num_classes=1000).to(problem.device).train()
+    return (
+        getattr(torchvision.models, IN_TORCHVISION.get(problem.arch, problem.arch))(num_classes=1000)
+        .to(problem.device)
+        .train()
+    )
 
 
 def eager(problem: Problem, careful: bool = False) -> Callable[[], Tensor]:
@@ -108,7 +112,7 @@ def timm_step(problem: Problem) -> Callable[[], Tensor]:
 
     torch.manual_seed(0)
     sized = {"img_size": problem.img_size} if problem.arch.startswith("vit") else {}
-    name = TIMM.get(problem.arch, problem.arch)
+    name = IN_TIMM.get(problem.arch, problem.arch)
     network = timm.create_model(name, num_classes=1000, **sized).to(problem.device).train()
     network = network.to(memory_format=torch.channels_last)
     images, targets = floats(problem, channels_last=True)
@@ -127,8 +131,8 @@ def timm_step(problem: Problem) -> Callable[[], Tensor]:
     return step
 
 
-TIMM = {"mobilenet_v2": "mobilenetv2_100", "vit_b_16": "vit_base_patch16_224"}
-NOT_IN_TIMM = ("alexnet",)
+IN_TIMM = {"mobilenet_v2": "mobilenetv2_100", "vit_b_16": "vit_base_patch16_224"}
+NOT_IN_TIMM = ("alexnet_torchvision",)
 
 
 @functools.cache
@@ -151,7 +155,7 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
     }
     left_out = {}
     if row.arch in NOT_IN_TIMM:
-        left_out["timm"] = f"timm has no {row.arch}"
+        left_out["timm"] = "timm has no AlexNet"
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(

@@ -6,8 +6,8 @@
 
 pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
 them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was
-measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written
-as JSON under benchmarks/results/MACHINE/.
+measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as
+JSON under benchmarks/results/MACHINE/. Why a side was left out is said at the end.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
         item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=None if row is None else str(row)))
         item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
+    for reason in dict.fromkeys(why[2] for why in skipped if isinstance(why, tuple)):
+        terminalreporter.write_line(reason)
 
 
 @pytest.fixture(scope="session")

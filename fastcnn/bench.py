@@ -157,11 +157,11 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit measured, with "+" if files differ from it."""
-    commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
-    changed = _output(
-        "git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no"
-    )
+    """The commit measured, with "+" if files differ from it, results aside."""
+    git = "git", "-C", str(Path(__file__).parent)
+    commit = _output(*git, "rev-parse", "--short", "HEAD")
+    elsewhere = ":/", ":(exclude,top)benchmarks/results"
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", *elsewhere)
     return commit + ("+" if changed else "")
 
 

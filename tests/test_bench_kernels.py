@@ -19,8 +19,9 @@ from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-bench_kernels, sides, tables = map(
-    importlib.import_module, ("bench_kernels", "kernel_sides", "kernel_tables")
+bench_kernels, files, sides, tables, times = map(
+    importlib.import_module,
+    ("bench_kernels", "kernel_report", "kernel_sides", "kernel_tables", "kernel_times"),
 )
 
 CPU = torch.device("cpu")
@@ -37,8 +38,8 @@ def small(monkeypatch):
     """Small layers and ceilings, and a compiler that costs nothing."""
     for module in (bench_kernels, tables):
         monkeypatch.setattr(module, "NETWORKS", SMALL)
-    monkeypatch.setattr(bench_kernels, "COPY_BYTES", 2**12)
-    monkeypatch.setattr(bench_kernels, "MATRIX", 16)
+    monkeypatch.setattr(times, "COPY_BYTES", 2**12)
+    monkeypatch.setattr(times, "MATRIX", 16)
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
@@ -159,11 +160,100 @@ def test_a_whole_run_with_timers(tmp_path, capsys):
 
 def test_when_the_time_is_over_what_was_measured_is_there(tmp_path, capsys):
     minutes = iter(range(100))  # each look at the clock finds a minute gone
-    status, report = rehearse(tmp_path, clock=lambda: 60 * next(minutes), minutes=3)
+    status, report = rehearse(tmp_path, clock=lambda: 60 * next(minutes), minutes=4)
     assert status == 0
     assert report["ceilings"]
-    assert [row["pass"] for row in report["rows"]] == ["forward", "input_grad"]
-    assert "3 minutes are over: 29 of 32 rows are left" in capsys.readouterr().out
+    assert [row["pass"] for row in report["rows"]] == ["forward"]
+    assert "30 of 32 rows did not fit" in capsys.readouterr().out
+
+
+def test_a_row_that_would_not_be_done_in_time_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setitem(SMALL, "convolutions", SMALL["net"][1:])
+    now = 0.0
+
+    def slow(chosen, rounds, device):
+        nonlocal now
+        now += 50 if "compiled" in chosen else 4 if "ours" in chosen else 0
+        return timer(chosen, rounds, device)
+
+    _, report = rehearse(tmp_path, lambda: now, slow, minutes=2.5, networks=("convolutions",))
+    # After the passes and the whole first layer 124 of 150 seconds are gone: the second one does not fit.
+    assert [(row["pass"], row["batch"]) for row in report["rows"]] == [
+        *((step, 4) for step in PASSES[:3] * 2),
+        *((step, 4) for step in PASSES[4:]),
+        *((step, 2) for step in PASSES[:3] * 2),
+    ]
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    monkeypatch.setattr(bench_kernels.bench, "_commit", lambda: "abc")
+
+
+def test_a_run_that_was_cut_goes_on_after_what_is_there(tmp_path, committed, capsys):
+    minutes = iter(range(100))
+    _, first = rehearse(tmp_path, clock=lambda: 60 * next(minutes), minutes=4)
+    measured: list[str] = []
+
+    def fail_once(chosen, rounds, device):
+        measured.extend(chosen)
+        if len(measured) == 2:
+            raise RuntimeError("out of memory")
+        return timer(chosen, rounds, device)
+
+    status, second = rehearse(tmp_path, measure=fail_once)
+    assert status == 1
+    assert "copy" not in measured
+    assert second["ceilings"] == first["ceilings"]
+    assert second["rows"][0] == first["rows"][0]
+    assert "failed" in second["rows"][1]
+    assert "1 rows are there" in capsys.readouterr().out
+    status, third = rehearse(tmp_path)  # what failed is tried again
+    assert status == 0
+    assert (len(third["rows"]), len(third["host"])) == (22, 9)
+    assert third["rows"][-1]["pass"] == second["rows"][1]["pass"]
+    assert not list((tmp_path / "out").glob("*.old.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "commit", "why"),
+    [({"rounds": 4}, "abc", "another rounds"), ({}, "abd", "another commit"), ({}, "abc+", "no commit has")],
+)
+def test_a_file_of_something_else_is_kept_beside_the_new_one(
+    tmp_path, committed, monkeypatch, capsys, changes, commit, why
+):
+    rehearse(tmp_path, networks=("other",), batch_size=(2,))
+    old = (tmp_path / "out" / "report.json").read_text()
+    monkeypatch.setattr(bench_kernels.bench, "_commit", lambda: commit)
+    _, report = rehearse(tmp_path, networks=("other",), batch_size=(2,), **changes)
+    assert report["environment"]["commit"] == commit
+    assert len(report["rows"]) == 5
+    assert (tmp_path / "out" / "report.old.json").read_text() == old
+    assert why in capsys.readouterr().out
+
+
+def test_under_pytest_each_row_is_a_comparison_of_its_sides(tmp_path):
+    chosen = settings(tmp_path, networks=("other",), batch_size=(4,))
+    pairs = list(bench_kernels.rows_and_sides(bench_kernels.plan(chosen), quick=False))
+    assert [(row.step, side) for row, side in pairs[5:]] == [
+        ("weight_grad", "eager"),
+        *(("layer forward", side) for side in ("ours", "eager", "compiled")),
+        *(("layer training", side) for side in ("ours", "eager", "compiled")),
+    ]
+    (training, _) = pairs[-1]
+    assert bench_kernels.row_name(training) == "3x3-s2-16x9x9-layer-training-batch4"
+    quick = list(bench_kernels.rows_and_sides(bench_kernels.plan(settings(tmp_path)), quick=True))
+    assert {row.batch for row, _ in quick} == {32}
+    assert len(quick) == 2 * 12 + 10  # of 3x3, 5x5 and a norm, once each
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_under_pytest_without_a_gpu_one_test_says_so():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench_kernels.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("no CUDA device here: nothing was measured") == 1
+    assert "1 skipped" in done.stdout
 
 
 def test_the_file_is_written_after_each_row(tmp_path):
@@ -186,7 +276,7 @@ def test_a_wrong_result_gets_no_time(tmp_path, monkeypatch, capsys):
         return {**found, "ours": broken} if step == "input_grad" else found
 
     right = sides.sides_of
-    monkeypatch.setattr(bench_kernels, "sides_of", wrong)
+    monkeypatch.setattr(times, "sides_of", wrong)
     status, report = rehearse(tmp_path, networks=("other",), batch_size=(2,))
     assert status == 1
     assert set(report["rows"][1]) == ROW - {"microseconds", "ratios"} | {"wrong"}
@@ -228,7 +318,7 @@ def test_a_failure_costs_one_row(tmp_path):
 
 
 def test_pytorch_is_never_timed_as_ours(monkeypatch):
-    with bench_kernels.triton_only(compile_anew=True):
+    with times.triton_only(compile_anew=True):
         assert dispatch.wins("forward", CPU, torch.bfloat16, (1, 1, 1, 1), 3, 1, (1, 1))
         with pytest.raises(UserWarning, match="by PyTorch"):
             say_once("fastcnn_kernels: depthwise convolution by PyTorch: some reason")
@@ -251,16 +341,16 @@ def test_the_gpu_waits_for_the_host_and_the_sides_take_turns(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep" if cycles > 0 else cycles))
     calls = {name: [functools.partial(log.append, f"{name}{i}") for i in range(2)] for name in "ab"}
-    times = bench_kernels.device_times(calls, 2, CPU)
+    found = times.device_times(calls, 2, CPU)
     a, b = (["sleep", "mark", f"{name}0", f"{name}1", "mark"] for name in "ab")
     assert log[-22:] == [*a, *b, "wait", *b, *a, "wait"]
-    assert times == {"a": [250.0, 250.0], "b": [250.0, 250.0]}
+    assert found == {"a": [250.0, 250.0], "b": [250.0, 250.0]}
 
 
 def test_the_hosts_times_are_microseconds_of_a_call():
-    times = bench_kernels.host_times({"ours": [lambda: time.sleep(1e-4)]}, 3, CPU)
-    assert len(times["ours"]) == 3
-    assert 100 <= min(times["ours"]) < 10_000
+    found = times.host_times({"ours": [lambda: time.sleep(1e-4)]}, 3, CPU)
+    assert len(found["ours"]) == 3
+    assert 100 <= min(found["ours"]) < 10_000
 
 
 def test_the_time_of_the_first_call_is_told_if_asked_for(tmp_path):
@@ -299,14 +389,14 @@ def test_the_table_of_a_gpu_is_what_dispatch_reads_and_grows(tmp_path, monkeypat
     monkeypatch.setattr(dispatch, "SHIPPED", tmp_path)
     _, report = rehearse(tmp_path, batch_size=(4,))
     report["environment"]["gpu"] = "GPU 9"
-    path = bench_kernels.write_dispatch(report)
+    path = files.write_dispatch(report)
     layer = dispatch.Layer("forward", "float32", 3, 2, 16, 9, 9, 1, 1)
     assert path == tmp_path / "gpu-9.json"
     assert dispatch._read(path)[layer] == {4: (1.0, 2.0)}
     assert len(dispatch._read(path)) == 6  # three passes of two layers
     for row in report["rows"]:
         row["batch"] = 32
-    bench_kernels.write_dispatch(report)
+    files.write_dispatch(report)
     assert dispatch._read(path)[layer] == {4: (1.0, 2.0), 32: (1.0, 2.0)}
 
 

@@ -1,0 +1,244 @@
+"""Single layers of well-known networks, forward and backward: layouts, dtypes, the compiler and our kernels.
+
+    python -m pytest benchmarks/bench_layers.py
+    python -m pytest benchmarks/bench_layers.py -k "vgg16 and conv" --quick
+
+Sides, eager unless said otherwise, each on tensors that are already on the device:
+  fp32 NCHW             PyTorch as it comes
+  fp32 channels-last
+  bf16 channels-last    autocast: input and upstream gradient in bf16, weights in fp32, cast in each call
+  compiled              the last by torch.compile; on a CPU fp32 channels-last
+  fastcnn_kernels       its layer in bf16 channels-last, where it has one, as a network gets it
+
+All take turns in one process, which on a CPU keeps freed memory as a training of fastcnn's does: else what is
+timed is the kernel's clearing of pages.
+
+A call makes the layer's output and the gradients of its input and weights; a network's first layer needs none
+of its input. Before anything is timed, results are compared with float64's: the largest difference, in root
+mean squares of the exact values. Operations are those of the forward pass by PyTorch's FlopCounterMode, and
+as many again for each gradient (it counts a depthwise convolution's weight gradient as that of a dense one);
+layers that are no products have none. Bytes are the least to be moved: the forward and the backward pass read
+and write each of their tensors once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from sizes import LAYERS, Layer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastcnn import bench, machine
+from fastcnn.distributed import Ranks, choose_device
+from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
+
+DEVICE = choose_device("auto", Ranks())
+TURN_SECONDS, MOST_CALLS = 0.02, 50
+CHECKED = 8
+"""Images of which the results are compared."""
+
+
+class Way(NamedTuple):
+    """How a side runs a layer."""
+
+    dtype: torch.dtype
+    channels_last: bool = True
+    compiled: bool = False
+    ours: bool = False
+
+
+BASELINE, COMPILED, OURS = "fp32 NCHW", "compiled", "fastcnn_kernels"
+WAYS = {
+    BASELINE: Way(torch.float32, channels_last=False),
+    "fp32 channels-last": Way(torch.float32),
+    "bf16 channels-last": Way(torch.bfloat16),
+    COMPILED: Way(torch.bfloat16 if DEVICE.type == "cuda" else torch.float32, compiled=True),
+    OURS: Way(torch.bfloat16, ours=True),
+}
+
+
+def why_left_out(row: Layer, side: str, quick: bool, device: torch.device) -> str | None:
+    if side == COMPILED and quick:
+        return "nothing is compiled with --quick"
+    if side == OURS and row.kind not in ("depthwise", "lrn"):
+        return f"fastcnn_kernels has no layer for {row.kind}"
+    if side == OURS and device.type != "cuda":
+        return "without a CUDA GPU fastcnn_kernels runs PyTorch's own implementation"
+    return None
+
+
+def build(row: Layer, ours: bool) -> nn.Module:
+    """The same random weights each time."""
+    torch.manual_seed(0)
+    if row.kind in ("conv", "depthwise"):
+        geometry: dict[str, Any] = {"stride": row.stride, "padding": row.padding, "bias": False}
+        if ours:
+            return DepthwiseConv2d(row.channels, row.kernel, **geometry)
+        groups = row.channels if row.kind == "depthwise" else 1
+        return nn.Conv2d(row.channels, row.out_channels, row.kernel, groups=groups, **geometry)
+    if row.kind == "norm-relu":
+        return nn.Sequential(nn.BatchNorm2d(row.channels), nn.ReLU(inplace=True))
+    if row.kind == "lrn":
+        return (LocalResponseNorm if ours else nn.LocalResponseNorm)(row.kernel)
+    if row.kind == "pool":
+        return nn.MaxPool2d(row.kernel, row.stride, row.padding)
+    return nn.Linear(row.channels, row.out_channels)
+
+
+def tensors(row: Layer, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Input and upstream gradient in float32, of numbers that bf16 holds, so that all sides read the same."""
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = (
+        shape_of(row, batch_size, row.channels, row.size),
+        shape_of(row, batch_size, row.out_channels, out_side(row)),
+    )
+    # Of so large inputs local response normalization shows: alpha times their squares is about 1.
+    scale = 100 if row.kind == "lrn" else 1
+    x, dy = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+    return (scale * x).bfloat16().float(), dy.bfloat16().float()
+
+
+def shape_of(row: Layer, batch_size: int, channels: int, side: int) -> tuple[int, ...]:
+    return (batch_size, channels) if row.kind == "linear" else (batch_size, channels, side, side)
+
+
+def out_side(row: Layer) -> int:
+    return row.size if row.kind == "lrn" else row.out_size
+
+
+def call_of(
+    row: Layer, layer: nn.Module, x: Tensor, dy: Tensor, way: Way
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Makes the output and the gradients of input and weights when called."""
+    layer = layer.to(x.device, torch.float64 if way.dtype == torch.float64 else torch.float32).train()
+    x, dy = (t.to(way.dtype) for t in (x, dy))
+    if x.ndim == 4 and way.channels_last:
+        layer = layer.to(memory_format=torch.channels_last)
+        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    run = torch.compile(layer, fullgraph=True, dynamic=False) if way.compiled else layer
+    wanted = [*([] if row.first else [x.requires_grad_()]), *layer.parameters()]
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=way.dtype == torch.bfloat16)
+
+    with torch.no_grad(), autocast():
+        dy = dy.to(layer(x).dtype)  # float32 where autocast leaves an operator at that
+
+    def call() -> tuple[Tensor, ...]:
+        with autocast():
+            y = run(x)
+        return y.detach(), *torch.autograd.grad(y, wanted, dy)
+
+    return call
+
+
+def differences(row: Layer, found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
+    """The largest of the output and of the input's gradient, in root mean squares of the exact ones."""
+    names = ["output"] if row.first else ["output", "input_grad"]
+    return {
+        f"{name}_off": float((a.double() - b).abs().max() / b.square().mean().sqrt())
+        for name, a, b in zip(names, found, exact)
+    }
+
+
+def operations(row: Layer) -> int:
+    """Of forward and backward; a multiplication and an addition are two."""
+    layer = build(row, ours=False).to("meta")
+    shape = shape_of(row, row.batch_size, row.channels, row.size)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() * (2 if row.first else 3)
+
+
+def least_bytes(row: Layer, itemsize: int) -> int:
+    """Forward: input, weights, output. Backward: the output's gradient, input and weights again, the
+    gradients of both. Weights and their gradients are float32. Max pooling needs no input again, and the
+    positions that it keeps are not counted."""
+    x = row.batch_size * row.channels * row.size**2
+    y = row.batch_size * row.out_channels * out_side(row) ** 2
+    weights = sum(p.numel() for p in build(row, ours=False).parameters())
+    again = 0 if row.kind == "pool" else x
+    return itemsize * (x + y + y + again + (0 if row.first else x)) + 4 * 3 * weights
+
+
+def calls_in_a_turn(call: Callable[[], Any], device: torch.device) -> int:
+    """As many as take `TURN_SECONDS`, so that a turn is longer than what disturbs it."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / min(seconds))))
+
+
+@functools.cache
+def measure(row: Layer, quick: bool) -> bench.Comparison:
+    torch.set_num_threads(machine.cores_per_process(Ranks()))
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.reset()  # else the ninth layer is one recompilation too many, and is not compiled
+    if quick:
+        row = row._replace(batch_size=2)
+    reasons = {side: why_left_out(row, side, quick, DEVICE) for side in WAYS}
+    ways = {side: way for side, way in WAYS.items() if reasons[side] is None}
+
+    def prepare(batch_size: int) -> dict[str, Callable[[], Any]]:
+        x, dy = tensors(row, batch_size, DEVICE)
+        return {side: call_of(row, build(row, way.ours), x, dy, way) for side, way in ways.items()}
+
+    few = min(CHECKED, row.batch_size)
+    calls = prepare(few)
+    exact = call_of(row, build(row, False), *tensors(row, few, DEVICE), Way(torch.float64, False))()
+    sides: dict[str, dict[str, Any]] = {side: differences(row, call(), exact) for side, call in calls.items()}
+    del exact
+    if few < row.batch_size:
+        calls = prepare(row.batch_size)
+    in_a_turn = calls_in_a_turn(calls[BASELINE], DEVICE)
+    rounds = 3 if quick else 15
+    warmup = 1 if quick else 3
+    seconds = bench.time_in_turn(calls, rounds, warmup, DEVICE, in_a_turn)
+    for side, way in ways.items():
+        median, flops = statistics.median(seconds[side]), operations(row)
+        moved = least_bytes(row, way.dtype.itemsize)
+        sides[side] |= {
+            "dtype": str(way.dtype).removeprefix("torch."),
+            "layout": "channels-last" if way.channels_last else "NCHW",
+            "bytes": moved,
+            "gflop_per_second": flops / median / 1e9,
+            "gb_per_second": moved / median / 1e9,
+        }
+    return bench.Comparison(
+        f"layer-{row}",
+        BASELINE,
+        seconds,
+        DEVICE,
+        work=row.batch_size,
+        settings={
+            **row._asdict(),
+            "flops": operations(row),
+            "warm_up": warmup,
+            "calls": in_a_turn,
+            "tf32": torch.backends.cudnn.allow_tf32 and DEVICE.type == "cuda",
+        },
+        sides=sides,
+        left_out={side: reason for side, reason in reasons.items() if reason is not None},
+    )
+
+
+@pytest.mark.parametrize("side", WAYS)
+@pytest.mark.parametrize("row", LAYERS["cuda" if DEVICE.type == "cuda" else "cpu"], ids=str)
+def test_layer(row, side, quick, save, play):
+    if DEVICE.type == "cpu":
+        machine.keep_freed_memory()
+    comparison = measure(row, quick)
+    save(comparison)
+    play(comparison, side)

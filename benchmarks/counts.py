@@ -1,0 +1,279 @@
+"""Counts that no noise touches: what a step dispatches, allocates, waits for and compiles; the kernels' code.
+
+    python benchmarks/counts.py             # measures, and writes the counts of the installed versions
+    python benchmarks/counts.py --check     # compares with what was written; 1 if anything differs
+
+Needs no GPU. Steps are fastcnn's own, on the CPU at small sizes: operators below autograd, tensors with
+memory of their own among their results, and questions that would make the host wait for a GPU. Memory that an
+operator uses within itself is not seen, so that the counts do not depend on the processor. Graphs are traced,
+and run uncompiled. The kernels are compiled for sm_90 and read by `fastcnn_kernels.audit`.
+
+The file is keyed by the minor versions of torch and Triton. CONTRIBUTING.md says how to change it on purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastcnn import bench
+from fastcnn.data import Batch, Loader
+from fastcnn.engine import TrainState, build_state, evaluate, train_step
+from fastcnn.metrics import Metrics
+from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.steps import MEAN, STD, Problem
+from fastcnn.tasks import Classification
+
+FILE = Path(__file__).parent / "results" / "counts.json"
+ARCHITECTURE = "sm_90"
+LEARNING_RATE = 0.01
+CLASSES = 1000
+
+
+class Case(NamedTuple):
+    """A step to be counted."""
+
+    arch: str
+    img_size: int
+    batch_size: int
+    dtype: torch.dtype = torch.float32
+    clip_and_average: bool = False
+    """With the gradient's norm clipped, and a moving average of the weights."""
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.arch} {dtype}" + (" clip, average" if self.clip_and_average else "")
+
+
+CASES = (
+    Case("lenet5", 32, 2),
+    Case("resnet18", 64, 2),
+    Case("resnet18", 64, 2, torch.bfloat16),
+    Case("resnet18", 64, 2, torch.bfloat16, clip_and_average=True),
+    Case("mobilenet_v2", 64, 2),
+    Case("mobilenet_v2", 64, 2, torch.bfloat16),
+)
+
+Counts = dict[str, dict[str, int]]
+"""What was counted of what: "resnet18 float32" → "operators" → 512."""
+Found = dict[str, Counts]
+"""By versions: "torch 2.15", "triton 3.9"."""
+
+
+# What a step asks for
+
+WAITS = {
+    "aten::_local_scalar_dense",  # .item(), bool(), float(), int(), an index
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::unique_consecutive",
+    "aten::unique_dim",
+    "aten::_unique2",
+}
+"""Operators that answer to the host, or whose result's shape it must know."""
+WAITING_CALLS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}
+"""Calls that dispatch nothing on the CPU, and wait for a GPU."""
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is dispatched below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = dict.fromkeys(("operators", "tensors", "bytes", "waits"), 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.counts["operators"] += 1
+        self.counts["waits"] += func.name().partition(".")[0] in WAITS
+        fresh = _storages(result)
+        for known in _storages((args, kwargs)):
+            fresh.pop(known, None)
+        self.counts["tensors"] += len(fresh)
+        self.counts["bytes"] += sum(fresh.values())
+        return result
+
+
+def _storages(values: Any) -> dict[int, int]:
+    """Address and bytes of each piece of memory of the tensors in `values`."""
+    found = {}
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            storage = leaf.untyped_storage()
+            found[storage._cdata] = storage.nbytes()
+    return found
+
+
+class WaitingCalls(TorchFunctionMode):
+    """Counts the calls that are not dispatched on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in WAITING_CALLS
+        return func(*args, **(kwargs or {}))
+
+
+def counted(step: Callable[[], object]) -> dict[str, int]:
+    with WaitingCalls() as calls, Operators() as operators:
+        step()
+    return {**operators.counts, "waits": operators.counts["waits"] + calls.count}
+
+
+# fastcnn's steps
+
+
+def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Classification, Batch, Metrics]:
+    problem = Problem(case.arch, case.img_size, case.batch_size, "cpu")
+    network = problem.network().to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, "sgd", LEARNING_RATE, weight_decay=1e-4)
+    schedule = Schedule(LEARNING_RATE, steps_per_epoch=10, epochs=1, kind="constant")
+    device, task = torch.device("cpu"), Classification(CLASSES)
+    more: dict[str, Any] = {"clip_grad": 1.0, "ema_decay": 0.9} if case.clip_and_average else {}
+    state = build_state(network, MEAN, STD, optimizer, schedule, device, case.dtype, compile=compile, **more)
+    state.train_model.train()
+    return state, task, problem.batch(), task.metrics(device)
+
+
+def step_counts(case: Case) -> dict[str, int]:
+    """Of the third step, in which nothing is made for the first time."""
+    state, task, batch, metrics = prepare(case)
+
+    def step() -> None:
+        train_step(state, task, [batch], metrics)
+
+    step()
+    step()
+    return counted(step)
+
+
+class _Once:
+    """One batch as a loader."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.num_samples, self.skipped = batch, len(batch.mask), 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self.batch
+
+
+def graph_counts(case: Case) -> dict[str, int]:
+    """Of two rounds of three steps and an evaluation: the second may compile nothing."""
+    from torch._dynamo.utils import counters
+
+    with as_it_is():
+        state, task, batch, metrics = prepare(case, compile=True)
+        counters.clear()
+        graphs = []
+        for _ in range(2):
+            state.train_model.train()
+            for _ in range(3):
+                train_step(state, task, [batch], metrics)
+            evaluate(state, task, cast(Loader, _Once(batch)))
+            graphs.append(counters["stats"]["unique_graphs"])
+    breaks = sum(counters["graph_break"].values())
+    return {"graphs": graphs[0], "recompilations": graphs[1] - graphs[0], "graph breaks": breaks}
+
+
+@contextlib.contextmanager
+def as_it_is() -> Iterator[None]:
+    """torch.compile traces, and runs the graphs uncompiled."""
+    with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="eager")):
+        yield
+
+
+def kernel_counts() -> Counts:
+    """Of each kernel on its typical layer."""
+    from fastcnn_kernels import audit
+
+    found = {}
+    for case in audit.cases(audit.TYPICAL):
+        code = audit.compile_case(case, ARCHITECTURE)
+        found[f"{case.name} {ARCHITECTURE}"] = {
+            "instructions": code.instructions,
+            "registers": code.registers,
+            "spilled": code.spilled,
+        }
+    return found
+
+
+# The file
+
+
+def version(name: str) -> str:
+    """ "torch 2.15" of "2.15.0+cu132"."""
+    return f"{name} {'.'.join(importlib.import_module(name).__version__.split('.')[:2])}"
+
+
+def measure() -> Found:
+    steps = {str(case): {**step_counts(case), **graph_counts(case)} for case in CASES}
+    found = {version("torch"): steps}
+    if importlib.util.find_spec("triton") is not None:
+        found[version("triton")] = kernel_counts()
+    return found
+
+
+def read(path: Path) -> Found:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def differences(before: Found, now: Found) -> list[str]:
+    """A line for each count that differs, of the versions that both have."""
+    lines = []
+    for versions in now.keys() & before.keys():
+        old, new = before[versions], now[versions]
+        for what in old.keys() | new.keys():
+            was, is_now = old.get(what, {}), new.get(what, {})
+            for name in was.keys() | is_now.keys():
+                a, b = (counts.get(name, "nothing") for counts in (was, is_now))
+                if a != b:
+                    lines.append(f"{versions}, {what}: {name} {a} before, {b} now")
+    return sorted(lines)
+
+
+def check(before: Found, now: Found, path: Path) -> int:
+    """Prints what differs. Returns the exit status; versions that were never counted are none of it."""
+    for versions in now.keys() - before.keys():
+        print(f"{versions}: not in {path}; `python benchmarks/counts.py` adds it")
+    lines = differences(before, now)
+    print("\n".join(lines) or f"{', '.join(sorted(now.keys() & before.keys())) or 'nothing'}: as in {path}")
+    return 1 if lines else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; return 1 if a count differs")
+    parser.add_argument("--file", type=Path, default=FILE, help="the JSON file (%(default)s)")
+    settings = parser.parse_args(argv)
+    before, now = read(settings.file), measure()
+    if settings.check:
+        return check(before, now, settings.file)
+    print("\n".join(differences(before, now)) or "no count changed")
+    bench.write_json(settings.file, dict(sorted({**before, **now}.items())))
+    print(settings.file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

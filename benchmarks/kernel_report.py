@@ -1,0 +1,91 @@
+"""The file of `bench_kernels.py`: written row by row, continued by the same command, read by `dispatch`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import kernel_tables as tables
+import torch
+from kernel_times import DTYPES, Item
+
+from fastcnn import bench
+from fastcnn_kernels import dispatch
+from fastcnn_kernels.layers import Depthwise, Norm
+
+
+def fields_of(layer: Depthwise | Norm) -> dict[str, int]:
+    return {name: value for name, value in vars(layer).items() if name != "count"}
+
+
+def begin(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What the file has of the same code, machine and settings, without what went wrong.
+
+    Else an empty report, and the file is kept under another name.
+    """
+    import triton
+
+    report: dict[str, Any] = {
+        "what": "kernels",
+        "environment": {**bench.environment(device), "triton": triton.__version__},
+        "settings": json.loads(json.dumps(settings)),  # as a file has them
+        "ceilings": {},
+        "rows": [],
+        "host": [],
+        "geometric_means": [],
+    }
+    if not path.exists():
+        return report
+    old = json.loads(path.read_text())
+    if why := another(old, report):
+        kept = path.with_suffix(".old.json")
+        os.replace(path, kept)
+        print(f"{path.name} was of {why}: begun anew, and the old one is {kept.name}")
+        return report
+    for part in ("rows", "host"):
+        report[part] = [row for row in old[part] if not any(word in row for word in tables.TROUBLE)]
+    if not any("failed" in found for found in old["ceilings"].values()):
+        report["ceilings"] = old["ceilings"]
+    report["geometric_means"] = tables.geometric_means(report["rows"])
+    print(f"{path}: {len(report['rows']) + len(report['host'])} rows are there")
+    return report
+
+
+def another(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """In what a file's report differs from one that begins, so that their rows do not belong together."""
+    commit = new["environment"]["commit"]
+    if not commit or commit.endswith("+"):
+        return "code that no commit has"
+    for part, beside in (("environment", {"date"}), ("settings", {"minutes", "output", "write_dispatch"})):
+        for name in (old[part].keys() | new[part].keys()) - beside:
+            if old[part].get(name) != new[part].get(name):
+                return f"another {name}"
+    return None
+
+
+def is_done(item: Item, report: dict[str, Any]) -> bool:
+    if item.layer is None:
+        return bool(report["ceilings"])
+    wanted = fields_of(item.layer), item.step, item.batch
+    rows = report["host" if item.what == "host" else "rows"]
+    return any((row["layer"], row["pass"], row["batch"]) == wanted for row in rows)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """At once, so that a run that is killed leaves what it had written before."""
+    part = path.with_name(path.name + ".part")
+    bench.write_json(part, content)
+    os.replace(part, path)
+
+
+def write_dispatch(report: dict[str, Any]) -> Path:
+    """Adds the depthwise passes to the package's table of the GPU; returns its file."""
+    gpu, dtype = report["environment"]["gpu"], DTYPES[report["settings"]["dtype"]]
+    path = dispatch.SHIPPED / dispatch._file_name(gpu)
+    known = dispatch._read(path)
+    for layer, batches in tables.dispatch_times(report, str(dtype).removeprefix("torch.")).items():
+        known[layer] = {**known.get(layer, {}), **batches}
+    write(path, dispatch.table(gpu, known))
+    return path

@@ -1,0 +1,107 @@
+"""benchmarks/counts.py: what a step dispatches, allocates, waits for and compiles changes on purpose only."""
+
+from __future__ import annotations
+
+import json
+
+import counts
+import pytest
+import torch
+from torch import Tensor
+
+CASES = {str(case): case for case in counts.CASES}
+
+
+def recorded(versions: str) -> counts.Counts:
+    known = counts.read(counts.FILE)
+    if versions not in known:
+        pytest.skip(f"{versions}: not in {counts.FILE.name}")
+    return known[versions]
+
+
+def test_a_step_of_lenet5_dispatches_and_allocates_what_it_did():
+    before = recorded(counts.version("torch"))["lenet5 float32"]
+    now = counts.step_counts(CASES["lenet5 float32"])
+    assert now == {name: before[name] for name in now}
+    assert now["waits"] == 0
+
+
+def test_both_ends_of_what_is_supported_are_recorded_and_wait_for_nothing():
+    known = counts.read(counts.FILE)
+    assert {"torch 2.11", "torch 2.15", "triton 3.6", "triton 3.9"} <= set(known)
+    for versions, found in known.items():
+        for what in found.values():
+            if versions.startswith("torch"):
+                assert what["waits"] == what["recompilations"] == what["graph breaks"] == 0
+                assert what["graphs"] == 2  # one for training, one for validation
+            else:
+                assert what["spilled"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_counts_are_what_they_were(capsys):
+    assert counts.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_operators_and_memory_of_their_own_are_counted():
+    x = torch.zeros(100, 10)
+
+    def step() -> None:
+        y = x + 1  # 4000 bytes
+        y[0].mul_(2)  # a view, and in place
+        y.t().sum(0)  # 400 bytes
+
+    assert counts.counted(step) == {"operators": 5, "tensors": 2, "bytes": 4400, "waits": 0}
+
+
+def test_the_backward_pass_is_counted_too():
+    x = torch.zeros(8, requires_grad=True)
+    forward = counts.counted(lambda: x.exp())
+    both = counts.counted(lambda: torch.autograd.grad(x.exp(), x, torch.ones(8)))
+    assert both["operators"] > forward["operators"] + 1
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [Tensor.item, bool, float, int, Tensor.cpu, Tensor.tolist, Tensor.numpy, Tensor.nonzero, Tensor.unique],
+    ids=lambda wait: wait.__name__,
+)
+def test_what_waits_for_a_gpu_is_counted(wait):
+    assert counts.counted(lambda: wait(torch.ones(1)))["waits"] == 1
+
+
+def test_every_difference_is_a_line_and_versions_not_counted_yet_are_none(tmp_path, capsys):
+    before: counts.Found = {
+        "torch 2.15": {"a": {"operators": 5, "bytes": 8}, "gone": {"waits": 0}},
+        "torch 2.11": {},
+    }
+    now: counts.Found = {
+        "torch 2.15": {"a": {"operators": 6, "bytes": 8}, "new": {"waits": 1}},
+        "triton 4.0": {"k": {}},
+    }
+    path = tmp_path / "counts.json"
+    assert counts.check(before, now, path) == 1
+    added, *lines = capsys.readouterr().out.splitlines()
+    assert added.startswith(f"triton 4.0: not in {path}")
+    assert lines == [
+        "torch 2.15, a: operators 5 before, 6 now",
+        "torch 2.15, gone: waits 0 before, nothing now",
+        "torch 2.15, new: waits nothing before, 1 now",
+    ]
+    assert counts.check(before, {"triton 4.0": {}}, path) == 0
+    assert counts.check(before, {"torch 2.15": before["torch 2.15"]}, path) == 0
+
+
+def test_figures_of_other_versions_stay_in_the_file(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps({"torch 2.11": {"a": {"bytes": 1}}, "torch 2.15": {"a": {"bytes": 2}}}))
+    monkeypatch.setattr(counts, "measure", lambda: {"torch 2.15": {"a": {"bytes": 3}}})
+    assert counts.main(["--check", "--file", str(path)]) == 1
+    assert counts.main(["--file", str(path)]) == 0
+    assert json.loads(path.read_text()) == {
+        "torch 2.11": {"a": {"bytes": 1}},
+        "torch 2.15": {"a": {"bytes": 3}},
+    }
+    assert counts.main(["--check", "--file", str(path)]) == 0
+    assert "torch 2.15, a: bytes 2 before, 3 now" in capsys.readouterr().out
