@@ -24,7 +24,7 @@ from fastcnn import bench, machine, roofline
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
-from fastcnn.steps import Problem, Switches, build_own_step, build_step
+from fastcnn.steps import Problem, Switches, build_own_step, build_step, has_kernels
 from fastcnn.worker import Start, Worker, WorkerError, time_workers
 
 BASELINE = "eager fp32 NCHW"
@@ -33,6 +33,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "keep memory": {"keep_memory": True},
     "channels-last": {"channels_last": True},
     "bf16": {"bf16": True},
+    "bf16, our kernels": {"bf16": True, "kernels": "ours"},
     "fused optimizer": {"fused": True},
     "compile": {"compile": "model"},
     "whole step compiled": {"compile": "step"},
@@ -48,7 +49,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 OWN = "fastcnn train"
 """The last one: the step of a training, with what the ladder kept of dtype, layout and compilation."""
 ON_CUDA = ("CUDA graph", "our kernels", "accelerate", "4 input channels", "max-autotune")
-ON_CPU = ("keep memory",)
+ON_CPU = ("keep memory", "bf16, our kernels")
 COMPILED = ("compile", "whole step compiled", "max-autotune")
 FIRST_CALLS = 10
 """Steps before timing, whose losses are compared with the baseline's."""
@@ -139,7 +140,7 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
         workers = {BASELINE: baseline}
         for name, changes in [*RUNGS.items(), (OWN, {})]:
             rung = Rung(name, dataclasses.replace(switches, **changes))
-            rung.left_out = _why_not(rung, settings, device)
+            rung.left_out = _why_not(rung, settings, device, problem)
             if not rung.left_out and settings.minutes is not None and clock() - begin > 60 * settings.minutes:
                 rung.left_out = f"{settings.minutes:g} minutes were over"
             if not rung.left_out:
@@ -216,12 +217,14 @@ def _worker(problem: Problem, switches: Switches, device: torch.device, name: st
     return Worker(build, device, keep_memory, first_calls=FIRST_CALLS)
 
 
-def _why_not(rung: Rung, settings: Settings, device: torch.device) -> str:
+def _why_not(rung: Rung, settings: Settings, device: torch.device, problem: Problem) -> str:
     name = rung.name
     if name in ON_CUDA and device.type != "cuda":
         return "needs a CUDA GPU"
     if name in ON_CPU and device.type != "cpu":
         return "for the CPU"
+    if name == "bf16, our kernels" and not has_kernels(problem):
+        return "no layer of ours"
     if name in COMPILED and settings.quick and device.type == "cpu":
         return "left out by --quick"
     if name == "max-autotune" and rung.switches.compile == "off":

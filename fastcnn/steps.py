@@ -7,7 +7,7 @@ cross-entropy, backward and update on one batch that is already on the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -173,6 +173,12 @@ def build_own_step(problem: Problem, dtype: str, channels_last: bool, compile: b
         return metrics.sums.values[1] / problem.batch_size  # of the losses of the batch
 
     return step
+
+
+def has_kernels(problem: Problem) -> bool:
+    """Whether the network is built with layers of `fastcnn_kernels`."""
+    modules = replace(problem, device="meta").network().modules()
+    return any(type(module) in (DepthwiseConv2d, LocalResponseNorm) for module in modules)
 
 
 def without_kernels(network: nn.Module) -> None:

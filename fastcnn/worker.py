@@ -7,6 +7,7 @@ with Worker(partial(build_step, "resnet50")) as ours, Worker(partial(build_step,
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import time
 import traceback
@@ -143,6 +144,7 @@ def _serve(
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is known
     if keep_memory:
         machine.keep_freed_memory()
     _reset_peak(device)

@@ -194,6 +194,22 @@ def test_the_shape_function_has_the_strides_of_the_result(memory_format):
 # torch.library, torch.compile, torch.export, autocast
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(3, 2, 8), (5, 1, 8), (5, 2, 8), (3, 1, 2), (7, 1, 7)]
+)
+def test_on_the_cpu_slow_gradients_in_half_precision_are_float32_s_rounded_once(kernel, stride, size):
+    x = torch.randn(3, 8, size, size).bfloat16().contiguous(memory_format=CHANNELS_LAST)
+    weight, geometry = torch.randn(8, 1, kernel, kernel), ([stride] * 2, [kernel // 2] * 2, [1, 1])
+    grad = torch.randn_like(OPS.depthwise_conv2d(x, weight, None, *geometry))
+    if stride > 1:
+        expected = OPS.depthwise_conv2d_input_grad(grad.float(), weight, x.shape, *geometry).bfloat16()
+        found = OPS.depthwise_conv2d_input_grad(grad, weight, x.shape, *geometry)
+        assert torch.equal(found, expected)
+    else:
+        expected, _ = OPS.depthwise_conv2d_weight_grad(grad.float(), x.float(), weight, False, *geometry)
+        assert torch.equal(OPS.depthwise_conv2d_weight_grad(grad, x, weight, False, *geometry)[0], expected)
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "nhwc"])
 def test_opcheck_passes_for_each_operation(bias, memory_format):

@@ -21,6 +21,7 @@ from fastcnn_kernels import dispatch
 from fastcnn_kernels._support import say_once, why_not_triton
 
 Pair = tuple[int, int]
+HALF = (torch.bfloat16, torch.float16)
 
 FORWARD = "fastcnn::depthwise_conv2d"
 INPUT_GRAD = "fastcnn::depthwise_conv2d_input_grad"
@@ -163,6 +164,42 @@ def _weight_grad(
 
 
 torch.library.impl(WEIGHT_GRAD, "default", _weight_grad)
+
+
+# The CPU. In half precision oneDNN takes up to 300 times as long as in float32 for the input gradient of a
+# strided depthwise convolution, and two to eight times for the weight gradient of kernels above 3 x 3 and of
+# maps smaller than the kernel (benchmarks/LOG.md): these are computed in float32, and rounded once.
+
+
+@torch.library.impl(INPUT_GRAD, "cpu")
+def _(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    if grad_output.dtype not in HALF or max(stride) == 1:
+        return _input_grad(grad_output, weight, input_size, stride, padding, dilation)
+    grad = _input_grad(grad_output.float(), weight, input_size, stride, padding, dilation)
+    return grad.to(grad_output.dtype)
+
+
+@torch.library.impl(WEIGHT_GRAD, "cpu")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: bool,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> tuple[Tensor, Tensor]:
+    side = max(weight.shape[2:])
+    if input.dtype in HALF and (side > 3 or side > min(input.shape[2:])):
+        grad_output, input = grad_output.float(), input.float()
+    return _weight_grad(grad_output, input, weight, bias, stride, padding, dilation)
 
 
 # Triton, where it can and where it is faster
@@ -337,7 +374,8 @@ def depthwise_conv2d(
     On CUDA, kernels of 3, 5 and 7 at stride 1 and 2 run on Triton if the input is in channels-last memory;
     anything else falls back to PyTorch, which is said once. Sums are made in float32. Under autocast the
     input is cast like that of `conv2d`. A float32 weight is not: the kernels read it, and give its gradient,
-    in float32, where PyTorch rounds both to the input's dtype.
+    in float32, where PyTorch rounds both to the input's dtype. On the CPU, gradients that
+    are slow in half precision there are computed in float32.
 
     Args:
         input: [N, C, H, W] or [C, H, W].
