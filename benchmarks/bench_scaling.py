@@ -178,6 +178,7 @@ def probe(network: nn.Module, size: int, batch_size: int, threads: int) -> str:
     """The CPU's dtype, with the threads that each process will have."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    machine.keep_freed_memory()  # as before a training
     way, _ = machine.probe_arithmetic(network, size, 3, batch_size, channels_last="on")
     torch.set_num_threads(before)
     return way.dtype

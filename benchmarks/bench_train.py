@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from fastcnn import bench, machine
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Problem, build_own_step
-from fastcnn.worker import Worker, time_workers
+from fastcnn.worker import Worker, WorkerError, time_workers
 
 BASELINE, OURS = "eager fp32 NCHW", "fastcnn"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", "timm", OURS)
@@ -140,7 +140,7 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
     problem = Problem(row.arch, row.img_size, row.batch_size, DEVICE.type)
     rounds = 3 if quick else 15
     calls = 10 if DEVICE.type == "cuda" else 1  # the host runs ahead of a GPU
-    torch.set_num_threads(machine.cores_per_process(Ranks()))
+    machine.prepare(DEVICE, machine.cores_per_process(Ranks()), deterministic=False)  # as before a training
     if DEVICE.type == "cuda":
         way, why, compiled = machine.Arithmetic("bf16", True), "the GPU has it", True
     else:
@@ -157,13 +157,16 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
     if row.arch in NOT_IN_TIMM:
         left_out["timm"] = "timm has no AlexNet"
     with ExitStack() as stack:
-        workers = {
-            name: stack.enter_context(
-                Worker(build, DEVICE, keep_memory=name == OURS and DEVICE.type == "cpu")
-            )
-            for name, build in builds.items()
-            if name not in left_out
-        }
+        workers = {}
+        for name, build in builds.items():
+            if name in left_out:
+                continue
+            try:  # fastcnn's step prepares its process as a training does
+                workers[name] = stack.enter_context(Worker(build, DEVICE))
+            except WorkerError as error:
+                if name == BASELINE:
+                    raise
+                left_out[name] = f"failed: {error}"
         seconds = time_workers(workers, rounds, calls=calls)
     layouts = {
         BASELINE: "fp32 NCHW",

@@ -58,6 +58,8 @@ class Item:
     """Share of all the minutes that it may take."""
     left_out: str = ""
     """Why it cannot be measured here."""
+    resumes: bool = False
+    """Whether it goes on by itself where it stopped, so that it is called again each time."""
 
 
 def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
@@ -81,7 +83,7 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         name = f"ladder-{arch}-{size}px-batch{batch}"
         output = str(folder / f"{name}.json")
         command = (python, "-m", "fastcnn.cli", "bench", "--arch", arch, *sizes, "--output", output)
-        return Item(name, (*command, "--minutes", f"{share * minutes:g}"), share)
+        return Item(name, (*command, "--minutes", f"{0.75 * share * minutes:g}"), share)
 
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--results", str(results))
     quick = ("--quick",) if tiny else ()
@@ -95,11 +97,13 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
             (python, str(HERE / "bench_kernels.py"), "--minutes", f"{0.4 * minutes:g}"),
             0.45,
             no_gpu,
+            resumes=True,
         ),
         ladder("resnet50", 224, 256, 0.3),
         *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in (first, *others)),
         *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
         Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
+        Item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
     ]
 
 
@@ -121,7 +125,7 @@ def run(
     outcome: dict[str, str] = {}
     for item in items:
         left = end - clock()
-        if item.name in done:
+        if item.name in done and not item.resumes:
             outcome[item.name] = "done before"
         elif item.left_out:
             outcome[item.name] = f"left out: {item.left_out}"
@@ -146,7 +150,7 @@ def _done(progress: Path, commit: str) -> dict[str, float]:
     """What was finished at this commit; nothing where files differ from it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         content = json.loads(progress.read_text())
-        if content["commit"] == commit and not commit.endswith("+"):
+        if content["commit"] == commit and commit and not commit.endswith("+"):
             return dict(content["seconds"])
     return {}
 

@@ -121,7 +121,7 @@ def ladder_table(content: Content) -> str:
                 spread(rung["speedup"]),
                 f"{rung['share_of_roofline']:.0%}",
                 "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-                f"{rung['compile_seconds']:.1f} s",
+                f"{rung['start_seconds']:.1f} s",
                 "never" if payoff is None else f"{payoff:,.0f} steps" if payoff else "",
                 f"{rung['loss_difference']:.0e}",
             ]

@@ -11,12 +11,26 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def in_turn(turns: Mapping[str, Callable[[], float]], rounds: int, warmup: int) -> dict[str, list[float]]:
+    """What each of `turns` returns, round by round; the order turns by one from round to round."""
+    names = list(turns)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        for i in range(len(names)):
+            name = names[(number + i) % len(names)]
+            value = turns[name]()
+            if number >= 0:
+                found[name].append(value)
+    return found
 
 
 def time_in_turn(
@@ -36,21 +50,18 @@ def time_in_turn(
         calls: calls in a turn, timed together; the device is waited for at its end.
         before: called before each turn, untimed: a barrier, where processes take turns together.
     """
-    names = list(sides)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+
+    def turn(call: Callable[[], object]) -> float:
+        before()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / calls
+
     gc.collect()
-    for number in range(-warmup, rounds):
-        for i in range(len(names)):
-            name = names[(number + i) % len(names)]
-            before()
-            start = time.perf_counter()
-            for _ in range(calls):
-                sides[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number >= 0:
-                seconds[name].append((time.perf_counter() - start) / calls)
-    return seconds
+    return in_turn({name: partial(turn, call) for name, call in sides.items()}, rounds, warmup)
 
 
 def summary(seconds: list[float]) -> dict[str, float]:

@@ -131,7 +131,7 @@ class Config:
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Keep images and weights in channels-last memory; the flag alone means on, --no-channels-last off."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on with CUDA."""
+    """torch.compile; auto: on with CUDA, on the CPU in long runs if a trial is faster."""
     sync_bn: bool = False
     """Batch norm statistics over all GPUs."""
     deterministic: bool = False

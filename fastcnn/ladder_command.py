@@ -35,9 +35,9 @@ def show(settings: ladder.Settings, output: str | None, baseline: str | None, ma
     print(path, picture, sep="\n")
     if before is None:
         return 0
-    slower = ladder_report.regressions(content, before, max_regression)
+    slower, compared = ladder_report.regressions(content, before, max_regression)
     for line in slower:
         print(f"fastcnn bench: slower: {line}", file=sys.stderr)
     if not slower:
-        print(f"no rung lost more than {max_regression:.0%} against {baseline}")
+        print(f"none of {compared} rungs lost more than {max_regression:.0%} against {baseline}")
     return 1 if slower else 0

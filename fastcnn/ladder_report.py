@@ -9,9 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastcnn import bench
 from fastcnn.errors import UserError
 
 Content = dict[str, Any]
+
+MACHINE = ("gpu", "processor", "threads")
+"""Of the environment, what a speed-up depends on."""
 
 HEADER = (
     f"{'':<22}{'ms a step':>10}{'img/s':>9}{'speed-up (quartiles)':>23}{'of roofline':>13}"
@@ -19,8 +23,9 @@ HEADER = (
 )
 LEGEND = """\
 speed-up: times the first row, step by step in turn; + stays on in the rows below. of roofline: share of the
-speed that the machine's products and copies would allow. start: seconds before the first step, and after
-how many steps they are won back. loss: largest difference from the first row in ten steps."""
+speed that the machine's products and copies would allow. start: seconds of building and the first call, and
+after how many steps what is longer than before is won back. loss: largest difference from the first row's
+in ten steps."""
 
 
 def head(content: Content) -> str:
@@ -41,11 +46,11 @@ def line(rung: Content) -> str:
         return f"  {rung['name']:<20}  {rung['left_out']}"
     seconds, speedup, payoff = rung["seconds"], rung["speedup"], rung["payoff_steps"]
     memory = rung["peak_bytes"]
-    speed = f"{speedup['median']:.2f} ({speedup['quartile_1']:.2f} to {speedup['quartile_3']:.2f})"
+    speed = bench.spread(speedup)
     return (
         f"{'+' if rung['kept'] else ' '} {rung['name']:<20}{1000 * seconds['median']:>10.1f}"
         f"{rung['images_per_second']:>9,.0f}{speed:>23}{rung['share_of_roofline']:>13.0%}"
-        f"{'' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{rung['compile_seconds']:>6.1f} s"
+        f"{'' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{rung['start_seconds']:>6.1f} s"
         f"{_payoff(payoff):>13}{rung['loss_difference']:>9.0e}"
     )
 
@@ -114,30 +119,36 @@ def read(file: str) -> Content:
     return content
 
 
-def regressions(now: Content, before: Content, most: float) -> list[str]:
-    """One line for each rung whose speed-up over eager PyTorch fell by more than the share `most`.
+def regressions(now: Content, before: Content, most: float) -> tuple[list[str], int]:
+    """One line for each rung whose speed-up over eager PyTorch fell by more than the share `most`, or that
+    does not run any more; and how many were compared.
 
     Speed-ups are compared, not seconds, because both sides of each were timed in turn. Rungs are compared
     whose switches are the same in both.
 
     Raises:
-        UserError: the baseline is of something else, or has no rung in common.
+        UserError: the baseline is of something else or of another machine, or has no rung in common.
     """
-    if now["problem"] != before["problem"]:
-        of = ", ".join(f"{name} {value}" for name, value in before["problem"].items())
-        raise UserError(f"--baseline: it is of {of}; measure the same")
-    known = {
-        rung["name"]: rung for rung in before["rungs"][1:] if "left_out" not in rung
-    }  # the first is 1 in both
+    for part, names in (("problem", tuple(before["problem"])), ("environment", MACHINE)):
+        theirs, ours = ({name: c[part].get(name) for name in names} for c in (before, now))
+        if theirs != ours:
+            of = ", ".join(f"{name} {value}" for name, value in theirs.items() if value != ours[name])
+            raise UserError(f"--baseline: it is of {of}; measure the same")
+    # The first is 1 in both.
+    known = {rung["name"]: rung for rung in before["rungs"][1:] if "left_out" not in rung}
     lines, compared = [], 0
     for rung in now["rungs"]:
         old = known.get(rung["name"])
-        if old is None or "left_out" in rung or rung["switches"] != old["switches"]:
+        if old is None:
             continue
-        compared += 1
-        then, today = old["speedup"]["median"], rung["speedup"]["median"]
-        if today < (1 - most) * then:
-            lines.append(f"{rung['name']}: {today:.2f} times eager PyTorch, {then:.2f} before")
+        if rung.get("left_out", "").startswith("failed"):
+            compared += 1
+            lines.append(f"{rung['name']}: {rung['left_out']}")
+        elif "left_out" not in rung and rung["switches"] == old["switches"]:
+            compared += 1
+            then, today = old["speedup"]["median"], rung["speedup"]["median"]
+            if today < (1 - most) * then:
+                lines.append(f"{rung['name']}: {today:.2f} times eager PyTorch, {then:.2f} before")
     if not compared:
         raise UserError("--baseline: it has no rung in common with this run; measure it anew")
-    return lines
+    return lines, compared

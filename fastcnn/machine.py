@@ -132,18 +132,21 @@ def probe_compile(
     Returns:
         The choice, and its reason.
     """
-    images = _random_images(batch_size, size, channels)
+    if steps == 0:
+        return False, "nothing is trained"
     eager = _trial_model(network, channels, way.channels_last)
-    usual = min(_trial_step(eager, images, way, clock) for _ in range(2))
+    some = _random_images(min(batch_size, 4), size, channels)
+    usual = min(_trial_step(eager, some, way, clock) for _ in range(2)) * batch_size / len(some)
     if steps * usual < WORTH_COMPILING:
         return False, f"{steps:,} steps take less than an hour"
+    images = _random_images(batch_size, size, channels)
     fresh = _trial_model(network, channels, way.channels_last)
     compiled = cast(nn.Module, torch.compile(fresh, dynamic=False))
     try:
         first = _trial_step(compiled, images, way, clock)
     except Exception as error:  # whatever the compiler's trouble is, the network trains without it
         return False, f"compilation failed: {type(error).__name__}: {error}".partition("\n")[0]
-    faster = math.inf
+    usual = faster = math.inf
     for _ in range(3):
         faster = min(faster, _trial_step(compiled, images, way, clock))
         usual = min(usual, _trial_step(eager, images, way, clock))

@@ -156,11 +156,18 @@ def carry_over(
         if told & pair:
             anew |= pair
     kept: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
+        name: _as_setting(name, value)
         for name, value in saved.items()
         if name in FIELDS and name not in told and name not in anew
     }
     return dataclasses.replace(config, **kept), {name: "as before" for name in chosen if name in kept}
+
+
+def _as_setting(name: str, value: Any) -> Any:
+    """A checkpoint's value in the type that the setting has now."""
+    if isinstance(value, bool) and not isinstance(FIELDS[name].default, bool):
+        return "on" if value else "off"  # as `channels_last` once was
+    return tuple(value) if isinstance(value, list) else value
 
 
 def describe(config: Config, reasons: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ cross-entropy, backward and update on one batch that is already on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -31,6 +31,8 @@ CLASSES = 1000
 class Switches:
     """What a step does beyond eager PyTorch."""
 
+    cudnn_benchmark: bool = False
+    """cuDNN times its algorithms for each shape."""
     channels_last: bool = False
     bf16: bool = False
     """Autocast."""
@@ -80,6 +82,7 @@ class Problem:
 
 def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
     """A step that returns its loss, as a tensor on the device."""
+    torch.backends.cudnn.benchmark = switches.cudnn_benchmark
     network, batch = problem.network(), problem.batch()
     normalize = Normalized(nn.Identity(), MEAN, STD, switches.channels_last).to(problem.device)
     images = cast(Tensor, normalize(batch.images))
@@ -149,12 +152,14 @@ def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
             return loss.detach()
 
     if switches.cuda_graph:
-        return recorded(lambda: step(images), optimizer)
+        trained_state = [*parameters, *network.parameters(), *network.buffers()]
+        return recorded(lambda: step(images), optimizer, trained_state)
     return lambda: step(images)
 
 
 def build_own_step(problem: Problem, dtype: str, channels_last: bool, compile: bool) -> Callable[[], Tensor]:
     """fastcnn's step, as it trains: from uint8 images, with its metrics and its guard."""
+    machine.prepare(torch.device(problem.device), torch.get_num_threads(), deterministic=False)
     network, batch = problem.network(), problem.batch()
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -241,18 +246,32 @@ class Masters:
         torch._foreach_copy_(self.weights, self.masters)
 
 
-def recorded(step: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
-    """The step as a CUDA graph: its kernels are launched by one call of the host."""
+@torch.no_grad()
+def recorded(
+    step: Callable[[], Tensor], optimizer: torch.optim.Optimizer, state: Sequence[Tensor]
+) -> Callable[[], Tensor]:
+    """The step as a CUDA graph: its kernels are launched by one call of the host.
+
+    Args:
+        state: what the step changes besides the optimizer's momenta; it is put back after the steps before
+            the recording.
+    """
+    before = [tensor.clone() for tensor in state]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):  # compiles, allocates, chooses algorithms
-            step()
+            with torch.enable_grad():
+                step()
     torch.cuda.current_stream().wait_stream(side)
     optimizer.zero_grad()  # so that gradients live in the graph's memory
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph), torch.enable_grad():
         loss = step()
+    for tensor, value in zip(state, before):
+        tensor.copy_(value)
+    for momenta in optimizer.state.values():
+        momenta["momentum_buffer"].zero_()
 
     def replay() -> Tensor:
         graph.replay()

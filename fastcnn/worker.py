@@ -9,17 +9,19 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastcnn import machine
+from fastcnn import bench, machine
 
 Step = Callable[[], Any]
 """Does something once; what it returns may be a loss."""
@@ -55,6 +57,7 @@ class Worker:
     def __init__(
         self, build: Callable[[], Step], device: torch.device, keep_memory: bool = False, first_calls: int = 3
     ) -> None:
+        self.device = device
         if "forkserver" in multiprocessing.get_all_start_methods():
             context: Any = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])  # imports torch once for all workers
@@ -74,13 +77,20 @@ class Worker:
             raise
 
     def ask(self, question: Callable[[Step], Any]) -> Any:
-        """`question(step)` of the process; both must be possible to send."""
-        self._pipe.send(question)
+        """`question(step)` of the process; both must be possible to send.
+
+        Raises:
+            WorkerError: the step failed, or the process ended.
+        """
+        try:
+            self._pipe.send(question)
+        except OSError:
+            raise self._ended() from None
         return self._receive()
 
     def turn(self, calls: int = 1) -> float:
-        """Seconds of a call, when the step is called so many times."""
-        return self.ask(_Turn(calls))
+        """Seconds of a call, when the step is called so many times and the device waited for."""
+        return self.ask(_Turn(calls, self.device))
 
     def close(self) -> None:
         self._pipe.close()
@@ -98,40 +108,41 @@ class Worker:
     def _receive(self) -> Any:
         try:
             ok, value = self._pipe.recv()
-        except EOFError:
-            self._process.join(10)
-            code = self._process.exitcode
-            raise WorkerError(f"the process ended with status {code}; is there enough memory?") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
         if not ok:
             raise WorkerError(value)
         return value
+
+    def _ended(self) -> WorkerError:
+        self._process.join(10)
+        code = self._process.exitcode
+        return WorkerError(
+            "the process was killed: there was too little memory, as a rule"
+            if code == -signal.SIGKILL
+            else f"the process ended with status {code}"
+        )
 
 
 def time_workers(
     workers: Mapping[str, Worker], rounds: int, warmup: int = 1, calls: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of a call: the workers take turns in every round, and the order turns by one."""
-    names = list(workers)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-warmup, rounds):
-        for i in range(len(names)):
-            name = names[(number + i) % len(names)]
-            taken = workers[name].turn(calls)
-            if number >= 0:
-                seconds[name].append(taken)
-    return seconds
+    turns = {name: partial(worker.turn, calls) for name, worker in workers.items()}
+    return bench.in_turn(turns, rounds, warmup)
 
 
 @dataclass(frozen=True)
 class _Turn:
     calls: int
+    device: torch.device
 
     def __call__(self, step: Step) -> float:
         start = time.perf_counter()
         for _ in range(self.calls):
-            result = step()
-        if isinstance(result, torch.Tensor) and result.is_cuda:
-            torch.cuda.synchronize(result.device)
+            step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return (time.perf_counter() - start) / self.calls
 
 
@@ -147,9 +158,12 @@ def _serve(
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is known
     if keep_memory:
         machine.keep_freed_memory()
-    _reset_peak(device)
-    idle = _peak_bytes(device) or 0
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats(device)
+        idle = _peak_bytes(device) or 0
         begin = time.perf_counter()
         step = build()
         start = Start(time.perf_counter() - begin)
@@ -165,6 +179,8 @@ def _serve(
         start.peak_bytes = None if peak is None else peak - idle
         gc.collect()
         gc.freeze()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # others share the device
         pipe.send((True, start))
         while True:
             question = pipe.recv()
@@ -172,14 +188,10 @@ def _serve(
     except EOFError:  # nobody asks any more
         return
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        cause = error.__cause__ or error  # Inductor wraps what went wrong
+        line = f"{type(cause).__name__}: {cause}".strip().partition("\n")[0]
+        frame = traceback.extract_tb(cause.__traceback__)[-1]
         pipe.send((False, f"{line} ({Path(frame.filename).name}:{frame.lineno})"))
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak_bytes(device: torch.device) -> int | None:

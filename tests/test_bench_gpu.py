@@ -76,7 +76,15 @@ def test_the_next_run_goes_on_after_what_is_done(tmp_path):
     assert outcome["a"] == "done before"
 
 
-@pytest.mark.parametrize("commit", ["def", "abc+"])
+def test_what_goes_on_by_itself_is_called_again(tmp_path):
+    kernels = gpu.Item("a", ("a",), 1.0, resumes=True)
+    work([kernels], 5, tmp_path / "p", Machine(a=1))
+    machine = Machine(a=1)
+    work([kernels], 5, tmp_path / "p", machine)
+    assert machine.called == ["a"]
+
+
+@pytest.mark.parametrize("commit", ["def", "abc+", ""])
 def test_another_commit_or_changed_files_begin_anew(tmp_path, commit):
     work([item("a")], 5, tmp_path / "p", Machine(a=1), commit="abc" if commit == "def" else commit)
     machine = Machine(a=1)
@@ -127,7 +135,7 @@ def test_kernels_come_first_then_resnet50_then_the_others_then_the_loader():
         m.setattr(gpu.bench, "machine_name", lambda device: "gpu")
         names = [item.name for item in gpu.plan(settings, cuda, Path("r"))]
     assert names[:3] == ["kernels", "ladder-resnet50-224px-batch256", "train-resnet50-224px-batch256"]
-    assert names[-1] == "loader"
+    assert names[-2:] == ["loader", "layers"]
 
 
 def test_without_a_gpu_it_says_so_and_measures_nothing():

@@ -85,6 +85,13 @@ def test_a_step_s_operations_are_those_of_its_layers_forward_and_backward():
     assert sum(o.flops for o in operations) == 2 * 2 * (3 * CONVOLUTIONS - FIRST + 3 * LINEAR)
 
 
+def test_the_gradients_of_a_grouped_convolution_are_not_those_of_a_dense_one():
+    x, w = torch.randn(2, 8, 6, 6, requires_grad=True), torch.randn(8, 1, 3, 3, requires_grad=True)
+    forward, backward = roofline.count(lambda: torch.conv2d(x, w, padding=1, groups=8).sum().backward())
+    assert forward.flops == 2 * 2 * 8 * 36 * 9
+    assert backward.flops == 2 * forward.flops
+
+
 FIRST = 28 * 28 * 6 * 25 * 3
 CONVOLUTIONS = FIRST + 10 * 10 * 16 * 25 * 6
 LINEAR = 400 * 120 + 120 * 84 + 84 * 1000
@@ -114,7 +121,7 @@ class FakeWorker:
 
     def __init__(self, seconds: float, name: str) -> None:
         self.seconds, self.name = seconds, name
-        self.start = Start(0.5, [1.0 + seconds], [2.0, 1.0], 100)
+        self.start = Start(0.5, [(2.0 if name == "compile" else 1.0) + seconds], [2.0, 1.0], 100)
 
     def turn(self, calls: int = 1) -> float:
         return self.seconds
@@ -166,9 +173,10 @@ def test_what_is_faster_stays_on_and_what_is_not_goes(rungs):
 
 def test_compilation_pays_off_after_as_many_steps_as_win_its_seconds_back(rungs):
     found = rungs(compile=0.9)
-    # 0.5 s to build and 1.9 s for the first call, of which 0.9 are a usual one's; 0.1 s won in each.
-    assert found["compile"]["compile_seconds"] == pytest.approx(1.5)
-    assert found["compile"]["payoff_steps"] == pytest.approx(15)
+    # 0.5 s to build and a first call that takes longer than a usual one: by 1 s, and by 2 with compilation.
+    # In each step 0.1 s are won.
+    assert found["compile"]["start_seconds"] == pytest.approx(2.5)
+    assert found["compile"]["payoff_steps"] == pytest.approx(10)
     assert found["channels-last"]["payoff_steps"] is None
 
 
@@ -235,7 +243,8 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys):
 
 @pytest.fixture
 def measured(rungs) -> dict:
-    return {"what": "ladder", "problem": {"arch": "lenet5"}, "rungs": list(rungs(bf16=0.5).values())}
+    content = {"what": "ladder", "problem": {"arch": "lenet5"}, "environment": {"processor": "EPYC"}}
+    return {**content, "rungs": list(rungs(bf16=0.5).values())}
 
 
 def slower(content: dict, name: str, factor: float) -> dict:
@@ -246,10 +255,19 @@ def slower(content: dict, name: str, factor: float) -> dict:
 
 
 def test_a_rung_that_lost_more_than_allowed_is_named(measured):
-    assert ladder_report.regressions(measured, measured, 0.05) == []
+    lines, compared = ladder_report.regressions(measured, measured, 0.05)
+    assert lines == []
+    assert compared >= 5
     now = slower(measured, "bf16", 1.2)
-    assert ladder_report.regressions(now, measured, 0.05) == ["bf16: 1.67 times eager PyTorch, 2.00 before"]
-    assert ladder_report.regressions(now, measured, 0.25) == []
+    lost = ["bf16: 1.67 times eager PyTorch, 2.00 before"]
+    assert ladder_report.regressions(now, measured, 0.05) == (lost, compared)
+    assert ladder_report.regressions(now, measured, 0.25) == ([], compared)
+
+
+def test_a_rung_that_does_not_run_any_more_is_named(measured, rungs):
+    now = {**measured, "rungs": list(rungs(fails="bf16").values())}
+    lines, _ = ladder_report.regressions(now, measured, 0.05)
+    assert lines == ["bf16: failed: out of memory"]
 
 
 def test_rungs_with_other_switches_are_not_compared(measured):
@@ -257,12 +275,14 @@ def test_rungs_with_other_switches_are_not_compared(measured):
     for rung in now["rungs"]:
         if rung["name"] == "bf16":
             rung["switches"]["channels_last"] = True
-    assert ladder_report.regressions(now, measured, 0.05) == []
+    assert ladder_report.regressions(now, measured, 0.05)[0] == []
 
 
 def test_a_baseline_of_something_else_is_refused(measured, tmp_path):
     with pytest.raises(UserError, match="it is of arch resnet18; measure the same"):
         ladder_report.regressions(measured, {**measured, "problem": {"arch": "resnet18"}}, 0.05)
+    with pytest.raises(UserError, match="it is of processor M1"):
+        ladder_report.regressions(measured, {**measured, "environment": {"processor": "M1"}}, 0.05)
     with pytest.raises(UserError, match="no rung in common"):
         ladder_report.regressions(measured, {**measured, "rungs": measured["rungs"][:1]}, 0.05)
     other = tmp_path / "other.json"

@@ -264,6 +264,11 @@ def test_a_resumed_run_takes_one_of_two_settings_that_exclude_each_other(told, s
     assert config == Config(**told)
 
 
+def test_a_switch_that_has_become_a_choice_is_read():
+    saved = {**SAVED, "channels_last": True}
+    assert carry_over(Config(), saved, [], True, "cuda")[0].channels_last == "on"
+
+
 def test_settings_that_no_longer_exist_are_left_out():
     assert carry_over(Config(), {**SAVED, "gone_since": 1}, [], True, "cuda")[0].seed == 5
 
