@@ -89,7 +89,7 @@ def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
     for content in contents:
         row = [content["what"].removeprefix(f"{kind}-"), *(side_cell(content, side) for side in sides)]
         if extra is not None:
-            row.append(str(content["sides"].get(sides[-1], {}).get(extra, "")))
+            row.append(str(list(content["sides"].values())[-1].get(extra, "")))
         rows.append(row)
     text = table(["", *sides, *([extra] if extra is not None else [])], rows)
     if absent:
