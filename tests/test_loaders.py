@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from fastcnn.data import Batch, Transform, build_loaders, has_dali
 from fastcnn.data.cached import free_memory
 from fastcnn.data.choose import choose_backend, time_backends
 from fastcnn.data.sources import Source, Split, read_folder
-from fastcnn.data.torch_loader import TorchLoader
+from fastcnn.data.torch_loader import TorchLoader, pool_for
 from fastcnn.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -534,3 +536,12 @@ def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
     images = in_memory(source, 32).train
     speeds = time_backends(["torch", "cached"], images, Transform(32, 3, "pad"), 4, 1, CPU)
     assert speeds["torch"] < 100 < speeds["cached"] / 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads' own priorities")
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(source, gives_way):
+    with pool_for(source.train, 2, gives_way) as pool:
+        priority = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
+    assert priority == (19 if gives_way else 0)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0

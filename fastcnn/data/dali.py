@@ -87,7 +87,7 @@ class DaliLoader(ImageLoader):
         self._fields = ["start", "shape"] if split.images is None else []
         random_resized = train and t.train_crop == "random-resized"
         if random_resized and split.images is None and self.device.type == "cpu" and self.torch_resizes:
-            self._pool = pool_for(split, self.workers)
+            self._pool = pool_for(split, self.workers, gives_way=True)
         else:
             if random_resized or t.resize != t.size or (split.sizes != t.size).any():
                 self._fields += ["roi_start", "roi_end"]

@@ -6,6 +6,8 @@ do, and there is nothing to copy between processes, to fork, or to leave behind.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -33,7 +35,7 @@ class TorchLoader(ImageLoader):
     def _start(self, place: Place) -> None:
         self._drop()
         if self._pool is None:
-            self._pool = pool_for(self.split, self.workers)
+            self._pool = pool_for(self.split, self.workers, gives_way=self.device.type == "cpu")
         self._source: Iterator[Work] = self._works(place)
         self._under_way: deque[tuple[Work, Tensor, list[Future[dict[int, str]]]]] = deque()
         for _ in range(_AHEAD):
@@ -128,13 +130,21 @@ def needs_one_thread(split: Split) -> bool:
     return bool(split.sizes.astype(np.int64).prod(axis=1).mean() < SMALL_IMAGE**2)
 
 
-def pool_for(split: Split, workers: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them."""
+def pool_for(split: Split, workers: int, gives_way: bool = False) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them.
+
+    Args:
+        gives_way: for where they share the cores with the training step: a core that is taken from one of
+            OpenMP's threads makes all of them wait (benchmarks/LOG.md). So they load while the step leaves a
+            core idle, or waits for them. On Linux alone threads have priorities of their own.
+    """
     workers = 1 if needs_one_thread(split) else max(1, workers)
     together = threading.Barrier(workers + 1)
 
     def begin() -> None:
         torch.set_num_threads(1)  # of this thread, and of those that are made later
+        if gives_way and sys.platform.startswith("linux"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         together.wait()
 
     pool = ThreadPoolExecutor(workers, "fastcnn-loader", begin)
