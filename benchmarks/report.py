@@ -81,15 +81,14 @@ def side_cell(content: Content, side: str) -> str:
 def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
     """One row a file, one column a side; `extra` adds the last side's entry of that name."""
     contents = list(files.values())
-    sides = list(dict.fromkeys(name for c in contents for name in (*c["sides"], *c["left_out"])))
-    baseline = contents[0]["baseline"]
+    sides = all_sides(contents, left_out=True)
     absent = [name for name in sides if all(c["left_out"].get(name) == NEEDS_GPU for c in contents)]
-    sides = [baseline, *(name for name in sides if name not in (baseline, *absent))]
+    sides = [name for name in sides if name not in absent]
     rows = []
     for content in contents:
         row = [content["what"].removeprefix(f"{kind}-"), *(side_cell(content, side) for side in sides)]
         if extra is not None:
-            row.append(str(list(content["sides"].values())[-1].get(extra, "")))
+            row.append(str(content["sides"].get(sides[-1], {}).get(extra, "")))
         rows.append(row)
     text = table(["", *sides, *([extra] if extra is not None else [])], rows)
     if absent:
@@ -146,28 +145,38 @@ def draw_comparisons(files: Files, kind: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    contents = list(files.values())
-    sides = list(dict.fromkeys(name for c in contents for name in c["sides"]))
-    colors = ["#9aa5b1", "#c7b299", "#7fa6c9", "#8fb08c", "#b58db6", "#d19a66", "#1f4e79", "#c0504d"]
-    figure, axes = plt.subplots(figsize=(1.5 + 1.7 * len(contents), 4), layout="constrained")
-    width = 0.8 / len(sides)
+    contents = list(files.values())[::-1]  # the first one on top
+    sides = all_sides(contents)
+    others = iter(["#9aa5b1", "#c7b299", "#7fa6c9", "#8fb08c", "#b58db6", "#d19a66", "#a9a9a9", "#e0c36b"])
+    ours = iter(["#1f4e79", "#3f7cac", "#7a5195", "#2a9d8f"])
+    height = 0.85 / len(sides)
+    size = (9, 1.2 + len(contents) * (0.25 + 0.16 * len(sides)))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     for number, side in enumerate(sides):
         found = [(i, c["sides"][side]["speedup"]) for i, c in enumerate(contents) if side in c["sides"]]
-        places = [i + (number - len(sides) / 2 + 0.5) * width for i, _ in found]
-        heights = [values["median"] for _, values in found]
+        places = [i - (number - len(sides) / 2 + 0.5) * height for i, _ in found]
+        lengths = [values["median"] for _, values in found]
         below = [values["median"] - values["quartile_1"] for _, values in found]
         above = [values["quartile_3"] - values["median"] for _, values in found]
-        color = colors[number % len(colors)] if number < len(sides) - 1 else "#1f4e79"
+        color = next(ours if side.startswith("fastcnn") else others)
         error = {"elinewidth": 1, "ecolor": "#444"}
-        axes.bar(places, heights, width, yerr=[below, above], label=side, color=color, error_kw=error)
-    axes.axhline(1, color="#444", linewidth=0.8)
+        axes.barh(places, lengths, height, xerr=[below, above], label=side, color=color, error_kw=error)
+    axes.axvline(1, color="#444", linewidth=0.8)
     names = [c["what"].removeprefix(f"{kind}-").replace("-", "\n", 1) for c in contents]
-    axes.set_xticks(range(len(contents)), names, fontsize=8)
-    axes.set_ylabel(f"times {contents[0]['baseline']}")
+    axes.set_yticks(range(len(contents)), names, fontsize=8)
+    axes.set_ylim(-0.6, len(contents) - 0.4)
+    axes.set_xlabel(f"times {contents[0]['baseline']} (bars: median, lines: quartiles)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    figure.legend(frameon=False, fontsize=8, ncols=4, loc="outside upper left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def all_sides(contents: list[Content], left_out: bool = False) -> list[str]:
+    """The names of the sides of any of them, the baseline first and fastcnn's last."""
+    names = [name for c in contents for name in (*c["sides"], *(c["left_out"] if left_out else ()))]
+    baseline = contents[0]["baseline"]
+    return sorted(dict.fromkeys(names), key=lambda name: (name != baseline, name.startswith("fastcnn")))
 
 
 KINDS: dict[str, tuple[str, str, str]] = {

@@ -33,14 +33,16 @@ def comparison(what: str = "train-resnet18-64px-batch32", **changes) -> dict:
 def test_a_table_has_the_baseline_in_units_and_the_others_as_ratios_of_rounds():
     text = report.comparison_table({Path("a"): comparison()}, "train", "arithmetic")
     head, _, row = text.splitlines()
-    assert head == "|  | eager | fastcnn | timm | arithmetic |"
-    assert row.startswith("| resnet18-64px-batch32 | 80 img/s | 3.00 (2.50 to 3.50) | timm has no resnet18 |")
+    assert head == "|  | eager | timm | fastcnn | arithmetic |"
+    assert row.startswith(
+        "| resnet18-64px-batch32 | 80 img/s | timm has no resnet18 | 3.00 (2.50 to 3.50) | bf16 |"
+    )
 
 
 def test_a_side_that_a_file_lacks_is_not_measured():
     other = comparison("train-vgg11-64px-batch32", left_out={})
     text = report.comparison_table({Path("a"): comparison(), Path("b"): other}, "train")
-    assert text.splitlines()[-1].endswith("| not measured |")
+    assert "| not measured |" in text.splitlines()[-1]
 
 
 def test_sides_for_a_gpu_alone_are_named_below_the_table_of_a_cpu():
