@@ -14,10 +14,10 @@ import dataclasses
 import functools
 import gc
 import time
+from functools import partial
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from fastcnn import bench
 from fastcnn.config import Config
@@ -28,7 +28,8 @@ from fastcnn.tasks import Classification
 from fastcnn.wire import build, make_plan
 
 BASELINE, TOGETHER = "one after the other", "together"
-SIDES = (BASELINE, "loader alone", "step alone", TOGETHER)
+MEASURED = ("loader alone", "step alone", TOGETHER)
+SIDES = (BASELINE, *MEASURED)
 
 
 class Row(NamedTuple):
@@ -48,7 +49,7 @@ DEVICE = choose_device("auto", Ranks())
 def load(loader: Loader) -> Batch:
     for batch in loader:
         last = batch
-    _wait()
+    bench.wait_for(DEVICE)
     return last
 
 
@@ -57,18 +58,13 @@ def compute(state: TrainState, task: Classification, batch: Batch, steps: int) -
     state.train_model.train()
     for _ in range(steps):
         train_step(state, task, [batch], metrics)
-    _wait()
+    bench.wait_for(DEVICE)
 
 
 def train(state: TrainState, task: Classification, loader: Loader) -> None:
     metrics = task.metrics(DEVICE)
     train_epoch(state, task, loader, metrics, 10, lambda: None, lambda _: False)
-    _wait()
-
-
-def _wait() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+    bench.wait_for(DEVICE)
 
 
 @functools.cache
@@ -80,9 +76,7 @@ def measure(row: Row, data: str | None, quick: bool) -> bench.Comparison:
     plan = make_plan(told, ranks, DEVICE)
     state, loader, val_loader = build(plan, ranks, DEVICE)
     task, steps = Classification(int(plan.config.num_classes)), len(loader)
-    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     epoch = 0
-
     batches: list[Batch] = []  # the last one that was loaded
 
     def turn(name: str) -> float:
@@ -101,13 +95,9 @@ def measure(row: Row, data: str | None, quick: bool) -> bench.Comparison:
             train(state, task, loader)
         return time.perf_counter() - start
 
-    measured = [name for name in SIDES if name != BASELINE]
-    for number in range(-1, 3 if quick else 7):
-        taken = {name: turn(name) for name in measured}
-        if number >= 0:
-            for name, value in taken.items():
-                seconds[name].append(value)
-            seconds[BASELINE].append(taken["loader alone"] + taken["step alone"])
+    seconds = bench.in_turn({name: partial(turn, name) for name in MEASURED}, 3 if quick else 7, warmup=1)
+    both = zip(seconds["loader alone"], seconds["step alone"])
+    seconds = {BASELINE: [load + step for load, step in both], **seconds}
     loader.close()
     val_loader.close()
     config = plan.config

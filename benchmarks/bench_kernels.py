@@ -37,7 +37,6 @@ import tyro
 from kernel_report import begin, fields_of, is_done, write, write_dispatch
 from kernel_sides import PASSES, WHOLE
 from kernel_times import (
-    DTYPES,
     Item,
     Measure,
     ceilings,
@@ -48,7 +47,7 @@ from kernel_times import (
     trouble,
 )
 
-from fastcnn import bench
+from fastcnn import bench, machine
 from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 
@@ -149,7 +148,9 @@ def run(
             how = measure_host if item.what == "host" else measure
             copy_speed = report["ceilings"].get("copy", {}).get("per_second")
             try:
-                row |= measure_row(item, DTYPES[settings.dtype], settings.rounds, device, how, copy_speed)
+                row |= measure_row(
+                    item, machine.DTYPES[settings.dtype], settings.rounds, device, how, copy_speed
+                )
             except Exception as error:  # such as too little memory: the other rows are worth having
                 row["failed"] = trouble(error)
             if not settings.compile_times:
@@ -237,7 +238,7 @@ def comparison_of(
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     with triton_only(compile_anew=False):
-        found = measure_row(row, DTYPES["bf16"], 3 if quick else 20, device, keep)
+        found = measure_row(row, machine.DTYPES["bf16"], 3 if quick else 20, device, keep)
     assert "wrong" not in found, found["wrong"]
     return bench.Comparison(
         f"kernel-{row_name(row)}",
@@ -252,7 +253,7 @@ def comparison_of(
 def test_kernel(row, side, quick, play):
     import pytest  # the script does without
 
-    if why := why_nothing():
+    if why := why_nothing():  # the kernels need a CUDA GPU; their numbers are tested without one
         pytest.skip(why)
     play(comparison_of(row, quick, torch.device("cuda", torch.cuda.current_device())), side)
 
@@ -270,7 +271,7 @@ def main(settings: Settings) -> int:
         if settings.write_dispatch:
             print(write_dispatch(report), file=sys.stderr)
         return 0
-    if why := why_nothing():
+    if why := why_nothing():  # the kernels need a CUDA GPU; their numbers are tested without one
         print(why)
         return 0
     device = torch.device("cuda", torch.cuda.current_device())

@@ -175,8 +175,7 @@ def calls_in_a_turn(call: Callable[[], Any], device: torch.device) -> int:
     for _ in range(3):
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        bench.wait_for(device)
         seconds.append(time.perf_counter() - start)
     return min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / min(seconds))))
 

@@ -75,8 +75,7 @@ def time_turn(batches: Iterator[object], ahead: int, count: int, device: torch.d
     def take(number: int) -> None:
         for _ in range(number):
             next(batches)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        bench.wait_for(device)
 
     take(ahead)
     start = time.perf_counter()

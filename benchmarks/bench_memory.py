@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 
 from fastcnn import bench, machine
@@ -66,8 +65,7 @@ def resident(settings: Settings, backend: Backend) -> list[float]:
         for loader in (train, val):
             for _ in loader:
                 pass
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        bench.wait_for(device)
         sizes.append(resident_mib())
     train.close()
     val.close()

@@ -83,7 +83,7 @@ def measure(job: Job) -> dict[str, Any]:
         "processes": n,
         "step_seconds": {name: bench.summary(values) for name, values in turns.items()},
         "images_per_second": bench.summary([n * job.batch_size / s for s in together]),
-        "efficiency": bench.summary([a / b for a, b in zip(turns[ALONE], together)]),
+        "efficiency": bench.summary(bench.ratios(turns[ALONE], together)),
     }
     if n > 1:
         group = found[:n]

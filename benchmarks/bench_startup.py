@@ -193,6 +193,6 @@ def comparisons(tmp_path_factory, quick, save):
     ("row", "side"), [(row, side) for row, sides in ROWS.items() for side in sides], ids=lambda name: name
 )
 def test_ready(row, side, comparisons, quick, play):
-    if quick and row == NOT_QUICK:
+    if quick and row == NOT_QUICK:  # a compiled start alone takes two minutes
         pytest.skip("takes too long for --quick")
     play(comparisons(row), side)

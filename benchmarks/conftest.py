@@ -80,7 +80,7 @@ def play(benchmark) -> Callable[[bench.Comparison, str], None]:
     """Hands a side's seconds to pytest-benchmark; a side that was left out is skipped, with the reason."""
 
     def run(comparison: bench.Comparison, side: str) -> None:
-        if side in comparison.left_out:
+        if side in comparison.left_out:  # such as what needs a GPU; JSON and tables say so too
             pytest.skip(comparison.left_out[side])
         found = comparison.as_json()["sides"][side]
         CLOCK.load(comparison.seconds[side])

@@ -33,16 +33,13 @@ from torch.utils._pytree import tree_leaves
 
 from fastcnn import bench
 from fastcnn.data import Batch, Loader
-from fastcnn.engine import TrainState, build_state, evaluate, train_step
+from fastcnn.engine import TrainState, evaluate, train_step
 from fastcnn.metrics import Metrics
-from fastcnn.optim import Schedule, build_optimizer
-from fastcnn.steps import MEAN, STD, Problem
+from fastcnn.steps import CLASSES, Problem, build_own_state
 from fastcnn.tasks import Classification
 
 FILE = Path(__file__).parent / "results" / "counts.json"
 ARCHITECTURE = "sm_90"
-LEARNING_RATE = 0.01
-CLASSES = 1000
 
 
 class Case(NamedTuple):
@@ -144,14 +141,10 @@ def counted(step: Callable[[], object]) -> dict[str, int]:
 
 def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Classification, Batch, Metrics]:
     problem = Problem(case.arch, case.img_size, case.batch_size, "cpu")
-    network = problem.network().to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, "sgd", LEARNING_RATE, weight_decay=1e-4)
-    schedule = Schedule(LEARNING_RATE, steps_per_epoch=10, epochs=1, kind="constant")
-    device, task = torch.device("cpu"), Classification(CLASSES)
-    more: dict[str, Any] = {"clip_grad": 1.0, "ema_decay": 0.9} if case.clip_and_average else {}
-    state = build_state(network, MEAN, STD, optimizer, schedule, device, case.dtype, compile=compile, **more)
-    state.train_model.train()
-    return state, task, problem.batch(), task.metrics(device)
+    ema_decay, clip_grad = (0.9, 1.0) if case.clip_and_average else (None, None)
+    state = build_own_state(problem, case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
+    task = Classification(CLASSES)
+    return state, task, problem.batch(), task.metrics(state.device)
 
 
 def step_counts(case: Case) -> dict[str, int]:

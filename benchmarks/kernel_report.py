@@ -9,9 +9,9 @@ from typing import Any
 
 import kernel_tables as tables
 import torch
-from kernel_times import DTYPES, Item
+from kernel_times import Item
 
-from fastcnn import bench
+from fastcnn import bench, machine
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
 
@@ -82,7 +82,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def write_dispatch(report: dict[str, Any]) -> Path:
     """Adds the depthwise passes to the package's table of the GPU; returns its file."""
-    gpu, dtype = report["environment"]["gpu"], DTYPES[report["settings"]["dtype"]]
+    gpu, dtype = report["environment"]["gpu"], machine.DTYPES[report["settings"]["dtype"]]
     path = dispatch.SHIPPED / dispatch._file_name(gpu)
     known = dispatch._read(path)
     for layer, batches in tables.dispatch_times(report, str(dtype).removeprefix("torch.")).items():

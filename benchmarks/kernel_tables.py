@@ -10,6 +10,7 @@ from typing import Any
 
 from kernel_sides import PASSES
 
+from fastcnn import bench
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import NETWORKS, Depthwise
 
@@ -42,9 +43,8 @@ def line(row: dict[str, Any]) -> str:
         f"{times[name]['median']:.1f}" if name in times else "" for name in ("ours", "eager", "compiled")
     )
     ratio, share = row["ratios"]["eager"], row.get("share_of_copy")
-    spread = f"{ratio['median']:.2f} ({ratio['quartile_1']:.2f} to {ratio['quartile_3']:.2f})"
     note = f"{share['ours']:.0%}" if share else "-" if "bytes" in row else "host's"
-    return f"{start}{ours:>9}{eager:>10}{compiled:>10}{spread:>26}{note:>11}"
+    return f"{start}{ours:>9}{eager:>10}{compiled:>10}{bench.spread(ratio):>26}{note:>11}"
 
 
 def ceiling(name: str, ceilings: dict[str, Any]) -> str:

@@ -22,7 +22,6 @@ from fastcnn import bench
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COPY_BYTES, MATRIX = 2**30, 8192
 WARM_UP, HOST_CALLS, MOST_SETS = 3, 200, 64
 
@@ -159,11 +158,10 @@ def measure_row(
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     with torch.backends.cudnn.flags(enabled=False):  # another implementation, and no TF32
         exact = sides["eager"](*(tensor.to(wide) for tensor in tensors[0]))()
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
+    bench.wait_for(device)
     start = time.perf_counter()
     found = sides["ours"](*tensors[0])()
-    wait()
+    bench.wait_for(device)
     seconds = time.perf_counter() - start
     row: dict[str, Any] = {"first_call_seconds": seconds}
     if wrong := difference(found, exact, dtype):
@@ -173,9 +171,8 @@ def measure_row(
     calls = {name: [side(*pair) for pair in tensors] for name, side in sides.items()}
     times = measure(calls, rounds, device)
     row["microseconds"] = {name: bench.summary(values) for name, values in times.items()}
-    # Neighbouring turns see the same machine, so the ratio is taken round by round.
     row["ratios"] = {
-        name: bench.summary([b / a for a, b in zip(times["ours"], values)])
+        name: bench.summary(bench.ratios(values, times["ours"]))
         for name, values in times.items()
         if name != "ours"
     }

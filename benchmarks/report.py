@@ -17,7 +17,7 @@ from typing import Any
 
 from sizes import TRAIN
 
-from fastcnn import ladder_report
+from fastcnn import bench, ladder_report
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -64,10 +64,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def spread(values: dict[str, float]) -> str:
-    return f"{values['median']:.2f} ({values['quartile_1']:.2f} to {values['quartile_3']:.2f})"
-
-
 def side_cell(content: Content, side: str) -> str:
     """A side's speed against the baseline's; the baseline's own in units a second."""
     if side not in content["sides"]:
@@ -75,7 +71,7 @@ def side_cell(content: Content, side: str) -> str:
     found = content["sides"][side]
     if side == content["baseline"]:
         return f"{found['per_second']:,.0f} {content['unit']}/s"
-    return spread(found["speedup"])
+    return bench.spread(found["speedup"])
 
 
 def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
@@ -102,7 +98,7 @@ def startup_table(files: Files) -> str:
     for content in files.values():
         for name, found in content["sides"].items():
             goes = (f"{stage} {seconds:.1f}" for stage, seconds in found.get("stages", {}).items())
-            rows.append([name, spread(found["seconds"]), ", ".join(goes)])
+            rows.append([name, bench.spread(found["seconds"]), ", ".join(goes)])
     return table(["", "seconds", "of which, once"], rows)
 
 
@@ -117,7 +113,7 @@ def ladder_table(content: Content) -> str:
             [
                 f"**+ {rung['name']}**" if rung["kept"] else rung["name"],
                 f"{rung['images_per_second']:,.0f}",
-                spread(rung["speedup"]),
+                bench.spread(rung["speedup"]),
                 f"{rung['share_of_roofline']:.0%}",
                 "" if memory is None else f"{memory / 2**20:,.0f} MiB",
                 f"{rung['start_seconds']:.1f} s",

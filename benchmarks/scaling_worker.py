@@ -13,14 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn import bench, machine, models
-from fastcnn.data import Batch
+from fastcnn import bench, machine
 from fastcnn.distributed import Ranks, choose_device, process_group
-from fastcnn.engine import TrainState, build_state, train_step
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.engine import TrainState, train_step
+from fastcnn.steps import CLASSES, Problem, build_own_state
 from fastcnn.tasks import Classification
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ALONE, APART, TOGETHER = "alone", "apart", "together"
 DEFAULT = "torch's"
 """Bucket size: 25 MiB, but 1 MiB for the first bucket."""
@@ -52,6 +50,9 @@ class Job:
     def bucket_sizes(self) -> dict[str, int | None]:
         return {DEFAULT: None, **{f"{size} MiB": size for size in self.bucket_mb}}
 
+    def problem(self, device: torch.device) -> Problem:
+        return Problem(self.arch, self.img_size, self.batch_size, str(device))
+
 
 def work(index: int, job: Job, turn: Barrier) -> None:
     """Measures as process `index` of `job.processes`; the one after the last is alone."""
@@ -72,30 +73,12 @@ def work(index: int, job: Job, turn: Barrier) -> None:
 
 
 def build(job: Job, device: torch.device, bucket_cap_mb: int | None = None) -> TrainState:
-    torch.manual_seed(0)
-    network = models.build(job.arch, num_classes=1000).to(memory_format=torch.channels_last)
-    network = network.to(device)
-    state = build_state(
-        network,
-        MEAN,
-        STD,
-        build_optimizer(network, "sgd", 0.01, weight_decay=1e-4),
-        Schedule(0.01, steps_per_epoch=1000, epochs=1, kind="constant"),
-        device,
-        machine.DTYPES[job.dtype],
-        compile=job.compile,
-        bucket_cap_mb=bucket_cap_mb,
-    )
-    state.train_model.train()
-    return state
+    dtype = machine.DTYPES[job.dtype]
+    return build_own_state(job.problem(device), dtype, compile=job.compile, bucket_cap_mb=bucket_cap_mb)
 
 
 def step_of(job: Job, state: TrainState, device: torch.device) -> Callable[[], object]:
-    n, size = job.batch_size, job.img_size
-    pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    targets = torch.randint(0, 1000, (n,), device=device)
-    batch = Batch(pixels, targets, torch.ones(n, dtype=torch.bool, device=device))
-    task = Classification(1000)
+    batch, task = job.problem(device).batch(), Classification(CLASSES)
     metrics = task.metrics(device)
     return lambda: train_step(state, task, [batch], metrics)
 

@@ -20,6 +20,12 @@ from typing import Any
 import torch
 
 
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def in_turn(turns: Mapping[str, Callable[[], float]], rounds: int, warmup: int) -> dict[str, list[float]]:
     """What each of `turns` returns, round by round; the order turns by one from round to round."""
     names = list(turns)
@@ -56,8 +62,7 @@ def time_in_turn(
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         return (time.perf_counter() - start) / calls
 
     gc.collect()
@@ -92,8 +97,8 @@ class Comparison:
     """Sides that cannot be measured here, and why."""
 
     def speedups(self, name: str) -> list[float]:
-        """Times the baseline, round by round, since neighbouring calls see the same machine."""
-        return [a / b for a, b in zip(self.seconds[self.baseline], self.seconds[name])]
+        """Times the baseline."""
+        return ratios(self.seconds[self.baseline], self.seconds[name])
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -141,6 +146,11 @@ def machine_name(device: torch.device) -> str:
     if device.type == "cuda":
         return "-".join(torch.cuda.get_device_name(device).lower().split())
     return "-".join(_processor().lower().split()) + f"-{torch.get_num_threads()}-threads"
+
+
+def ratios(first: list[float], second: list[float]) -> list[float]:
+    """The first over the second, round by round, since neighbouring turns see the same machine."""
+    return [a / b for a, b in zip(first, second)]
 
 
 def spread(values: dict[str, float]) -> str:

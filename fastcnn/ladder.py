@@ -93,10 +93,6 @@ class Rung:
     loss_difference: float | None = None
     """From the baseline's losses in the first steps, at most, as a share of them."""
 
-    def speedups(self) -> list[float]:
-        """Times the baseline, round by round, since neighbouring steps see the same machine."""
-        return [a / b for a, b in zip(self.baseline, self.seconds)]
-
     start_before: float = 0.0
     """`start_seconds` of the best rung before it."""
 
@@ -150,8 +146,9 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
                 rung.left_out = f"{settings.minutes:g} minutes were over"
             if not rung.left_out:
                 try:
-                    worker = baseline if name == BASELINE else _worker(problem, rung.switches, device, name)
-                    workers[name] = stack.enter_context(worker)
+                    if name != BASELINE:
+                        worker = _worker(problem, rung.switches, device, name)
+                        workers[name] = stack.enter_context(worker)
                     _measure(rung, workers, best, rounds, calls)
                     rung.start_before = start_before
                 except WorkerError as error:
@@ -175,7 +172,7 @@ def _measure(rung: Rung, workers: dict[str, Worker], best: str, rounds: int, cal
     rung.best_before = times[best] if rung.name != BASELINE else []
     reference = workers[BASELINE].start.losses
     rung.loss_difference = max(abs(a - b) / abs(b) for a, b in zip(rung.start.losses, reference))
-    shares = [a / b for a, b in zip(rung.seconds, times[best])]
+    shares = bench.ratios(rung.seconds, times[best])
     _, median, upper = statistics.quantiles(shares, n=4, method="inclusive")
     rung.kept = rung.name == BASELINE or (rung.name != OWN and median < KEPT and upper < 1)
 
@@ -252,7 +249,7 @@ def rung_result(rung: Rung, problem: Problem, bound: dict[str, Any]) -> dict[str
         "kept": rung.kept,
         "switches": vars(rung.switches),
         "seconds": bench.summary(rung.seconds),
-        "speedup": bench.summary(rung.speedups()),
+        "speedup": bench.summary(bench.ratios(rung.baseline, rung.seconds)),
         "images_per_second": problem.batch_size / median,
         "share_of_roofline": bound["least_seconds"]["bf16" if rung.switches.bf16 else "fp32"] / median,
         "start_seconds": rung.start_seconds(),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastcnn import machine, models
 from fastcnn.data import Batch
-from fastcnn.engine import Normalized, build_state, train_step
+from fastcnn.engine import Normalized, TrainState, build_state, train_step
 from fastcnn.models.base import logits_of
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.tasks import Classification
@@ -157,20 +157,43 @@ def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
     return lambda: step(images)
 
 
+def build_own_state(
+    problem: Problem,
+    amp_dtype: torch.dtype,
+    channels_last: bool = True,
+    compile: bool = False,
+    ema_decay: float | None = None,
+    clip_grad: float | None = None,
+    bucket_cap_mb: int | None = None,
+) -> TrainState:
+    """The problem's network as fastcnn trains it; arguments as those of `build_state`."""
+    network = problem.network()
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    state = build_state(
+        network,
+        MEAN,
+        STD,
+        build_optimizer(network, "sgd", LR, WEIGHT_DECAY, MOMENTUM),
+        Schedule(LR, steps_per_epoch=1000, epochs=1, kind="constant"),
+        torch.device(problem.device),
+        amp_dtype,
+        channels_last,
+        compile,
+        ema_decay,
+        clip_grad=clip_grad,
+        bucket_cap_mb=bucket_cap_mb,
+    )
+    state.train_model.train()
+    return state
+
+
 def build_own_step(problem: Problem, dtype: str, channels_last: bool, compile: bool) -> Callable[[], Tensor]:
     """fastcnn's step, as it trains: from uint8 images, with its metrics and its guard."""
     machine.prepare(torch.device(problem.device), torch.get_num_threads(), deterministic=False)
-    network, batch = problem.network(), problem.batch()
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    device = torch.device(problem.device)
-    schedule = Schedule(LR, steps_per_epoch=1000, epochs=1, kind="constant")
-    optimizer = build_optimizer(network, "sgd", LR, WEIGHT_DECAY, MOMENTUM)
-    amp_dtype = machine.DTYPES[dtype]
-    state = build_state(network, MEAN, STD, optimizer, schedule, device, amp_dtype, channels_last, compile)
-    state.train_model.train()
-    task = Classification(CLASSES)
-    metrics = task.metrics(device)
+    state = build_own_state(problem, machine.DTYPES[dtype], channels_last, compile)
+    batch, task = problem.batch(), Classification(CLASSES)
+    metrics = task.metrics(state.device)
 
     def step() -> Tensor:
         metrics.reset()

@@ -153,32 +153,32 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
+    config, reasons = _probe(config, reasons, network, source, ranks)
+    if config.channels_last == "on":
+        network = network.to(memory_format=torch.channels_last)
+    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
+
+
+def _probe(
+    config: Config, reasons: dict[str, str], network: nn.Module, source: Source, ranks: Ranks
+) -> tuple[Config, dict[str, str]]:
+    """The settings of the network's arithmetic that are still "auto", as a trial on the CPU finds them."""
+    size, channels, batch = int(config.img_size), int(config.in_chans), int(config.batch_size)
     asked = [name for name in ("amp_dtype", "channels_last") if getattr(config, name) == "auto"]
     if asked:
-        way, why = from_main(
-            lambda: machine.probe_arithmetic(
-                network,
-                int(config.img_size),
-                int(config.in_chans),
-                int(config.batch_size),
-                config.amp_dtype,
-                config.channels_last,
-            )
-        )
+        told = config.amp_dtype, config.channels_last
+        way, why = from_main(lambda: machine.probe_arithmetic(network, size, channels, batch, *told))
         found = {"amp_dtype": way.dtype, "channels_last": "on" if way.channels_last else "off"}
         config = dataclasses.replace(config, **{name: found[name] for name in asked})  # type: ignore[arg-type]
         reasons = {**reasons, **dict.fromkeys(asked, why)}
     if config.compile == "auto":
         way = machine.Arithmetic(config.amp_dtype, config.channels_last == "on")
-        size, channels, batch = int(config.img_size), int(config.in_chans), int(config.batch_size)
         steps = int(config.epochs) * (len(source.train) // (batch * ranks.world_size))
         steps = 0 if config.test_only else steps
         compile, why = from_main(lambda: machine.probe_compile(network, size, channels, batch, way, steps))
         config = dataclasses.replace(config, compile="on" if compile else "off")
         reasons = {**reasons, "compile": why}
-    if config.channels_last == "on":
-        network = network.to(memory_format=torch.channels_last)
-    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
+    return config, reasons
 
 
 def _network(config: Config) -> tuple[nn.Module, list[str]]:

@@ -141,8 +141,7 @@ class _Turn:
         start = time.perf_counter()
         for _ in range(self.calls):
             step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        bench.wait_for(self.device)
         return (time.perf_counter() - start) / self.calls
 
 
@@ -170,8 +169,7 @@ def _serve(
         for _ in range(first_calls):
             begin = time.perf_counter()
             result = step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            bench.wait_for(device)
             start.first_seconds.append(time.perf_counter() - begin)
             if isinstance(result, torch.Tensor) and result.numel() == 1:
                 start.losses.append(float(result))

@@ -138,9 +138,8 @@ def test_kernels_come_first_then_resnet50_then_the_others_then_the_loader():
     assert names[-2:] == ["loader", "layers"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_says_so_and_measures_nothing():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "gpu.py")], capture_output=True, text=True, timeout=120
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn import bench
+from fastcnn import bench, models
 from fastcnn.scaling import efficiency, exposed_seconds, ring_all_reduce_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -184,7 +184,7 @@ def test_two_processes_end_to_end(tmp_path):
     report = json.loads(path.read_text())
     assert {"torch", "commit", "threads"} <= report["environment"].keys()
     assert report["settings"]["processes"] == [1, 2]
-    parameters = sum(p.numel() for p in worker.models.build("lenet5", num_classes=1000).parameters())
+    parameters = sum(p.numel() for p in models.build("lenet5", num_classes=1000).parameters())
     assert report["gradient_bytes"] == 4 * parameters
     one, two = report["rows"]
     assert (one["processes"], one["step_seconds"].keys()) == (1, {"alone"})

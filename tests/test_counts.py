@@ -14,7 +14,7 @@ CASES = {str(case): case for case in counts.CASES}
 
 def recorded(versions: str) -> counts.Counts:
     known = counts.read(counts.FILE)
-    if versions not in known:
+    if versions not in known:  # counts belong to versions; both ends of what is supported are recorded
         pytest.skip(f"{versions}: not in {counts.FILE.name}")
     return known[versions]
 

@@ -26,7 +26,7 @@ def test_no_rung_of_the_ladder_lost_a_quarter_of_its_speed_up(tmp_path, capsys):
         file = RESULTS / bench.machine_name(torch.device("cpu")) / "ladder-resnet18-64px-batch32.json"
     finally:
         torch.set_num_threads(threads)
-    if not file.exists():
+    if not file.exists():  # speed-ups belong to a processor: those of another would be no baseline
         pytest.skip(f"no figures of this machine: {file.parent.name}")
     problem = json.loads(file.read_text())["problem"]
     flags = ["--arch", problem["arch"], "--img-size", str(problem["img_size"])]

@@ -12,16 +12,15 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from small_state import small_state
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.data import Batch, Loader
 from fastcnn.distributed import Ranks, gather_to_main, process_group
-from fastcnn.engine import TrainState, Window, build_state, train_epoch, unfreeze
+from fastcnn.engine import TrainState, Window, train_epoch, unfreeze
 from fastcnn.models import build
-from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.tasks import Classification
-from fastcnn.transfer import Frozen, frozen_layers
 from fastcnn.verdict import Timing
 
 CPU = torch.device("cpu")
@@ -61,20 +60,7 @@ def timings(
     """
     torch.manual_seed(0)
     network = build("lenet5", num_classes=10)
-    parts = Frozen(network, frozen_layers(network, "backbone", None)) if frozen else None
-    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-3)
-    schedule = Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant")
-    normalization = [0.5] * 3, [0.25] * 3
-    state = build_state(
-        network,
-        *normalization,
-        optimizer,
-        schedule,
-        CPU,
-        torch.float32,
-        accum_steps=accumulate,
-        frozen=parts,
-    )
+    state = small_state(network, frozen, accumulate)
     if reduce:
         make_slow(state)
     network.register_forward_pre_hook(lambda *_: time.sleep(forward))

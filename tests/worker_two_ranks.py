@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from small_state import small_state
 from torch import nn
 
 from fastcnn.data import Batch
@@ -19,12 +20,10 @@ from fastcnn.distributed import (
     local_main_first,
     process_group,
 )
-from fastcnn.engine import build_state, stop_if_not_finite, train_step, unfreeze
+from fastcnn.engine import stop_if_not_finite, train_step, unfreeze
 from fastcnn.errors import TrainingError, UserError
 from fastcnn.models import build
-from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.tasks import Classification
-from fastcnn.transfer import Frozen, frozen_layers
 
 CPU = torch.device("cpu")
 
@@ -42,20 +41,7 @@ def train(
     until update `unfreeze_at`."""
     torch.manual_seed(0 if rank == 0 else 99)  # DDP gives every rank the first one's weights
     network = build(arch, num_classes=10)
-    frozen = Frozen(network, frozen_layers(network, "backbone", None)) if unfreeze_at is not None else None
-    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-3)
-    schedule = Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant")
-    normalization = [0.5] * 3, [0.25] * 3
-    state = build_state(
-        network,
-        *normalization,
-        optimizer,
-        schedule,
-        CPU,
-        torch.float32,
-        frozen=frozen,
-        bucket_cap_mb=bucket_cap_mb,
-    )
+    state = small_state(network, unfreeze_at is not None, bucket_cap_mb=bucket_cap_mb)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

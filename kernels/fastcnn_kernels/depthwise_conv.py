@@ -129,6 +129,16 @@ def _backward(
     )
 
 
+def _wide(tensor: Tensor, slow: bool) -> Tensor:
+    """In float32 where half precision is slow on the CPU.
+
+    oneDNN takes up to 300 times as long as in float32 for the input gradient of a strided depthwise
+    convolution, and two to eight times for the weight gradient of kernels above 3 x 3 and of maps smaller
+    than the kernel (benchmarks/LOG.md).
+    """
+    return tensor.float() if slow and tensor.device.type == "cpu" and tensor.dtype in HALF else tensor
+
+
 def _input_grad(
     grad_output: Tensor,
     weight: Tensor,
@@ -137,11 +147,10 @@ def _input_grad(
     padding: Pair,
     dilation: Pair,
 ) -> Tensor:
-    input = _empty(grad_output, input_size)  # its size and memory format are read, and no number
-    grad, _, _ = _backward(
-        grad_output, input, weight, False, (stride, padding, dilation), (True, False, False)
-    )
-    return grad.contiguous(memory_format=_format(grad_output))
+    wide = _wide(grad_output, slow=max(stride) > 1)
+    input = _empty(wide, input_size)  # its size and memory format are read, and no number
+    grad, _, _ = _backward(wide, input, weight, False, (stride, padding, dilation), (True, False, False))
+    return grad.to(grad_output.dtype).contiguous(memory_format=_format(grad_output))
 
 
 torch.library.impl(INPUT_GRAD, "default", _input_grad)
@@ -157,6 +166,9 @@ def _weight_grad(
     dilation: Pair,
 ) -> tuple[Tensor, Tensor]:
     geometry = (stride, padding, dilation)
+    side = max(weight.shape[2:])
+    slow = side > 3 or side > min(input.shape[2:])
+    grad_output, input = _wide(grad_output, slow), _wide(input, slow)
     _, grad, bias_grad = _backward(grad_output, input, weight, bias, geometry, (False, True, bias))
     # In the weight's layout, which DDP's buckets expect.
     grad = torch.empty_like(weight).copy_(grad)
@@ -164,42 +176,6 @@ def _weight_grad(
 
 
 torch.library.impl(WEIGHT_GRAD, "default", _weight_grad)
-
-
-# The CPU. In half precision oneDNN takes up to 300 times as long as in float32 for the input gradient of a
-# strided depthwise convolution, and two to eight times for the weight gradient of kernels above 3 x 3 and of
-# maps smaller than the kernel (benchmarks/LOG.md): these are computed in float32, and rounded once.
-
-
-@torch.library.impl(INPUT_GRAD, "cpu")
-def _(
-    grad_output: Tensor,
-    weight: Tensor,
-    input_size: Sequence[int],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-) -> Tensor:
-    if grad_output.dtype not in HALF or max(stride) == 1:
-        return _input_grad(grad_output, weight, input_size, stride, padding, dilation)
-    grad = _input_grad(grad_output.float(), weight, input_size, stride, padding, dilation)
-    return grad.to(grad_output.dtype)
-
-
-@torch.library.impl(WEIGHT_GRAD, "cpu")
-def _(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: bool,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-) -> tuple[Tensor, Tensor]:
-    side = max(weight.shape[2:])
-    if input.dtype in HALF and (side > 3 or side > min(input.shape[2:])):
-        grad_output, input = grad_output.float(), input.float()
-    return _weight_grad(grad_output, input, weight, bias, stride, padding, dilation)
 
 
 # Triton, where it can and where it is faster
