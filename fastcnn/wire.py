@@ -71,7 +71,7 @@ class Plan:
 
     def room(self, ranks: Ranks) -> Room:
         """What is left to try, should something hold the run back."""
-        from fastcnn.data.torch_loader import needs_one_thread
+        from fastcnn.data.threads import needs_one_thread
 
         config, train = self.config, self.source.train
         loads = config.data_backend != "synthetic"

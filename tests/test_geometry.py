@@ -345,6 +345,7 @@ def test_an_image_of_the_right_size_is_evaluated_whole():
         "shape": [[32, 32]],
         "roi_start": [[0, 0]],
         "roi_end": [[32, 32]],
+        "resized": [[32, 32]],
         "shift": [[0, 0]],
         "flip": [False],
     }

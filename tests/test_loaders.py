@@ -23,7 +23,8 @@ from fastcnn.data import Batch, Transform, build_loaders, has_dali
 from fastcnn.data.cached import free_memory
 from fastcnn.data.choose import choose_backend, time_backends
 from fastcnn.data.sources import Source, Split, read_folder
-from fastcnn.data.torch_loader import TorchLoader, pool_for
+from fastcnn.data.threads import pool_for
+from fastcnn.data.torch_loader import TorchLoader
 from fastcnn.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -264,7 +265,7 @@ def test_a_restored_loader_goes_on_with_the_same_pixels(loaders, source, backend
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_does_not_depend_on_the_number_of_threads(loaders, source, backend, monkeypatch):
-    monkeypatch.setattr("fastcnn.data.torch_loader.SMALL_IMAGE", 0)  # else one thread takes such small ones
+    monkeypatch.setattr("fastcnn.data.threads.SMALL_IMAGE", 0)  # else one thread takes such small ones
     alone, helped = (loaders(source, backend, workers=workers)[0] for workers in (1, 3))
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped))
 
@@ -317,7 +318,7 @@ def test_other_ranks_batches_and_backends_take_over_the_rest_of_an_epoch(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_left_behind(tmp_path, photos, backend, monkeypatch):
     """Neither threads nor processes, after a part of an epoch and after an error in it."""
-    monkeypatch.setattr("fastcnn.data.torch_loader.SMALL_IMAGE", 0)
+    monkeypatch.setattr("fastcnn.data.threads.SMALL_IMAGE", 0)
     shutil.copytree(photos, tmp_path / "photos")
     data = read_folder(tmp_path / "photos", None, 0)
 
@@ -438,7 +439,7 @@ def test_bad_files_are_named_replaced_in_training_and_left_out_of_validation(
 @pytest.mark.parametrize("small", [0, 96])
 def test_a_bad_file_takes_none_of_the_others_with_it(loaders, tmp_path, photos, backend, small, monkeypatch):
     """The other samples of its batch, and those of all later ones, are what they would have been."""
-    monkeypatch.setattr("fastcnn.data.torch_loader.SMALL_IMAGE", small)  # several threads, and one
+    monkeypatch.setattr("fastcnn.data.threads.SMALL_IMAGE", small)  # several threads, and one
     shutil.copytree(photos, tmp_path / "photos")
     source = numbered(read_folder(tmp_path / "photos", None, 0))
     expected = list(loaders(source, backend)[0])

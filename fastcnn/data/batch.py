@@ -22,7 +22,10 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 [N, C, H, W] in channels-last memory, on the training device."""
     targets: Tensor
-    """What the task asks for; classification: int64 [N]."""
+    """What the task asks for, as `fastcnn.data.targets` has it. Classification: int64 [N], class numbers.
+    Segmentation: uint8 [N, H, W], a class number for each pixel or `IGNORE`. Detection: float32 [N, M, 6], a
+    box a row: its class (-1 where the image has fewer than M), left, top, right, bottom in pixels of the
+    image as it is here, and 1 where it marks a crowd or what is too difficult to count, else 0."""
     mask: Tensor
     """bool [N]: True for real samples, False for padding."""
 
@@ -79,6 +82,9 @@ class Transform:
     crop_pct: float = 0.875
     """Evaluation resizes the short side to size / crop_pct and crops the centre; with pad-crop it
     resizes to the size itself."""
+    crop_mode: Literal["center", "border"] = "center"
+    """"border" keeps all of the image: evaluation (and pad-crop, before it shifts) resizes the long side to
+    the size and adds black borders."""
 
     @property
     def padding(self) -> int:
@@ -87,8 +93,9 @@ class Transform:
 
     @property
     def resize(self) -> int:
-        """Short side before the evaluation crop, in pixels."""
-        return self.size if self.train_crop == "pad" else int(self.size / self.crop_pct)
+        """Short side before the evaluation's centre crop, in pixels; its long side with borders."""
+        whole = self.train_crop == "pad" or self.crop_mode == "border"
+        return self.size if whole else int(self.size / self.crop_pct)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:

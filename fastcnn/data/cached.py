@@ -21,7 +21,9 @@ from fastcnn.data.batch import Share, Transform
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.sources import Split, native_size
-from fastcnn.data.torch_loader import TorchLoader, chunks, pool_for
+from fastcnn.data.targets import Masks
+from fastcnn.data.threads import chunks, pool_for
+from fastcnn.data.torch_loader import TorchLoader
 
 WITH_PADDING = 2.6
 """Memory of small images and their padded copy, over that of the images alone."""
@@ -87,7 +89,12 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
         for problems in pool.map(load, chunks(good, len(good) // 64)):
             bad.learn(problems)
     bad.check_all()
-    return dataclasses.replace(split, images=images)
+    annotations = split.annotations
+    if isinstance(annotations, Masks):
+        with pool_for(split, workers) as pool:
+            arrays = list(pool.map(annotations.read, range(len(split))))
+        annotations = Masks(np.arange(256, dtype=np.uint8), arrays=arrays)
+    return dataclasses.replace(split, images=images, annotations=annotations)
 
 
 def cached_loader(
@@ -135,6 +142,5 @@ class CachedLoader(ImageLoader):
         shape = (len(images), 2 * p + 1, 2 * p + 1, size, size, images.shape[-1])
         return padded.as_strided(shape, (n, row, column, row, column, channel))
 
-    def close(self) -> None:
+    def _stop(self) -> None:
         self._windows = None
-        self._ahead = None

@@ -25,7 +25,8 @@ from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.manifest import Files
 from fastcnn.data.sources import Split
-from fastcnn.data.torch_loader import chunks, pool_for, resize
+from fastcnn.data.threads import chunks, pool_for
+from fastcnn.data.torch_loader import resize
 
 _ALONE: dict[str, Any] = {"batch_size": 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
 
@@ -79,7 +80,7 @@ class DaliLoader(ImageLoader):
         self.tuning = tuning
 
     def _start(self, place: Place) -> None:
-        self.close()
+        self._stop()
         t, split, train = self.transform, self.split, self.share.train
         self._resizing: deque[tuple[Work, Tensor, list[Future[None]]]] = deque()
         self._being_copied: deque[tuple[torch.cuda.Event, Any]] = deque()
@@ -89,9 +90,13 @@ class DaliLoader(ImageLoader):
         if random_resized and split.images is None and self.device.type == "cpu" and self.torch_resizes:
             self._pool = pool_for(split, self.workers, gives_way=True)
         else:
-            if random_resized or t.resize != t.size or (split.sizes != t.size).any():
+            resizes = random_resized or t.resize != t.size or bool((split.sizes != t.size).any())
+            borders = resizes and not random_resized and t.crop_mode == "border"
+            if resizes:
                 self._fields += ["roi_start", "roi_end"]
-            if train and not random_resized:
+            if borders:
+                self._fields += ["resized"]
+            if borders or (train and not random_resized):
                 self._fields += ["shift"]
             if train:
                 self._fields += ["flip"]
@@ -207,13 +212,13 @@ class DaliLoader(ImageLoader):
             self._being_copied.popleft()
         return copy
 
-    def close(self) -> None:
+    def _stop(self) -> None:
         if self._pipeline is not None:
             for made, _ in self._being_copied:
                 made.synchronize()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        self._pool = self._pipeline = self._ahead = None
+        self._pool = self._pipeline = None
 
 
 @pipeline_def
@@ -254,7 +259,8 @@ def _pipeline(
             **decoder,
         )
     if "roi_start" in g:
-        images = fn.resize(images, size=[size, size], roi_start=g["roi_start"], roi_end=g["roi_end"])
+        resized = fn.cast(g["resized"], dtype=types.FLOAT) if "resized" in g else [size, size]
+        images = fn.resize(images, size=resized, roi_start=g["roi_start"], roi_end=g["roi_end"])
     if "shift" in g:
         images = fn.slice(
             images, start=g["shift"], shape=[size, size], axes=(0, 1), out_of_bounds_policy="pad"

@@ -5,6 +5,7 @@ Every backend cuts the same crops, so a run can go on in another backend, batch 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +29,16 @@ class Geometry:
     the region has what an antialiasing filter looks at."""
     roi_end: np.ndarray
     """[N, 2] float32: its lower right corner."""
+    resized: np.ndarray
+    """[N, 2] int32: height and width that this part is resized to."""
     shift: np.ndarray
-    """[N, 2] int32: the resized image is moved up and left by this, over black."""
+    """[N, 2] int32: the resized image is moved up and left by this, over black of the sample's size."""
     flip: np.ndarray
     """[N] bool: then mirrored."""
+
+    def take(self, chosen: np.ndarray) -> Geometry:
+        """Of the samples at `chosen`."""
+        return Geometry(*(field[chosen] for field in vars(self).values()))
 
 
 def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
@@ -68,19 +75,23 @@ def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, sampl
     if t.train_crop == "random-resized":
         start, shape = _random_resized(t, sizes, u[:, 1:])
         zero = np.zeros_like(start)
-        return Geometry(start, shape, zero.astype(np.float32), shape.astype(np.float32), zero, flip)
+        roi = zero.astype(np.float32), shape.astype(np.float32)
+        return Geometry(start, shape, *roi, np.full_like(start, t.size), zero, flip)
     whole = eval_geometry(t, sizes)
     shift = np.floor(u[:, 1:3] * (2 * t.padding + 1)).astype(np.int32) - t.padding
-    return Geometry(whole.start, whole.shape, whole.roi_start, whole.roi_end, shift, flip)
+    return dataclasses.replace(whole, shift=whole.shift + shift, flip=flip)
 
 
 def eval_geometry(t: Transform, sizes: np.ndarray) -> Geometry:
-    """The centre: what torchvision's Resize(t.resize) and CenterCrop(t.size) keep.
+    """The centre: what torchvision's Resize(t.resize) and CenterCrop(t.size) keep. Torchvision scales the
+    short side to `t.resize`, rounds the long side down, and rounds the crop's offset half to even.
 
-    Torchvision scales the short side to `t.resize`, rounds the long side down, and rounds the crop's offset
-    half to even.
+    With borders it is all of the image, in the middle.
     """
     sizes = sizes.astype(np.int64)
+    none = np.zeros(len(sizes), dtype=bool)
+    if t.crop_mode == "border":
+        return _with_borders(t, sizes, none)
     scaled = sizes * t.resize // sizes.min(axis=1, keepdims=True)
     offset = np.rint((scaled - t.size) / 2)
     roi_start, roi_end = offset * sizes / scaled, (offset + t.size) * sizes / scaled
@@ -93,9 +104,17 @@ def eval_geometry(t: Transform, sizes: np.ndarray) -> Geometry:
         (end - start).astype(np.int32),
         (roi_start - start).astype(np.float32),
         (roi_end - start).astype(np.float32),
+        np.full_like(zero, t.size),
         zero,
-        np.zeros(len(sizes), dtype=bool),
+        none,
     )
+
+
+def _with_borders(t: Transform, sizes: np.ndarray, flip: np.ndarray) -> Geometry:
+    zero = np.zeros(sizes.shape, dtype=np.int32)
+    resized = np.rint(sizes * t.size / sizes.max(axis=1, keepdims=True)).clip(min=1).astype(np.int32)
+    roi = zero.astype(np.float32), sizes.astype(np.float32)
+    return Geometry(zero, sizes.astype(np.int32), *roi, resized, -((t.size - resized) // 2), flip)
 
 
 def _random_resized(t: Transform, sizes: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

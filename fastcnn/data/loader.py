@@ -7,7 +7,8 @@ only turns one `Work` after the other into pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -18,8 +19,11 @@ from torch import Tensor
 
 from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Batch, Share, Transform
+from fastcnn.data.decode import DecodeError
 from fastcnn.data.geometry import Geometry, eval_geometry, train_geometry
 from fastcnn.data.sources import Split
+from fastcnn.data.threads import chunks, pool_for
+from fastcnn.errors import BadImageError
 
 
 class Place(NamedTuple):
@@ -42,6 +46,16 @@ class Work:
     images: np.ndarray
     """[N] the images that are decoded for them: themselves, or another where they are bad."""
     geometry: Geometry
+    targets: Loading
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Targets that are loaded beside the training, or not begun."""
+
+    images: np.ndarray
+    """Whose."""
+    parts: Sequence[Future[np.ndarray]] = ()
 
 
 class ImageLoader(ABC):
@@ -73,6 +87,8 @@ class ImageLoader(ABC):
         self.bad = bad
         self.num_samples = share.num_samples
         self.skipped = 0
+        self.targets = split.targets
+        self._target_pool: ThreadPoolExecutor | None = None
         self.place = Place(0, 0, 0)
         self._ahead: Place | None = None  # what the backend will deliver next, if it was started
 
@@ -86,8 +102,15 @@ class ImageLoader(ABC):
         told to `self.bad` and loaded by its stand-in."""
 
     @abstractmethod
+    def _stop(self) -> None:
+        """Drops what was begun, and ends the backend's threads."""
+
     def close(self) -> None:
-        """Ends threads."""
+        """Ends threads; a later iteration starts them again."""
+        self._stop()
+        if self._target_pool is not None:
+            self._target_pool.shutdown(cancel_futures=True)
+        self._target_pool = self._ahead = None
 
     def __len__(self) -> int:
         return self.share.steps
@@ -99,7 +122,6 @@ class ImageLoader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         if not self.share.train:
             self.place, self.skipped = Place(0, 0, 0), 0
-        labels = torch.from_numpy(self.split.labels)
         while self.place.step < self.share.steps_after(self.place.consumed):
             if self._ahead != self.place:
                 self._start(self.place)
@@ -107,7 +129,7 @@ class ImageLoader(ABC):
             assert work.place == self.place
             self._ahead = self._after(self.place)
             self.place = self.place._replace(step=self.place.step + 1)
-            targets = labels[torch.from_numpy(work.images)].to(self.device, non_blocking=True)
+            targets = torch.from_numpy(self._targets_of(work)).to(self.device, non_blocking=True)
             yield Batch(images, targets, self._mask(work))
 
     @property
@@ -132,8 +154,39 @@ class ImageLoader(ABC):
                 samples = share.indices(order, step)
                 images = self.bad.stand_ins(samples)
                 geometry = self._geometry(epoch, samples, images)
-                yield Work(Place(epoch, consumed, step), samples, images, geometry)
+                targets = self._begin_targets(images, geometry)
+                yield Work(Place(epoch, consumed, step), samples, images, geometry, targets)
             place = Place(epoch + 1 if share.train else epoch, 0, 0)
+
+    def _begin_targets(self, images: np.ndarray, geometry: Geometry) -> Loading:
+        """Starts to load what takes long."""
+        images = images.copy()  # a backend may put others in their places
+        if not self.targets.threads:
+            return Loading(images)
+        if self._target_pool is None:
+            self._target_pool = pool_for(self.split, self.workers, gives_way=self.device.type == "cpu")
+        parts = chunks(range(len(images)), 4 * self.workers)
+        return Loading(
+            images, [self._target_pool.submit(self._load_targets, images, geometry, part) for part in parts]
+        )
+
+    def _load_targets(self, images: np.ndarray, geometry: Geometry, part: Sequence[int]) -> np.ndarray:
+        chosen = np.asarray(part)
+        try:
+            return self.targets.load(images[chosen], geometry.take(chosen), self.transform.size)
+        except DecodeError as error:  # it was good when the data was read
+            raise BadImageError(f"--data: {error}; start again") from error
+
+    def _targets_of(self, work: Work) -> np.ndarray:
+        """A batch's targets: of the images that were decoded in the end."""
+        begun = work.targets
+        if not begun.parts:
+            return self._load_targets(work.images, work.geometry, range(len(work.images)))
+        targets = np.concatenate([part.result() for part in begun.parts])
+        others = np.flatnonzero(begun.images != work.images)
+        if len(others):
+            targets[others] = self._load_targets(work.images, work.geometry, others.tolist())
+        return targets
 
     def _geometry(self, epoch: int, samples: np.ndarray, images: np.ndarray) -> Geometry:
         sizes = self.split.sizes[images]

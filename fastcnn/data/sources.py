@@ -18,6 +18,7 @@ from PIL import Image
 
 from fastcnn.data.manifest import Files, scan
 from fastcnn.data.shapes import ensure_demo
+from fastcnn.data.targets import Boxes, Labels, Masks, Targets
 from fastcnn.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -41,6 +42,13 @@ class Split:
     """N of them"""
     images: np.ndarray | Sequence[np.ndarray] | None = None
     """N of [H, W, C] uint8; an array [N, H, W, C] where all have one size"""
+    annotations: Masks | Boxes | None = None
+    """N masks or lists of boxes; then the labels, by which stand-ins are chosen, are all 0"""
+
+    @property
+    def targets(self) -> Targets:
+        """What the images mean."""
+        return Labels(self.labels) if self.annotations is None else self.annotations
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +93,9 @@ class Split:
             images = images[indices]
         elif images is not None:
             images = [images[i] for i in indices.tolist()]
-        return Split(self.labels[indices], None if self.files is None else self.files.take(indices), images)
+        files = None if self.files is None else self.files.take(indices)
+        annotations = None if self.annotations is None else self.annotations.take(indices)
+        return Split(self.labels[indices], files, images, annotations)
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,8 @@ def _with_channels(split: Split, channels: int) -> Split:
         np.asarray(Image.fromarray(image.squeeze(), modes[image.shape[-1]]).convert(mode))
         for image in split.images
     ]
-    return Split(split.labels, images=np.stack(converted).reshape(*split.images.shape[:3], channels))
+    images = np.stack(converted).reshape(*split.images.shape[:3], channels)
+    return dataclasses.replace(split, images=images)
 
 
 def _visible_folders(root: Path) -> list[Path]:

@@ -6,9 +6,6 @@ do, and there is nothing to copy between processes, to fork, or to leave behind.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
-from fastcnn.data.sources import SMALL_IMAGE, Split
+from fastcnn.data.threads import chunks, pool_for
 
 _AHEAD = 2  # batches under way while one is used
 _LONGEST = 8
@@ -92,8 +89,12 @@ class TorchLoader(ImageLoader):
             (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
             pixels = resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
         else:
-            pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
-        pixels = _shifted(pixels, *g.shift[i])
+            if t.crop_mode == "border":
+                pixels = resize(self._pixels(image), *g.resized[i].tolist())
+            else:
+                pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
+            up, left = g.shift[i].tolist()
+            pixels = _shifted(pixels, up, left, t.size)
         out[:] = pixels[:, ::-1] if g.flip[i] else pixels
 
     def _pixels(self, image: int, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
@@ -111,48 +112,11 @@ class TorchLoader(ImageLoader):
                 for future in futures:
                     future.cancel()
 
-    def close(self) -> None:
+    def _stop(self) -> None:
         self._drop()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
-        self._ahead = None
-
-
-def chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
-    """`items` in at most `count` parts: handing over a small image costs a thread as much as decoding it."""
-    size = -(-len(items) // max(1, count))
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def needs_one_thread(split: Split) -> bool:
-    """Small images hold Python's lock most of the time: a second thread only waits for it."""
-    return bool(split.sizes.astype(np.int64).prod(axis=1).mean() < SMALL_IMAGE**2)
-
-
-def pool_for(split: Split, workers: int, gives_way: bool = False) -> ThreadPoolExecutor:
-    """Threads in each of which torch computes alone: OpenMP would start a team for every one of them.
-
-    Args:
-        gives_way: for where they share the cores with the training step: a core that is taken from one of
-            OpenMP's threads makes all of them wait (benchmarks/LOG.md). So they load while the step leaves a
-            core idle, or waits for them. On Linux alone threads have priorities of their own.
-    """
-    workers = 1 if needs_one_thread(split) else max(1, workers)
-    together = threading.Barrier(workers + 1)
-
-    def begin() -> None:
-        torch.set_num_threads(1)  # of this thread, and of those that are made later
-        if gives_way and sys.platform.startswith("linux"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        together.wait()
-
-    pool = ThreadPoolExecutor(workers, "fastcnn-loader", begin)
-    for _ in range(workers):
-        pool.submit(int)
-    together.wait()
-    torch.set_num_threads(torch.get_num_threads())  # later threads have this one's number again
-    return pool
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -176,13 +140,13 @@ def _resize_and_crop(pixels: np.ndarray, short: int, size: int) -> np.ndarray:
     return pixels[y : y + size, x : x + size]
 
 
-def _shifted(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
-    """The image moved up by `down` and left by `right` over black."""
-    if down == right == 0:
+def _shifted(pixels: np.ndarray, up: int, left: int, size: int) -> np.ndarray:
+    """The image moved up and left over black of `size` x `size`."""
+    height, width, channels = pixels.shape
+    if up == left == 0 and height == width == size:
         return pixels
-    height, width = pixels.shape[:2]
-    moved = np.zeros_like(pixels)
-    moved[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)] = pixels[
-        max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)
-    ]
+    moved = np.zeros((size, size, channels), dtype=np.uint8)
+    kept = pixels[max(0, up) : size + up, max(0, left) : size + left]
+    top, start = max(0, -up), max(0, -left)
+    moved[top : top + kept.shape[0], start : start + kept.shape[1]] = kept
     return moved

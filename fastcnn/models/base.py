@@ -50,6 +50,9 @@ class ConvNet(nn.Module, ABC):
     """What the pixels a side must be a multiple of."""
     classifier_name: str
     """Attribute path of the linear layer that makes the logits."""
+    head_names: tuple[str, ...] = ()
+    """Attributes of what has parameters and comes after the last of `stages`; empty: the one that holds the
+    classifier."""
     stages: tuple[Stage, ...]
     """Feature maps from the finest to the coarsest; the last one is `forward_features`' output."""
 
@@ -73,6 +76,11 @@ class ConvNet(nn.Module, ABC):
     def layer_groups(self) -> list[list[str]]:
         """Attribute paths of all modules (or parameters) that have parameters, from the input to the
         classifier, in groups that are frozen or decayed together; the last group is the classifier."""
+
+    def remove_head(self) -> None:
+        """Takes away what `forward_stages` does not need, as under a decoder or a detector."""
+        for name in self.head_names or (self.classifier_name.partition(".")[0],):
+            setattr(self, name, None)
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
         """Replaces the last layer by a fresh one for `num_classes`, on the same device.

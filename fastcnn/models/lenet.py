@@ -20,6 +20,7 @@ class LeNet5(ConvNet):
     default_image_size = 32
     fixed_image_size = True
     classifier_name = "fc7"
+    head_names = ("conv5", "fc6", "fc7")
     stages = (Stage("pool2", 6, 2), Stage("pool4", 16, 4))
 
     def __init__(
