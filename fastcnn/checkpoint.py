@@ -80,7 +80,8 @@ def load_network(path: str | Path) -> nn.Module:
     content = load(Path(path), "fastcnn.load")
     config = {"head": "linear", "head_hidden": 0, **content["config"]}  # older ones do not say
     sizes = content["num_classes"], content["in_chans"]
-    network = build_network(content["arch"], *sizes, config["head"], config["head_hidden"])
+    boxes = config.get("anchors", "auto"), config.get("strides", "auto")
+    network = build_network(content["arch"], *sizes, config["head"], config["head_hidden"], *boxes)
     network.load_state_dict(content["weights"])
     return network.eval()
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from fastcnn import __version__
@@ -21,6 +22,7 @@ USAGE = """usage: fastcnn COMMAND [FLAGS]
 
 commands:
   train    train a network (the same as python -m fastcnn.train)
+  predict  say and draw what a trained network finds in images
   summary  list the layers of a network: size, cost, receptive field, and times if asked
   models   list the networks
   bench    measure what makes a training step fast here, from eager PyTorch on
@@ -59,6 +61,27 @@ def summary(argv: Sequence[str]) -> int:
     except UserError as error:  # it is no flag here
         raise UserError(str(error).removeprefix("--arch ")) from error
     return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "fastcnn predict",
+        description="Say and draw what a trained network finds in images.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", type=Path, help="such as runs/yolo-demo/best.pt")
+    parser.add_argument("images", type=Path, help="an image, or a folder of them")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("predictions"), help="of pictures (%(default)s)"
+    )
+    parser.add_argument("-b", "--batch-size", type=_positive, default=16, help="images (%(default)s)")
+    parser.add_argument("-j", "--workers", type=_positive, default=2, help="loading threads (%(default)s)")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    flags = parser.parse_args(argv)
+    from fastcnn.predict import predict as run
+
+    bad = run(flags.checkpoint, flags.images, flags.output_dir, flags.batch_size, flags.workers, flags.device)
+    return 1 if bad else 0
 
 
 def models(argv: Sequence[str]) -> int:
@@ -125,7 +148,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-COMMANDS = {"train": train, "summary": summary, "models": models, "bench": bench}
+COMMANDS = {"train": train, "predict": predict, "summary": summary, "models": models, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -25,6 +25,22 @@ from tyro.conf import arg
 from fastcnn.errors import UserError
 
 Auto = Literal["auto"]
+TaskName = Literal["classification", "segmentation", "detection"]
+
+
+def task_of(arch: str) -> TaskName:
+    """What a network is for, by its name: `unet...` segments, `yolo...` detects, others classify."""
+    if arch.startswith("unet"):
+        return "segmentation"
+    return "detection" if arch.startswith("yolo") else "classification"
+
+
+def backbone_of(arch: str) -> str:
+    """The network whose pretrained weights a network takes: `resnet50` of `unet/resnet50`, else itself."""
+    if task_of(arch) == "classification":
+        return arch
+    family, _, backbone = arch.partition("/")
+    return backbone or ("resnet18" if family in ("yolo", "yolov1") else arch)
 
 
 @dataclass(frozen=True)
@@ -35,9 +51,9 @@ class Config:
 
     # The network and its data.
     arch: Annotated[str, arg(aliases=["-a", "--model"])] = "resnet50"
-    """Network: resnet50, resnet20 (CIFAR), ..., timm/NAME, torchvision/NAME, or package.module:factory."""
+    """Network: resnet50, unet, unet/resnet50, yolo/resnet18, timm/NAME, torchvision/NAME, MODULE:FACTORY."""
     data: str = "demo"
-    """Image folder, tar shards, or cifar10, cifar100, mnist, fashion-mnist, synthetic, demo."""
+    """Folder, tar shards, or a named set: cifar10, mnist, oxford-iiit-pet, voc2012, synthetic, demo, ..."""
     data_root: str = "data"
     """Where the named data sets are, or are downloaded to."""
     val_split: float | None = None
@@ -60,14 +76,31 @@ class Config:
     """Share of the images that may be undecodable; they are replaced in training, left out in validation."""
     train_crop: Literal["auto", "random-resized", "pad"] = "auto"
     """Crop in training; auto: pad for small images of one size, else random-resized."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a random-resized crop takes."""
+    scale: tuple[float, float] | Auto = "auto"
+    """Share of the image's area that a random-resized crop takes; auto: 0.08 1, with masks or boxes 0.5 1."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a random-resized crop."""
     hflip: float | Auto = "auto"
     """Probability of a horizontal flip; auto: 0.5, for digits 0."""
     crop_pct: float = 0.875
     """Side of the validation crop over the resized image's short side."""
+    crop_mode: Literal["auto", "center", "border"] = "auto"
+    """Validation: a crop of the centre, or all of the image with black borders; auto: border with masks or
+    boxes, else center."""
+
+    # Segmentation and detection.
+    seg_loss: Literal["ce", "dice", "ce-dice"] = "ce-dice"
+    """Loss of segmentation: cross-entropy, Dice, or their sum."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the cross-entropy of segmentation."""
+    ignore_index: int = 255
+    """Value in masks of pixels that are neither trained on nor counted."""
+    anchors: tuple[float, ...] | Auto = "auto"
+    """Widths and heights, W H W H ..., in pixels of yolo's anchors; auto: k-means over the training boxes."""
+    strides: tuple[int, ...] | Auto = "auto"
+    """Pixels a side of a cell of yolo's maps; auto: 8, above 128 px also 16 and 32 (yolov1: 32 alone)."""
+    bad_labels: Literal["stop", "skip"] = "stop"
+    """What to do about bad masks, boxes and label files: stop and name them, or leave them out."""
 
     # Optimization.
     epochs: int | Auto = "auto"
@@ -260,11 +293,19 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def ineffective(config: Config) -> list[str]:
-    """One line for each setting that was changed and has no effect beside the others."""
+def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
+    """One line for each setting that was changed and has no effect beside the others.
+
+    Args:
+        chosen: settings that were "auto", and are not the user's.
+    """
+    task = task_of(config.arch)
     adaptive = config.opt == "adamw"
     freezes = config.freeze != "none" or config.freeze_until is not None
-    loading = ("scale", "ratio", "crop_pct", "max_bad_fraction") if config.data_backend == "synthetic" else ()
+    loads = config.data_backend != "synthetic"
+    loading = () if loads else ("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction")
+    no_classes = task != "classification" and f"it belongs to classification, and {config.arch} is for {task}"
+    no_masks = task != "segmentation" and "it belongs to segmentation"
     idle = {
         "momentum": adaptive and "adamw has its own",
         "model_ema_decay": not config.model_ema and "add --model-ema",
@@ -274,18 +315,28 @@ def ineffective(config: Config) -> list[str]:
         "min_lr": config.sched != "cosine" and "it belongs to --sched cosine",
         "scale": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
         "ratio": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
-        "crop_pct": config.train_crop == "pad" and "small images are validated whole",
+        "crop_pct": (
+            (config.train_crop == "pad" and "small images are validated whole")
+            or (config.crop_mode == "border" and "it belongs to --crop-mode center")
+        ),
         "head_hidden": config.head != "mlp" and "it belongs to --head mlp",
         "unfreeze_epoch": (
             (not freezes and "nothing is frozen; add --freeze backbone or --freeze-until LAYER")
             or (_after(config.unfreeze_epoch, config.epochs) and "the last epoch is before it")
         ),
+        "label_smoothing": no_classes,
+        "seg_loss": no_masks,
+        "class_weights": no_masks or (config.seg_loss == "dice" and "Dice takes none"),
+        "ignore_index": no_masks,
+        "anchors": config.arch.partition("/")[0] != "yolo" and "it belongs to yolo",
+        "strides": task != "detection" and "it belongs to detection",
+        "bad_labels": task == "classification" and "it belongs to masks and boxes",
         **dict.fromkeys(loading, "synthetic images are not loaded"),
     }
     return [
         f"warning: {flag(name)} has no effect here: {why}"
         for name, why in idle.items()
-        if why and getattr(config, name) != FIELDS[name].default
+        if why and name not in chosen and getattr(config, name) != FIELDS[name].default
     ]
 
 
@@ -363,6 +414,10 @@ def _check_values(config: Config) -> None:
     for name in ("checkpoint_interval", "checkpoint_steps", "head_hidden"):
         _require(config, name, lambda v: v >= 1, "write 1 or more")
     _require(config, "unfreeze_epoch", lambda v: v >= 2, "write 2 or more: epochs are counted from 1")
+    _require(config, "ignore_index", lambda v: 0 <= v <= 255, "write 0 to 255")
+    _require(config, "class_weights", _weights, "write a weight for each class, 0 or more")
+    _require(config, "strides", _strides, "write ascending strides, such as 8 16 32")
+    _require(config, "anchors", _sides, "write widths and heights in pixels, such as 10 13 33 23")
     for name in ("workers", "seed", "lr", "weight_decay", "warmup_epochs", "min_lr", "backbone_lr_scale"):
         _require(config, name, lambda v: v >= 0, "write 0 or more")
     for name in ("momentum", "label_smoothing", "model_ema_decay"):
@@ -402,6 +457,18 @@ def _check_values(config: Config) -> None:
 
 def _ascending(values: tuple[float, ...]) -> bool:
     return all(math.isfinite(v) and v > 0 for v in values) and list(values) == sorted(values)
+
+
+def _weights(values: tuple[float, ...]) -> bool:
+    return all(0 <= v < math.inf for v in values) and sum(values) > 0
+
+
+def _strides(values: tuple[int, ...]) -> bool:
+    return len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
+
+
+def _sides(values: tuple[float, ...]) -> bool:
+    return len(values) > 0 and len(values) % 2 == 0 and all(0 < v < math.inf for v in values)
 
 
 def _require(config: Config, name: str, holds: Any, advice: str) -> None:

@@ -10,7 +10,7 @@ TRAIN, VAL, MUTED = "#7a8794", "#c4452d", "#d9dde1"
 
 
 def draw_curves(log: Path, png: Path) -> None:
-    """One panel for the loss, one for every further metric that training and validation share.
+    """One panel for the loss and one for the metric that decides which epoch is the best.
 
     Training is drawn at every log line, validation at every epoch, over epochs.
     """
@@ -24,7 +24,8 @@ def draw_curves(log: Path, png: Path) -> None:
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not windows:
         return
-    names = [n for n in windows[0]["metrics"] if n == "loss" or n == windows[0]["main_metric"]]
+    main = windows[0]["main_metric"]
+    names = ["loss", *([main] if epochs or main in windows[0]["metrics"] else [])]
     figure = Figure(figsize=(5.2 * len(names), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
@@ -33,8 +34,11 @@ def draw_curves(log: Path, png: Path) -> None:
 
 
 def _panel(axes: Any, name: str, windows: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
+    measured = [r for r in windows if name in r["metrics"]]  # some metrics are of validation alone
     x = [r["progress"] for r in windows]
-    axes.plot(x, [r["metrics"][name] for r in windows], color=TRAIN, linewidth=1, label="training")
+    if measured:
+        y = [r["metrics"][name] for r in measured]
+        axes.plot(x, y, color=TRAIN, linewidth=1, label="training")
     if epochs:
         val = [r["val"][name] for r in epochs]
         at = [r["epoch"] for r in epochs]

@@ -358,15 +358,17 @@ def stop_if_not_finite(state: TrainState) -> None:
 
 
 @torch.no_grad()
-def evaluate(state: TrainState, task: Task, loader: Loader) -> dict[str, float]:
+def evaluate(
+    state: TrainState, task: Task, loader: Loader, look: Callable[[Batch, object], None] | None = None
+) -> dict[str, float]:
     """The task's metrics over every good sample of `loader` once, all ranks together; "samples" is their
-    number, "bad" that of the others.
+    number, "bad" that of the others. `look` is shown each batch with the outputs.
 
     Uses the moving average of the weights where there is one. All ranks call it.
     """
     fixed = state.frozen.buffers() if state.frozen is not None else []
     average_buffers(state.network, fixed)
-    metrics = task.metrics(state.device)
+    metrics = task.metrics(state.device, train=False)
     state.eval_model.eval()
     with state.ema.in_place() if state.ema is not None else nullcontext():
         if state.ema is not None:
@@ -376,6 +378,8 @@ def evaluate(state: TrainState, task: Task, loader: Loader) -> dict[str, float]:
                 outputs = state.eval_model(batch.images)
                 loss = task.loss(outputs, batch, train=False)
             metrics.update(loss, outputs, batch)
+            if look is not None:
+                look(batch, outputs)
     result = metrics.compute()
     samples = int(result.pop("samples"))
     (bad,) = sum_over_ranks([loader.skipped], state.device)

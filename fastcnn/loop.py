@@ -12,11 +12,12 @@ from functools import partial
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import any_rank, gather_to_main
 from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
+from fastcnn.gallery import Gallery
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
 from fastcnn.optim import learning_rate
 from fastcnn.report import Report
-from fastcnn.run import Run
+from fastcnn.run import PICTURE, Run
 from fastcnn.tasks import Task
 from fastcnn.verdict import Bound, Timing, Verdict
 
@@ -161,7 +162,9 @@ def fit_epochs(
             break
         trained = epoch_metrics.compute()
         epoch_metrics.reset()
-        val = evaluate(state, task, val_loader)
+        gallery = Gallery(task, run.source.class_names, len(val_loader))
+        pictured = task.pictured and run.ranks.is_main
+        val = evaluate(state, task, val_loader, gallery.look if pictured else None)
         run.share_bad_files()
         state.epoch = epoch + 1
         is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
@@ -186,6 +189,8 @@ def fit_epochs(
         report.epoch_ends(epoch, task.describe(trained), task.describe(val), is_best, record)
         if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
             run.save(epoch_metrics, is_best)
+        if is_best and pictured:
+            gallery.save(run.folder / PICTURE)
         if stopped:
             break
         if not told and not last and pace.timing().steps:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastcnn.config import FIELDS, Config, check, flag
+from fastcnn.config import FIELDS, Config, check, flag, task_of
 from fastcnn.errors import UserError
 
 
@@ -51,7 +51,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     """The settings without "auto", and the reason of each choice.
 
     Left "auto" are `data_backend` and, on the CPU, `amp_dtype`, `channels_last` and `compile`, which need a
-    probe, and `output_dir`, which needs a look at the disk.
+    probe, yolo's `anchors`, which need the boxes, and `output_dir`, which needs a look at the disk.
 
     Raises:
         ValueError: settings that this data or network cannot take.
@@ -71,6 +71,12 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
 
     small = facts.native_size is not None
     choose("train_crop", "pad" if small else "random-resized", "small images" if small else "photos")
+    task = task_of(config.arch)
+    classifies = task == "classification"
+    choose("scale", (0.08, 1.0) if classifies else (0.5, 1.0), task)
+    choose("crop_mode", "center" if classifies else "border", task)
+    if task == "detection":
+        choose("strides", *_strides(config, size))
     choose("hflip", *((0.5, "mirrored images fit") if facts.mirror else (0.0, "mirrored digits are others")))
     if facts.data_name == "synthetic":
         choose("data_backend", "synthetic", "no data to load")
@@ -176,7 +182,7 @@ def describe(config: Config, reasons: dict[str, str]) -> str:
     width = max(len(flag(name)) for name in reasons) if reasons else 0
     for name, reason in reasons.items():
         value = getattr(config, name)
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        shown = _shown(value)
         lines.append(f"  {flag(name):<{width}}  {shown:<14}  {reason}".rstrip())
     told = [
         _as_flag(field.name, getattr(config, field.name))
@@ -185,6 +191,12 @@ def describe(config: Config, reasons: dict[str, str]) -> str:
     ]
     head = f"{config.arch} on {config.data}" + (f": {', '.join(told)}" if told else "")
     return "\n".join([head, *(["chosen for this data and machine:"] if lines else []), *lines])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -219,10 +231,20 @@ def _check_sizes(config: Config, facts: Facts, size: int) -> None:
     if size % multiple:
         near = multiple * max(1, round(size / multiple))
         raise UserError(f"--img-size {size}: {config.arch} takes multiples of {multiple} px; write {near}")
+    if config.head != "linear" and task_of(config.arch) != "classification":
+        raise UserError(f"--head {config.head}: {config.arch} has no classifier of such layers; leave it out")
     if config.num_classes != "auto" and config.num_classes < facts.num_classes:
         raise UserError(
             f"--num-classes {config.num_classes}: the data has {facts.num_classes}; leave the flag out"
         )
+
+
+def _strides(config: Config, size: int) -> tuple[tuple[int, ...], str]:
+    if size <= 128:
+        return (8,), f"{size} px"
+    if config.arch.startswith("yolov1"):
+        return (32,), "as the coarsest map of most networks"
+    return (8, 16, 32), f"{size} px, as YOLOv3"
 
 
 def _batch_size(facts: Facts, size: int) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from fastcnn.engine import TrainState, stop_if_not_finite
 from fastcnn.errors import UserError
 from fastcnn.metrics import Metrics
 
-LAST, BEST, BAD_FILES = "last.pt", "best.pt", "bad-files.txt"
+LAST, BEST, BAD_FILES, PICTURE = "last.pt", "best.pt", "bad-files.txt", "validation.png"
 
 
 @dataclass
@@ -184,9 +184,9 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
 
 def check_resumable(content: dict[str, Any], config: Config, source: Source, path: Path) -> None:
     """UserError if a checkpoint belongs to another network, optimizer or other classes."""
-    network = ("arch", "num_classes", "in_chans", "head", "head_hidden")
+    network = ("arch", "num_classes", "in_chans", "head", "head_hidden", "anchors", "strides")
     for name in (*network, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
-        then, now = content["config"].get(name, FIELDS[name].default), getattr(config, name)
+        then, now = content["config"].get(name, FIELDS[name].default), to_plain(config)[name]
         if then != now:
             raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; write the same")
     if content["class_names"] != list(source.class_names):

@@ -72,7 +72,7 @@ def fit(config: Config) -> Result:
     from fastcnn.report import open_report
     from fastcnn.resolve import describe
     from fastcnn.run import Run, claim_folder
-    from fastcnn.tasks import Classification
+    from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
     from fastcnn.wire import build, make_plan
 
@@ -82,7 +82,7 @@ def fit(config: Config) -> Result:
     with process_group(ranks, device):
         plan = make_plan(config, ranks, device)
         state, train_loader, val_loader = build(plan, ranks, device)
-        task = Classification(int(plan.config.num_classes), plan.config.label_smoothing)
+        task = build_task(plan.config, int(plan.config.num_classes))
         loaders = train_loader, val_loader
         run = Run(plan.folder, plan.config, plan.source, ranks, state, *loaders, tuple(plan.reasons))
         metrics = task.metrics(device)
@@ -101,7 +101,7 @@ def fit(config: Config) -> Result:
             run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
             with stop_on_signals() as stop, open_report(run.folder, ranks.is_main, state) as report:
                 report.say(describe(plan.config, plan.reasons))
-                for line in (*ineffective(plan.config), *plan.remarks(state), *run.bad_lines()):
+                for line in (*ineffective(plan.config, plan.reasons), *plan.remarks(state), *run.bad_lines()):
                     report.say(line)
                 if ranks.is_main:
                     run.write_bad_files()

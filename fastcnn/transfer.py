@@ -11,17 +11,30 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastcnn import models
+from fastcnn.config import task_of
 from fastcnn.errors import UserError
 from fastcnn.models.parts import layer_groups, reset_classifier
 
 
-def build_network(arch: str, num_classes: int, in_chans: int, head: str, head_hidden: int) -> nn.Module:
-    """A fresh network with the classifier of `--head`.
+def build_network(
+    arch: str,
+    num_classes: int,
+    in_chans: int,
+    head: str,
+    head_hidden: int,
+    anchors: Sequence[float] | str = "auto",
+    strides: Sequence[int] | str = "auto",
+) -> nn.Module:
+    """A fresh network with the classifier of `--head`, or the boxes of `--anchors` and `--strides`.
 
     Raises:
-        UserError: no such network, or it cannot have such a classifier.
+        UserError: no such network, or it cannot have such a classifier or such boxes.
     """
-    network: nn.Module = models.build(arch, num_classes, in_chans)
+    told = {"anchors": anchors, "strides": strides}
+    options = {name: value for name, value in told.items() if value != "auto"}
+    if task_of(arch) != "detection":
+        options = {}
+    network: nn.Module = models.build(arch, num_classes, in_chans, **options)
     if head == "mlp":
         reset_classifier(network, num_classes, head_hidden)
     return network

@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
-from fastcnn.config import Config
+from fastcnn.anchors import kmeans_anchors
+from fastcnn.config import Config, backbone_of, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
 from fastcnn.data.backends import why_not
+from fastcnn.data.box_sources import box_source
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
+from fastcnn.data.mask_sources import mask_source
+from fastcnn.data.targets import Boxes
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
@@ -106,9 +111,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         same_ranks = len(content["ranks"]) == ranks.world_size
         config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
     sizes = image_sizes(config.arch)
-    source = local_main_first(
-        lambda: open_source(config.data, config.data_root, config.val_split, config.seed), ranks
-    )
+    source = local_main_first(lambda: _open(config), ranks)
     cores = machine.cores_per_process(ranks)
     facts = Facts(
         data_name=source.name,
@@ -131,6 +134,8 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     )
     config, reasons = resolve(config, facts)
     reasons = {**kept, **reasons}
+    if config.anchors == "auto" and isinstance(source.train.annotations, Boxes):
+        config, reasons = _with_anchors(config, reasons, source)
     if content is not None and path is not None:
         check_resumable(content, config, source, path)
 
@@ -181,11 +186,36 @@ def _probe(
     return config, reasons
 
 
+def _open(config: Config) -> Source:
+    """The data that the task asks for."""
+    told = config.data, config.data_root, config.val_split, config.seed
+    task = task_of(config.arch)
+    if task == "segmentation":
+        return mask_source(*told, config.ignore_index, config.bad_labels)
+    if task == "detection":
+        return box_source(*told, config.bad_labels)
+    return open_source(*told)
+
+
+def _with_anchors(config: Config, reasons: dict[str, str], source: Source) -> tuple[Config, dict[str, str]]:
+    """Anchors for the training boxes, three for each stride."""
+    boxes, size = source.train.annotations, int(config.img_size)
+    assert isinstance(boxes, Boxes)
+    longest = np.repeat(source.train.sizes.max(axis=1), np.diff(boxes.first)).clip(min=1)
+    sides = (boxes.values[:, 3:5] - boxes.values[:, 1:3]) * (size / longest)[:, None]
+    anchors, overlap = kmeans_anchors(sides[boxes.values[:, 5] == 0], 3 * len(config.strides), config.seed)
+    rounded = tuple(round(float(side), 1) for side in anchors.flatten())
+    why = f"k-means over {len(sides):,} training boxes, mean IoU {overlap:.2f}"
+    return dataclasses.replace(config, anchors=rounded), {**reasons, "anchors": why}
+
+
 def _network(config: Config) -> tuple[nn.Module, list[str]]:
     """A fresh network, and the layers that are to be frozen."""
     torch.manual_seed(config.seed)
     shape = int(config.num_classes), int(config.in_chans)
-    network = build_network(config.arch, *shape, config.head, config.head_hidden)
+    network = build_network(
+        config.arch, *shape, config.head, config.head_hidden, config.anchors, config.strides
+    )
     if is_external(config.arch):
         check_outputs(network, config.arch, *shape, int(config.img_size))
     return network, frozen_layers(network, config.freeze, config.freeze_until)
@@ -204,11 +234,15 @@ def _start_from_weights(
         weights = local_main_first(lambda: read_weights(file), ranks)
     else:
         told = "--pretrained"
-        weights = local_main_first(lambda: download_pretrained(config.arch), ranks)
+        weights = local_main_first(lambda: download_pretrained(backbone_of(config.arch)), ranks)
     if weights.arch not in (None, config.arch):  # it may fit all the same
         told += f", of {weights.arch}"
     other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)
-    adapted = load_weights(network, weights.state, told, other_classes)
+    backbone = getattr(network, "backbone", None)
+    if backbone is None or any(name.startswith("backbone.") for name in weights.state):
+        adapted = load_weights(network, weights.state, told, other_classes)
+    else:  # of a network for classification, whose last layers are not needed
+        adapted = load_weights(backbone, backbone.without_head(weights.state), told)
     remarks = [f"starting from {weights.origin}", *adapted]
     if weights.mean is None or weights.std is None:
         return source, remarks
@@ -231,10 +265,11 @@ def _transform(config: Config) -> Transform:
         size=int(config.img_size),
         channels=int(config.in_chans),
         train_crop=config.train_crop,  # type: ignore[arg-type]
-        scale=config.scale,
+        scale=config.scale,  # type: ignore[arg-type]
         ratio=config.ratio,
         hflip=float(config.hflip),
         crop_pct=config.crop_pct,
+        crop_mode=config.crop_mode,  # type: ignore[arg-type]
     )
 
 

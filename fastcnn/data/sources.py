@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = (
     *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but named
 )
 NAMED = ("demo", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist")
+"""Of images with a class."""
 SMALL_IMAGE = 96
 """Images of one size up to this many pixels a side are trained on as they are, with pad-crop."""
 
@@ -280,7 +281,8 @@ def _visible_folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
-def _image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
+    """Paths of the images in a folder and its sub-folders, sorted; hidden ones are left out."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -302,7 +304,7 @@ def _read_classes(root: Path, class_names: tuple[str, ...]) -> Split:
     for label, name in enumerate(class_names):
         if name not in present:
             continue
-        found = _image_files(root / name)
+        found = image_files(root / name)
         if not found:
             raise UserError(f"{root / name}: a class folder without images; add some or remove it")
         files += found
@@ -328,7 +330,7 @@ def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
             raise UserError(f"{where}: {root / name} is not there; correct the list")
         files.append(str(root / name))
         labels.append(index[label] if label in index else int(label))
-    unlisted = sorted(set(_image_files(root)) - set(files))
+    unlisted = sorted(set(image_files(root)) - set(files))
     if unlisted:
         raise UserError(f"{found}: {unlisted[0]} is not listed; add it or remove it ({len(unlisted)} in all)")
     return Split(np.asarray(labels, dtype=np.int64), scan(str(root.resolve()), files))

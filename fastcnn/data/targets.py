@@ -165,15 +165,13 @@ def move_mask(mask: np.ndarray, geometry: Geometry, i: int, out: np.ndarray) -> 
 def move_boxes(boxes: np.ndarray, geometry: Geometry, i: int, size: int) -> np.ndarray:
     """What the i-th sample's geometry makes of the boxes [k, 6] of its image: those of which enough is left,
     cut off at the border of the sample."""
-    start, low, high = geometry.start[i], geometry.roi_start[i], geometry.roi_end[i]
-    scale, shift = geometry.resized[i] / (high - low), geometry.shift[i]
+    low, high, resized = geometry.roi_start[i], geometry.roi_end[i], geometry.resized[i]
     corners = boxes[:, 1:5].reshape(-1, 2, 2)[:, :, ::-1]  # (vertical, horizontal), as in the geometry
-    corners = (corners - (start + low)) * scale - shift
-    if geometry.flip[i]:
-        corners = np.stack([corners[..., 0], size - corners[:, ::-1, 1]], axis=-1)
+    corners = (corners - (geometry.start[i] + low)) * (resized / (high - low))
     area = (corners[:, 1] - corners[:, 0]).prod(axis=1)
-    # The image ends where the resized part does, or at the border of the sample.
-    cut = corners.clip(0, size)
+    cut = (corners.clip(0, resized) - geometry.shift[i]).clip(0, size)
+    if geometry.flip[i]:
+        cut = np.stack([cut[..., 0], size - cut[:, ::-1, 1]], axis=-1)
     sides = cut[:, 1] - cut[:, 0]
     left = (sides > 0).all(axis=1) & (sides.prod(axis=1) >= MIN_VISIBLE * area)
     return np.column_stack([boxes[:, 0], cut[:, :, ::-1].reshape(-1, 4), boxes[:, 5]])[left]

@@ -33,8 +33,8 @@ class Outputs(NamedTuple):
 
 
 def logits_of(outputs: Any) -> Any:
-    """What a network returned, without the logits of auxiliary classifiers."""
-    return outputs.logits if isinstance(outputs, Outputs) else outputs
+    """What a network returned, without what stands beside its logits."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 class ConvNet(nn.Module, ABC):
@@ -79,8 +79,15 @@ class ConvNet(nn.Module, ABC):
 
     def remove_head(self) -> None:
         """Takes away what `forward_stages` does not need, as under a decoder or a detector."""
-        for name in self.head_names or (self.classifier_name.partition(".")[0],):
+        for name in self._head():
             setattr(self, name, None)
+
+    def without_head(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the whole network for what `remove_head` leaves."""
+        return {name: value for name, value in state.items() if name.partition(".")[0] not in self._head()}
+
+    def _head(self) -> tuple[str, ...]:
+        return self.head_names or (self.classifier_name.partition(".")[0],)
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
         """Replaces the last layer by a fresh one for `num_classes`, on the same device.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.metrics import Sums
 from fastcnn.models.base import Outputs
+from fastcnn.pictures import enlarged, with_caption
 
 AUX_WEIGHT = 0.3
 """Weight of an auxiliary classifier's loss (Szegedy et al. 2015, section 5)."""
@@ -23,6 +28,7 @@ class Classification:
     """
 
     best_metric = "acc1"
+    pictured = False
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
         self.num_classes = num_classes
@@ -36,11 +42,27 @@ class Classification:
             loss = loss + AUX_WEIGHT * _cross_entropy(auxiliary, batch, smoothing)
         return loss
 
-    def metrics(self, device: torch.device) -> ClassificationMetrics:
+    def metrics(self, device: torch.device, train: bool = True) -> ClassificationMetrics:
         return ClassificationMetrics(self.num_classes, device)
 
     def describe(self, metrics: dict[str, float]) -> str:
         return f"loss {metrics['loss']:.3f}  acc1 {metrics['acc1']:.2f}%"
+
+    def predict(self, outputs: object) -> list[np.ndarray]:
+        """Probabilities, float32 [num_classes] each."""
+        logits, _ = _split(outputs)
+        return list(logits.float().softmax(1).cpu().numpy())
+
+    def in_words(self, found: np.ndarray, class_names: Sequence[str]) -> str:
+        best = np.argsort(-found, kind="stable")[:3].tolist()
+        return ", ".join(f"{class_names[i]} {100 * found[i]:.1f}%" for i in best)
+
+    def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        words = self.in_words(found, class_names).split(", ")
+        return with_caption(enlarged(Image.fromarray(image)), [(word, None) for word in words])
+
+    def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        return with_caption(enlarged(Image.fromarray(image)), [(class_names[int(target)], None)])
 
 
 class ClassificationMetrics:

@@ -1,0 +1,106 @@
+"""What a trained network finds in images: a line and a picture for each.
+
+fastcnn predict runs/yolo-demo/best.pt photos/
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastcnn import checkpoint
+from fastcnn.config import Config
+from fastcnn.data.backends import MAKERS
+from fastcnn.data.bad_files import BadFiles
+from fastcnn.data.batch import Share, Transform
+from fastcnn.data.manifest import scan
+from fastcnn.data.sources import Split, image_files
+from fastcnn.distributed import Ranks, choose_device
+from fastcnn.engine import Normalized
+from fastcnn.errors import UserError
+from fastcnn.gallery import rgb
+from fastcnn.tasks import build_task
+
+
+def predict(path: Path, images: Path, output: Path, batch_size: int, workers: int, device: str) -> int:
+    """Writes a picture of each image into `output`, under its name, and prints a line for each.
+
+    Args:
+        path: a checkpoint.
+        images: an image, or a folder of them.
+        workers: loading threads.
+        device: as of `--device`.
+
+    Returns:
+        How many could not be decoded; they are named on stderr.
+
+    Raises:
+        UserError: no such checkpoint, no images, or a folder that cannot be written to.
+    """
+    content = checkpoint.load(path, "fastcnn predict")
+    network = checkpoint.load_network(path)
+    where = choose_device(device, Ranks())
+    root, names = _names(images)
+    files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
+    split = Split(np.zeros(len(names), dtype=np.int64), files)
+    bad = BadFiles(split, "given", max_fraction=1, quiet=True)
+    if len(bad) == len(split):
+        raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); write another folder")
+    share = Share(len(split), min(batch_size, len(split)), 0, 1, train=False)
+    loader = MAKERS["torch"](split, _transform(content), share, where, workers, bad)
+    model = Normalized(network, content["mean"], content["std"]).to(where).eval()
+    task = build_task(Config(arch=content["arch"]), content["num_classes"])
+    coming = iter(names)
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                found = task.predict(model(batch.images))
+                of_batch = itertools.islice(coming, len(found))
+                for name, what, pixels, real in zip(of_batch, found, batch.images, batch.mask.tolist()):
+                    if real:
+                        print(f"{name}: {task.in_words(what, content['class_names'])}", flush=True)
+                        picture = task.draw(rgb(pixels), what, content["class_names"])
+                        _save(picture, output / f"{name}.png")
+    finally:
+        loader.close()
+    for line in bad.lines():
+        print(f"warning: bad image: {line}", file=sys.stderr)
+    return len(bad)
+
+
+def _names(images: Path) -> tuple[Path, list[str]]:
+    """A folder, and what is in it, by paths relative to it."""
+    if images.is_file():
+        return images.parent, [images.name]
+    if not images.is_dir():
+        raise UserError(f"{images}: no such file or folder; write an image or a folder of images")
+    names = [str(Path(name).relative_to(images)) for name in image_files(images)]
+    if not names:
+        raise UserError(f"{images}: no images in it; write another folder")
+    return images, names
+
+
+def _transform(content: dict[str, Any]) -> Transform:
+    """What validation did."""
+    config = content["config"]
+    return Transform(
+        content["img_size"],
+        content["in_chans"],
+        config["train_crop"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config.get("crop_mode", "center"),  # older ones do not say
+    )
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise UserError(f"--output-dir: {path}: {error.strerror}; write another folder") from error
