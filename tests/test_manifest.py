@@ -344,7 +344,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_more(tmp_path, m
         assert files(tmp_path, encoded(), b"").problems == {1: "empty"}
         warning = capsys.readouterr().err
         assert warning.startswith(f"warning: {tmp_path / 'file' / 'manifests'}: ")
-        assert warning.endswith("; headers are read anew next time\n")
+        assert warning.endswith("; files are examined anew next time\n")
         assert warning.count("\n") == 1
 
 

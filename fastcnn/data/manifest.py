@@ -5,18 +5,18 @@ Headers are read once, by threads, and kept in a cache; a changed or new file is
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -28,6 +28,9 @@ SCAN_THREADS = 16
 """More than cores: on a network file system a scan mostly waits."""
 SLOW_SCAN = 50_000
 """Files whose scan takes long enough to be announced."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,48 @@ def scan(
         spans, members: see `Files`.
         announce: say so when it takes long.
     """
-    stamps = _stamps(paths)
+    stamps = file_stamps(paths)
     if spans is not None:
         stamps = np.column_stack([stamps, spans])
     names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
-    entry = cache_root() / "manifests" / (hashlib.sha256(os.fsencode(root)).hexdigest()[:24] + ".npz")
+    encoded = Files(
+        tuple(paths),
+        np.zeros((len(paths), 2), dtype=np.int32),
+        {},
+        spans,
+        tuple(members) if members is not None else None,
+    )
+    notice = "reading the headers of {:,} images, once"
+    slow = SLOW_SCAN if announce else len(paths)
+    sizes, problems = examine_once(root, names, stamps, 2, lambda i: examine(encoded, i), notice, slow)
+    return dataclasses.replace(encoded, sizes=sizes, problems=problems)
+
+
+def examine_once(
+    key: str,
+    names: Sequence[str],
+    stamps: np.ndarray,
+    columns: int,
+    examine: Callable[[int], tuple[Any, ...]],
+    notice: str,
+    slow: int,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """What is known of N files: from the cache where a file is as it was, else examined, by threads.
+
+    Args:
+        key: what was found is kept under this name.
+        names: N of them.
+        stamps: [N, S] int64, by which a changed file is told.
+        columns: how many numbers are found of a file.
+        examine: these numbers of the i-th file, and what is wrong with it ("" if nothing).
+        notice: what to print, with their number for {}, before more than `slow` are examined.
+
+    Returns:
+        The numbers, int32 [N, columns], and what is wrong with some.
+    """
+    entry = cache_root() / "manifests" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
     known = _recall(entry)
-    sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    facts = np.zeros((len(names), columns), dtype=np.int32)
     problems: dict[int, str] = {}
     missing = []
     for i, name in enumerate(names):
@@ -112,28 +150,29 @@ def scan(
         if before is None or before[0] != tuple(stamps[i].tolist()):
             missing.append(i)
             continue
-        sizes[i] = before[1]
+        facts[i] = before[1]
         if before[2]:
             problems[i] = before[2]
     if missing:
-        if announce and len(missing) > SLOW_SCAN:
-            print(f"reading the headers of {len(missing):,} images, once", file=sys.stderr, flush=True)
-        encoded = Files(tuple(paths), sizes, {}, spans, tuple(members) if members is not None else None)
-        with ThreadPoolExecutor(SCAN_THREADS) as pool, warnings.catch_warnings():
+        if len(missing) > slow:
+            print(notice.format(len(missing)), file=sys.stderr, flush=True)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            parts = [missing[i : i + 64] for i in range(0, len(missing), 64)]
-            for part, found in zip(parts, pool.map(partial(_examine_all, encoded), parts)):
-                for i, (height, width, problem) in zip(part, found):
-                    sizes[i] = height, width
-                    if problem:
-                        problems[i] = problem
+            for i, (*found, problem) in zip(missing, in_threads(examine, missing)):
+                facts[i] = found
+                if problem:
+                    problems[i] = problem
     if missing or len(known) != len(names):
-        _remember(entry, names, stamps, sizes, problems)
-    return Files(tuple(paths), sizes, problems, spans, tuple(members) if members is not None else None)
+        _remember(entry, names, stamps, facts, problems)
+    return facts, problems
 
 
-def _examine_all(files: Files, part: Sequence[int]) -> list[tuple[int, int, str]]:
-    return [examine(files, i) for i in part]
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`work` of each item, in their order; for what mostly waits for files."""
+    parts = [items[i : i + 64] for i in range(0, len(items), 64)]
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        for found in pool.map(lambda part: [work(item) for item in part], parts):
+            yield from found
 
 
 def examine(files: Files, index: int) -> tuple[int, int, str]:
@@ -220,7 +259,7 @@ class _Window(io.RawIOBase):
         return len(data)
 
 
-def _stamps(paths: Sequence[str]) -> np.ndarray:
+def file_stamps(paths: Sequence[str]) -> np.ndarray:
     """[N, 2] int64: bytes and time of the last change of each file; 0 where there is none."""
     stamps = np.zeros((len(paths), 2), dtype=np.int64)
     seen: dict[str, tuple[int, int]] = {}  # a shard holds many images
@@ -236,21 +275,21 @@ def _stamps(paths: Sequence[str]) -> np.ndarray:
 
 
 def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
-    """Name → stamps, size and problem; empty if nothing was kept, or nothing that can be read."""
+    """Name → stamps, facts and problem; empty if nothing was kept, or nothing that can be read."""
     try:
         with np.load(entry, allow_pickle=False) as kept:
             names, problems = _split_text(kept["names"]), _split_text(kept["problems"])
-            stamps, sizes = kept["stamps"].tolist(), kept["sizes"]
+            stamps, facts = kept["stamps"].tolist(), kept["facts"]
     except Exception:  # not there, cut off, or of another version: it can be made again
         return {}
     return {
-        name: (tuple(stamp), size, problem)
-        for name, stamp, size, problem in zip(names, stamps, sizes, problems)
+        name: (tuple(stamp), fact, problem)
+        for name, stamp, fact, problem in zip(names, stamps, facts, problems)
     }
 
 
 def _remember(
-    entry: Path, names: Sequence[str], stamps: np.ndarray, sizes: np.ndarray, problems: dict[int, str]
+    entry: Path, names: Sequence[str], stamps: np.ndarray, facts: np.ndarray, problems: dict[int, str]
 ) -> None:
     passing = {os.strerror(code) for code in errno.errorcode}  # the machine's, not the file's
     stamps = stamps.copy()
@@ -259,10 +298,10 @@ def _remember(
             stamps[i] = -1
     keep(
         entry,
-        "headers are read anew next time",
+        "files are examined anew next time",
         names=_join_text(names),
         stamps=stamps,
-        sizes=sizes,
+        facts=facts,
         problems=_join_text([problems.get(i, "") for i in range(len(names))]),
     )
 

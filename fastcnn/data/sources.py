@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,9 @@ NAMED = ("demo", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist")
 """Of images with a class."""
 SMALL_IMAGE = 96
 """Images of one size up to this many pixels a side are trained on as they are, with pad-crop."""
+
+SYNTHETIC_SIZE = 64
+"""Pixels a side of what the masks and boxes of synthetic data lie in."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -59,7 +63,8 @@ class Split:
         """[N, 2] height and width in pixels; 0 where the header could not be read."""
         if self.files is not None:
             return self.files.sizes
-        assert self.images is not None
+        if self.images is None:
+            return np.full((len(self), 2), SYNTHETIC_SIZE, dtype=np.int32)
         return np.array([image.shape[:2] for image in self.images], dtype=np.int32).reshape(-1, 2)
 
     @property
@@ -232,10 +237,7 @@ def torchvision_source(name: str, root: Path) -> Source:
     kind, mean, std = kinds[name]
     splits = []
     for is_train in (True, False):
-        try:
-            data = kind(root, train=is_train, download=False)
-        except RuntimeError:
-            data = _download(kind, name, root, is_train)
+        data = open_torchvision(name, root, partial(kind, root, train=is_train))
         images = np.asarray(data.data)
         images = images[..., None] if images.ndim == 3 else images
         splits.append(Split(np.asarray(data.targets, dtype=np.int64), images=images))
@@ -252,9 +254,14 @@ def torchvision_source(name: str, root: Path) -> Source:
     )
 
 
-def _download(kind: type, name: str, root: Path, is_train: bool) -> object:
+def open_torchvision(name: str, root: Path, make: Callable[..., Any]) -> Any:
+    """torchvision's data set, `make(download=...)`, of the files in `root`, or downloaded there."""
     try:
-        return kind(root, train=is_train, download=True)
+        return make(download=False)
+    except (OSError, RuntimeError):  # no folder, or not all of it
+        pass
+    try:
+        return make(download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -281,15 +288,15 @@ def _visible_folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
-def image_files(folder: Path) -> list[str]:
-    """Paths of the images in a folder and its sub-folders, sorted; hidden ones are left out."""
+def image_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """Paths of the files of a folder, and of those below it, that end so; sorted, without hidden ones."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         found += [
             os.path.join(parent, name)
             for name in sorted(names)
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return found
 
@@ -375,11 +382,12 @@ def _left_out(root: Path) -> tuple[str, ...]:
     stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
     remarks = []
     if hidden:
-        remarks.append(f"left out: {root / hidden[0]} is hidden" + _and_more(hidden))
+        remarks.append(f"left out: {root / hidden[0]} is hidden" + and_more(hidden))
     if stray and _visible_folders(root):
-        remarks.append(f"left out: {root / stray[0]} is in no class folder" + _and_more(stray))
+        remarks.append(f"left out: {root / stray[0]} is in no class folder" + and_more(stray))
     return tuple(remarks)
 
 
-def _and_more(names: Sequence[str]) -> str:
+def and_more(names: Sequence[str]) -> str:
+    """After the first of them: how many there are."""
     return f" ({len(names)} in all)" if len(names) > 1 else ""
