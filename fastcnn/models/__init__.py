@@ -22,12 +22,13 @@ from fastcnn.models import (
     lenet,
     mobilenet,
     resnet,
+    unet,
     vgg,
     vit,
 )
 from fastcnn.models.base import ConvNet, Outputs, Stage
 
-__all__ = ["MODELS", "ConvNet", "Outputs", "Stage", "build", "constructor"]
+__all__ = ["MODELS", "SEGMENTATION", "ConvNet", "Outputs", "Stage", "build", "constructor"]
 
 MODELS: dict[str, Callable[..., ConvNet]] = {
     "lenet5": lenet.lenet5,
@@ -93,22 +94,49 @@ MODELS: dict[str, Callable[..., ConvNet]] = {
 }
 
 
+SEGMENTATION: dict[str, Callable[..., ConvNet]] = {
+    "unet": unet.unet,
+    "unet_bilinear": unet.unet_bilinear,
+    "unet_small": unet.unet_small,
+    "unet_paper": unet.unet_paper,
+}
+"""Networks whose logits are of pixels, [N, num_classes, H, W]; others are `unet/NAME`, NAME of `MODELS`."""
+
+
 def constructor(name: str) -> Callable[..., ConvNet]:
     """The constructor of a network; ValueError that names the nearest for an unknown one."""
     if external.is_external(name):
         return external.constructor(name)
-    if name not in MODELS:
-        near = difflib.get_close_matches(name.lower().replace("-", ""), MODELS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+    prefix, slash, backbone = name.rpartition("/")
+    known = MODELS if slash else MODELS | SEGMENTATION
+    if backbone not in known:
+        near = difflib.get_close_matches(backbone.lower().replace("-", ""), known, n=1)
+        hint = f"did you mean {prefix}{slash}{near[0]}? " if near else ""
         raise UserError(f"--arch {name}: no such network; {hint}`fastcnn models` lists them")
-    return MODELS[name]
+    if slash:
+        return ON_A_BACKBONE[prefix](MODELS[backbone])
+    return known[name]
+
+
+def _unet_on(backbone: Callable[..., ConvNet]) -> Callable[..., ConvNet]:
+    """The constructor of a U-Net on a network of `MODELS`."""
+    channels = inspect.signature(backbone).parameters["in_chans"].default
+
+    def make(num_classes: int = 21, in_chans: int = channels) -> ConvNet:
+        return unet.BackboneUNet(backbone(in_chans=in_chans), num_classes)
+
+    return make
+
+
+ON_A_BACKBONE = {"unet": _unet_on}
+"""By what is before the slash: from the constructor of a network to that of another on top of it."""
 
 
 def build(name: str, num_classes: int | None = None, in_chans: int = 3, **options: Any) -> ConvNet:
     """A freshly initialized network.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS` or `SEGMENTATION`, or `unet/NAME`.
         num_classes: size of the logits; None: as published.
         in_chans: channels of the images.
         options: further keywords of the network's constructor, such as `drop_rate`.

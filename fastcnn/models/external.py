@@ -26,6 +26,9 @@ from fastcnn.models.base import Outputs, logits_of
 WITH_AUXILIARIES = ("googlenet", "inception_v3")
 """torchvision's networks that return a named tuple in training."""
 
+OWN_PREFIXES = ("unet",)
+"""Before the slash in names of ours, networks on top of another: `unet/resnet18`."""
+
 
 class ImageSizes(NamedTuple):
     """Which images a network takes, in pixels a side: the attributes of `ConvNet`."""
@@ -42,7 +45,7 @@ class ImageSizes(NamedTuple):
 
 
 def is_external(arch: str) -> bool:
-    return "/" in arch or ":" in arch
+    return ":" in arch or ("/" in arch and arch.partition("/")[0] not in OWN_PREFIXES)
 
 
 def constructor(arch: str) -> Callable[..., Any]:

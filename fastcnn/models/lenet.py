@@ -18,7 +18,8 @@ class LeNet5(ConvNet):
     """Images [N, in_chans, 32, 32] to logits [N, num_classes]; 61,706 parameters for 10 classes of grey."""
 
     default_image_size = 32
-    fixed_image_size = True
+    fixed_image_size = True  # by conv5 and fc6
+    minimum_image_size = 16
     classifier_name = "fc7"
     head_names = ("conv5", "fc6", "fc7")
     stages = (Stage("pool2", 6, 2), Stage("pool4", 16, 4))
