@@ -36,7 +36,8 @@ class Gallery:
     def look(self, batch: Batch, outputs: object) -> None:
         """Takes samples from a batch; waits for the device where it takes some."""
         size = len(batch.mask)
-        places = np.linspace(0, self.batches * size - 1, COUNT).astype(int) - self.step * size
+        last = max((self.batches - 1) * size, size - 1)  # the last batch may be filled up
+        places = np.linspace(0, last, COUNT).astype(int) - self.step * size
         self.step += 1
         chosen = sorted({int(i) for i in places if 0 <= i < size})
         if not chosen:
