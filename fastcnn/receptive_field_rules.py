@@ -29,6 +29,15 @@ class Window(NamedTuple):
         last = self.last + self.stride * (dilation * (kernel - 1) - padding)
         return Window(self.stride * stride, first, last)
 
+    def back_through(self, kernel: int, stride: int, padding: int, dilation: int) -> Window:
+        """Of a transposed convolution: each output sees a part of it, by its place within a stride."""
+        if self.stride % stride:
+            raise NoWindowError(f"{stride} positions for a stride of {self.stride} px")
+        finer = self.stride // stride
+        return Window(
+            finer, self.first - finer * (dilation * (kernel - 1) - padding), self.last + finer * padding
+        )
+
 
 @dataclass(frozen=True)
 class Local:
@@ -39,8 +48,9 @@ class Local:
     axes: tuple[int, int] = (-2, -1)
     """The tensor's axes that run along the image's; twice the same where both were flattened into one."""
     besides: tuple[str, ...] = ()
-    """How the whole image has a say besides, which published figures leave out: "gate", by a factor, as of
-    squeeze-and-excitation; "norm", by statistics over all positions."""
+    """What the figures leave out. How the whole image has a say: "gate", by a factor, as of
+    squeeze-and-excitation; "norm", by statistics over all positions. "up": that after upsampling each
+    position sees a part of its window, and its neighbour another."""
 
     def __str__(self) -> str:
         """Size, stride and offset (the first pixel that output 0 sees), such as "299/32/-134 + gate"."""
@@ -50,15 +60,27 @@ class Local:
 
     def through(self, kernel: Sides = 1, stride: Sides = 1, padding: Sides = 0, dilation: Sides = 1) -> Local:
         """What the outputs of a convolution or pooling see whose inputs see this."""
-        sides = ((v, v) if isinstance(v, int) else v for v in (kernel, stride, padding, dilation))
-        windows = [window.through(*side) for window, side in zip(self.windows, zip(*sides))]
-        return replace(self, windows=(windows[0], windows[1]))
+        vertical, horizontal = _by_axis(kernel, stride, padding, dilation)
+        windows = self.windows[0].through(*vertical), self.windows[1].through(*horizontal)
+        return replace(self, windows=windows)
+
+    def back_through(self, kernel: Sides, stride: Sides, padding: Sides = 0, dilation: Sides = 1) -> Local:
+        """What the outputs of a transposed convolution see whose inputs see this."""
+        vertical, horizontal = _by_axis(kernel, stride, padding, dilation)
+        windows = self.windows[0].back_through(*vertical), self.windows[1].back_through(*horizontal)
+        several = vertical[1] > 1 or horizontal[1] > 1
+        return replace(self, windows=windows).with_besides(*["up"] * several)
 
     def along(self, axes: Sequence[int]) -> Local:
         return replace(self, axes=(axes[0], axes[1]))
 
     def with_besides(self, *words: str) -> Local:
         return replace(self, besides=tuple(dict.fromkeys((*self.besides, *words))))
+
+
+def _by_axis(*settings: Sides) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    vertical, horizontal = zip(*((v, v) if isinstance(v, int) else v for v in settings))
+    return vertical, horizontal
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,25 @@ def _convolution(field: Local, call: Call) -> Field:
         each = (dilation, dilation) if isinstance(dilation, int) else dilation
         padding = [d * (k - 1) // 2 if padding == "same" else 0 for k, d in zip(kernel, each)]
     return _on_map(field).through(kernel, call.get("stride", 1), padding, dilation)
+
+
+def _transposed_convolution(field: Local, call: Call) -> Field:
+    kernel, stride, padding = call["weight"].shape[2:], call.get("stride", 1), call.get("padding", 0)
+    return _on_map(field).back_through(kernel, stride, padding, call.get("dilation", 1))
+
+
+def _interpolate(field: Local, call: Call) -> Field:
+    """As a transposed convolution with constant weights."""
+    before, now = call["input"].shape[2:], call["output"].shape[2:]
+    mode = call.get("mode", "nearest")
+    if any(m % n for n, m in zip(before, now)):
+        raise NoWindowError(f"from {tuple(before)} to {tuple(now)} positions")
+    factors = [m // n for n, m in zip(before, now)]
+    if mode == "nearest":
+        return _on_map(field).back_through(factors, factors)
+    if mode != "bilinear" or call.get("align_corners"):
+        raise NoWindowError(f"no rule for mode {mode}, or for aligned corners")
+    return _on_map(field).back_through([2 * f - f % 2 for f in factors], factors, [f // 2 for f in factors])
 
 
 def _pool(field: Local, call: Call) -> Field:
@@ -270,6 +311,11 @@ CONSTANT = {
 RULES: dict[str, tuple[Callable[[Local, Call], Field], str]] = {
     "conv2d": (_convolution, "input weight bias stride padding dilation"),
     "depthwise_conv2d": (_convolution, "input weight bias stride padding dilation"),
+    "conv_transpose2d": (
+        _transposed_convolution,
+        "input weight bias stride padding output_padding groups dilation",
+    ),
+    "interpolate": (_interpolate, "input size scale_factor mode align_corners"),
     "max_pool2d": (_pool, "input kernel_size stride padding dilation"),
     "avg_pool2d": (_pool, "input kernel_size stride padding"),
     "adaptive_avg_pool2d": (_adaptive_pool, ""),

@@ -8,7 +8,7 @@ fastcnn models
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from fastcnn.bench import machine_name
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.layer_times import time_layers
-from fastcnn.models import MODELS, build, constructor
+from fastcnn.models import MODELS, SEGMENTATION, build, constructor
 from fastcnn.models.external import is_external
 from fastcnn.models.parts import image_sizes
 from fastcnn.receptive_field import Field, Local, Undefined, first_tensor
@@ -30,9 +30,13 @@ from fastcnn_kernels.depthwise_conv import FLOPS
 
 WIDTH = 100
 """Characters of a line."""
-LEFT = ("network", "layer", "kind", "output", "receptive field", "weights")
+LEFT = ("network", "segmentation", "layer", "kind", "output", "receptive field", "weights")
 """Columns whose entries begin at the left."""
-BESIDES = {"gate": "times a factor that sees the whole image", "norm": "with statistics of the whole image"}
+BESIDES = {
+    "gate": "times a factor that sees the whole image",
+    "norm": "with statistics of the whole image",
+    "up": "after upsampling each position sees a part of the window, and its neighbour another",
+}
 LEFT_OUT = {
     *("batch_norm", "layer_norm", "relu", "relu6", "hardswish", "silu", "gelu"),
     *("normal_", "uniform_", "zero_", "kaiming_normal_"),
@@ -82,11 +86,18 @@ def show_summary(
 
 
 def show_models() -> None:
-    """Prints the networks of `fastcnn.models` as they were published; MACs are multiply-adds."""
+    """Prints the networks of `fastcnn.models` as they were published, by what they are for; MACs are
+    multiply-adds."""
+    tables = (_models_table("network", MODELS), _models_table("segmentation", SEGMENTATION))
+    print("\n\n".join("\n".join(lines) for lines in tables))
+    print("unet/NAME: a U-Net on any network of the first table")
+
+
+def _models_table(title: str, names: Iterable[str]) -> list[str]:
     from fastcnn.weights import has_pretrained
 
     rows = []
-    for name in MODELS:
+    for name in names:
         counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
         with _Outline(), counter, torch.no_grad():
             network, channels = _build(name, None, None, meta=True)
@@ -95,8 +106,8 @@ def show_models() -> None:
         parameters = sum(p.numel() for p in network.parameters())
         macs = short(counter.get_total_flops() // 2)
         rows.append((name, f"{parameters:,}", macs, str(size), "yes" if has_pretrained(name) else "no"))
-    titles = ("network", "parameters", "MACs", "image", "weights")
-    print("\n".join(grid({title: list(column) for title, column in zip(titles, zip(*rows))})))
+    titles = (title, "parameters", "MACs", "image", "weights")
+    return grid({title: list(column) for title, column in zip(titles, zip(*rows))})
 
 
 class _Outline(TorchFunctionMode):
@@ -182,9 +193,8 @@ def _notes(summary: Summary) -> Iterator[str]:
     total = summary.layers[0]
     maps = [layer.field for layer in summary.layers if isinstance(layer.field, Local)]
     besides = {word for field in maps for word in field.besides}
-    yield "Receptive field: size/stride/offset in pixels" + "".join(
-        f"; {word}: {meaning}" for word, meaning in BESIDES.items() if word in besides
-    )
+    yield "Receptive field: size/stride/offset in pixels"
+    yield from (f"  {word}: {meaning}" for word, meaning in BESIDES.items() if word in besides)
     for reason, name in summary.undefined.items():
         yield f"Not defined from {name} on: {reason}"
     for name, count in summary.idle.items():

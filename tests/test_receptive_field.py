@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from fastcnn.models import MODELS, ConvNet, build
+from fastcnn.models import MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.models.resnet import Bottleneck
+from fastcnn.models.unet import UNet
 from fastcnn.models.vit import EncoderBlock
 from fastcnn.receptive_field import Following, Local, Undefined, Whole, Window, receptive_fields
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
@@ -182,6 +183,54 @@ def test_random_networks_have_the_fields_that_gradients_show(seed):
         assert seen[:, axis].aminmax() == (first, last)
 
 
+def check_around_neighbours(network: nn.Module, side: int, period: int) -> Local:
+    """That the field of `network` is what as many neighbours as upsampling tells apart see together."""
+    network = network.eval().double()
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter, 0.5, 1)
+    x = torch.ones(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+    field = receptive_fields(network, x)[""]
+    assert isinstance(field, Local)
+    output = without_maxima(network)(x)
+    middle = (output.shape[2] - period) // 2
+    seen = []
+    for i in range(middle, middle + period):
+        (gradient,) = torch.autograd.grad(output[0, :, i, i].sum(), x, retain_graph=True)
+        pixels = gradient[0].sum(0).nonzero()
+        seen.append(pixels - i * torch.tensor([window.stride for window in field.windows]))
+        assert 0 < pixels.min() <= pixels.max() < side - 1, "a window leaves the image: no test"
+    for axis, window in enumerate(field.windows):
+        assert torch.cat(seen)[:, axis].aminmax() == (window.first, window.last)
+    return field
+
+
+@pytest.mark.parametrize(
+    ("up", "period"),
+    [
+        (nn.ConvTranspose2d(4, 4, 2, stride=2), 2),
+        (nn.ConvTranspose2d(4, 4, (3, 5), stride=(2, 3), padding=(1, 0), output_padding=1), 6),
+        (nn.ConvTranspose2d(4, 4, 3, stride=2, padding=2, dilation=2), 2),
+        (nn.Upsample(scale_factor=2), 2),
+        (nn.Upsample(scale_factor=(3, 2)), 6),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), 2),
+        (nn.Upsample(scale_factor=3, mode="bilinear"), 3),
+    ],
+)
+def test_upsampled_maps_have_the_fields_that_gradients_of_neighbours_show(up, period):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(6), up, nn.Conv2d(4, 4, 3, padding=1))
+    assert check_around_neighbours(network, side=96, period=period).besides == ("up",)
+
+
+def test_a_transposed_convolution_without_a_stride_is_like_another():
+    network = nn.Sequential(nn.AvgPool2d(6), nn.ConvTranspose2d(3, 4, (3, 2), padding=1))
+    assert check_around_neighbours(network, side=96, period=1).besides == ()
+
+
+def test_a_u_net_has_the_field_that_gradients_of_neighbours_show():
+    field = check_around_neighbours(UNet(2, width=1, padded=False), side=252, period=16)
+    assert str(field) == "215/1/-15 + up"
+
+
 # Every network of ours
 
 
@@ -198,6 +247,19 @@ def test_every_network_has_a_field_at_every_layer(name):
         assert isinstance(field, Local)
         assert [window.stride for window in field.windows] == [network.stages[-1].stride] * 2
         assert field.besides == ("gate",) * name.startswith(("mobilenet_v3", "efficientnet"))
+
+
+@pytest.mark.parametrize("name", [*SEGMENTATION, "unet/resnet18", "unet/efficientnet_b0", "unet/vit_s_16"])
+def test_every_network_for_segmentation_has_a_field_at_every_layer(name):
+    network = outline(name)
+    fields = receptive_fields(network, image(network.default_image_size))
+    assert {key: str(f) for key, f in fields.items() if isinstance(f, Undefined)} == {}
+    if "vit" in name:
+        assert fields["head"] == Whole()
+    else:
+        field = fields["head"]
+        assert isinstance(field, Local)
+        assert [window.stride for window in field.windows] == [1, 1]
 
 
 # Words
@@ -288,7 +350,15 @@ def test_an_adaptive_pool_is_a_pool_where_its_windows_are_alike():
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: F.interpolate(x, scale_factor=2), "interpolate: no rule for it"),
+        (lambda x: F.interpolate(x, scale_factor=2), "interpolate: 2 positions for a stride of 1 px"),
+        (
+            lambda x: F.interpolate(F.max_pool2d(x, 4), (9, 16)),
+            "interpolate: from (8, 8) to (9, 16) positions",
+        ),
+        (
+            lambda x: F.interpolate(F.max_pool2d(x, 4), scale_factor=2, mode="bicubic"),
+            "interpolate: no rule for mode bicubic, or for aligned corners",
+        ),
         (lambda x: x[:, :, ::2, ::2] + F.max_pool2d(x, 4)[..., :1, :1], "add: branches of strides 2 and 4"),
         (lambda x: x + x.transpose(2, 3), "add: branches with positions along different axes"),
         (lambda x: x + x[:, :, :1], "add: one position for several"),

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastcnn.cli import main
 from fastcnn.layer_times import time_layers
-from fastcnn.models import MODELS, ConvNet, build
+from fastcnn.models import MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.summary import Layer, Summary, summarize
 from fastcnn.tables import layer_table, short
 from fastcnn.weights import has_pretrained
@@ -305,7 +305,7 @@ def test_a_table_says_what_its_words_mean_and_why_a_field_is_missing():
     assert "1/1/0 + gate" in table
     assert "gate: times a factor that sees the whole image" in table
     assert table.count("not defined") == 4
-    assert "Not defined from 1.0.1 on: interpolate: no rule for it" in table
+    assert "Not defined from 1.0.1 on: interpolate: 2 positions for a stride of 1 px" in table
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,25 @@ def test_summary_takes_size_channels_classes_batch_and_depth(capsys):
     assert len(out.splitlines()) == 8
 
 
+def test_summary_shows_what_decoders_see(capsys):
+    assert main(["summary", "unet_small", "--depth", "1"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.startswith("unet_small in evaluation mode, images 1x3x64x64")
+    assert re.search(r"^encoder\.4 +Sequential +256x4x4 +885,760 .* 140/16/-62$", out, re.M)
+    assert re.search(r"^decoder\.3 +Expansion +16x64x64 +9,040 .* 215/1/-107 \+ up$", out, re.M)
+    assert re.search(r"^head +Conv2d +21x64x64 +357 ", out, re.M)
+    assert "\n  up: after upsampling each position sees a part of the window" in out
+
+
+def test_summary_takes_a_decoder_on_another_network(capsys):
+    assert main(["summary", "unet/resnet18", "--num-classes", "2"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.startswith("unet/resnet18 in evaluation mode, images 1x3x224x224")
+    assert re.search(r"^backbone\.layer4 +Sequential +512x7x7 .* 435/32/-217$", out, re.M)
+    assert re.search(r"^head +Conv2d +2x224x224 ", out, re.M)
+    assert "Not called" not in out
+
+
 def test_summary_takes_networks_from_elsewhere(capsys):
     assert main(["summary", "torchvision/squeezenet1_1", "--depth", "1"]) == 0
     assert "1,235,496 parameters" in capsys.readouterr().out
@@ -364,6 +383,7 @@ def test_profile_adds_times_and_says_of_what(capsys):
     ("words", "message"),
     [
         ("resnet-50", "resnet-50: no such network; did you mean resnet50?"),
+        ("unet/resnet-18", "unet/resnet-18: no such network; did you mean unet/resnet18?"),
         ("", "the following arguments are required: arch; --help lists the flags"),
         ("lenet5 --img-size 30", "--img-size 30: lenet5 takes 32 px only"),
         ("vit_b_16 --img-size 40", "--img-size 40: vit_b_16 takes 16 px or more, multiples of 16"),
@@ -392,18 +412,21 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
 
 def test_models_lists_every_network_as_published(capsys):
     assert main(["models"]) == 0
-    titles, *lines = capsys.readouterr().out.splitlines()
-    assert titles.split() == ["network", "parameters", "MACs", "image", "weights"]
-    rows = {line.split()[0]: line.split()[1:] for line in lines}
-    assert list(rows) == list(MODELS)
-    for name in ("lenet5", "resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_s_16"):
+    tables = [table.splitlines() for table in capsys.readouterr().out.split("\n\n")]
+    assert tables[-1].pop() == "unet/NAME: a U-Net on any network of the first table"
+    titles = ["parameters", "MACs", "image", "weights"]
+    assert [table[0].split() for table in tables] == [["network", *titles], ["segmentation", *titles]]
+    listed = [{line.split()[0]: line.split()[1:] for line in lines} for _, *lines in tables]
+    assert [list(rows) for rows in listed] == [list(MODELS), list(SEGMENTATION)]
+    rows = listed[0] | listed[1]
+    for name in ("lenet5", "resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_s_16", "unet_paper"):
         with torch.device("meta"):
-            network = MODELS[name]().eval()
-        size, channels = network.default_image_size, 1 if name == "lenet5" else 3
+            network = (MODELS | SEGMENTATION)[name]().eval()
+        size, channels = network.default_image_size, 1 if name in ("lenet5", "unet_paper") else 3
         total = summarize(network, torch.ones(1, channels, size, size, device="meta")).layers[0]
         assert rows[name][:3] == [f"{total.parameters:,}", short(total.multiply_adds), str(size)]
     assert {name: row[3] == "yes" for name, row in rows.items()} == {
-        name: has_pretrained(name) for name in MODELS
+        name: has_pretrained(name) for name in rows
     }
 
 

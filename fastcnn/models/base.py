@@ -38,7 +38,8 @@ def logits_of(outputs: Any) -> Any:
 
 
 class ConvNet(nn.Module, ABC):
-    """Base of the networks: images [N, C, H, W], normalized, to logits [N, num_classes]."""
+    """Base of the networks: images [N, C, H, W], normalized, to logits [N, num_classes]; of those for
+    segmentation to [N, num_classes, H, W]."""
 
     default_image_size: int = 224
     """Pixels a side that the network was published with."""
@@ -49,12 +50,13 @@ class ConvNet(nn.Module, ABC):
     image_size_multiple: int = 1
     """What the pixels a side must be a multiple of."""
     classifier_name: str
-    """Attribute path of the linear layer that makes the logits."""
+    """Attribute path of the linear layer, or 1x1 convolution, that makes the logits."""
     head_names: tuple[str, ...] = ()
     """Attributes of what has parameters and comes after the last of `stages`; empty: the one that holds the
     classifier."""
     stages: tuple[Stage, ...]
-    """Feature maps from the finest to the coarsest; the last one is `forward_features`' output."""
+    """Feature maps from the finest to the coarsest; the last one is `forward_features`' output, or what a
+    decoder begins with."""
 
     @abstractmethod
     def forward_stages(self, x: Tensor) -> list[Tensor]:
@@ -62,12 +64,12 @@ class ConvNet(nn.Module, ABC):
         does not pad."""
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, before pooling."""
+        """The last feature map, which `forward_head` takes."""
         return self.forward_stages(x)[-1]
 
     @abstractmethod
     def forward_head(self, features: Tensor) -> Tensor:
-        """Pooling and classifier: `forward_features`' output to logits."""
+        """Pooling, if any, and classifier: `forward_features`' output to logits."""
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         return self.forward_head(self.forward_features(x))
@@ -75,7 +77,8 @@ class ConvNet(nn.Module, ABC):
     @abstractmethod
     def layer_groups(self) -> list[list[str]]:
         """Attribute paths of all modules (or parameters) that have parameters, from the input to the
-        classifier, in groups that are frozen or decayed together; the last group is the classifier."""
+        classifier, in groups that are frozen or decayed together; the last group is the classifier, with the
+        decoder where that is on another network."""
 
     def remove_head(self) -> None:
         """Takes away what `forward_stages` does not need, as under a decoder or a detector."""

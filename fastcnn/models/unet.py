@@ -1,13 +1,14 @@
 """Networks for segmentation: U-Net (Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical
 Image Segmentation", MICCAI 2015), and its decoder on any other network.
 
-`unet_paper` is the paper's: convolutions do not pad, so the border of the output is lost. Not taken over is the
-dropout of section 3.1, for which no rate is given. The others pad, and have batch norm.
+`unet_paper` is the paper's: convolutions do not pad, so that the output is smaller than the image; it leaves
+out the dropout of section 3.1, which has no rate there. The others pad, and have batch norm.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,8 @@ LEVELS = 5
 class SegmentationNet(ConvNet):
     """Images [N, in_chans, H, W] to logits [N, num_classes, H, W]: an encoder, a decoder, a 1x1 convolution.
 
-    `stages` and `forward_stages` are the encoder's, for what else would look at them. Unlike those of other
-    networks, `forward_features` does not end there: it goes on through the decoder to the map that the
-    classifier sees.
+    Unlike in other networks, `stages` and `forward_stages` end before `forward_features`: they are the
+    encoder's, and it gives the last map of the decoder, which the classifier sees.
     """
 
     classifier_name = "head"
@@ -58,8 +58,8 @@ class UNet(SegmentationNet):
         width: channels of the first level; each level has twice those of the one before.
         padded: convolutions pad and have batch norm instead of a bias, and any size works. False: they do not
             pad, skip connections are cropped, and the output is smaller: 388 px of 572 (section 2).
-        bilinear: upsample without parameters, and halve the channels by a 1x1 convolution, where the paper does
-            both by a transposed convolution.
+        bilinear: upsample bilinearly and halve the channels by a 1x1 convolution, where the paper has a
+            transposed convolution for both.
         image_size: `default_image_size`.
     """
 
@@ -78,7 +78,7 @@ class UNet(SegmentationNet):
         widths = [width * 2**i for i in range(LEVELS)]
         self.stages = tuple(Stage(f"encoder.{i}", w, 2**i) for i, w in enumerate(widths))
         levels = [nn.Sequential(*two_convolutions(in_chans, width, padded))]
-        for before, after in zip(widths, widths[1:]):
+        for before, after in pairwise(widths):
             levels.append(nn.Sequential(nn.MaxPool2d(2), *two_convolutions(before, after, padded)))
         self.encoder = nn.ModuleList(levels)
         self.decoder = nn.ModuleList(Expansion(2 * w, w, padded, bilinear) for w in reversed(widths[:-1]))
