@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastcnn.errors import UserError
@@ -24,10 +25,11 @@ from fastcnn.models import (
     resnet,
     vgg,
     vit,
+    yolo,
 )
 from fastcnn.models.base import ConvNet, Outputs, Stage
 
-__all__ = ["MODELS", "ConvNet", "Outputs", "Stage", "build", "constructor"]
+__all__ = ["DETECTION", "MODELS", "ConvNet", "Outputs", "Stage", "build", "constructor"]
 
 MODELS: dict[str, Callable[..., ConvNet]] = {
     "lenet5": lenet.lenet5,
@@ -92,15 +94,26 @@ MODELS: dict[str, Callable[..., ConvNet]] = {
     "vit_l_16": vit.vit_l_16,
 }
 
+DETECTION: dict[str, Callable[..., ConvNet]] = {"yolo": yolo.yolo, "yolov1": yolo.yolov1}
+"""Detectors on resnet18; yolo/NAME and yolov1/NAME are on another of `MODELS`."""
+
 
 def constructor(name: str) -> Callable[..., ConvNet]:
     """The constructor of a network; ValueError that names the nearest for an unknown one."""
+    family, _, backbone = name.partition("/")
+    if family in DETECTION:
+        return partial(DETECTION[family], backbone=_known(name, backbone)) if backbone else DETECTION[family]
     if external.is_external(name):
         return external.constructor(name)
+    return _known(name, name)
+
+
+def _known(told: str, name: str) -> Callable[..., ConvNet]:
+    """The one of `MODELS`; `told` is what the user wrote, up to its end the name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower().replace("-", ""), MODELS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--arch {name}: no such network; {hint}`fastcnn models` lists them")
+        hint = f"did you mean {told.removesuffix(name)}{near[0]}? " if near else ""
+        raise UserError(f"--arch {told}: no such network; {hint}`fastcnn models` lists them")
     return MODELS[name]
 
 
@@ -108,7 +121,7 @@ def build(name: str, num_classes: int | None = None, in_chans: int = 3, **option
     """A freshly initialized network.
 
     Args:
-        name: a key of `MODELS`.
+        name: as `constructor` takes it.
         num_classes: size of the logits; None: as published.
         in_chans: channels of the images.
         options: further keywords of the network's constructor, such as `drop_rate`.

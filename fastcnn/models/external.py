@@ -25,6 +25,8 @@ from fastcnn.models.base import Outputs, logits_of
 
 WITH_AUXILIARIES = ("googlenet", "inception_v3")
 """torchvision's networks that return a named tuple in training."""
+OWN = ("yolo/", "yolov1/")
+"""What names of our own networks start with, where a backbone follows."""
 
 
 class ImageSizes(NamedTuple):
@@ -42,7 +44,7 @@ class ImageSizes(NamedTuple):
 
 
 def is_external(arch: str) -> bool:
-    return "/" in arch or ":" in arch
+    return ("/" in arch or ":" in arch) and not arch.startswith(OWN)
 
 
 def constructor(arch: str) -> Callable[..., Any]:

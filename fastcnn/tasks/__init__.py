@@ -10,8 +10,9 @@ from torch import Tensor
 from fastcnn.data.batch import Batch
 from fastcnn.metrics import Metrics
 from fastcnn.tasks.classification import Classification
+from fastcnn.tasks.detection import Detection
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "Detection", "Task"]
 
 
 class Task(Protocol):
