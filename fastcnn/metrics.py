@@ -45,3 +45,31 @@ class Sums:
     def over_ranks(self) -> dict[str, float]:
         """The sums of all ranks; waits for the device."""
         return dict(zip(self.names, all_reduce_sum(self.values.clone()).tolist()))
+
+
+class MeanLoss:
+    """The real samples' number and mean loss; what is measured beside them derives from it.
+
+    Args:
+        others: names of further sums.
+    """
+
+    def __init__(self, device: torch.device, others: tuple[str, ...] = ()) -> None:
+        self.sums = Sums(("samples", "loss", *others), device)
+
+    def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
+        samples = batch.mask.sum()
+        self.sums.add(samples, loss.detach() * samples)
+
+    def compute(self) -> dict[str, float]:
+        totals = self.sums.over_ranks()
+        return {"samples": totals["samples"], "loss": totals["loss"] / max(totals["samples"], 1)}
+
+    def state(self) -> Tensor:
+        return self.sums.values
+
+    def add(self, state: Tensor) -> None:
+        self.sums.values += state.to(self.sums.values)
+
+    def reset(self) -> None:
+        self.sums.values.zero_()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastcnn.errors import UserError
@@ -25,10 +26,11 @@ from fastcnn.models import (
     unet,
     vgg,
     vit,
+    yolo,
 )
 from fastcnn.models.base import ConvNet, Outputs, Stage
 
-__all__ = ["MODELS", "SEGMENTATION", "ConvNet", "Outputs", "Stage", "build", "constructor"]
+__all__ = ["DETECTION", "MODELS", "SEGMENTATION", "ConvNet", "Outputs", "Stage", "build", "constructor"]
 
 MODELS: dict[str, Callable[..., ConvNet]] = {
     "lenet5": lenet.lenet5,
@@ -93,50 +95,50 @@ MODELS: dict[str, Callable[..., ConvNet]] = {
     "vit_l_16": vit.vit_l_16,
 }
 
-
 SEGMENTATION: dict[str, Callable[..., ConvNet]] = {
     "unet": unet.unet,
     "unet_bilinear": unet.unet_bilinear,
     "unet_small": unet.unet_small,
     "unet_paper": unet.unet_paper,
 }
-"""Networks whose logits are of pixels, [N, num_classes, H, W]; others are `unet/NAME`, NAME of `MODELS`."""
+"""Networks whose logits are of pixels, [N, num_classes, H, W]."""
+
+DETECTION: dict[str, Callable[..., ConvNet]] = {"yolo": yolo.yolo, "yolov1": yolo.yolov1}
+"""Networks whose outputs are boxes: `yolo.AnchorOutputs`, `yolo.GridOutputs`."""
+
+ON_A_BACKBONE: dict[str, Callable[..., ConvNet]] = {
+    "unet": unet.unet_on,
+    "yolo": yolo.yolo,
+    "yolov1": yolo.yolov1,
+}
+"""By what is before the slash, as in `unet/resnet50`: constructors that take one of `MODELS`."""
 
 
 def constructor(name: str) -> Callable[..., ConvNet]:
     """The constructor of a network; ValueError that names the nearest for an unknown one."""
+    prefix, slash, backbone = name.partition("/")
+    if slash and prefix in ON_A_BACKBONE:
+        return partial(ON_A_BACKBONE[prefix], backbone=_known(MODELS, backbone, f"{prefix}/"))
     if external.is_external(name):
         return external.constructor(name)
-    prefix, slash, backbone = name.rpartition("/")
-    known = MODELS if slash else MODELS | SEGMENTATION
-    if backbone not in known:
-        near = difflib.get_close_matches(backbone.lower().replace("-", ""), known, n=1)
-        hint = f"did you mean {prefix}{slash}{near[0]}? " if near else ""
-        raise UserError(f"--arch {name}: no such network; {hint}`fastcnn models` lists them")
-    if slash:
-        return ON_A_BACKBONE[prefix](MODELS[backbone])
-    return known[name]
+    return _known(MODELS | SEGMENTATION | DETECTION, name)
 
 
-def _unet_on(backbone: Callable[..., ConvNet]) -> Callable[..., ConvNet]:
-    """The constructor of a U-Net on a network of `MODELS`."""
-    channels = inspect.signature(backbone).parameters["in_chans"].default
-
-    def make(num_classes: int = 21, in_chans: int = channels) -> ConvNet:
-        return unet.BackboneUNet(backbone(in_chans=in_chans), num_classes)
-
-    return make
-
-
-ON_A_BACKBONE = {"unet": _unet_on}
-"""By what is before the slash: from the constructor of a network to that of another on top of it."""
+def _known(
+    networks: dict[str, Callable[..., ConvNet]], name: str, prefix: str = ""
+) -> Callable[..., ConvNet]:
+    if name not in networks:
+        near = difflib.get_close_matches(name.lower().replace("-", ""), networks, n=1)
+        hint = f"did you mean {prefix}{near[0]}? " if near else ""
+        raise UserError(f"--arch {prefix}{name}: no such network; {hint}`fastcnn models` lists them")
+    return networks[name]
 
 
 def build(name: str, num_classes: int | None = None, in_chans: int = 3, **options: Any) -> ConvNet:
     """A freshly initialized network.
 
     Args:
-        name: a key of `MODELS` or `SEGMENTATION`, or `unet/NAME`.
+        name: a key of `MODELS`, `SEGMENTATION` or `DETECTION`, PREFIX/NAME of `ON_A_BACKBONE`, or another's.
         num_classes: size of the logits; None: as published.
         in_chans: channels of the images.
         options: further keywords of the network's constructor, such as `drop_rate`.

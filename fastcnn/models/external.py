@@ -26,7 +26,7 @@ from fastcnn.models.base import Outputs, logits_of
 WITH_AUXILIARIES = ("googlenet", "inception_v3")
 """torchvision's networks that return a named tuple in training."""
 
-OWN_PREFIXES = ("unet",)
+OWN_PREFIXES = ("unet", "yolo", "yolov1")
 """Before the slash in names of ours, networks on top of another: `unet/resnet18`."""
 
 

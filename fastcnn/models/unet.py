@@ -8,6 +8,7 @@ out the dropout of section 3.1, which has no rate there. The others pad, and hav
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fastcnn.errors import UserError
 from fastcnn.models.base import ConvNet, Stage
 from fastcnn.models.layers import ConvNormAct
+from fastcnn.models.resnet import resnet18
 
 LEVELS = 5
 """Resolutions of a U-Net, each half of the one before (figure 1)."""
@@ -221,6 +223,13 @@ def he_by_inputs(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, 0, math.sqrt(2 / seen))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def unet_on(
+    num_classes: int = 21, in_chans: int = 3, backbone: Callable[..., ConvNet] = resnet18
+) -> BackboneUNet:
+    """`BackboneUNet` on a fresh backbone."""
+    return BackboneUNet(backbone(num_classes=1, in_chans=in_chans), num_classes)
 
 
 def unet(num_classes: int = 21, in_chans: int = 3) -> UNet:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastcnn.data.batch import Batch
-from fastcnn.metrics import Sums
+from fastcnn.metrics import MeanLoss
 from fastcnn.models.base import Outputs
 from fastcnn.pictures import enlarged, with_caption
 
@@ -65,12 +65,12 @@ class Classification:
         return with_caption(enlarged(Image.fromarray(image)), [(class_names[int(target)], None)])
 
 
-class ClassificationMetrics:
+class ClassificationMetrics(MeanLoss):
     """Mean loss, acc1 and, with more than 5 classes, acc5, in percent."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.top = 5 if num_classes > 5 else 1
-        self.sums = Sums(("samples", "loss", "acc1", "acc5"), device)
+        super().__init__(device, ("acc1", "acc5"))
 
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
@@ -86,15 +86,6 @@ class ClassificationMetrics:
         for name in ("acc1", "acc5") if self.top == 5 else ("acc1",):
             metrics[name] = 100 * totals[name] / max(samples, 1)
         return metrics
-
-    def state(self) -> Tensor:
-        return self.sums.values
-
-    def add(self, state: Tensor) -> None:
-        self.sums.values += state.to(self.sums.values.device)
-
-    def reset(self) -> None:
-        self.sums.values.zero_()
 
 
 def _split(outputs: object) -> tuple[Tensor, tuple[Tensor, ...]]:

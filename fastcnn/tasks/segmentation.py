@@ -14,7 +14,7 @@ from fastcnn.data.batch import Batch
 from fastcnn.data.targets import IGNORE
 from fastcnn.distributed import all_reduce_sum
 from fastcnn.errors import UserError
-from fastcnn.metrics import Sums
+from fastcnn.metrics import MeanLoss
 from fastcnn.pictures import with_mask
 
 SegLoss = Literal["ce", "dice", "ce-dice"]
@@ -122,8 +122,7 @@ def cross_entropy(pixels: Pixels, weights: Tensor) -> Tensor:
 
 def dice_loss(pixels: Pixels) -> Tensor:
     """1 - Dice coefficient of the probabilities with the truth (Milletari et al., "V-Net", 3DV 2016, section
-    3, without their squares), over all pixels of the batch that count; the mean over the classes that it shows.
-    """
+    3, without their squares), over all pixels of the batch that count; the mean over the classes it shows."""
     found = pixels.counted @ pixels.log_probabilities.exp()
     common, truth = pixels.by_class(pixels.of_truth().exp()), pixels.by_class(torch.ones_like(pixels.counted))
     dice = 2 * common / (found + truth).clamp(min=1e-6)
@@ -131,50 +130,46 @@ def dice_loss(pixels: Pixels) -> Tensor:
     return ((1 - dice) * shown).sum() / shown.sum().clamp(min=1)
 
 
-class SegmentationMetrics:
+class SegmentationMetrics(MeanLoss):
     """Mean loss, and in percent, over all pixels that count: mIoU and Dice, means over the classes that the
     truth or the prediction shows, and the share of pixels that are right."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
+        super().__init__(device)
         self.num_classes = num_classes
-        self.sums = Sums(("samples", "loss"), device)
         # Pixels of each class (row) that were taken for each class (column), and those that do not count.
         self.pixels = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
+        super().update(loss, outputs, batch)
         logits, targets = _pair(outputs, batch)
-        samples = batch.mask.sum()
-        self.sums.add(samples, loss.detach() * samples)
         place = (targets * self.num_classes + logits.argmax(1)).where(targets != IGNORE, self.num_classes**2)
         place = place.flatten()
         self.pixels.scatter_add_(0, place, torch.ones_like(place))
 
     def compute(self) -> dict[str, float]:
-        totals = self.sums.over_ranks()
         pixels = all_reduce_sum(self.pixels.clone())[:-1].view(self.num_classes, self.num_classes).double()
         right, truth, found = pixels.diag(), pixels.sum(1), pixels.sum(0)
         shown = truth + found > 0
         union = (truth + found - right)[shown]
-        samples = totals["samples"]
         return {
-            "samples": samples,
-            "loss": totals["loss"] / max(samples, 1),
+            **super().compute(),
             "miou": _percent(right[shown] / union),
             "dice": _percent(2 * right[shown] / (truth + found)[shown]),
             "pixel_acc": 100 * float(right.sum() / truth.sum().clamp(min=1)),
         }
 
     def state(self) -> Tensor:
-        return torch.cat([self.sums.values.cpu().double(), self.pixels.cpu().double()])
+        return torch.cat([super().state().cpu().double(), self.pixels.cpu().double()])
 
     def add(self, state: Tensor) -> None:
         sums, pixels = state.split([len(self.sums.values), len(self.pixels)])
-        self.sums.values += sums.to(self.sums.values)
+        super().add(sums)
         self.pixels += pixels.to(self.pixels)
 
     def reset(self) -> None:
-        self.sums.values.zero_()
+        super().reset()
         self.pixels.zero_()
 
 

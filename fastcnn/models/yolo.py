@@ -1,0 +1,278 @@
+"""One-stage detectors on any backbone: YOLO with anchors on several maps, in the way of YOLOv3 (Redmon,
+Farhadi, "YOLOv3: An Incremental Improvement", 2018), and YOLOv1 with one grid (Redmon et al., "You Only Look
+Once", CVPR 2016).
+
+    python -c "from fastcnn.models import build; print(build('yolo/resnet50', num_classes=20))"
+
+Between the backbone and the heads is a feature pyramid in place of Darknet's layers.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcnn.errors import UserError
+from fastcnn.models.base import ConvNet, Stage
+from fastcnn.models.layers import ConvNormAct
+from fastcnn.models.resnet import resnet18
+
+WIDTH = 256
+"""Channels of the pyramid and of the heads (Lin et al. 2017, section 3)."""
+ANCHORS = (10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326)
+"""Width and height of YOLOv3's nine, for COCO's boxes in images of 416 px (section 2.3)."""
+PRIOR = 0.01
+"""Objectness before training (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1:
+else what holds nothing, nearly all, outweighs the rest at first)."""
+
+
+class AnchorOutputs(NamedTuple):
+    """What `YOLO` says of N images: P predictions each, map by map, the finest first; within a map row by
+    row, within a cell anchor by anchor."""
+
+    raw: Tensor
+    """[N, P, 5 + num_classes]: x, y, width, height, objectness, classes, before any scaling."""
+    cells: Tensor
+    """[P, 5] float32: column and row of the cell, stride in pixels, anchor's width and height in pixels."""
+    maps: tuple[tuple[int, int], ...]
+    """Rows and columns of each map."""
+    size: tuple[int, int]
+    """Height and width of the images, in pixels."""
+
+
+class GridOutputs(NamedTuple):
+    """What `YOLOv1` says of N images."""
+
+    raw: Tensor
+    """[N, S, S, B * 5 + num_classes]: of each cell of each row, of each of its B boxes, x and y of the centre
+    within the cell, square roots of width and height relative to the image, confidence; then classes."""
+    size: tuple[int, int]
+    """Height and width of the images, in pixels."""
+
+
+class Pyramid(nn.Module):
+    """Maps of one width with what coarser ones know (Lin et al., "Feature Pyramid Networks for Object
+    Detection", CVPR 2017, section 3), from the coarsest stage down to the finest stride that is asked for.
+
+    Args:
+        stages: of the backbone.
+        strides: of the outputs, ascending.
+
+    Raises:
+        UserError: no stage has such a stride.
+    """
+
+    def __init__(self, stages: Sequence[Stage], strides: Sequence[int], width: int = WIDTH) -> None:
+        super().__init__()
+        last = {stage.stride: i for i, stage in enumerate(stages)}
+        for stride in strides:
+            if stride not in last:
+                raise UserError(
+                    f"--strides {' '.join(map(str, strides))}: the backbone has no map of stride {stride}; "
+                    f"write some of {' '.join(map(str, last))}"
+                )
+        self.inputs = [i for stride, i in last.items() if stride >= strides[0]]
+        used = [stages[i] for i in self.inputs]
+        self.is_output = [stage.stride in strides for stage in used]
+        self.laterals = nn.ModuleList(nn.Conv2d(stage.channels, width, 1) for stage in used)
+        self.smooth = nn.ModuleList(ConvNormAct(width, width, 3) for _ in strides)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """The backbone's stages to maps [N, width, H / stride, W / stride], the finest first."""
+        merged = [lateral(features[i]) for i, lateral in zip(self.inputs, self.laterals)]
+        for i in reversed(range(len(merged) - 1)):
+            merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[2:], mode="nearest")
+        outputs = [x for x, is_output in zip(merged, self.is_output) if is_output]
+        return [smooth(x) for smooth, x in zip(self.smooth, outputs)]
+
+
+class Detector(ConvNet):
+    """What both share: backbone, pyramid, on each of its maps a 3x3 convolution and a 1x1 convolution.
+
+    `stages` are the backbone's, which loses its own head.
+
+    Args:
+        strides: of the maps with a head, in pixels.
+    """
+
+    classifier_name = "predictors"
+
+    def __init__(self, backbone: ConvNet, strides: Sequence[int]) -> None:
+        super().__init__()
+        groups = backbone.layer_groups()
+        backbone.remove_head()
+        left = [name for name, _ in backbone.named_parameters()]
+        kept = [[g for g in group if any(f"{n}.".startswith(f"{g}.") for n in left)] for group in groups]
+        self.backbone_groups = [[f"backbone.{name}" for name in group] for group in kept if group]
+        self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
+        self.minimum_image_size = backbone.minimum_image_size
+        self.image_size_multiple = backbone.image_size_multiple
+        self.strides = tuple(strides)
+        self.backbone = backbone
+        self.neck = Pyramid(backbone.stages, self.strides)
+        self.heads = nn.ModuleList(ConvNormAct(WIDTH, WIDTH, 3) for _ in self.strides)
+
+    @abstractmethod
+    def predictor(self, num_classes: int) -> nn.Conv2d:
+        """A fresh last layer."""
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        return self.backbone.forward_stages(x)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        raise TypeError("a detector's heads see more than the last map: call the network itself")
+
+    def layer_groups(self) -> list[list[str]]:
+        return [*self.backbone_groups, ["neck", "heads", "predictors"]]
+
+    def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
+        if hidden is not None:
+            raise UserError("--head mlp: a detector has a last layer on each map; leave it out")
+        weight = next(self.heads.parameters())
+        fresh = [self.predictor(num_classes).to(weight.device, weight.dtype) for _ in self.strides]
+        self.predictors = nn.ModuleList(fresh)
+
+
+class YOLO(Detector):
+    """Boxes from anchors: images [N, C, H, W] to `AnchorOutputs`.
+
+    Where the backbone does not pad, its maps end before the image does, and so do the cells.
+
+    Args:
+        backbone: gives the maps; its head is taken away.
+        anchors: width and height of each anchor in pixels, one after the other. The smallest go to the finest
+            stride, as many to each.
+        strides: of the maps, in pixels.
+
+    Raises:
+        UserError: the backbone has no such map, or the anchors cannot be shared out.
+    """
+
+    default_image_size = 416
+    anchors: Tensor
+
+    def __init__(
+        self, backbone: ConvNet, num_classes: int, anchors: Sequence[float], strides: Sequence[int]
+    ) -> None:
+        strides = sorted(set(strides))
+        told = " ".join(f"{side:g}" for side in anchors)
+        if len(anchors) % 2 or not anchors or min(anchors) <= 0:
+            raise UserError(
+                f"--anchors {told}: write width and height of each in pixels, such as 10 13 16 30"
+            )
+        shapes = sorted(zip(anchors[::2], anchors[1::2]), key=lambda shape: shape[0] * shape[1])
+        if not strides or len(shapes) % len(strides):
+            raise UserError(
+                f"--anchors {told}: {len(shapes)} anchors cannot be divided evenly over the "
+                f"{len(strides)} of --strides {' '.join(map(str, strides))}; write as many for each"
+            )
+        super().__init__(backbone, strides)
+        self.register_buffer("anchors", torch.tensor(shapes, dtype=torch.float32).view(len(strides), -1, 2))
+        self.reset_classifier(num_classes)
+
+    def predictor(self, num_classes: int) -> nn.Conv2d:
+        per_cell = self.anchors.shape[1]
+        layer = nn.Conv2d(WIDTH, per_cell * (5 + num_classes), 1)
+        nn.init.normal_(layer.weight, 0, 0.01)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            layer.bias.view(per_cell, -1)[:, 4] = -math.log((1 - PRIOR) / PRIOR)
+        return layer
+
+    def forward(self, x: Tensor) -> AnchorOutputs:  # type: ignore[override]
+        raw, cells, maps = [], [], []
+        for i, y in enumerate(self.neck(self.forward_stages(x))):
+            y = self.predictors[i](self.heads[i](y)).permute(0, 2, 3, 1)
+            rows, columns = y.shape[1], y.shape[2]
+            raw.append(y.reshape(len(x), rows * columns * self.anchors.shape[1], -1))
+            cells.append(_cells(rows, columns, self.strides[i], self.anchors[i]))
+            maps.append((rows, columns))
+        return AnchorOutputs(torch.cat(raw, 1), torch.cat(cells), tuple(maps), (x.shape[2], x.shape[3]))
+
+
+class YOLOv1(Detector):
+    """Boxes from a grid of cells: images [N, C, H, W] to `GridOutputs`.
+
+    Redmon et al. flatten their last map into two fully connected layers, so that each cell sees all of the
+    image, at one image size. Here the map is averaged to one pixel for each cell, a 3x3 convolution and a 1x1
+    convolution follow, and any size will do.
+
+    Args:
+        backbone: gives the maps; its head is taken away.
+        stride: of the map, in pixels.
+        grid: cells a side.
+        boxes: of each cell.
+
+    Raises:
+        UserError: the backbone has no such map.
+    """
+
+    default_image_size = 448
+
+    def __init__(
+        self, backbone: ConvNet, num_classes: int, stride: int, grid: int = 7, boxes: int = 2
+    ) -> None:
+        super().__init__(backbone, [stride])
+        self.grid, self.boxes = grid, boxes
+        self.reset_classifier(num_classes)
+
+    def predictor(self, num_classes: int) -> nn.Conv2d:
+        """Boxes start in the middle of their cell, a quarter of the image a side, so that they overlap what
+        there is, and the better one of a cell can be told."""
+        layer = nn.Conv2d(WIDTH, self.boxes * 5 + num_classes, 1)
+        nn.init.normal_(layer.weight, 0, 0.01)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            layer.bias[: self.boxes * 5].view(self.boxes, 5)[:, :4] = 0.5
+        return layer
+
+    def forward(self, x: Tensor) -> GridOutputs:  # type: ignore[override]
+        (y,) = self.neck(self.forward_stages(x))
+        y = self.predictors[0](self.heads[0](F.adaptive_avg_pool2d(y, self.grid)))
+        return GridOutputs(y.permute(0, 2, 3, 1), (x.shape[2], x.shape[3]))
+
+
+def _cells(rows: int, columns: int, stride: int, anchors: Tensor) -> Tensor:
+    """[rows * columns * A, 5] of a map with A anchors, as in `AnchorOutputs`."""
+    shape = (rows, columns, len(anchors), 1)
+    column = torch.arange(columns, dtype=torch.float32, device=anchors.device).view(1, -1, 1, 1)
+    row = torch.arange(rows, dtype=torch.float32, device=anchors.device).view(-1, 1, 1, 1)
+    parts = [column.expand(shape), row.expand(shape), anchors.new_full(shape, stride)]
+    return torch.cat([*parts, anchors.expand(rows, columns, -1, -1)], -1).view(-1, 5)
+
+
+def yolo(
+    num_classes: int = 20,
+    in_chans: int = 3,
+    anchors: Sequence[float] = ANCHORS,
+    strides: Sequence[int] = (8, 16, 32),
+    backbone: Callable[..., ConvNet] = resnet18,
+) -> YOLO:
+    """`YOLO` on a fresh backbone."""
+    return YOLO(backbone(num_classes=1, in_chans=in_chans), num_classes, anchors, strides)
+
+
+def yolov1(
+    num_classes: int = 20,
+    in_chans: int = 3,
+    strides: Sequence[int] = (32,),
+    backbone: Callable[..., ConvNet] = resnet18,
+) -> YOLOv1:
+    """`YOLOv1` on a fresh backbone.
+
+    Raises:
+        UserError: more strides than one.
+    """
+    if len(strides) != 1:
+        raise UserError(
+            f"--strides {' '.join(map(str, strides))}: YOLOv1 has one grid; write one, such as 32"
+        )
+    return YOLOv1(backbone(num_classes=1, in_chans=in_chans), num_classes, strides[0])
