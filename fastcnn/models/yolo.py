@@ -192,7 +192,7 @@ class YOLO(Detector):
             y = self.predictors[i](self.heads[i](y)).permute(0, 2, 3, 1)
             rows, columns = y.shape[1], y.shape[2]
             raw.append(y.reshape(len(x), rows * columns * self.anchors.shape[1], -1))
-            cells.append(_cells(rows, columns, self.strides[i], self.anchors[i]))
+            cells.append(cells_of(rows, columns, self.strides[i], self.anchors[i]))
             maps.append((rows, columns))
         return AnchorOutputs(torch.cat(raw, 1), torch.cat(cells), tuple(maps), (x.shape[2], x.shape[3]))
 
@@ -240,7 +240,7 @@ class YOLOv1(Detector):
         return GridOutputs(y.permute(0, 2, 3, 1), (x.shape[2], x.shape[3]))
 
 
-def _cells(rows: int, columns: int, stride: int, anchors: Tensor) -> Tensor:
+def cells_of(rows: int, columns: int, stride: int, anchors: Tensor) -> Tensor:
     """[rows * columns * A, 5] of a map with A anchors, as in `AnchorOutputs`."""
     shape = (rows, columns, len(anchors), 1)
     column = torch.arange(columns, dtype=torch.float32, device=anchors.device).view(1, -1, 1, 1)
