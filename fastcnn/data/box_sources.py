@@ -159,8 +159,13 @@ def _coco_split(root: Path, coco: Coco, phase: str, classes: dict[Any, int], bad
     if coco.path.name == ROBOFLOW:
         folders = [coco.path.parent]
     else:
-        folders = [*sorted(root.glob(f"{phase}*/")), *sorted((root / "images").glob(f"{phase}*/"))]
-        folders += [root / "images", root]
+        folders = [
+            *sorted(root.glob(f"{phase}*")),
+            *sorted(root.glob(f"images/{phase}*")),
+            root / "images",
+            root,
+        ]
+        folders = [folder for folder in folders if folder.is_dir()]
     paths = _locate(folders, list(coco.images.values()))
     for (key, name), path in zip(coco.images.items(), paths):
         if path is None:
@@ -168,9 +173,7 @@ def _coco_split(root: Path, coco: Coco, phase: str, classes: dict[Any, int], bad
     places = iter(range(len(paths)))
     index = {key: None if path is None else next(places) for key, path in zip(coco.images, paths)}
     found = [path for path in paths if path is not None]
-    return _split(
-        str(coco.path.resolve()), found, lambda _: coco_rows(coco, index, classes), len(classes), bad
-    )
+    return _split(str(coco.path.resolve()), found, coco_rows(coco, index, classes), len(classes), bad)
 
 
 def _locate(folders: Sequence[Path], names: Sequence[str]) -> list[str | None]:

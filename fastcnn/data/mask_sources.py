@@ -183,7 +183,8 @@ def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
     listed = read_class_names(root / "classes.txt")
     if len(listed) > IGNORE:
         raise UserError(f"{root / 'classes.txt'}: {len(listed)} classes; masks can have {IGNORE} at most")
-    good = (train.sizes == train.files.sizes).all(axis=1)
+    known = (train.files.sizes > 0).all(axis=1)
+    good = (train.sizes == train.files.sizes).all(axis=1) | ~known
     if listed or not good.any():
         return listed or ("class 0",)
     values = np.flatnonzero(train.present[good].any(axis=0))
