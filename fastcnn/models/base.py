@@ -38,8 +38,8 @@ def logits_of(outputs: Any) -> Any:
 
 
 class ConvNet(nn.Module, ABC):
-    """Base of the networks: images [N, C, H, W], normalized, to logits [N, num_classes]; of those for
-    segmentation to [N, num_classes, H, W]."""
+    """Base of the networks: images [N, C, H, W], normalized, to logits [N, num_classes], or for segmentation
+    [N, num_classes, H, W]."""
 
     default_image_size: int = 224
     """Pixels a side that the network was published with."""

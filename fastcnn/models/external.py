@@ -27,7 +27,7 @@ WITH_AUXILIARIES = ("googlenet", "inception_v3")
 """torchvision's networks that return a named tuple in training."""
 
 OWN_PREFIXES = ("unet", "yolo", "yolov1")
-"""Before the slash in names of ours, networks on top of another: `unet/resnet18`."""
+"""Before the slash in names of ours, such as `unet/resnet18`: the keys of `models.ON_A_BACKBONE`."""
 
 
 class ImageSizes(NamedTuple):
