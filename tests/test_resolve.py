@@ -50,6 +50,10 @@ TOLD: dict[str, Any] = {
     "compile": "off",
     "output_dir": "runs/mine",
     "log_interval": 3,
+    "scale": (0.3, 0.9),
+    "crop_mode": "border",
+    "anchors": (8.0, 9.0),
+    "strides": (4,),
 }
 """A value of the user's own for all that can be "auto"."""
 
@@ -163,16 +167,38 @@ def test_deterministic_runs_on_the_cpu_do_not_choose_their_arithmetic_by_the_clo
     assert (config.amp_dtype, config.channels_last, config.compile) == ("fp32", "on", "off")
 
 
+@pytest.mark.parametrize("arch", ["resnet50", "unet", "yolo"])
 @pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
-def test_every_choice_and_nothing_else_has_a_reason(device):
-    config, reasons = resolve(Config(), facts(device=device))
+def test_every_choice_and_nothing_else_has_a_reason(device, arch):
+    config, reasons = resolve(Config(arch=arch), facts(device=device))
     left = {name for name in AUTO if getattr(config, name) == "auto"}
-    later = {"output_dir", "data_backend"}
+    later = {"output_dir", "data_backend", "anchors"} | ({"strides"} if arch != "yolo" else set())
     probed = {"amp_dtype", "channels_last", "compile"} if device == "cpu" else set()
     assert left == later | probed
     assert set(reasons) == AUTO - left
-    unchanged = [name for name in FIELDS if name not in reasons]
+    unchanged = [name for name in FIELDS if name not in reasons and name != "arch"]
     assert all(getattr(config, name) == FIELDS[name].default for name in unchanged)
+
+
+def test_masks_and_boxes_are_seen_whole_and_cropped_less():
+    for arch in ("unet", "unet/resnet50", "yolo", "yolov1/resnet50"):
+        config = resolved(Config(arch=arch))
+        assert (config.crop_mode, config.scale) == ("border", (0.5, 1.0))
+    config = resolved(Config(arch="resnet50"))
+    assert (config.crop_mode, config.scale) == ("center", (0.08, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "strides"),
+    [
+        ("yolo", 416, (8, 16, 32)),
+        ("yolo/resnet50", 64, (8,)),
+        ("yolov1", 448, (32,)),
+        ("yolov1", 64, (8,)),
+    ],
+)
+def test_small_images_get_a_fine_map_alone(arch, size, strides):
+    assert resolved(Config(arch=arch, img_size=size)).strides == strides
 
 
 @pytest.mark.parametrize(
