@@ -1,13 +1,14 @@
 """Training steps with one switch more or less, from eager PyTorch as it comes to all that makes it fast.
 
 `fastcnn.ladder` compares them; what wins becomes a default of training. A step here is forward,
-cross-entropy, backward and update on one batch that is already on the device.
+loss, backward and update on one batch that is already on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn import machine, models
-from fastcnn.data import Batch
+from fastcnn.config import Config, task_of
+from fastcnn.data import Batch, Share, Source, Transform, open_data
+from fastcnn.data.synthetic import SyntheticLoader
 from fastcnn.engine import Normalized, TrainState, build_state, train_step
 from fastcnn.models.base import logits_of
 from fastcnn.optim import Schedule, build_optimizer
-from fastcnn.tasks import Classification
+from fastcnn.tasks import Task, build_task
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm, accelerate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,13 +68,30 @@ class Problem:
     batch_size: int
     device: str
 
+    @property
+    def num_classes(self) -> int:
+        return CLASSES if self._annotated is None else len(self._annotated.class_names)
+
+    @cached_property
+    def _annotated(self) -> Source | None:
+        """Where the task's masks or boxes come from."""
+        task = task_of(self.arch)
+        return None if task == "classification" else open_data(task, "synthetic", "", None, seed=0)
+
     def network(self) -> nn.Module:
         torch.manual_seed(0)
-        network = models.build(self.arch, num_classes=CLASSES, in_chans=3)
+        network = models.build(self.arch, num_classes=self.num_classes, in_chans=3)
         return network.to(self.device).train()
 
+    def task(self) -> Task:
+        return build_task(Config(arch=self.arch), self.num_classes)
+
     def batch(self) -> Batch:
-        """The same random images and classes in every process."""
+        """The same random images and targets in every process."""
+        if self._annotated is not None:
+            split = self._annotated.train
+            share = Share(len(split), self.batch_size, 0, 1, train=True)
+            return SyntheticLoader(split, Transform(self.img_size), share, torch.device(self.device)).batch
         generator = torch.Generator().manual_seed(0)
         n, size = self.batch_size, self.img_size
         pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
@@ -112,11 +132,11 @@ def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
         fused=True if switches.fused and switches.compile != "step" else None,
     )
     trained = [p for p in network.parameters() if p.requires_grad]
-    targets = batch.targets
+    criterion = _criterion(problem, batch)
 
     def forward(images: Tensor) -> Tensor:
         with autocast():
-            return F.cross_entropy(logits_of(network(images)), targets)
+            return criterion(network(images))
 
     def update() -> None:
         if masters is not None:
@@ -157,6 +177,14 @@ def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
     return lambda: step(images)
 
 
+def _criterion(problem: Problem, batch: Batch) -> Callable[[Any], Tensor]:
+    """Of a network's outputs: what PyTorch's user writes to classify, the task's own loss for all else."""
+    if task_of(problem.arch) == "classification":
+        return lambda outputs: F.cross_entropy(logits_of(outputs), batch.targets)
+    task = problem.task()
+    return lambda outputs: task.loss(outputs, batch, train=True)
+
+
 def build_own_state(
     problem: Problem,
     amp_dtype: torch.dtype,
@@ -192,13 +220,13 @@ def build_own_step(problem: Problem, dtype: str, channels_last: bool, compile: b
     """fastcnn's step, as it trains: from uint8 images, with its metrics and its guard."""
     machine.prepare(torch.device(problem.device), torch.get_num_threads(), deterministic=False)
     state = build_own_state(problem, machine.DTYPES[dtype], channels_last, compile)
-    batch, task = problem.batch(), Classification(CLASSES)
+    batch, task = problem.batch(), problem.task()
     metrics = task.metrics(state.device)
 
     def step() -> Tensor:
         metrics.reset()
         train_step(state, task, [batch], metrics)
-        return metrics.sums.values[1] / problem.batch_size  # of the losses of the batch
+        return metrics.state()[1] / problem.batch_size  # of the losses of the batch
 
     return step
 

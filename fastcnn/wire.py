@@ -16,11 +16,9 @@ from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
 from fastcnn.config import Config, backbone_of, task_of
-from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_source
+from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
 from fastcnn.data.backends import why_not
-from fastcnn.data.box_sources import box_source
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
-from fastcnn.data.mask_sources import mask_source
 from fastcnn.data.targets import Boxes
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
@@ -111,7 +109,9 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         same_ranks = len(content["ranks"]) == ranks.world_size
         config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
     sizes = image_sizes(config.arch)
-    source = local_main_first(lambda: _open(config), ranks)
+    told = config.data, config.data_root, config.val_split, config.seed
+    labels = config.ignore_index, config.bad_labels
+    source = local_main_first(lambda: open_data(task_of(config.arch), *told, *labels), ranks)
     cores = machine.cores_per_process(ranks)
     facts = Facts(
         data_name=source.name,
@@ -184,17 +184,6 @@ def _probe(
         config = dataclasses.replace(config, compile="on" if compile else "off")
         reasons = {**reasons, "compile": why}
     return config, reasons
-
-
-def _open(config: Config) -> Source:
-    """The data that the task asks for."""
-    told = config.data, config.data_root, config.val_split, config.seed
-    task = task_of(config.arch)
-    if task == "segmentation":
-        return mask_source(*told, config.ignore_index, config.bad_labels)
-    if task == "detection":
-        return box_source(*told, config.bad_labels)
-    return open_source(*told)
 
 
 def _with_anchors(config: Config, reasons: dict[str, str], source: Source) -> tuple[Config, dict[str, str]]:

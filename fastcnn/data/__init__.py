@@ -15,6 +15,7 @@ from fastcnn.data.backends import MAKERS, Backend, has_dali, why_not
 from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Batch, Loader, Share, Transform
 from fastcnn.data.sources import Source, open_source
+from fastcnn.data.targets import IGNORE
 from fastcnn.distributed import Ranks
 from fastcnn.errors import UserError
 
@@ -27,8 +28,40 @@ __all__ = [
     "Transform",
     "build_loaders",
     "has_dali",
+    "open_data",
     "open_source",
 ]
+
+
+def open_data(
+    task: str,
+    data: str,
+    data_root: str,
+    val_split: float | None,
+    seed: int,
+    ignore_index: int = IGNORE,
+    bad_labels: Literal["stop", "skip"] = "stop",
+) -> Source:
+    """`--data` to a source with the targets of a task.
+
+    Args:
+        task: "classification", "segmentation" or "detection".
+        data, data_root, val_split, seed: as of `open_source`.
+        ignore_index, bad_labels: as of `fastcnn.data.mask_sources.mask_source`.
+
+    Raises:
+        UserError: no such data, or data that is not laid out for the task.
+    """
+    told = data, data_root, val_split, seed
+    if task == "segmentation":
+        from fastcnn.data.mask_sources import mask_source
+
+        return mask_source(*told, ignore_index, bad_labels)
+    if task == "detection":
+        from fastcnn.data.box_sources import box_source
+
+        return box_source(*told, bad_labels)
+    return open_source(*told)
 
 
 def build_loaders(
