@@ -1,7 +1,7 @@
 """Boxes as [..., 4] tensors: left, top, right, bottom in pixels.
 
-Nothing here waits for a device. Sides are multiplied one with the other, since `prod` counts zeros on the host in
-the backward pass, and is slow for two.
+Nothing here waits for a device. Sides are multiplied by hand, since the gradient of `prod` has the host count
+zeros.
 """
 
 from __future__ import annotations
