@@ -1,4 +1,8 @@
-"""Boxes as [..., 4] tensors: left, top, right, bottom in pixels. Nothing here waits for a device."""
+"""Boxes as [..., 4] tensors: left, top, right, bottom in pixels.
+
+Nothing here waits for a device. Sides are multiplied by hand, since the gradient of `prod` has the host count
+zeros.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,14 @@ def from_centre(centre: Tensor, sides: Tensor) -> Tensor:
 
 def areas(boxes: Tensor) -> Tensor:
     """[...]"""
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersections(a: Tensor, b: Tensor) -> Tensor:
     """Areas that boxes share, [...]; `a` and `b` broadcast."""
-    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    return (high - low).clamp(min=0).prod(-1)
+    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
+    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    return width.clamp(min=0) * height.clamp(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

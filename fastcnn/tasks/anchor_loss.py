@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.boxes import EPS, areas, complete_iou, from_centre, intersections, iou
+from fastcnn.boxes import areas, complete_iou, from_centre, intersections, iou
 from fastcnn.models.yolo import AnchorOutputs
 
 BOX_WEIGHT, OBJECT_WEIGHT, CLASS_WEIGHT = 5.0, 1.0, 1.0
@@ -75,7 +75,7 @@ def overlap_any(boxes: Tensor, truths: Tensor, real: Tensor, crowd: Tensor) -> T
         shared = intersections(boxes[:, :, None], truths[:, None, part])
         own, other = areas(boxes)[:, :, None], areas(truths[:, part])[:, None]
         whole = torch.where(crowd[:, None, part], own, own + other - shared)
-        found |= ((shared / (whole + EPS) > MUCH) & real[:, None, part]).any(-1)
+        found |= ((shared > MUCH * whole) & real[:, None, part]).any(-1)
     return found
 
 
