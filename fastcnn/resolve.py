@@ -35,6 +35,8 @@ class Facts:
     """The fewest pixels a side that it takes."""
     size_multiple: int
     """What they must be a multiple of."""
+    strides: tuple[int, ...]
+    """Of the maps that a detector can find objects in."""
     device: Literal["cuda", "mps", "cpu"]
     bf16_gpu: bool
     """Whether the GPU computes in bf16 (sm_80 on)."""
@@ -76,7 +78,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("scale", (0.08, 1.0) if classifies else (0.5, 1.0), task)
     choose("crop_mode", "center" if classifies else "border", task)
     if task == "detection":
-        choose("strides", *_strides(config, size))
+        choose("strides", *_strides(config, facts, size))
     choose("hflip", *((0.5, "mirrored images fit") if facts.mirror else (0.0, "mirrored digits are others")))
     if facts.data_name == "synthetic":
         choose("data_backend", "synthetic", "no data to load")
@@ -239,12 +241,14 @@ def _check_sizes(config: Config, facts: Facts, size: int) -> None:
         )
 
 
-def _strides(config: Config, size: int) -> tuple[tuple[int, ...], str]:
+def _strides(config: Config, facts: Facts, size: int) -> tuple[tuple[int, ...], str]:
+    """Small images need a fine map, and one; large ones several, so that objects of all sizes are found."""
+    finest = next((stride for stride in facts.strides if stride >= 8), facts.strides[-1])
     if size <= 128:
-        return (8,), f"{size} px"
+        return (finest,), f"{size} px"
     if config.arch.startswith("yolov1"):
-        return (32,), "as the coarsest map of most networks"
-    return (8, 16, 32), f"{size} px, as YOLOv3"
+        return facts.strides[-1:], f"the coarsest of {config.arch}"
+    return tuple(s for s in (8, 16, 32) if s in facts.strides) or (finest,), f"{size} px, as YOLOv3"
 
 
 def _batch_size(facts: Facts, size: int) -> tuple[int, str]:

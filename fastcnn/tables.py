@@ -21,7 +21,7 @@ from fastcnn.bench import machine_name
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.layer_times import time_layers
-from fastcnn.models import MODELS, SEGMENTATION, build, constructor
+from fastcnn.models import DETECTION, MODELS, SEGMENTATION, build, constructor
 from fastcnn.models.external import is_external
 from fastcnn.models.parts import image_sizes
 from fastcnn.receptive_field import Field, Local, Undefined, first_tensor
@@ -88,9 +88,9 @@ def show_summary(
 def show_models() -> None:
     """Prints the networks of `fastcnn.models` as they were published, by what they are for; MACs are
     multiply-adds."""
-    tables = (_models_table("network", MODELS), _models_table("segmentation", SEGMENTATION))
-    print("\n\n".join("\n".join(lines) for lines in tables))
-    print("unet/NAME: a U-Net on any network of the first table")
+    tables = {"network": MODELS, "segmentation": SEGMENTATION, "detection": DETECTION}
+    print("\n\n".join("\n".join(_models_table(title, names)) for title, names in tables.items()))
+    print("unet/NAME, yolo/NAME, yolov1/NAME: on any network of the first table, in place of resnet18")
 
 
 def _models_table(title: str, names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcnn.config import backbone_of
 from fastcnn.errors import UserError
 from fastcnn.models.external import WITH_AUXILIARIES, import_timm, is_external, timm_config
 
@@ -51,16 +52,18 @@ class Weights:
 
 
 def has_pretrained(arch: str) -> bool:
-    """Whether there are weights of torchvision for a network of ours."""
-    return arch in TORCHVISION
+    """Whether there are weights of torchvision for a network of ours, or for its backbone."""
+    return backbone_of(arch) in TORCHVISION
 
 
 def download_pretrained(arch: str) -> Weights:
-    """The weights that torchvision or timm recommends for a network, from their cache or the internet.
+    """The weights that torchvision or timm recommends for a network, or for its backbone, from their cache or
+    the internet.
 
     Raises:
         UserError: there are none, or they cannot be had.
     """
+    arch = backbone_of(arch)
     if arch.startswith("timm/"):
         return _timm_weights(arch)
     if arch.startswith("torchvision/"):

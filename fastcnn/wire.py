@@ -15,7 +15,7 @@ from torch import nn
 from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
-from fastcnn.config import Config, backbone_of, task_of
+from fastcnn.config import Config, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
@@ -24,7 +24,7 @@ from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_firs
 from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
 from fastcnn.models.external import check_outputs, is_external, with_sync_bn
-from fastcnn.models.parts import image_sizes
+from fastcnn.models.parts import image_sizes, map_strides
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
@@ -124,6 +124,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         fixed_size=sizes.fixed_image_size,
         minimum_size=sizes.minimum_image_size,
         size_multiple=sizes.image_size_multiple,
+        strides=map_strides(config.arch),
         device=device.type,  # type: ignore[arg-type]
         bf16_gpu=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
         has_dali=has_dali(),
@@ -223,7 +224,7 @@ def _start_from_weights(
         weights = local_main_first(lambda: read_weights(file), ranks)
     else:
         told = "--pretrained"
-        weights = local_main_first(lambda: download_pretrained(backbone_of(config.arch)), ranks)
+        weights = local_main_first(lambda: download_pretrained(config.arch), ranks)
     if weights.arch not in (None, config.arch):  # it may fit all the same
         told += f", of {weights.arch}"
     other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)

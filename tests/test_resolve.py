@@ -22,6 +22,7 @@ PHOTOS_ON_A_GPU = Facts(
     fixed_size=False,
     minimum_size=1,
     size_multiple=1,
+    strides=(4, 8, 16, 32),
     device="cuda",
     bf16_gpu=True,
     has_dali=True,
@@ -189,16 +190,18 @@ def test_masks_and_boxes_are_seen_whole_and_cropped_less():
 
 
 @pytest.mark.parametrize(
-    ("arch", "size", "strides"),
+    ("arch", "size", "known", "strides"),
     [
-        ("yolo", 416, (8, 16, 32)),
-        ("yolo/resnet50", 64, (8,)),
-        ("yolov1", 448, (32,)),
-        ("yolov1", 64, (8,)),
+        ("yolo", 416, (4, 8, 16, 32), (8, 16, 32)),
+        ("yolo/resnet50", 64, (4, 8, 16, 32), (8,)),
+        ("yolo/lenet5", 416, (2, 4), (4,)),
+        ("yolo/vit_s_16", 416, (16,), (16,)),
+        ("yolov1", 448, (4, 8, 16, 32), (32,)),
+        ("yolov1", 64, (4, 8, 16, 32), (8,)),
     ],
 )
-def test_small_images_get_a_fine_map_alone(arch, size, strides):
-    assert resolved(Config(arch=arch, img_size=size)).strides == strides
+def test_small_images_get_a_fine_map_alone(arch, size, known, strides):
+    assert resolved(Config(arch=arch, img_size=size), strides=known).strides == strides
 
 
 @pytest.mark.parametrize(

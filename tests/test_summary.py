@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastcnn.cli import main
 from fastcnn.layer_times import time_layers
-from fastcnn.models import MODELS, SEGMENTATION, ConvNet, build
+from fastcnn.models import DETECTION, MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.summary import Layer, Summary, summarize
 from fastcnn.tables import layer_table, short
 from fastcnn.weights import has_pretrained
@@ -413,15 +413,24 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
 def test_models_lists_every_network_as_published(capsys):
     assert main(["models"]) == 0
     tables = [table.splitlines() for table in capsys.readouterr().out.split("\n\n")]
-    assert tables[-1].pop() == "unet/NAME: a U-Net on any network of the first table"
+    assert tables[-1].pop().startswith("unet/NAME, yolo/NAME, yolov1/NAME: on any network of the first table")
     titles = ["parameters", "MACs", "image", "weights"]
-    assert [table[0].split() for table in tables] == [["network", *titles], ["segmentation", *titles]]
+    headings = ("network", "segmentation", "detection")
+    assert [table[0].split() for table in tables] == [[heading, *titles] for heading in headings]
     listed = [{line.split()[0]: line.split()[1:] for line in lines} for _, *lines in tables]
-    assert [list(rows) for rows in listed] == [list(MODELS), list(SEGMENTATION)]
-    rows = listed[0] | listed[1]
-    for name in ("lenet5", "resnet50", "mobilenet_v3_large", "convnext_tiny", "vit_s_16", "unet_paper"):
+    assert [list(rows) for rows in listed] == [list(MODELS), list(SEGMENTATION), list(DETECTION)]
+    rows = listed[0] | listed[1] | listed[2]
+    for name in (
+        "lenet5",
+        "resnet50",
+        "mobilenet_v3_large",
+        "convnext_tiny",
+        "vit_s_16",
+        "unet_paper",
+        "yolo",
+    ):
         with torch.device("meta"):
-            network = (MODELS | SEGMENTATION)[name]().eval()
+            network = (MODELS | SEGMENTATION | DETECTION)[name]().eval()
         size, channels = network.default_image_size, 1 if name in ("lenet5", "unet_paper") else 3
         total = summarize(network, torch.ones(1, channels, size, size, device="meta")).layers[0]
         assert rows[name][:3] == [f"{total.parameters:,}", short(total.multiply_adds), str(size)]

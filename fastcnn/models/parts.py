@@ -27,6 +27,14 @@ def image_sizes(arch: str) -> ImageSizes:
         return ImageSizes.of(constructor(arch)())
 
 
+def map_strides(arch: str) -> tuple[int, ...]:
+    """Pixels a side of what the maps of a network's stages show, ascending; none if they are not known."""
+    if is_external(arch):
+        return ()
+    with torch.device("meta"):
+        return tuple(sorted({stage.stride for stage in constructor(arch)().stages}))
+
+
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
     """Attribute paths of the layers that make the logits: one, but for some of timm's networks."""
     noted = getattr(network, "classifier_name", None)  # `ConvNet`'s, or by `reset_classifier`

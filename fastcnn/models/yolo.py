@@ -252,27 +252,45 @@ def cells_of(rows: int, columns: int, stride: int, anchors: Tensor) -> Tensor:
 def yolo(
     num_classes: int = 20,
     in_chans: int = 3,
-    anchors: Sequence[float] = ANCHORS,
-    strides: Sequence[int] = (8, 16, 32),
+    anchors: Sequence[float] | None = None,
+    strides: Sequence[int] | None = None,
     backbone: Callable[..., ConvNet] = resnet18,
 ) -> YOLO:
-    """`YOLO` on a fresh backbone."""
-    return YOLO(backbone(num_classes=1, in_chans=in_chans), num_classes, anchors, strides)
+    """`YOLO` on a fresh backbone.
+
+    Args:
+        anchors: None: YOLOv3's nine, or as many of them, the smallest, as can be shared out.
+        strides: None: those of 8, 16 and 32 that the backbone has, or its coarsest.
+    """
+    network = backbone(num_classes=1, in_chans=in_chans)
+    strides = strides or usual_strides([stage.stride for stage in network.stages])
+    anchors = anchors or ANCHORS[: 2 * (len(ANCHORS) // 2 // len(strides) * len(strides))]
+    return YOLO(network, num_classes, anchors, strides)
 
 
 def yolov1(
     num_classes: int = 20,
     in_chans: int = 3,
-    strides: Sequence[int] = (32,),
+    strides: Sequence[int] | None = None,
     backbone: Callable[..., ConvNet] = resnet18,
 ) -> YOLOv1:
     """`YOLOv1` on a fresh backbone.
 
+    Args:
+        strides: one; None: the backbone's coarsest.
+
     Raises:
         UserError: more strides than one.
     """
+    network = backbone(num_classes=1, in_chans=in_chans)
+    strides = strides or [network.stages[-1].stride]
     if len(strides) != 1:
         raise UserError(
             f"--strides {' '.join(map(str, strides))}: YOLOv1 has one grid; write one, such as 32"
         )
-    return YOLOv1(backbone(num_classes=1, in_chans=in_chans), num_classes, strides[0])
+    return YOLOv1(network, num_classes, strides[0])
+
+
+def usual_strides(known: Sequence[int]) -> tuple[int, ...]:
+    """YOLOv3's, as far as a backbone has maps of them, or its coarsest."""
+    return tuple(stride for stride in (8, 16, 32) if stride in known) or (known[-1],)
