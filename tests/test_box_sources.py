@@ -297,7 +297,7 @@ def test_roboflow_has_a_coco_file_beside_the_images(val, tmp_path):
 
 
 BAD_ANNOTATIONS: list[tuple[dict[str, Any], str]] = [
-    ({"category_id": 4}, "category 4, which is not listed"),
+    ({"category_id": 4}, "category 4, which is none of the 2"),
     ({"image_id": 99}, "image 99, which is not listed"),
     ({"bbox": [1, 2, 3]}, "not image_id, category_id and a bbox of four numbers"),
     ({"bbox": [1, 2, 3, None]}, "not image_id, category_id and a bbox of four numbers"),

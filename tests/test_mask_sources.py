@@ -265,7 +265,7 @@ def test_a_mask_without_an_image_is_left_out_with_a_remark(root):
 def test_when_all_are_bad_nothing_is_left_to_train_on(root):
     for path in (root / "train" / "masks").iterdir():
         path.unlink()
-    assert "no training images, bad ones left out" in refusal(root, skip=True)
+    assert "no training images (--bad-labels skip: 2 left out)" in refusal(root, skip=True)
 
 
 # The cache
@@ -385,6 +385,7 @@ def test_synthetic_masks_are_of_21_classes_and_make_batches():
 
 
 def test_synthetic_images_have_the_masks_of_a_folder_too_and_no_bad_ones(root):
+    (root / "classes.txt").write_text("road\ncar\ntree\n")
     (root / "train" / "images" / "a.jpg").write_bytes(b"")
     (root / "train" / "masks" / "a.png").unlink()
     train = opened(root).train

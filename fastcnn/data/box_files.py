@@ -57,10 +57,10 @@ def checked(rows: Rows, sizes: np.ndarray, num_classes: int, bad: BadLabels) -> 
     sides = sizes[image][:, ::-1].astype(np.float64)
     known = (sides > 0).all(axis=1, keepdims=True)
     limit = np.maximum(SLACK_PX, SLACK_SHARE * sides if rows.relative else 0)
-    if rows.relative:
-        table[:, 3:7] *= np.tile(sides, 2)
-    low, high = table[:, 3:5], table[:, 5:7]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):  # what is not finite is found below
+        if rows.relative:
+            table[:, 3:7] *= np.tile(sides, 2)
+        low, high = table[:, 3:5], table[:, 5:7]
         centre = (low + high) / 2
         ends = [np.where(known, end.clip(0, sides), end).astype(np.float32) for end in (low, high)]
         faults = {  # a later one is the better reason
@@ -221,11 +221,11 @@ def coco_rows(coco: Coco, index: dict[Any, int | None], classes: dict[Any, int])
             if place is None:
                 continue
             if category not in classes:
-                rows.add_broken(place, number, f"category {category}, which is not listed")
+                rows.add_broken(place, number, f"category {category}, which is none of the {len(classes)}")
                 continue
             left, top, width, height = map(float, annotation["bbox"])
             crowd = bool(annotation.get("iscrowd", 0))
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             rows.add_broken(0, number, "not image_id, category_id and a bbox of four numbers")
             continue
         rows.values.append((place, number, classes[category], left, top, left + width, top + height, crowd))

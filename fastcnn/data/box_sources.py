@@ -132,14 +132,18 @@ def _coco_files(root: Path) -> list[Path]:
     if (root / "train" / ROBOFLOW).is_file():
         val = [root / name / ROBOFLOW for name in VAL]
         return [root / "train" / ROBOFLOW, *[path for path in val if path.is_file()][:1]]
+    found = sorted((root / "annotations").glob("*.json"))
+    phases = [
+        [path for path in found if "train" in path.name],
+        [path for path in found if "val" in path.name and "train" not in path.name],
+    ]
     files = []
-    for phase in ("train", "val"):
-        found = sorted((root / "annotations").glob(f"*{phase}*.json"))
-        found = [path for path in found if path.name.startswith("instances")] or found
-        if len(found) > 1:
-            raise UserError(f"{found[0]}: {found[1].name} is beside it; leave one of them there")
-        files += found
-    return files if len(files) == 2 or (files and "train" in files[0].name) else []
+    for paths in phases:
+        paths = [path for path in paths if path.name.startswith("instances")] or paths
+        if len(paths) > 1:
+            raise UserError(f"{paths[0]}: {paths[1].name} is beside it; leave one of them there")
+        files += paths
+    return files if phases[0] else []
 
 
 def _coco(root: Path, paths: list[Path], bad: BadLabels) -> tuple[list[Split], tuple[str, ...]]:

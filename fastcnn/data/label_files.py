@@ -135,7 +135,7 @@ def make_source(
     """From the images to train and to validate on, or from all of them and the share to validate on."""
     for split, phase in zip(splits, ("training", "validation")):
         if not len(split):
-            raise UserError(f"--data {name}: no {phase} images" + (", bad ones left out" if remarks else ""))
+            raise UserError(f"--data {name}: no {phase} images" + (f" ({remarks[0]})" if remarks else ""))
     if val_split is not None:
         if len(splits[0]) == 1:
             raise UserError(f"--val-split {val_split:g}: there is one image only; add some to {name}")

@@ -185,8 +185,10 @@ def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
         raise UserError(f"{root / 'classes.txt'}: {len(listed)} classes; masks can have {IGNORE} at most")
     known = (train.files.sizes > 0).all(axis=1)
     good = (train.sizes == train.files.sizes).all(axis=1) | ~known
-    if listed or not good.any():
-        return listed or ("class 0",)
+    if listed:
+        return listed
+    if not good.any():  # which is said later; so far no class is out of range
+        return tuple(f"class {i}" for i in range(IGNORE))
     values = np.flatnonzero(train.present[good].any(axis=0))
     values = values[values != ignored]
     if values.max(initial=0) == 0:

@@ -60,7 +60,8 @@ class Split:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """[N, 2] height and width in pixels; 0 where the header could not be read."""
+        """[N, 2] height and width in pixels; 0 where the header could not be read, `SYNTHETIC_SIZE` where
+        there are no images."""
         if self.files is not None:
             return self.files.sizes
         if self.images is None:
