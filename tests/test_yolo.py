@@ -171,15 +171,24 @@ def test_anchors_are_sorted_by_area_and_saved():
     assert network.state_dict()["anchors"].tolist() == [[[2, 2], [1, 9]], [[20, 20], [30, 30]]]
 
 
+def test_strides_and_anchors_that_are_not_told_are_those_the_backbone_has_maps_for():
+    assert shell("yolo").strides == (8, 16, 32)
+    assert shell("yolo").anchors.shape == (3, 3, 2)
+    assert shell("yolo/vit_s_16").strides == (16,)
+    assert shell("yolo/lenet5").strides == (4,)
+    assert shell("yolo", strides=(8, 16)).anchors.shape == (2, 4, 2)
+    assert shell("yolov1").strides == (32,)
+    assert shell("yolov1/lenet5").strides == (4,)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("yolo", {"strides": (8, 64)}, r"--anchors .*: 9 anchors .* over the 2 of --strides 8 64"),
+        ("yolo", {"strides": (8, 32), "anchors": (9, 8) * 9}, r"--anchors .*: 9 anchors .* over the 2 of --strides 8 32"),
         ("yolo", {"strides": (8, 16, 64)}, r"--strides 8 16 64: .*stride 64; write some of 4 8 16 32"),
-        ("yolo/vit_s_16", {}, r"--strides 8 16 32: .*stride 8; write some of 16"),
+        ("yolo/vit_s_16", {"strides": (8,)}, r"--strides 8: .*stride 8; write some of 16"),
         ("yolo", {"anchors": (1, 2, 3)}, r"--anchors 1 2 3: write width and height"),
         ("yolo", {"anchors": (1, -2)}, r"--anchors 1 -2: write width and height"),
-        ("yolo", {"anchors": ()}, r"--anchors : write width and height"),
         ("yolov1", {"strides": (8, 16)}, r"--strides 8 16: .*write one"),
         ("yolov1", {"strides": (64,)}, r"--strides 64: .*write some of 4 8 16 32"),
     ],
