@@ -35,6 +35,11 @@ def task_of(arch: str) -> TaskName:
     return "detection" if arch.startswith("yolo") else "classification"
 
 
+def has_anchors(arch: str) -> bool:
+    """Whether a network finds objects from anchors: `yolo` and `yolo/NAME`."""
+    return arch.partition("/")[0] == "yolo"
+
+
 def backbone_of(arch: str) -> str:
     """The network whose pretrained weights a network takes: `resnet50` of `unet/resnet50`, else itself."""
     if task_of(arch) == "classification":
@@ -328,7 +333,7 @@ def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
         "seg_loss": no_masks,
         "class_weights": no_masks or (config.seg_loss == "dice" and "Dice takes none"),
         "ignore_index": no_masks,
-        "anchors": config.arch.partition("/")[0] != "yolo" and "it belongs to yolo",
+        "anchors": not has_anchors(config.arch) and "it belongs to yolo",
         "strides": task != "detection" and "it belongs to detection",
         "bad_labels": task == "classification" and "it belongs to masks and boxes",
         **dict.fromkeys(loading, "synthetic images are not loaded"),

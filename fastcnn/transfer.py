@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastcnn import models
-from fastcnn.config import task_of
+from fastcnn.config import has_anchors, task_of
 from fastcnn.errors import UserError
 from fastcnn.models.parts import layer_groups, reset_classifier
 
@@ -30,10 +31,11 @@ def build_network(
     Raises:
         UserError: no such network, or it cannot have such a classifier or such boxes.
     """
-    told = {"anchors": anchors, "strides": strides}
-    options = {name: value for name, value in told.items() if value != "auto"}
-    if task_of(arch) != "detection":
-        options = {}
+    options: dict[str, Any] = {}
+    if task_of(arch) == "detection" and strides != "auto":
+        options["strides"] = strides
+    if has_anchors(arch) and anchors != "auto":
+        options["anchors"] = anchors
     network: nn.Module = models.build(arch, num_classes, in_chans, **options)
     if head == "mlp":
         reset_classifier(network, num_classes, head_hidden)

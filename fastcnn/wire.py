@@ -15,7 +15,7 @@ from torch import nn
 from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
-from fastcnn.config import Config, task_of
+from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
@@ -135,7 +135,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     )
     config, reasons = resolve(config, facts)
     reasons = {**kept, **reasons}
-    if config.anchors == "auto" and isinstance(source.train.annotations, Boxes):
+    if config.anchors == "auto" and has_anchors(config.arch):
         config, reasons = _with_anchors(config, reasons, source)
     if content is not None and path is not None:
         check_resumable(content, config, source, path)

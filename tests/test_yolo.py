@@ -184,7 +184,11 @@ def test_strides_and_anchors_that_are_not_told_are_those_the_backbone_has_maps_f
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("yolo", {"strides": (8, 32), "anchors": (9, 8) * 9}, r"--anchors .*: 9 anchors .* over the 2 of --strides 8 32"),
+        (
+            "yolo",
+            {"strides": (8, 32), "anchors": (9, 8) * 9},
+            r"--anchors .*: 9 anchors .* over the 2 of --strides 8 32",
+        ),
         ("yolo", {"strides": (8, 16, 64)}, r"--strides 8 16 64: .*stride 64; write some of 4 8 16 32"),
         ("yolo/vit_s_16", {"strides": (8,)}, r"--strides 8: .*stride 8; write some of 16"),
         ("yolo", {"anchors": (1, 2, 3)}, r"--anchors 1 2 3: write width and height"),

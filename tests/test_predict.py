@@ -1,0 +1,104 @@
+"""`fastcnn predict`: a line and a picture for each image, of each task."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcnn.cli import main
+from fastcnn.data import shapes
+
+ARCHS = {
+    "classification": ("--arch", "lenet5"),
+    "segmentation": ("--arch", "unet/lenet5"),
+    "detection": ("--arch", "yolo/lenet5"),
+    "detection in a grid": ("--arch", "yolov1/lenet5"),
+}
+
+
+@pytest.fixture
+def demo_cache(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small demo set in place of the whole one."""
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(demo, tmp_path / "cache" / f"shapes-v{shapes.VERSION}")
+    return tmp_path
+
+
+@pytest.fixture
+def images(demo: Path, tmp_path: Path) -> Path:
+    """Three of the demo's, one of them in a sub-folder, and a wide one."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    found = sorted((demo / "val").glob("*/0000.jpg"))[:3]
+    for name, path in zip(("a.jpg", "b.jpg", "more/c.jpg"), found):
+        shutil.copy(path, folder / name)
+    Image.effect_noise((90, 40), 50).convert("RGB").save(folder / "wide.png")
+    return folder
+
+
+@pytest.mark.parametrize("task", ARCHS)
+def test_every_image_gets_a_line_and_a_picture(train, demo_cache, images, capsys, task):
+    flags = (*ARCHS[task], "--epochs", "1", "--amp-dtype", "fp32", "--workers", "1", "--output-dir", "run")
+    assert train(*flags) == 0
+    capsys.readouterr()
+    assert main(["predict", "run/best.pt", str(images), "--batch-size", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["a.jpg", "b.jpg", "wide.png", "more/c.jpg"]
+    assert all(line.partition(": ")[2] for line in lines)
+    for name in ("a.jpg", "b.jpg", "wide.png", "more/c.jpg"):
+        with Image.open(f"predictions/{name}.png") as picture:
+            assert min(picture.size) >= 64
+    if task.startswith(("segmentation", "detection")):  # with borders: all of the image, in the middle
+        pixels = np.asarray(Image.open("predictions/wide.png.png").convert("L"))
+        assert pixels[pixels.shape[1] // 2, pixels.shape[1] // 2] > 0
+
+
+def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(train, demo_cache, images, capsys):
+    flags = ("--arch", "lenet5", "--epochs", "1", "--amp-dtype", "fp32", "--output-dir", "run")
+    assert train(*flags, "--workers", "1") == 0
+    capsys.readouterr()
+    assert main(["predict", "run/best.pt", str(images / "a.jpg"), "--output-dir", "one"]) == 0
+    assert capsys.readouterr().out.startswith("a.jpg: ")
+    assert [path.name for path in Path("one").iterdir()] == ["a.jpg.png"]
+
+    Image.effect_noise((40, 40), 50).save(images / "b.png")
+    content = bytearray((images / "b.png").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20] = bytes(20)  # seen only in decoding
+    (images / "b.png").write_bytes(content)
+    (images / "empty.jpg").touch()
+    assert main(["predict", "run/best.pt", str(images)]) == 1
+    said = capsys.readouterr()
+    assert "empty.jpg: empty" in said.err
+    assert "b.png: " in said.err
+    assert [line.partition(": ")[0] for line in said.out.splitlines()] == [
+        *("a.jpg", "b.jpg", "wide.png", "more/c.jpg")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.pt", "images"], "fastcnn predict missing.pt: No such file"),
+        (["run/best.pt", "missing"], "missing: no such file or folder"),
+        (["run/best.pt", "empty"], "empty: no images in it"),
+        (["run/best.pt", "bad"], "bad: no image can be decoded (bad/x.jpg: not an image)"),
+        (["run/best.pt", "images", "--output-dir", "file"], "--output-dir: file/a.jpg.png: "),
+        (["run/best.pt"], "the following arguments are required: images"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_status_2(train, demo_cache, images, capsys, arguments, message):
+    flags = ("--arch", "lenet5", "--epochs", "1", "--amp-dtype", "fp32", "--output-dir", "run")
+    assert train(*flags, "--workers", "1") == 0
+    Path("empty").mkdir()
+    Path("bad").mkdir()
+    Path("bad/x.jpg").write_bytes(b"text")
+    Path("file").touch()
+    capsys.readouterr()
+    assert main(["predict", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fastcnn: error: {message}")
+    assert error.count("\n") == 1
