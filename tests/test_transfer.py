@@ -4,6 +4,7 @@ unfrozen, resumed and loaded again."""
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from test_train import interrupt_after
 from torch import Tensor, nn
 
 import fastcnn
+from fastcnn.adapt import load_weights
+from fastcnn.data import shapes
 from fastcnn.engine import TrainState, build_state, evaluate, train_epoch, train_step, unfreeze
+from fastcnn.errors import UserError
 from fastcnn.models import MODELS, ConvNet, build
 from fastcnn.optim import Schedule, build_optimizer
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
+from fastcnn.weights import download_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -378,3 +383,45 @@ def test_other_weights_for_a_run_that_goes_on_are_one_line(train, demo, capsys):
     capsys.readouterr()
     assert train("--resume", "run/last.pt", "--data", demo, "--weights", "other.pt") == 2
     assert "--weights other.pt: the run goes on with the weights of run/last.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arch", ["lenet5", "alexnet", "vgg11_cifar", "googlenet", "resnet20", "densenet121", "mobilenet_v3_small"]
+)
+def test_a_backbone_takes_the_weights_of_the_whole_network(arch):
+    whole, backbone = build(arch, num_classes=7), build(arch, num_classes=5)
+    backbone.remove_head()
+    assert load_weights(backbone, backbone.without_head(whole.state_dict())) == []
+    loaded = whole.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["unet/lenet5", "yolo/lenet5"])
+def test_masks_and_boxes_start_from_a_network_for_classification(
+    train, demo, tmp_path, monkeypatch, capsys, arch
+):
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(demo, tmp_path / "cache" / f"shapes-v{shapes.VERSION}")
+    quick = ("--epochs", "1", "--amp-dtype", "fp32", "--workers", "1")
+    assert train("--arch", "lenet5", *quick, "--output-dir", "first") == 0
+    told = ("--weights", "first/best.pt", "--freeze", "backbone")
+    assert train("--arch", arch, *quick, *told, "--output-dir", "second") == 0
+    said = capsys.readouterr().out
+    assert "starting from first/best.pt" in said
+    assert "frozen up to backbone.conv3" in said
+    before, after = (torch.load(f"{run}/last.pt")["model"] for run in ("first", "second"))
+    kept = [name for name in before if name.startswith(("conv1", "conv3"))]
+    assert len(kept) == 4
+    assert all(torch.equal(before[name], after[f"backbone.{name}"]) for name in kept)
+    # And then from their own: other classes start fresh, all else is loaded.
+    assert train("--arch", arch, *quick, "--weights", "second/best.pt", "--output-dir", "third") == 0
+
+
+def test_pretrained_weights_are_those_of_the_backbone(monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr("fastcnn.weights._torchvision_weights", asked.append)
+    for arch in ("unet/resnet50", "yolo", "yolov1/mobilenet_v2"):
+        download_pretrained(arch)
+    assert asked == ["resnet50", "resnet18", "mobilenet_v2"]
+    with pytest.raises(UserError, match="--pretrained: torchvision has no weights for unet; leave it out"):
+        download_pretrained("unet")
