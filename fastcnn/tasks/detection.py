@@ -28,7 +28,7 @@ DUPLICATE_IOU = 0.5
 Object Detection", ICCV 2017, section 4.1)."""
 BOXES_AT_MOST = 100
 """Of an image: COCO counts no more."""
-SHOWN_SCORE = 0.3
+SHOWN_SCORE = 0.2
 """Of a box that people get to see."""
 
 
