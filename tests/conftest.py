@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,28 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def annotated(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo set's images with masks of the same names, and COCO's files of their boxes."""
+    root = tmp_path_factory.mktemp("annotated") / "shapes"
+    boxes = json.loads((demo / "boxes.json").read_text())
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(shapes.CLASS_NAMES)]
+    (root / "annotations").mkdir(parents=True)
+    for phase in ("train", "val"):
+        shutil.copytree(demo / phase, root / "images" / phase)
+        shutil.copytree(demo / "masks" / phase, root / "masks" / phase)
+        images, annotations = [], []
+        for i, path in enumerate(sorted((demo / phase).rglob("*.jpg"))):
+            found = boxes[path.relative_to(demo).as_posix()]
+            left, top, right, bottom = found["box"]
+            images.append({"id": i, "file_name": path.relative_to(demo / phase).as_posix()})
+            annotation = {"id": i, "image_id": i, "category_id": found["label"] + 1}
+            annotations.append({**annotation, "bbox": [left, top, right - left, bottom - top], "iscrowd": 0})
+        content = {"images": images, "categories": categories, "annotations": annotations}
+        (root / "annotations" / f"{phase}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of smooth images of varied sizes: 23 to train on, 7 to validate, uneven on purpose."""
     root = tmp_path_factory.mktemp("photos")
@@ -55,7 +79,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> Callable[..., int]:
     """`train("--arch", "lenet5", ...)` runs the command in an empty folder and returns its exit status."""
     from fastcnn.train import main
 

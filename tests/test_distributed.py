@@ -27,8 +27,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("kind", ["lenet5", "lenet5 accumulated", "lenet5 unfrozen", "resnet20"])
-def test_two_processes_train_like_one(results, kind):
+KINDS = ["lenet5", "lenet5 accumulated", "lenet5 unfrozen", "resnet20"]
+KINDS += ["unet/lenet5", "yolo/lenet5", "yolo/lenet5 accumulated"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_whose_pixels_and_boxes_are_as_many_train_like_one(results, kind):
     one = train(kind.split()[0], rank=0, world_size=1, unfreeze_at=2 if "unfrozen" in kind else None)
     assert isinstance(one["parameters"], dict)
     for name, parameter in one["parameters"].items():

@@ -19,12 +19,20 @@ import torch
 from fastcnn.data import has_dali
 
 KILLS = int(os.environ.get("KILLS", "7"))
-"""For each backend."""
-BACKENDS = [
-    pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")),
-    "torch",
-    "cached",
+"""For each backend; half as many for the other tasks."""
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
+CASES = [
+    pytest.param("lenet5", "dali", KILLS, marks=needs_dali),
+    ("lenet5", "torch", KILLS),
+    ("lenet5", "cached", KILLS),
+    pytest.param("unet/lenet5", "dali", (KILLS + 1) // 2, marks=needs_dali),
+    ("yolo/lenet5", "torch", (KILLS + 1) // 2),
 ]
+FLAGS = {
+    "lenet5": ["--lr", "0.05"],
+    "unet/lenet5": ["--img-size", "32", "--lr", "0.05"],
+    "yolo/lenet5": ["--img-size", "32", "--lr", "0.01", "--strides", "4"],
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,46 +44,47 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["torch", "torchvision", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks"])
 
 
-def run(folder: Path, data: Path, backend: str) -> None:
+def run(folder: Path, data: Path, arch: str, backend: str) -> None:
     from fastcnn.train import main
 
     os.chdir(folder)
     os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
-    flags = ["--arch", "lenet5", "--data", str(data), "--data-backend", backend, "--workers", "1"]
-    flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "4", "--batch-size", "16", "--lr", "0.05"]
+    flags = ["--arch", arch, "--data", str(data), "--data-backend", backend, "--workers", "1", *FLAGS[arch]]
+    flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "4", "--batch-size", "16"]
     flags += ["--log-interval", "3", "--checkpoint-steps", "1", "--resume", "auto", "--output-dir", "run"]
     os._exit(main(flags))
 
 
-def start(folder: Path, data: Path, backend: str) -> multiprocessing.process.BaseProcess:
-    process = server.Process(target=run, args=(folder, data, backend))
+def start(folder: Path, data: Path, arch: str, backend: str) -> multiprocessing.process.BaseProcess:
+    process = server.Process(target=run, args=(folder, data, arch, backend))
     process.start()
     return process
 
 
-def finish(folder: Path, data: Path, backend: str) -> None:
-    process = start(folder, data, backend)
+def finish(folder: Path, data: Path, arch: str, backend: str) -> None:
+    process = start(folder, data, arch, backend)
     process.join()
     assert process.exitcode == 0, (folder / "out.txt").read_text()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, backend):
+@pytest.mark.parametrize(("arch", "backend", "kills"), CASES)
+def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, annotated, arch, backend, kills):
+    case = (demo if arch == "lenet5" else annotated), arch, backend
     (tmp_path / "whole").mkdir()
-    finish(tmp_path / "whole", demo, backend)  # fills caches
+    finish(tmp_path / "whole", *case)  # fills caches
     whole = torch.load(tmp_path / "whole" / "run" / "last.pt")
     (tmp_path / "timed").mkdir()
     begin = time.monotonic()
-    finish(tmp_path / "timed", demo, backend)
+    finish(tmp_path / "timed", *case)
     seconds = time.monotonic() - begin
 
-    instants = random.Random(f"{backend} {KILLS}")
+    instants = random.Random(f"{arch} {backend} {kills}")
     killed = in_a_save = before_the_first = 0
-    while killed < KILLS:
+    while killed < kills:
         folder = tmp_path / f"killed-{killed}-{instants.random()}"
         folder.mkdir()
-        process = start(folder, demo, backend)
+        process = start(folder, *case)
         process.join(instants.uniform(0.1, 0.9) * seconds)
         if killed % 2:  # half of them in the middle of the next save
             while process.exitcode is None and not (folder / "run" / ".last.pt.new").exists():
@@ -87,7 +96,7 @@ def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, backe
         killed += 1
         in_a_save += (folder / "run" / ".last.pt.new").exists()
         before_the_first += not (folder / "run" / "last.pt").exists()
-        finish(folder, demo, backend)
+        finish(folder, *case)
         resumed = torch.load(folder / "run" / "last.pt")
         assert all(torch.equal(tensor, resumed["model"][name]) for name, tensor in whole["model"].items())
         assert resumed["step"] == whole["step"] == 40
@@ -95,6 +104,6 @@ def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, backe
         best = [torch.load(path / "run" / "best.pt")["weights"] for path in (folder, tmp_path / "whole")]
         assert all(torch.equal(tensor, best[0][name]) for name, tensor in best[1].items())
     print(
-        f"\n{backend}: {killed} runs of {seconds:.1f} s were killed, {in_a_save} in the middle of a save and "
-        f"{before_the_first} before the first, and resumed: all ended in the same weights"
+        f"\n{arch}, {backend}: {killed} runs of {seconds:.1f} s were killed, {in_a_save} in the middle of a "
+        f"save and {before_the_first} before the first, and resumed: all ended in the same weights"
     )

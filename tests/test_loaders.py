@@ -23,6 +23,7 @@ from fastcnn.data import Batch, Transform, build_loaders, has_dali
 from fastcnn.data.cached import free_memory
 from fastcnn.data.choose import choose_backend, time_backends
 from fastcnn.data.sources import Source, Split, read_folder
+from fastcnn.data.targets import IGNORE, NO_BOX, Boxes, Masks
 from fastcnn.data.threads import pool_for
 from fastcnn.data.torch_loader import TorchLoader
 from fastcnn.distributed import Ranks
@@ -30,16 +31,66 @@ from fastcnn.distributed import Ranks
 CPU = torch.device("cpu")
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 BACKENDS = [pytest.param("dali", marks=needs_dali), "torch", "cached"]
-KINDS = ["files", "arrays"]
+TARGETS = ["labels", "masks", "boxes"]
+KINDS = ["files", "arrays", "masks", "boxes"]
+MANY = 64
+"""More than there are samples."""
 
 
-def numbered(source: Source) -> Source:
-    """The same images with their numbers as labels, so that a batch tells which samples it holds."""
+def numbered(source: Source, targets: str = "labels") -> Source:
+    """The same images with their numbers as targets, so that a batch tells which samples it holds."""
 
     def renumber(split: Split) -> Split:
-        return Split(np.arange(len(split)), split.files, split.images)
+        if targets == "labels":
+            return Split(np.arange(len(split)), split.files, split.images)
+        sizes = enumerate(split.sizes.clip(min=1).tolist())  # of an unreadable image nothing is known
+        annotations: Masks | Boxes
+        if targets == "masks":
+            annotations = Masks(
+                np.arange(256, dtype=np.uint8), arrays=[quarters(i, *size) for i, size in sizes]
+            )
+        else:
+            annotations = Boxes.of_images([tiles(i, *size) for i, size in sizes])
+        return Split(np.zeros(len(split), dtype=np.int64), split.files, split.images, annotations)
 
     return Source("numbered", renumber(source.train), renumber(source.val), source.class_names)
+
+
+def quarters(number: int, height: int, width: int) -> np.ndarray:
+    """A mask that says in each pixel which image it is of, and which quarter."""
+    rows, columns = np.mgrid[:height, :width]
+    return (number + MANY * (2 * (2 * rows // height) + 2 * columns // width)).astype(np.uint8)
+
+
+def tiles(number: int, height: int, width: int, sides: int = 8) -> np.ndarray:
+    """Boxes of the image's class all over it, so small that every crop keeps some; of a strip, which is
+    cropped in its middle, there."""
+    rows, columns = np.mgrid[:sides, :sides].reshape(2, -1)
+    high, wide = height / sides, min(width, 3 * height) / sides
+    left = width / 2 + (columns - sides / 2) * wide
+    corners = left, rows * high, left + wide, (rows + 1) * high
+    return np.column_stack([np.full(sides**2, number), *corners, 0 * rows])
+
+
+def number(target: torch.Tensor) -> int:
+    """Which sample it is of."""
+    if target.ndim == 0:
+        return int(target)
+    mask = target.dtype == torch.uint8
+    found = target[target != IGNORE] % MANY if mask else target[target[:, 0] != NO_BOX, 0]
+    (only,) = found.unique().tolist()
+    return int(only)
+
+
+def mirrored(targets: torch.Tensor, size: int) -> torch.Tensor:
+    """The targets of mirrored images."""
+    if targets.dtype == torch.uint8:
+        return targets.flip(2)
+    if targets.ndim == 1:
+        return targets
+    flipped, real = targets.clone(), targets[..., 0] != NO_BOX
+    flipped[..., 1], flipped[..., 3] = size - targets[..., 3], size - targets[..., 1]
+    return flipped.where(real[..., None], targets)
 
 
 def in_memory(source: Source, size: int) -> Source:
@@ -53,8 +104,9 @@ def in_memory(source: Source, size: int) -> Source:
 
 @pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, photos: Path) -> Source:
-    files = numbered(read_folder(photos, None, 0))
-    return files if request.param == "files" else in_memory(files, 48)
+    targets = request.param if request.param in TARGETS else "labels"
+    files = numbered(read_folder(photos, None, 0), targets)
+    return in_memory(files, 48) if request.param == "arrays" else files
 
 
 @pytest.fixture
@@ -75,7 +127,7 @@ def loaders() -> Iterator[Any]:
 
 
 def samples(batches: Iterator[Batch]) -> list[int]:
-    return [int(t) for batch in batches for t, real in zip(batch.targets, batch.mask) if real]
+    return [number(t) for batch in batches for t, real in zip(batch.targets, batch.mask) if real]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -90,8 +142,16 @@ def test_batches_are_uint8_channels_last_with_targets_and_mask(loaders, source, 
             assert batch.images.shape == (4, channels, 32, 32)
             assert batch.images.dtype == torch.uint8
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
-            assert batch.targets.shape == batch.mask.shape == (4,)
-            assert batch.targets.dtype == torch.int64
+            if isinstance(source.train.annotations, Masks):
+                assert batch.targets.shape == (4, 32, 32)
+                assert batch.targets.dtype == torch.uint8
+            elif isinstance(source.train.annotations, Boxes):
+                assert batch.targets.shape == (4, 64, 6)  # as many as the image with the most has
+                assert batch.targets.dtype == torch.float32
+            else:
+                assert batch.targets.shape == (4,)
+                assert batch.targets.dtype == torch.int64
+            assert batch.mask.shape == (4,)
             assert batch.mask.dtype == torch.bool
 
 
@@ -159,11 +219,12 @@ def test_images_of_the_size_of_samples_are_resized_all_the_same_unless_they_are_
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("targets", TARGETS)
 def test_a_file_that_another_process_found_bad_is_replaced_while_it_is_under_way(
-    loaders, photos, tmp_path, backend
+    loaders, photos, tmp_path, backend, targets
 ):
     shutil.copytree(photos, tmp_path / "photos")
-    source = numbered(read_folder(tmp_path / "photos", None, 0))
+    source = numbered(read_folder(tmp_path / "photos", None, 0), targets)
     order = samples(loaders(source, backend)[0])
     Path(source.train.name(order[8])).write_bytes(b"damaged")
     train = loaders(source, backend, max_bad_fraction=0.1)[0]
@@ -206,15 +267,19 @@ def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(loaders, pho
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
-def test_flip_mirrors_with_its_probability(loaders, source, backend, crop):
-    def images(hflip: float) -> torch.Tensor:
+def test_flip_mirrors_images_and_targets_with_its_probability(loaders, source, backend, crop):
+    def epoch(hflip: float) -> tuple[torch.Tensor, torch.Tensor]:
         transform = Transform(32, 3, crop, hflip=hflip)
-        return torch.cat([b.images for b in loaders(source, backend, transform=transform)[0]])
+        batches = list(loaders(source, backend, transform=transform)[0])
+        return torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches])
 
-    never, always, sometimes = images(0.0), images(1.0), images(0.5)
+    (never, targets), (always, of_mirrored), (sometimes, of_either) = epoch(0.0), epoch(1.0), epoch(0.5)
     assert torch.equal(always, never.flip(3))
-    mirrored = [torch.equal(image, flipped) for image, flipped in zip(sometimes, always)]
-    assert 3 <= sum(mirrored) <= len(mirrored) - 3
+    torch.testing.assert_close(of_mirrored, mirrored(targets, 32))
+    flips = [torch.equal(image, flipped) for image, flipped in zip(sometimes, always)]
+    assert 3 <= sum(flips) <= len(flips) - 3
+    for i, flip in enumerate(flips):
+        assert torch.equal(of_either[i], of_mirrored[i] if flip else targets[i])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -267,7 +332,9 @@ def test_a_restored_loader_goes_on_with_the_same_pixels(loaders, source, backend
 def test_a_batch_does_not_depend_on_the_number_of_threads(loaders, source, backend, monkeypatch):
     monkeypatch.setattr("fastcnn.data.threads.SMALL_IMAGE", 0)  # else one thread takes such small ones
     alone, helped = (loaders(source, backend, workers=workers)[0] for workers in (1, 3))
-    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped))
+    for a, b in zip(alone, helped):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
 
 
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
@@ -316,11 +383,12 @@ def test_other_ranks_batches_and_backends_take_over_the_rest_of_an_epoch(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_left_behind(tmp_path, photos, backend, monkeypatch):
+@pytest.mark.parametrize("targets", ["labels", "masks"])
+def test_nothing_is_left_behind(tmp_path, photos, backend, targets, monkeypatch):
     """Neither threads nor processes, after a part of an epoch and after an error in it."""
     monkeypatch.setattr("fastcnn.data.threads.SMALL_IMAGE", 0)
     shutil.copytree(photos, tmp_path / "photos")
-    data = read_folder(tmp_path / "photos", None, 0)
+    data = numbered(read_folder(tmp_path / "photos", None, 0), targets)
 
     def tasks() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
@@ -394,13 +462,13 @@ def odd_images(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def with_odd(photos: Path, root: Path, *splits: str) -> Source:
+def with_odd(photos: Path, root: Path, *splits: str, targets: str = "labels") -> Source:
     """The photos with the odd ones among them."""
     shutil.copytree(photos, root / "photos")
     for split in splits:
         for path in odd_images(root / split).values():
             shutil.copy(path, root / "photos" / split / "cat")
-    return numbered(read_folder(root / "photos", None, 0))
+    return numbered(read_folder(root / "photos", None, 0), targets)
 
 
 def bad_ones(split: Split) -> set[int]:
@@ -408,12 +476,12 @@ def bad_ones(split: Split) -> set[int]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("world_size", "targets"), [(2, "labels"), *((1, targets) for targets in TARGETS)])
 def test_bad_files_are_named_replaced_in_training_and_left_out_of_validation(
-    loaders, photos, tmp_path, capsys, backend, world_size
+    loaders, photos, tmp_path, capsys, backend, world_size, targets
 ):
     """Known from the headers, but for bad_pixels, whose middle is damaged."""
-    odd = with_odd(photos, tmp_path, "train", "val")
+    odd = with_odd(photos, tmp_path, "train", "val", targets=targets)
     bad = bad_ones(odd.val)
     validated: list[int] = []
     skipped, trained = 0, []
@@ -436,23 +504,27 @@ def test_bad_files_are_named_replaced_in_training_and_left_out_of_validation(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("small", [0, 96])
-def test_a_bad_file_takes_none_of_the_others_with_it(loaders, tmp_path, photos, backend, small, monkeypatch):
-    """The other samples of its batch, and those of all later ones, are what they would have been."""
+@pytest.mark.parametrize(("small", "targets"), [(96, "labels"), *((0, targets) for targets in TARGETS)])
+def test_a_bad_file_takes_none_of_the_others_with_it(
+    loaders, tmp_path, photos, backend, small, targets, monkeypatch
+):
+    """The other samples of its batch, and those of all later ones, are what they would have been; its own
+    target is that of the image in its place."""
     monkeypatch.setattr("fastcnn.data.threads.SMALL_IMAGE", small)  # several threads, and one
     shutil.copytree(photos, tmp_path / "photos")
-    source = numbered(read_folder(tmp_path / "photos", None, 0))
+    source = numbered(read_folder(tmp_path / "photos", None, 0), targets)
     expected = list(loaders(source, backend)[0])
-    victim = int(expected[2].targets[1])
+    victim = number(expected[2].targets[1])
     Path(source.train.name(victim)).write_bytes(b"damaged since its header was read")
     found = list(loaders(source, backend, max_bad_fraction=0.1)[0])
     assert len(found) == len(expected)
     for step, (batch, before) in enumerate(zip(found, expected)):
         for i in range(4):
             if (step, i) == (2, 1):
-                assert batch.targets[i] != victim
+                assert number(batch.targets[i]) == (victim + 1) % len(source.train)
             else:
                 assert torch.equal(batch.images[i], before.images[i])
+                assert torch.equal(batch.targets[i], before.targets[i])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -507,6 +579,7 @@ def test_fewer_images_than_one_batch_says_what_to_write(loaders, source):
 
 
 def test_more_decoded_images_than_memory_are_refused_and_not_chosen(loaders, photos, monkeypatch):
+    monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.01)
     source = read_folder(photos, None, 0)
     needed = sum(int(split.sizes.prod(axis=1).sum()) * 3 for split in (source.train, source.val))
     monkeypatch.setattr("fastcnn.data.cached.free_memory", lambda: needed)
@@ -526,6 +599,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
 
 
 def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
+    monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.1)
     source = read_folder(photos, None, 0)
     loaded = TorchLoader._load
 

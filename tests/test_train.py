@@ -13,22 +13,79 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import fastcnn
+from fastcnn.config import flag
 from fastcnn.data import has_dali
-from fastcnn.models import build
 
-QUICK = ("--arch", "lenet5", "--amp-dtype", "fp32", "--batch-size", "16", "--workers", "1")
+QUICK_SETTINGS: dict[str, Any] = {
+    "amp_dtype": "fp32",  # these three: else the machine is tried for them
+    "channels_last": "on",
+    "compile": "off",
+    "batch_size": 16,
+    "workers": 1,
+}
+
+
+def as_flags(settings: dict[str, Any]) -> tuple[str, ...]:
+    """What `fastcnn.fit` takes, for the command line."""
+    words: list[str] = []
+    for name, value in settings.items():
+        words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return tuple(words)
+
+
+QUICK = as_flags({"arch": "lenet5", **QUICK_SETTINGS})
 BACKENDS = [
     pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")),
     "torch",
     "cached",
 ]
+
+
+class Job(NamedTuple):
+    """A run of a task."""
+
+    arch: str
+    data: Path
+    lr: float
+    metric: str
+    others: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"arch": self.arch, "data": str(self.data), **QUICK_SETTINGS, **self.others}
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return as_flags(self.settings)
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / f"{self.arch.replace('/', '-')}-shapes"
+
+
+TASKS = ("classification", "segmentation", "detection")
+
+
+def job_of(task: str, demo: Path, annotated: Path) -> Job:
+    """Small networks on small images."""
+    if task == "segmentation":
+        return Job("unet/lenet5", annotated, 0.1, "miou", {"img_size": 32})
+    if task == "detection":
+        return Job("yolo/lenet5", annotated, 0.01, "map", {"img_size": 32, "strides": (4,)})
+    return Job("lenet5", demo, 0.1, "acc1", {})
+
+
+@pytest.fixture(params=TASKS)
+def job(request: pytest.FixtureRequest, demo: Path, annotated: Path) -> Job:
+    return job_of(request.param, demo, annotated)
 
 
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -37,28 +94,34 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_folder_of_jpegs_trains_and_leaves_everything_in_its_run_folder(train, demo, capsys, backend):
-    flags = (*QUICK, "--data", demo, "--data-backend", backend)
-    assert train(*flags, "--epochs", "3", "--lr", "0.1", "--momentum", "0.8") == 0
-    run = Path("runs/lenet5-shapes")
-    names = {path.name for path in run.iterdir()}
-    assert {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", "curves.png"} <= names
-    epochs = records(run, "epoch")
+def test_a_folder_of_jpegs_trains_and_leaves_everything_in_its_run_folder(train, job, capsys, backend):
+    flags = (*job.flags, "--data-backend", backend)
+    assert train(*flags, "--epochs", "3", "--lr", job.lr, "--momentum", "0.8") == 0
+    names = {path.name for path in job.folder.iterdir()}
+    pictures = {"curves.png"} if job.metric == "acc1" else {"curves.png", "validation.png"}
+    assert names >= {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", *pictures}
+    assert ("validation.png" in names) == ("validation.png" in pictures)
+    epochs = records(job.folder, "epoch")
     assert [record["epoch"] for record in epochs] == [1, 2, 3]
     assert [record["step"] for record in epochs] == [10, 20, 30]
     assert all(record["val"]["samples"] == 50 for record in epochs)
     assert epochs[-1]["train"]["loss"] < epochs[0]["train"]["loss"]
-    with Image.open(run / "curves.png") as curves:
-        assert curves.size[0] > 1000
+    for name in pictures:
+        with Image.open(job.folder / name) as picture:
+            picture.load()
+            assert picture.width > 500
+            assert np.ptp(np.asarray(picture.convert("L"))) > 100
     out = capsys.readouterr().out.splitlines()
-    best = max(record["val"]["acc1"] for record in epochs)
-    assert re.fullmatch(rf"best acc1 {best:.2f}% of 50 images \(epoch \d\), [\d,]+ img/s, {run}", out[-1])
+    best = max(record["val"][job.metric] for record in epochs)
+    line = rf"best {job.metric} {best:.2f}% of 50 images \(epoch \d\), [\d,]+ img/s, {job.folder}"
+    assert re.fullmatch(line, out[-1])
     assert sum(line.startswith("epoch 1/3  train loss") for line in out) == 1
     assert "\r" not in "".join(out)
-    assert out[0] == (
-        f"lenet5 on {demo}: --data-backend {backend}, --batch-size 16, --workers 1, "
-        "--epochs 3, --lr 0.1, --momentum 0.8, --amp-dtype fp32"
+    assert out[0].startswith(f"{job.arch} on {job.data}: ")
+    told = (
+        f"--data-backend {backend}, --batch-size 16, --workers 1, --epochs 3, --lr {job.lr}, --momentum 0.8"
     )
+    assert set(told.split(", ")) <= set(out[0].partition(": ")[2].split(", "))
 
 
 def test_tensorboard_gets_what_the_log_gets(train, demo):
@@ -72,20 +135,23 @@ def test_tensorboard_gets_what_the_log_gets(train, demo):
     assert {"train/lr", "train/metrics/loss", "train/data_wait"} <= set(events.Tags()["scalars"])
 
 
-def test_the_saved_settings_repeat_the_run(train, demo):
-    assert train(*QUICK, "--data", demo, "--epochs", "1", "--label-smoothing", "0.1") == 0
-    assert train("--config", "runs/lenet5-shapes/config.yaml") == 0
-    first, second = (
-        records(Path("runs") / name, "epoch")[0] for name in ("lenet5-shapes", "lenet5-shapes-2")
-    )
+def test_the_saved_settings_repeat_the_run(train, job):
+    own = {"acc1": ("--label-smoothing", "0.1"), "miou": ("--seg-loss", "dice"), "map": ()}[job.metric]
+    assert train(*job.flags, "--epochs", "1", *own) == 0
+    assert train("--config", job.folder / "config.yaml") == 0
+    folders = job.folder, job.folder.with_name(f"{job.folder.name}-2")
+    first, second = (records(folder, "epoch")[0] for folder in folders)
     assert first["train"] == second["train"]
     assert first["val"] == second["val"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("extra", [(), ("--model-ema", "--opt", "adamw", "--grad-accum-steps", "2")])
-def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(train, demo, backend, extra):
-    flags = (*QUICK, "--data", demo, "--data-backend", backend, "--epochs", "2", "--lr", "0.05", *extra)
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(
+    train, job, backend, extra, monkeypatch
+):
+    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)  # takes as long as the rest
+    flags = (*job.flags, "--data-backend", backend, "--epochs", "2", "--lr", "0.01", *extra)
     flags += ("--deterministic", "--log-interval", "2")
     assert train(*flags, "--output-dir", "whole") == 0
     saved = 3 if extra else 7  # of 5 and 10 steps an epoch
@@ -123,13 +189,13 @@ def interrupt_after(step: int, run: Any) -> None:
         checkpoint.save = real
 
 
-def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(train, demo, capsys):
-    flags = (*QUICK, "--data", demo, "--lr", "0.05", "--warmup-epochs", "0", "--resume", "auto")
+def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(train, job, capsys):
+    flags = (*job.flags, "--lr", "0.01", "--warmup-epochs", "0", "--resume", "auto")
     assert train(*flags, "--epochs", "1") == 0
-    assert "no checkpoint in runs/lenet5-shapes yet" in capsys.readouterr().out
+    assert f"no checkpoint in {job.folder} yet" in capsys.readouterr().out
     assert train(*flags, "--epochs", "2") == 0
-    assert "going on from runs/lenet5-shapes/last.pt, step 10" in capsys.readouterr().out
-    assert [record["epoch"] for record in records(Path("runs/lenet5-shapes"), "epoch")] == [1, 2]
+    assert f"going on from {job.folder}/last.pt, step 10" in capsys.readouterr().out
+    assert [record["epoch"] for record in records(job.folder, "epoch")] == [1, 2]
 
 
 def test_a_checkpoint_alone_says_how_to_go_on(train, demo, capsys):
@@ -148,9 +214,19 @@ def test_a_checkpoint_alone_says_how_to_go_on(train, demo, capsys):
     assert f"acc1 {epochs[-1]['val']['acc1']:.2f}%" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("batch_size", "steps"), [(8, 6), (16, 3), (40, 1), (100, 0)])
-def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_batch_size(train, demo, batch_size, steps):
-    flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--log-interval", "1")
+@pytest.mark.parametrize(
+    ("task", "batch_size", "steps"),
+    [
+        *(("classification", size, steps) for size, steps in ((8, 6), (16, 3), (40, 1), (100, 0))),
+        ("segmentation", 8, 6),
+        ("detection", 8, 6),
+    ],
+)
+def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_batch_size(
+    train, demo, annotated, task, batch_size, steps
+):
+    job = job_of(task, demo, annotated)
+    flags = (*job.flags, "--epochs", "2", "--output-dir", "run", "--log-interval", "1", "--lr", "0.01")
     interrupt_after(7, lambda: train(*flags, "--checkpoint-steps", "7"))  # of 10: 48 of 160 images are left
     other = "torch" if has_dali() else "cached"
     changes = ("--batch-size", batch_size, "--data-backend", other, "--log-interval", "1")
@@ -218,52 +294,63 @@ def test_the_fastest_loader_is_chosen_and_the_figures_are_said(train, demo, caps
     assert set(speeds) == {"torch", "cached", *(["dali"] if has_dali() else [])}
 
 
-def test_test_only_validates_a_checkpoint_and_changes_nothing(train, demo, capsys):
-    assert train(*QUICK, "--data", demo, "--epochs", "2", "--lr", "0.1") == 0
-    run = Path("runs/lenet5-shapes")
-    before = {path: path.read_bytes() for path in run.iterdir()}
+def test_test_only_validates_a_checkpoint_and_changes_nothing(train, job, capsys):
+    assert train(*job.flags, "--epochs", "2", "--lr", job.lr) == 0
+    before = {path: path.read_bytes() for path in job.folder.iterdir()}
     capsys.readouterr()
-    assert train(*QUICK, "--data", demo, "--test-only", "--resume", run / "last.pt") == 0
-    acc1 = records(run, "epoch")[-1]["val"]["acc1"]
-    assert f"acc1 {acc1:.2f}%  50 images" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert train(*job.flags, "--test-only", "--resume", job.folder / "last.pt") == 0
+    val = records(job.folder, "epoch")[-1]["val"]
+    out = capsys.readouterr().out
+    digits = 1 if job.metric == "map" else 2
+    assert f"val loss {val['loss']:.3f}  " in out
+    assert f"  {job.metric} {val[job.metric]:.{digits}f}%" in out
+    assert out.endswith("  50 images\n")
+    assert {path: path.read_bytes() for path in job.folder.iterdir()} == before
 
 
-def test_checkpoints_hold_plain_types_and_the_networks_own_names(train, demo):
-    assert train(*QUICK, "--data", demo, "--epochs", "1", "--model-ema") == 0
-    content = torch.load("runs/lenet5-shapes/best.pt", weights_only=True)
-    network = build("lenet5", 10)
+def test_checkpoints_hold_plain_types_and_the_networks_own_names(train, job):
+    assert train(*job.flags, "--epochs", "1", "--model-ema") == 0
+    content = torch.load(job.folder / "best.pt", weights_only=True)
+    network = fastcnn.load(job.folder / "best.pt")
+    weights, average = network.state_dict(), content["ema"]["average"]
+    assert set(content["model"]) == set(content["weights"]) == set(weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in average.items())
+    assert {name for name, tensor in weights.items() if tensor.is_floating_point()} == set(average)
     network.load_state_dict(content["model"])
-    network.load_state_dict(content["weights"])
-    assert torch.equal(network.get_parameter("fc7.bias"), content["ema"]["average"]["fc7.bias"])
-    assert set(content["ema"]["average"]) == set(content["model"])
-    assert content["class_names"][0] == "blue_cross"
+    colour = "blue_cross" if job.metric == "acc1" else "blue cross" if job.metric == "map" else "class 0"
+    assert content["class_names"][0] == colour
     assert content["mean"] == [0.485, 0.456, 0.406]
-    assert content["config"]["arch"] == "lenet5"
+    assert content["config"]["arch"] == job.arch
 
 
-def test_fit_is_the_command_from_python(tmp_path, monkeypatch, demo):
+def test_fit_is_the_command_from_python(tmp_path, monkeypatch, one_core, job):
     monkeypatch.chdir(tmp_path)
-    result = fastcnn.fit(
-        arch="lenet5", data=demo, epochs=2, lr=0.1, batch_size=16, workers=1, amp_dtype="fp32"
-    )
-    assert result.folder == Path("runs/lenet5-shapes")
+    result = fastcnn.fit(**job.settings, epochs=2, lr=job.lr, data_backend="torch")
+    assert result.folder == job.folder
     assert result.best["epoch"] in (1, 2)
     assert result.val["samples"] == 50
     assert result.images_per_second > 0
-    assert result.network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    outputs = result.network(torch.zeros(1, 3, 32, 32))
+    shapes = {"acc1": (1, 10), "miou": (1, 11, 32, 32), "map": (1, 5 * 5 * 3, 15)}
+    assert (outputs.raw if job.metric == "map" else outputs).shape == shapes[job.metric]
 
 
-def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("arch", ["lenet5", "unet/lenet5", "yolo/lenet5"])
+def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_path, capsys, arch):
+    """And no settings but the epochs, and what does not fit so small a backbone."""
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
     from fastcnn.data import shapes
 
-    shapes.write(shapes.demo_root(), train_per_class=8, val_per_class=2)
-    assert train("--arch", "lenet5", "--epochs", "1", "--amp-dtype", "fp32") == 0
-    assert "runs/lenet5-demo" in capsys.readouterr().out
-    synthetic = ("--data", "synthetic", "--batch-size", "512", "--epochs", "1")
-    assert train("--arch", "lenet5", "--amp-dtype", "fp32", *synthetic) == 0
-    assert "runs/lenet5-synthetic" in capsys.readouterr().out
+    shapes.write(shapes.demo_root(), train_per_class=4, val_per_class=2)
+    own = ("--strides", "4", "--img-size", "32") if arch == "yolo/lenet5" else ()
+    name = arch.replace("/", "-")
+    assert train("--arch", arch, *own, "--epochs", "1") == 0
+    assert f"runs/{name}-demo" in capsys.readouterr().out
+    monkeypatch.setattr("fastcnn.data.sources.synthetic_source.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.mask_sources._synthetic.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.box_sources._synthetic.__defaults__", (64, 16, 10))
+    assert train("--arch", arch, *own, "--epochs", "1", "--data", "synthetic") == 0
+    assert f"runs/{name}-synthetic" in capsys.readouterr().out
 
 
 def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(train, demo, capsys):
@@ -300,8 +387,7 @@ def test_too_many_bad_files_found_while_training_stop_all_processes_with_one_lin
 @pytest.fixture(scope="module")
 def good(tmp_path_factory, demo) -> Path:
     folder = tmp_path_factory.mktemp("good") / "run"
-    settings = {"arch": "lenet5", "data": demo, "epochs": 1, "batch_size": 16, "workers": 1}
-    fastcnn.fit(**settings, amp_dtype="fp32", output_dir=folder)
+    fastcnn.fit(**job_of("classification", demo, demo).settings, epochs=1, output_dir=str(folder))
     return folder / "last.pt"
 
 
@@ -339,23 +425,71 @@ MISTAKES = [
     (("--config", "nowhere.yaml"), "--config nowhere.yaml: No such file"),
     (("--workers", "0", "--data-backend", "dali"), "--data-backend dali: DALI needs a thread"),
     (("--epochs", "0"), "--epochs 0: write 1 or more"),
+    (("--arch", "unet/resnet17"), "--arch unet/resnet17: no such network; did you mean unet/resnet1"),
+    (("--arch", "unet_small"), "--data classes: no images with masks; expected classes/train/images and "),
+    (
+        ("--arch", "unet_small", "--data", "gap"),
+        "gap/images/train/1.jpg: no mask gap/masks/train/1.png: mend or remove them, or leave them out ",
+    ),
+    (
+        ("--arch", "unet_small", "--data", "annotated", "--head", "mlp"),
+        "--head mlp: unet_small has no classifier of such layers",
+    ),
+    (
+        ("--arch", "unet_small", "--data", "annotated", "--class-weights", "1", "2"),
+        "--class-weights: 2 of them for 11 classes; write one for each",
+    ),
+    (("--arch", "yolo"), "--data classes: no images with boxes; expected YOLO's classes/images/train and "),
+    (
+        ("--arch", "yolo/lenet5", "--data", "annotated", "--strides", "5"),
+        "--strides 5: the backbone has no map of stride 5; write some of 2 4",
+    ),
+    (
+        ("--arch", "yolo", "--data", "annotated", "--anchors", "1", "2", "3"),
+        "--anchors 1.0 2.0 3.0: write widths and heights in pixels, such as 10 13 33 23",
+    ),
 ]
 
 
+def folder_with_a_gap(root: Path, annotated: Path) -> None:
+    """Three images to train on and to validate on each; one has no mask."""
+    for phase in ("train", "val"):
+        for kind, suffix in (("images", ".jpg"), ("masks", ".png")):
+            (root / kind / phase).mkdir(parents=True)
+            for i, path in enumerate(sorted((annotated / kind / phase).rglob(f"*{suffix}"))[:3]):
+                shutil.copy(path, root / kind / phase / f"{i}{suffix}")
+    (root / "masks/train/1.png").unlink()
+
+
 @pytest.mark.parametrize(("flags", "message"), MISTAKES, ids=[" ".join(flags) for flags, _ in MISTAKES])
-def test_a_mistake_gives_one_line_and_status_2_and_leaves_nothing(train, demo, good, capsys, flags, message):
+def test_a_mistake_gives_one_line_and_status_2_and_leaves_nothing(
+    train, demo, annotated, good, capsys, flags, message
+):
+    Path("classes").symlink_to(demo)
+    Path("annotated").symlink_to(annotated)
+    folder_with_a_gap(Path("gap"), annotated)
     shutil.copy(good, "good.pt")
     Path("broken.pt").write_bytes(b"PK nonsense")
     Path("pickle.pt").write_text("hello world")
     Path("bad.yaml").write_text("epochs: three")
     Path("file").write_text("")
     torch.save({"weights": 1}, "foreign.pt")
-    assert train(*QUICK, "--data", demo, *flags) == 2
+    made = set(Path().iterdir())
+    assert train(*QUICK, "--data", "classes", *flags) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"fastcnn: error: {message}")
     assert captured.err.count("\n") == 1
-    made = {"bad.yaml", "broken.pt", "file", "foreign.pt", "good.pt", "pickle.pt"}
-    assert {path.name for path in Path().iterdir()} == made
+    assert set(Path().iterdir()) == made
+
+
+def test_images_without_masks_are_left_out_when_told_so(train, annotated, capsys):
+    folder_with_a_gap(Path("gap"), annotated)
+    flags = (*QUICK, "--arch", "unet_small", "--img-size", "32", "--batch-size", "2", "--data", "gap")
+    assert train(*flags, "--bad-labels", "skip", "--epochs", "1") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "--bad-labels skip: 1 left out" in out
+    assert "left out: gap/images/train/1.jpg: no mask gap/masks/train/1.png" in out
+    assert records(Path("runs/unet_small-gap"), "epoch")[0]["val"]["samples"] == 3
 
 
 def test_a_second_run_does_not_overwrite_the_first(train, demo, capsys):
@@ -425,6 +559,55 @@ def test_two_processes_validate_every_image_once_and_only_the_first_speaks(tmp_p
     content = torch.load("run/last.pt")
     assert len(content["ranks"]) == 2
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in content["model"])
+
+
+SIZES = (16, 5)
+"""Of validation batches. Those of 5 hold the same images in two processes as in one, so that their losses are
+comparable; those of 16 are filled up."""
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory, demo, annotated) -> tuple[Path, list[list[dict[str, float]]]]:
+    """Runs of two processes for each task, and what each process found: after an epoch, and when these are
+    validated once more, in batches of either size."""
+    root = tmp_path_factory.mktemp("two")
+    runs = []
+    for task in TASKS:
+        job, folder = job_of(task, demo, annotated), str(root / task)
+        own = {**job.settings, "data_backend": "torch", "workers": 1}
+        runs.append({**own, "epochs": 1, "lr": job.lr, "output_dir": folder})
+        runs += [{**own, "batch_size": n, "resume": folder, "test_only": True} for n in SIZES]
+    (root / "runs.json").write_text(json.dumps(runs))
+    worker = str(Path(__file__).with_name("worker_fits.py"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker]
+    done = subprocess.run([*launch, str(root / "runs.json")], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return root, [json.loads((root / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_train_and_validate_every_image_once_and_measure_what_one_does(
+    of_two, one_core, demo, annotated, task
+):
+    root, found = of_two
+    assert found[0] == found[1]
+    trained, *again = found[0][3 * TASKS.index(task) :][:3]
+    (epoch,) = records(root / task, "epoch")
+    assert epoch["train"]["samples"] == 160
+    assert epoch["val"] == trained
+    assert again[0] == trained
+    job = job_of(task, demo, annotated)
+    for size, of_ranks in zip(SIZES, again):
+        told = {**job.settings, "batch_size": size, "data_backend": "torch"}
+        alone = fastcnn.fit(**told, resume=str(root / task), test_only=True).val
+        loss = alone.pop("loss")
+        assert {name: of_ranks[name] for name in alone} == pytest.approx(alone, rel=1e-6)
+        assert alone["samples"] == 50
+        assert alone[job.metric] > 0
+        if size == 5:
+            assert of_ranks["loss"] == pytest.approx(loss, rel=1e-5)
+        if task == "segmentation":  # counts of pixels
+            assert {name: of_ranks[name] for name in alone} == alone
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastcnn.errors import UserError
 from fastcnn.models import DETECTION, MODELS, ConvNet, build
+from fastcnn.models.parts import image_sizes
 from fastcnn.models.yolo import YOLO, Pyramid
 from fastcnn.transfer import frozen_layers, lr_scales
 
@@ -87,6 +88,13 @@ def test_the_published_sizes_are_the_default(name, size, outputs):
     assert network(meta(size, size)).raw.shape[-1] == outputs
     assert shell(name, 20, in_chans=1)(meta(size, size, channels=1)).raw.shape[0] == 2
     assert DETECTION[name].__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("yolo/lenet5", (416, False, 16, 1)), ("yolov1", (448, False, 1, 1))]
+)
+def test_images_are_those_of_the_backbone_whichever_strides_it_has(name, sizes):
+    assert image_sizes(name) == sizes
 
 
 def test_yolo_makes_three_predictions_in_each_cell_of_three_maps():

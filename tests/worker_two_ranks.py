@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from small_state import small_state
+from small_tasks import OPTIONS, small_batch, task_for
 from torch import nn
 
 from fastcnn.data import Batch
@@ -23,7 +24,6 @@ from fastcnn.distributed import (
 from fastcnn.engine import stop_if_not_finite, train_step, unfreeze
 from fastcnn.errors import TrainingError, UserError
 from fastcnn.models import build
-from fastcnn.tasks import Classification
 
 CPU = torch.device("cpu")
 
@@ -40,20 +40,18 @@ def train(
     """Four updates from 16 images each, of which this rank sees its share; all but the classifier is frozen
     until update `unfreeze_at`."""
     torch.manual_seed(0 if rank == 0 else 99)  # DDP gives every rank the first one's weights
-    network = build(arch, num_classes=10)
+    network = build(arch, num_classes=10, **OPTIONS.get(arch, {}))
     state = small_state(network, unfreeze_at is not None, bucket_cap_mb=bucket_cap_mb)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    task = Classification(10)
+    task = task_for(arch)
     metrics = task.metrics(CPU)
     generator = torch.Generator().manual_seed(1)
     for step in range(4):
-        images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        targets = torch.randint(0, 10, (16,), generator=generator)
         own = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
-        parts = zip(images[own].chunk(accumulate), targets[own].chunk(accumulate))
-        batches = [Batch(x, y, torch.ones(len(y), dtype=torch.bool)) for x, y in parts]
+        share = (values[own].chunk(accumulate) for values in small_batch(arch, 16, generator))
+        batches = [Batch(*parts) for parts in zip(*share)]
         if spoil and step == 2 and rank == world_size - 1:
             with torch.no_grad():
                 network.get_parameter("fc7.bias").fill_(float("nan"))
@@ -98,6 +96,9 @@ def main(output: Path) -> None:
             "lenet5": train("lenet5", ranks.rank, ranks.world_size),
             "lenet5 accumulated": train("lenet5", ranks.rank, ranks.world_size, accumulate=2),
             "resnet20": train("resnet20", ranks.rank, ranks.world_size),
+            "unet/lenet5": train("unet/lenet5", ranks.rank, ranks.world_size),
+            "yolo/lenet5": train("yolo/lenet5", ranks.rank, ranks.world_size),
+            "yolo/lenet5 accumulated": train("yolo/lenet5", ranks.rank, ranks.world_size, accumulate=2),
             "lenet5 unfrozen": train("lenet5", ranks.rank, ranks.world_size, unfreeze_at=2, bucket_cap_mb=3),
             "spoiled": train("lenet5", ranks.rank, ranks.world_size, spoil=True),
             "any": [any_rank(ranks.rank == 1, CPU), any_rank(False, CPU)],
