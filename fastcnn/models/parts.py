@@ -6,13 +6,11 @@ classifier.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
 
 from fastcnn.errors import UserError
-from fastcnn.models import DETECTION, constructor, external
+from fastcnn.models import constructor, external
 from fastcnn.models.base import ConvNet, grouped, replace_classifier
 from fastcnn.models.external import ImageSizes, is_external
 
@@ -25,11 +23,8 @@ def image_sizes(arch: str) -> ImageSizes:
     """
     if is_external(arch):
         return external.image_sizes(arch)
-    make, (family, on, backbone) = constructor(arch), arch.partition("/")
     with torch.device("meta"):
-        if on and family in DETECTION:  # its usual strides may not be the backbone's
-            make = partial(make, strides=(constructor(backbone)().stages[-1].stride,))
-        return ImageSizes.of(make())
+        return ImageSizes.of(constructor(arch)())
 
 
 def map_strides(arch: str) -> tuple[int, ...]:
