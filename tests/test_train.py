@@ -106,6 +106,8 @@ def test_a_folder_of_jpegs_trains_and_leaves_everything_in_its_run_folder(train,
     assert [record["step"] for record in epochs] == [10, 20, 30]
     assert all(record["val"]["samples"] == 50 for record in epochs)
     assert epochs[-1]["train"]["loss"] < epochs[0]["train"]["loss"]
+    assert epochs[-1]["val"][job.metric] > 1
+    assert epochs[-1]["train"].get(job.metric, 100) > 1  # a detector's would be too dear in training
     for name in pictures:
         with Image.open(job.folder / name) as picture:
             picture.load()
