@@ -72,7 +72,11 @@ MARGIN = 0.95
 """What another arithmetic must take at most, as a share of fp32 channels-last, to be chosen over it: less is
 noise."""
 TRIAL_PIXELS = 32 * 64 * 64
-"""Of all images of a trial step."""
+"""Of all images of a trial step, at most."""
+TRIAL_SECONDS = 0.5
+"""Of a trial step, at most."""
+FEWEST = 4
+"""Images of a trial step: batch norm needs some."""
 WORTH_COMPILING = 3600
 """Seconds of a run from which on compilation is tried on the CPU: it takes one or two minutes, and at best
 makes a step a tenth faster (benchmarks/LOG.md)."""
@@ -103,9 +107,13 @@ def probe_arithmetic(
     ways = [Arithmetic(name, layout) for layout in layouts for name in dtypes]
     if len(ways) == 1:
         return ways[0], "this processor has no bf16"
-    count = max(4, min(batch_size, TRIAL_PIXELS // size**2))
+    count = max(FEWEST, min(batch_size, TRIAL_PIXELS // size**2))
     images = _random_images(count, size, channels)
     models = {layout: _trial_model(network, channels, layout) for layout in layouts}
+    taken = _trial_step(models[layouts[0]], images[:FEWEST], ways[0], clock)
+    if taken > 0:  # a slow network is tried on fewer
+        count = max(FEWEST, min(count, int(FEWEST * TRIAL_SECONDS / taken)))
+        images = images[:count]
     seconds = dict.fromkeys(ways, math.inf)
     for _ in range(3):  # the first round warms up
         for way in ways:

@@ -20,7 +20,7 @@ def probe(monkeypatch, seconds: dict[str, float], bf16: bool = True, **told):
     """The choice where a step of each way, in the order of WAYS, takes so long."""
     monkeypatch.setattr(machine, "has_fast_bf16", lambda: bf16)
     spans = [0.0, *itertools.chain.from_iterable((0.0, value) for value in seconds.values())]
-    ticks = itertools.accumulate(itertools.chain(spans[:1], itertools.cycle(spans[2:] + [0.0])))
+    ticks = itertools.accumulate(itertools.chain([0.0, 0.0], spans[:1], itertools.cycle(spans[2:] + [0.0])))
     readings = iter(ticks)
     return machine.probe_arithmetic(NETWORK, 8, 3, 4, **told, clock=lambda: next(readings))
 
