@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -620,3 +621,17 @@ def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(
         priority = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
     assert priority == (19 if gives_way else 0)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+
+
+def test_loading_threads_leave_the_step_its_own_also_if_it_has_computed_nothing_yet():
+    code = """
+import numpy as np, torch
+from fastcnn.data.sources import Split
+from fastcnn.data.threads import pool_for
+
+torch.set_num_threads(2)
+pool_for(Split(np.zeros(1), images=[np.zeros((8, 8, 3), np.uint8)]), 2).shutdown()
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2"]

@@ -34,6 +34,9 @@ def pool_for(split: Split, workers: int, gives_way: bool = False) -> ThreadPoolE
             core idle, or waits for them. On Linux alone threads have priorities of their own.
     """
     workers = 1 if needs_one_thread(split) else max(1, workers)
+    # Asked for before the threads change it: a thread that has computed nothing yet takes over the last number
+    # that any thread set.
+    own = torch.get_num_threads()
     together = threading.Barrier(workers + 1)
 
     def begin() -> None:
@@ -46,5 +49,5 @@ def pool_for(split: Split, workers: int, gives_way: bool = False) -> ThreadPoolE
     for _ in range(workers):
         pool.submit(int)
     together.wait()
-    torch.set_num_threads(torch.get_num_threads())  # later threads have this one's number again
+    torch.set_num_threads(own)  # later threads have this one's number again
     return pool
