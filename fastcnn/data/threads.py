@@ -34,8 +34,8 @@ def pool_for(split: Split, workers: int, gives_way: bool = False) -> ThreadPoolE
             core idle, or waits for them. On Linux alone threads have priorities of their own.
     """
     workers = 1 if needs_one_thread(split) else max(1, workers)
-    # Asked for before the threads change it: a thread that has computed nothing yet takes over the last number
-    # that any thread set.
+    # Asked for before the threads change it: a thread that has computed nothing yet takes over the last
+    # number that any thread set.
     own = torch.get_num_threads()
     together = threading.Barrier(workers + 1)
 
