@@ -102,6 +102,15 @@ class ConvNet(nn.Module, ABC):
         replace_classifier(self, self.classifier_name, num_classes, hidden)
 
 
+def take_as_backbone(network: ConvNet) -> list[list[str]]:
+    """Takes a network's head away, and gives the rest's `layer_groups` as they are below "backbone."."""
+    groups = network.layer_groups()  # some networks cannot tell without their head
+    network.remove_head()
+    left = [f"{name}." for name, _ in network.named_parameters()]
+    kept = ([name for name in group if any(n.startswith(f"{name}.") for n in left)] for group in groups)
+    return [[f"backbone.{name}" for name in group] for group in kept if group]
+
+
 class FeatureSequence(ConvNet):
     """A network whose way to the last feature map is one sequence, `features`, as in torchvision; pooling and
     `classifier` come after it."""

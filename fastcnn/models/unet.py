@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import ConvNet, Stage
+from fastcnn.models.base import ConvNet, Stage, take_as_backbone
 from fastcnn.models.layers import ConvNormAct
 from fastcnn.models.resnet import resnet18
 
@@ -152,12 +152,8 @@ class BackboneUNet(SegmentationNet):
         self.minimum_image_size = backbone.minimum_image_size
         self.image_size_multiple = backbone.image_size_multiple
         self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
-        groups = backbone.layer_groups()
-        backbone.remove_head()
+        self._backbone_groups = take_as_backbone(backbone)
         self.backbone = backbone
-        left = [f"{name}." for name, _ in backbone.named_parameters()]
-        kept = ([n for n in group if any(p.startswith(f"{n}.") for p in left)] for group in groups)
-        self._backbone_groups = [[f"backbone.{name}" for name in group] for group in kept if group]
 
         last = backbone.stages[-1]
         widths = {stage.stride: stage.channels for stage in backbone.stages}

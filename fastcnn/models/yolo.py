@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import ConvNet, Stage
+from fastcnn.models.base import ConvNet, Stage, take_as_backbone
 from fastcnn.models.layers import ConvNormAct
 from fastcnn.models.resnet import resnet18
 
@@ -105,11 +105,7 @@ class Detector(ConvNet):
 
     def __init__(self, backbone: ConvNet, strides: Sequence[int]) -> None:
         super().__init__()
-        groups = backbone.layer_groups()
-        backbone.remove_head()
-        left = [name for name, _ in backbone.named_parameters()]
-        kept = [[g for g in group if any(f"{n}.".startswith(f"{g}.") for n in left)] for group in groups]
-        self.backbone_groups = [[f"backbone.{name}" for name in group] for group in kept if group]
+        self.backbone_groups = take_as_backbone(backbone)
         self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
         self.minimum_image_size = backbone.minimum_image_size
         self.image_size_multiple = backbone.image_size_multiple
