@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 STAGES = {
-    "data": ("fastcnn.wire", "open_source"),
+    "data": ("fastcnn.wire", "open_data"),
     "loader probe": ("fastcnn.wire", "choose_backend"),
     "arithmetic probe": ("fastcnn.machine", "probe_arithmetic"),
     "first step": ("fastcnn.loop", "train_epoch"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fastcnn
 from fastcnn.cli import main
 from fastcnn.data import shapes
 
@@ -26,6 +27,16 @@ def demo_cache(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
     shutil.copytree(demo, tmp_path / "cache" / f"shapes-v{shapes.VERSION}")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of LeNet-5 for the demo's classes, which has learned nothing."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {"arch": "lenet5", "data": str(demo), "epochs": 1, "data_backend": "torch", "workers": 1}
+    plain = {"amp_dtype": "fp32", "channels_last": "on", "compile": "off", "lr": 0.0}
+    fastcnn.fit(**settings, **plain, output_dir=str(folder / "run"))
+    return folder / "run" / "best.pt"
 
 
 @pytest.fixture
@@ -57,11 +68,9 @@ def test_every_image_gets_a_line_and_a_picture(train, demo_cache, images, capsys
         assert pixels[pixels.shape[1] // 2, pixels.shape[1] // 2] > 0
 
 
-def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(train, demo_cache, images, capsys):
-    flags = ("--arch", "lenet5", "--epochs", "1", "--amp-dtype", "fp32", "--output-dir", "run")
-    assert train(*flags, "--workers", "1") == 0
-    capsys.readouterr()
-    assert main(["predict", "run/best.pt", str(images / "a.jpg"), "--output-dir", "one"]) == 0
+def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(trained, images, capsys, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    assert main(["predict", str(trained), str(images / "a.jpg"), "--output-dir", "one"]) == 0
     assert capsys.readouterr().out.startswith("a.jpg: ")
     assert [path.name for path in Path("one").iterdir()] == ["a.jpg.png"]
 
@@ -70,7 +79,7 @@ def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(train, demo_ca
     content[len(content) // 2 : len(content) // 2 + 20] = bytes(20)  # seen only in decoding
     (images / "b.png").write_bytes(content)
     (images / "empty.jpg").touch()
-    assert main(["predict", "run/best.pt", str(images)]) == 1
+    assert main(["predict", str(trained), str(images)]) == 1
     said = capsys.readouterr()
     assert "empty.jpg: empty" in said.err
     assert "b.png: " in said.err
@@ -83,21 +92,20 @@ def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(train, demo_ca
     ("arguments", "message"),
     [
         (["missing.pt", "images"], "fastcnn predict missing.pt: No such file"),
-        (["run/best.pt", "missing"], "missing: no such file or folder"),
-        (["run/best.pt", "empty"], "empty: no images in it"),
-        (["run/best.pt", "bad"], "bad: no image can be decoded (bad/x.jpg: not an image)"),
-        (["run/best.pt", "images", "--output-dir", "file"], "--output-dir: file/a.jpg.png: "),
-        (["run/best.pt"], "the following arguments are required: images"),
+        (["best.pt", "missing"], "missing: no such file or folder"),
+        (["best.pt", "empty"], "empty: no images in it"),
+        (["best.pt", "bad"], "bad: no image can be decoded (bad/x.jpg: not an image)"),
+        (["best.pt", "images", "--output-dir", "file"], "--output-dir: file/a.jpg.png: "),
+        (["best.pt"], "the following arguments are required: images"),
     ],
 )
-def test_a_mistake_gives_one_line_and_status_2(train, demo_cache, images, capsys, arguments, message):
-    flags = ("--arch", "lenet5", "--epochs", "1", "--amp-dtype", "fp32", "--output-dir", "run")
-    assert train(*flags, "--workers", "1") == 0
-    Path("empty").mkdir()
-    Path("bad").mkdir()
+def test_a_mistake_gives_one_line_and_status_2(trained, images, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(images.parent)
+    shutil.copy(trained, "best.pt")
+    for name in ("empty", "bad"):
+        Path(name).mkdir()
     Path("bad/x.jpg").write_bytes(b"text")
     Path("file").touch()
-    capsys.readouterr()
     assert main(["predict", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"fastcnn: error: {message}")

@@ -38,16 +38,16 @@ def test_the_loss_falls_so_the_step_trains(eager):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"channels_last": True}, 1e-4),
+        ({"channels_last": True}, 5e-4),
         ({"fused": True}, 1e-4),
-        ({"keep_memory": True}, 0),
+        ({"keep_memory": True}, 1e-6),
         ({"pointwise_as_product": True}, 1e-4),
         ({"four_channels": True}, 1e-4),
         ({"kernels": "ours"}, 1e-4),
         ({"kernels": "accelerate"}, 1e-4),
         ({"bf16": True}, 2e-2),
         ({"bf16": True, "bf16_weights": True}, 2e-2),
-        ({"channels_last": True, "fused": True, "four_channels": True, "pointwise_as_product": True}, 1e-4),
+        ({"channels_last": True, "fused": True, "four_channels": True, "pointwise_as_product": True}, 5e-4),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
