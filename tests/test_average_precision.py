@@ -6,10 +6,12 @@ import logging
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from fastcnn.average_precision import mean_average_precision
+
+pytest.importorskip("faster_coco_eval")
+COCO = pytest.importorskip("pycocotools.coco").COCO
+COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
 
 
 def random_case(

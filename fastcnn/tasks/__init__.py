@@ -3,6 +3,7 @@ nothing else of it."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fastcnn.config import Config, task_of
 from fastcnn.data.batch import Batch
+from fastcnn.errors import UserError
 from fastcnn.metrics import Metrics
 from fastcnn.tasks.classification import Classification
 from fastcnn.tasks.detection import Detection
@@ -53,11 +55,13 @@ def build_task(config: Config, num_classes: int) -> Task:
     """The task that follows from `--arch`.
 
     Raises:
-        UserError: settings that do not fit the classes.
+        UserError: settings that do not fit the classes, or a package that is not installed.
     """
     kind = task_of(config.arch)
     if kind == "segmentation":
         return Segmentation(num_classes, config.seg_loss, config.class_weights)
     if kind == "detection":
+        if importlib.util.find_spec("faster_coco_eval") is None:
+            raise UserError(f"--arch {config.arch}: validation needs a package: pip install faster-coco-eval")
         return Detection(num_classes)
     return Classification(num_classes, config.label_smoothing)
