@@ -35,8 +35,8 @@ from fastcnn import bench
 from fastcnn.data import Batch, Loader
 from fastcnn.engine import TrainState, evaluate, train_step
 from fastcnn.metrics import Metrics
-from fastcnn.steps import CLASSES, Problem, build_own_state
-from fastcnn.tasks import Classification
+from fastcnn.steps import Problem, build_own_state
+from fastcnn.tasks import Task
 
 FILE = Path(__file__).parent / "results" / "counts.json"
 ARCHITECTURE = "sm_90"
@@ -139,11 +139,11 @@ def counted(step: Callable[[], object]) -> dict[str, int]:
 # fastcnn's steps
 
 
-def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Classification, Batch, Metrics]:
+def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Task, Batch, Metrics]:
     problem = Problem(case.arch, case.img_size, case.batch_size, "cpu")
     ema_decay, clip_grad = (0.9, 1.0) if case.clip_and_average else (None, None)
     state = build_own_state(problem, case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
-    task = Classification(CLASSES)
+    task = problem.task()
     return state, task, problem.batch(), task.metrics(state.device)
 
 

@@ -16,8 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcnn import bench, machine
 from fastcnn.distributed import Ranks, choose_device, process_group
 from fastcnn.engine import TrainState, train_step
-from fastcnn.steps import CLASSES, Problem, build_own_state
-from fastcnn.tasks import Classification
+from fastcnn.steps import Problem, build_own_state
 
 ALONE, APART, TOGETHER = "alone", "apart", "together"
 DEFAULT = "torch's"
@@ -78,7 +77,8 @@ def build(job: Job, device: torch.device, bucket_cap_mb: int | None = None) -> T
 
 
 def step_of(job: Job, state: TrainState, device: torch.device) -> Callable[[], object]:
-    batch, task = job.problem(device).batch(), Classification(CLASSES)
+    problem = job.problem(device)
+    batch, task = problem.batch(), problem.task()
     metrics = task.metrics(device)
     return lambda: train_step(state, task, [batch], metrics)
 

@@ -96,9 +96,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     else:
         rate = 0.3 if facts.data_name == "demo" else 0.2 if small else 0.1
         if config.arch.startswith("yolov1"):
-            rate = (
-                0.008  # its loss is a sum over all cells: 0.03 was seen to diverge, as in Redmon et al. 2016
-            )
+            rate = 0.008  # its loss is a sum over all cells; 0.03 was seen to diverge
         choose("lr", rate * global_batch / 256, f"{rate} x {global_batch} images of a step / 256")
         choose("weight_decay", 1e-4, config.opt)
     choose("warmup_epochs", min(5.0, epochs / 10), "a tenth of the epochs, 5 at most")

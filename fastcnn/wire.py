@@ -124,7 +124,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         fixed_size=sizes.fixed_image_size,
         minimum_size=sizes.minimum_image_size,
         size_multiple=sizes.image_size_multiple,
-        strides=map_strides(config.arch),
+        strides=map_strides(config.arch) if task_of(config.arch) == "detection" else (),
         device=device.type,  # type: ignore[arg-type]
         bf16_gpu=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
         has_dali=has_dali(),

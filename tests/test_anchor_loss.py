@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import random_boxes
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,19 +28,8 @@ def random_outputs(seed: int, count: int = 3, scale: float = 1.5) -> AnchorOutpu
 
 
 def random_targets(seed: int, count: int = 3, most: int = 19, crowds: float = 0.2) -> Tensor:
-    """Images with different numbers of boxes, the first with none; small sides, so that cells are shared."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    targets = torch.zeros(count, most, 6)
-    targets[..., 0] = -1
-    for rows in targets[1:]:
-        used = int(torch.randint(1, most + 1, (), generator=generator))
-        corner, sides = torch.rand(2, used, 2, generator=generator)
-        corner = corner * torch.tensor([60.0, 40])
-        end = torch.minimum(corner + 3 + 35 * sides, torch.tensor([72.0, 48]))
-        label = torch.randint(0, CLASSES, (used, 1), generator=generator)
-        crowd = torch.rand(used, 1, generator=generator) < crowds
-        rows[:used] = torch.cat([label, corner, end, crowd], 1)
-    return targets
+    """Small sides, so that cells are shared."""
+    return random_boxes.random_targets(seed, count, 1, most, CLASSES, crowds)
 
 
 def sigmoid(x: float) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sources import message_of, names
 
 from fastcnn.data import box_sources
 from fastcnn.data.batch import Share, Transform
@@ -40,16 +41,7 @@ def opened(
 
 
 def refusal(root: object, val_split: float | None = None, skip: bool = False, data_root: object = "") -> str:
-    with pytest.raises(ValueError) as caught:
-        opened(root, val_split, skip, data_root)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def names(split: Split) -> list[str]:
-    assert split.files is not None
-    return [Path(path).stem for path in split.files.paths]
+    return message_of(lambda: opened(root, val_split, skip, data_root))
 
 
 def boxes(split: Split) -> list[list[list[float]]]:

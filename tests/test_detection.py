@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from test_engine import forbid_waiting
 from torch.profiler import ProfilerActivity, profile
 from worker_two_detectors import validate
 
@@ -79,14 +79,7 @@ def test_a_step_asks_nothing_of_the_device(arch, monkeypatch):
     state, task, batch = state_of(arch), Detection(3), two_images()
     metrics = task.metrics(CPU, train=True)
     train_step(state, task, [batch], metrics)
-
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("the host waited for the device")
-
-    names = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "cpu", "nonzero")
-    for name in names:
-        monkeypatch.setattr(Tensor, name, forbidden)
-    monkeypatch.setattr(torch, "nonzero", forbidden)
+    forbid_waiting(monkeypatch)
     train_step(state, task, [batch], metrics)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import random_boxes
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -22,19 +23,8 @@ def random_outputs(seed: int, count: int = 3) -> GridOutputs:
 
 
 def random_targets(seed: int, count: int = 3, most: int = 9, crowds: float = 0.3) -> Tensor:
-    """Images with different numbers of boxes, the first with none; some cells hold several."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    targets = torch.zeros(count, most, 6)
-    targets[..., 0] = -1
-    for rows in targets[1:]:
-        used = int(torch.randint(2, most + 1, (), generator=generator))
-        corner, sides = torch.rand(2, used, 2, generator=generator)
-        corner = corner * torch.tensor([60.0, 40])
-        end = torch.minimum(corner + 3 + 35 * sides, torch.tensor([72.0, 48]))
-        label = torch.randint(0, CLASSES, (used, 1), generator=generator)
-        crowd = torch.rand(used, 1, generator=generator) < crowds
-        rows[:used] = torch.cat([label, corner, end, crowd], 1)
-    return targets
+    """Some cells hold several."""
+    return random_boxes.random_targets(seed, count, 2, most, CLASSES, crowds)
 
 
 def box_of(raw: list[float], row: int, column: int) -> list[float]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sources import message_of, names
 
 from fastcnn.data import mask_sources
 from fastcnn.data.batch import Share, Transform
@@ -60,16 +61,7 @@ def opened(
 
 
 def refusal(root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False) -> str:
-    with pytest.raises(ValueError) as caught:
-        opened(root, val_split, ignore_index, skip)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def names(split: Split) -> list[str]:
-    assert split.files is not None
-    return [Path(path).stem for path in split.files.paths]
+    return message_of(lambda: opened(root, val_split, ignore_index, skip))
 
 
 def first_values(split: Split, index: int, count: int = 4) -> list[int]:

@@ -54,12 +54,11 @@ class Classification:
         return list(logits.float().softmax(1).cpu().numpy())
 
     def in_words(self, found: np.ndarray, class_names: Sequence[str]) -> str:
-        best = np.argsort(-found, kind="stable")[:3].tolist()
-        return ", ".join(f"{class_names[i]} {100 * found[i]:.1f}%" for i in best)
+        return ", ".join(_best(found, class_names))
 
     def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        words = self.in_words(found, class_names).split(", ")
-        return with_caption(enlarged(Image.fromarray(image)), [(word, None) for word in words])
+        words = [(word, None) for word in _best(found, class_names)]
+        return with_caption(enlarged(Image.fromarray(image)), words)
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_caption(enlarged(Image.fromarray(image)), [(class_names[int(target)], None)])
@@ -86,6 +85,12 @@ class ClassificationMetrics(MeanLoss):
         for name in ("acc1", "acc5") if self.top == 5 else ("acc1",):
             metrics[name] = 100 * totals[name] / max(samples, 1)
         return metrics
+
+
+def _best(found: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """The three most probable classes, such as "cat 98.0%"."""
+    best = np.argsort(-found, kind="stable")[:3].tolist()
+    return [f"{class_names[i]} {100 * found[i]:.1f}%" for i in best]
 
 
 def _split(outputs: object) -> tuple[Tensor, tuple[Tensor, ...]]:
