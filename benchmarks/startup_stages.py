@@ -49,7 +49,7 @@ class FirstStep(Exception):
 
 def main(started: float, flags: list[str]) -> None:
     from fastcnn import train
-    from fastcnn.config import parse
+    from fastcnn.flags import parse
 
     config = parse(flags, "startup_stages.py")
     for module in ("torch", "fastcnn.wire", "fastcnn.loop"):

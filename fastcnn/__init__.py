@@ -34,7 +34,7 @@ def fit(**settings: Any) -> Result:
             write instead.
         fastcnn.errors.TrainingError: the loss became infinite or NaN.
     """
-    from fastcnn.config import from_settings
+    from fastcnn.flags import from_settings
     from fastcnn.train import fit as run
 
     return run(from_settings(settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -138,7 +139,7 @@ def fit_epochs(
                 saved = time.perf_counter()
         return any_rank(bool(stop), state.device)
 
-    for epoch in range(state.epoch, state.schedule.epochs):
+    for epoch in range(state.epoch, math.ceil(state.schedule.epochs)):
         if epoch + 1 == config.unfreeze_epoch and state.frozen is not None:
             unfreeze(state)
             report.say(f"epoch {epoch + 1}: all layers train from here on")
@@ -170,7 +171,7 @@ def fit_epochs(
         is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:
             run.best = {**val, "epoch": state.epoch}
-        last = state.epoch == state.schedule.epochs
+        last = state.epoch >= state.schedule.epochs
         stopped = any_rank(bool(stop), state.device) and not last
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {

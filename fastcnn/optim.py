@@ -84,7 +84,7 @@ class Schedule:
 
     peak: float
     steps_per_epoch: int
-    epochs: int
+    epochs: float
     warmup_epochs: float = 0.0
     kind: Literal["cosine", "step", "multistep", "constant"] = "cosine"
     min_lr: float = 0.0

@@ -36,7 +36,7 @@ class Report:
     """
 
     def __init__(
-        self, folder: Path, enabled: bool, epochs: int, steps_per_epoch: int, step: int = 0, epoch: int = 0
+        self, folder: Path, enabled: bool, epochs: float, steps_per_epoch: int, step: int = 0, epoch: int = 0
     ) -> None:
         self.folder = folder
         self.enabled = enabled
@@ -63,7 +63,7 @@ class Report:
             self.bar = tqdm(
                 total=self.steps_per_epoch,
                 initial=done,
-                desc=f"epoch {epoch + 1}/{self.epochs}",
+                desc=f"epoch {epoch + 1}/{self.epochs:g}",
                 leave=False,
                 dynamic_ncols=True,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
@@ -87,7 +87,8 @@ class Report:
         else:
             in_epoch = record["step"] - epoch * self.steps_per_epoch
             print(
-                f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self.steps_per_epoch}  {text}", flush=True
+                f"epoch {epoch + 1}/{self.epochs:g}  step {in_epoch}/{self.steps_per_epoch}  {text}",
+                flush=True,
             )
         self._write({"kind": "train", **record})
 
@@ -96,7 +97,7 @@ class Report:
             return
         self._close_bar()
         self.say(
-            f"epoch {epoch + 1}/{self.epochs}  train {train}  val {val}{' best' if is_best else '     '}  "
+            f"epoch {epoch + 1}/{self.epochs:g}  train {train}  val {val}{' best' if is_best else '     '}  "
             f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
             f"took {clock(record['seconds'])}"
         )

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastcnn.config import FIELDS, Config, check, flag, task_of
+from fastcnn.checks import check
+from fastcnn.config import FIELDS, Config, SchedName, flag, task_of
 from fastcnn.errors import UserError
 
 
@@ -69,7 +70,10 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("num_classes", facts.num_classes, "of the data")
     choose("in_chans", facts.channels, "of the data")
     size = choose("img_size", *_image_size(config, facts))
-    _check_sizes(config, facts, size)
+    _check_sizes(config, facts, size, "--img-size")
+    _check_sizes(config, facts, choose("val_img_size", size, "--img-size"), "--val-img-size")
+    for smaller in config.progressive or ():
+        _check_sizes(config, facts, smaller, "--progressive")
 
     small = facts.native_size is not None
     choose("train_crop", "pad" if small else "random-resized", "small images" if small else "photos")
@@ -79,6 +83,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("crop_mode", "center" if classifies else "border", task)
     if task == "detection":
         choose("strides", *_strides(config, facts, size))
+    choose("crop_padding", size // 8, "an eighth of the size")
     choose("hflip", *((0.5, "mirrored images fit") if facts.mirror else (0.0, "mirrored digits are others")))
     if facts.data_name == "synthetic":
         choose("data_backend", "synthetic", "no data to load")
@@ -89,17 +94,24 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     batch = choose("batch_size", *_batch_size(facts, size))
     global_batch = batch * facts.world_size * config.grad_accum_steps
     epochs = choose("epochs", *_epochs(facts))
+    if config.lr_base is not None:
+        choose("lr", *_scaled(config.lr_base, global_batch, config.lr_base_size, config.lr_base_scale))
     if config.opt == "adamw":
-        lr = 1e-3 * math.sqrt(global_batch / 1024)
-        choose("lr", lr, f"1e-3 x sqrt({global_batch} images of a step / 1,024)")
+        choose("lr", *_scaled(1e-3, global_batch, 1024, "sqrt"))
         choose("weight_decay", 0.05, "adamw")
+    elif config.opt == "rmsproptf":
+        choose("lr", *_scaled(0.016, global_batch, 256, "linear"))
+        choose("weight_decay", 1e-5, "rmsproptf")
+    elif config.opt == "muon":
+        choose("lr", *_scaled(0.24, global_batch, 2000, "sqrt"))
+        choose("weight_decay", 0.0, "muon")
     else:
         rate = 0.3 if facts.data_name == "demo" else 0.2 if small else 0.1
         if config.arch.startswith("yolov1"):
             rate = 0.008  # its loss is a sum over all cells; 0.03 was seen to diverge
-        choose("lr", rate * global_batch / 256, f"{rate} x {global_batch} images of a step / 256")
+        choose("lr", *_scaled(rate, global_batch, 256, "linear"))
         choose("weight_decay", 1e-4, config.opt)
-    choose("warmup_epochs", min(5.0, epochs / 10), "a tenth of the epochs, 5 at most")
+    choose("warmup_epochs", *_warmup(config.sched, epochs))
 
     choose("device", facts.device, "no GPU found" if facts.device == "cpu" else "found")
     if facts.device != "cpu":
@@ -207,7 +219,7 @@ def _as_flag(name: str, value: Any) -> str:
     """A setting as one would write it on the command line."""
     if isinstance(value, bool):
         return flag(name) if value else flag("no_" + name)
-    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    return f"{flag(name)} {_shown(value)}"
 
 
 def _image_size(config: Config, facts: Facts) -> tuple[int, str]:
@@ -223,18 +235,32 @@ def _image_size(config: Config, facts: Facts) -> tuple[int, str]:
     return native, "all images have this size"
 
 
-def _check_sizes(config: Config, facts: Facts, size: int) -> None:
+def _scaled(rate: float, images: int, base: int, scale: Literal["linear", "sqrt"]) -> tuple[float, str]:
+    """A learning rate for `base` images of a step, for so many (Goyal et al. 2017, section 2.1; Krizhevsky
+    2014, section 5)."""
+    if scale == "sqrt":
+        return rate * math.sqrt(images / base), f"{rate:g} x sqrt({images:,} images of a step / {base:,})"
+    return rate * images / base, f"{rate:g} x {images:,} images of a step / {base:,}"
+
+
+def _warmup(sched: SchedName, epochs: float) -> tuple[float, str]:
+    if sched == "onecycle":
+        return 0.3 * epochs, "0.3 of the epochs"
+    if sched == "triangular":
+        return epochs / 2, "half of the epochs"
+    return min(5.0, epochs / 10), "a tenth of the epochs, 5 at most"
+
+
+def _check_sizes(config: Config, facts: Facts, size: int, told: str) -> None:
     multiple = facts.size_multiple
     if facts.fixed_size and size != facts.model_size:
-        raise UserError(
-            f"--img-size {size}: {config.arch} takes {facts.model_size} px only; leave the flag out"
-        )
+        raise UserError(f"{told} {size}: {config.arch} takes {facts.model_size} px only; leave the flag out")
     if size < facts.minimum_size:
         least, usual = facts.minimum_size, facts.model_size
-        raise UserError(f"--img-size {size}: {config.arch} takes {least} px or more; write {usual}")
+        raise UserError(f"{told} {size}: {config.arch} takes {least} px or more; write {usual}")
     if size % multiple:
         near = multiple * max(1, round(size / multiple))
-        raise UserError(f"--img-size {size}: {config.arch} takes multiples of {multiple} px; write {near}")
+        raise UserError(f"{told} {size}: {config.arch} takes multiples of {multiple} px; write {near}")
     if config.head != "linear" and task_of(config.arch) != "classification":
         raise UserError(f"--head {config.head}: {config.arch} has no classifier of such layers; leave it out")
     if config.num_classes != "auto" and config.num_classes < facts.num_classes:

@@ -18,8 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcnn.config import Config, check, ineffective, parse
+from fastcnn.checks import check, ineffective
+from fastcnn.config import Config
 from fastcnn.errors import BadImageError, TrainingError, UserError
+from fastcnn.flags import parse
 
 if TYPE_CHECKING:
     from torch import nn

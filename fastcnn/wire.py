@@ -179,7 +179,7 @@ def _probe(
         reasons = {**reasons, **dict.fromkeys(asked, why)}
     if config.compile == "auto":
         way = machine.Arithmetic(config.amp_dtype, config.channels_last == "on")
-        steps = int(config.epochs) * (len(source.train) // (batch * ranks.world_size))
+        steps = int(float(config.epochs) * (len(source.train) // (batch * ranks.world_size)))
         steps = 0 if config.test_only else steps
         compile, why = from_main(lambda: machine.probe_compile(network, size, channels, batch, way, steps))
         config = dataclasses.replace(config, compile="on" if compile else "off")
@@ -257,7 +257,10 @@ def _transform(config: Config) -> Transform:
         train_crop=config.train_crop,  # type: ignore[arg-type]
         scale=config.scale,  # type: ignore[arg-type]
         ratio=config.ratio,
+        crop_padding=int(config.crop_padding),
+        pad_mode=config.pad_mode,
         hflip=float(config.hflip),
+        hflip_mode=config.hflip_mode,
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,  # type: ignore[arg-type]
     )
@@ -292,7 +295,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     schedule = Schedule(
         peak=float(config.lr),
         steps_per_epoch=steps_per_epoch,
-        epochs=int(config.epochs),
+        epochs=float(config.epochs),
         warmup_epochs=float(config.warmup_epochs),
         kind=config.sched,
         min_lr=config.min_lr,

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from fastcnn.config import FIELDS, Config, flag, from_settings, ineffective, parse, to_yaml
+from fastcnn.checks import ineffective
+from fastcnn.config import FIELDS, Config, flag, to_yaml
+from fastcnn.flags import from_settings, parse
 from fastcnn.train import main
 
 CHANGED: dict[str, Any] = {
@@ -148,12 +150,12 @@ def test_resume_alone_means_auto(argv, resume):
         (["--lr"], "Missing value for argument '--lr'. Expected 1 values; --help lists the flags"),
         (
             ["--opt", "adam"],
-            "invalid choice 'adam' for argument '--opt'. Expected one of ('sgd', 'nesterov', 'adamw'); "
-            "--help lists the flags",
+            "invalid choice 'adam' for argument '--opt'. Expected one of ('sgd', 'nesterov', 'adamw', "
+            "'rmsproptf', 'muon'); --help lists the flags",
         ),
         (
-            ["--epochs", "2.5"],
-            "Error parsing --epochs: no type matching INT|{auto} could be instantiated from ['2.5']; "
+            ["--img-size", "2.5"],
+            "Error parsing --img-size: no type matching INT|{auto} could be instantiated from ['2.5']; "
             "--help lists the flags",
         ),
     ],
@@ -298,7 +300,7 @@ def test_a_missing_file_is_named_in_one_line(tmp_path):
         parse(["--config", str(path)])
 
 
-@pytest.mark.parametrize("text", ["lr: fast", "epochs: 2.5", "sched: linear", "scale: [0.1]", "lr: null"])
+@pytest.mark.parametrize("text", ["lr: fast", "img_size: 2.5", "sched: linear", "scale: [0.1]", "lr: null"])
 def test_an_unreadable_value_in_a_file_names_the_flag_and_the_file(text, yaml, capsys):
     path = yaml(text)
     with pytest.raises((SystemExit, ValueError)) as caught:
@@ -330,7 +332,7 @@ def test_an_unknown_keyword_suggests_the_nearest():
     ("name", "value"),
     [
         ("lr", "0.1"),
-        ("epochs", 2.5),
+        ("img_size", 2.5),
         ("epochs", "many"),
         ("epochs", None),
         ("arch", 18),
@@ -355,7 +357,19 @@ def test_a_keyword_of_another_type_is_refused_by_its_name(name, value):
     ("settings", "expected"),
     [
         *(({name: 0}, f"{flag(name)} 0: write 1 or more") for name in ("num_classes", "batch_size")),
-        *(({name: 0}, f"{flag(name)} 0: write 1 or more") for name in ("epochs", "grad_accum_steps")),
+        *(({name: 0}, f"{flag(name)} 0: write 1 or more") for name in ("val_interval", "grad_accum_steps")),
+        ({"epochs": 0}, "--epochs 0: write more than 0"),
+        ({"progressive": (64,)}, "--progressive 64: write ascending sizes"),
+        ({"progressive": (64, 32)}, "--progressive 64 32: write ascending sizes"),
+        ({"color_jitter": (0.4, 0.4)}, "--color-jitter 0.4 0.4: write 1, 3 or 4 numbers"),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "--color-jitter 0.4 0.4 0.4 0.6: write 1, 3 or 4 numbers"),
+        ({"lr": 0.1, "lr_base": 0.1}, "--lr 0.1 and --lr-base 0.1: write one of them"),
+        ({"epochs": 3, "time_budget": "10m"}, "--epochs 3 and --time-budget 10m: write one of them"),
+        (
+            {"arch": "unet", "rotate": 10.0},
+            "--rotate 10.0: it does not move masks and boxes, and unet is for",
+        ),
+        ({"arch": "yolo", "mixup": 0.2}, "--mixup 0.2: it does not move masks and boxes, and yolo is for"),
         ({"img_size": 7}, "--img-size 7: write 8 or more"),
         ({"log_interval": 0}, "--log-interval 0: write 1 or more"),
         ({"checkpoint_interval": 0}, "--checkpoint-interval 0: write 1 or more"),
@@ -486,8 +500,9 @@ def test_a_setting_without_effect_beside_the_others_is_warned_about(settings, na
         "import fastcnn.cli",
         "import fastcnn.train",
         "import fastcnn.resolve",
-        "from fastcnn.config import parse; parse(['--arch', 'resnet18', '--lr', '0.1'])",
-        "from fastcnn.config import Config, parse, to_yaml; open('c.yaml', 'w').write(to_yaml(Config())); "
+        "from fastcnn.flags import parse; parse(['--arch', 'resnet18', '--lr', '0.1'])",
+        "from fastcnn.config import Config, to_yaml; open('c.yaml', 'w').write(to_yaml(Config())); "
+        "from fastcnn.flags import parse; "
         "parse(['--config', 'c.yaml'])",
     ],
 )

@@ -170,7 +170,9 @@ def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
 
 
 def rates(schedule: Schedule) -> list[float]:
-    return [learning_rate(step, schedule) for step in range(schedule.epochs * schedule.steps_per_epoch)]
+    return [
+        learning_rate(step, schedule) for step in range(round(schedule.epochs * schedule.steps_per_epoch))
+    ]
 
 
 @pytest.mark.parametrize("kind", ["cosine", "step", "multistep", "constant"])

@@ -36,6 +36,8 @@ TOLD: dict[str, Any] = {
     "num_classes": 200,
     "in_chans": 1,
     "img_size": 96,
+    "val_img_size": 128,
+    "crop_padding": 3,
     "data_backend": "torch",
     "batch_size": 10,
     "workers": 5,
@@ -85,6 +87,8 @@ SMALL = {"native_size": 32, "train_images": 50_000}
         ({**SMALL, "minimum_size": 32}, {"img_size": 32}),
         ({**SMALL, "size_multiple": 16}, {"img_size": 32}),
         ({"native_size": 28, "minimum_size": 16, "size_multiple": 16}, {"img_size": 32}),
+        ({}, {"val_img_size": 224, "crop_padding": 28}),
+        (SMALL, {"val_img_size": 32, "crop_padding": 4}),
         # The loader
         ({}, {"data_backend": "auto", "workers": 8}),  # timed later
         ({"data_name": "synthetic"}, {"data_backend": "synthetic"}),
@@ -344,7 +348,7 @@ def test_the_description_gives_each_choice_with_its_reason():
 def test_the_description_gives_what_was_told():
     config, reasons = resolve(Config(lr=0.2, scale=(0.5, 1.0), arch="resnet18", data="cats"), facts())
     head, *lines = describe(config, reasons).splitlines()
-    assert head == "resnet18 on cats: --scale 0.5 1.0, --lr 0.2"
+    assert head == "resnet18 on cats: --scale 0.5 1, --lr 0.2"
     assert not any("--lr" in line.split() for line in lines)
 
 

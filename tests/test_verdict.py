@@ -374,7 +374,7 @@ def on_the_gpu(
         torch.cuda.set_sync_debug_mode("error")
 
     (batch,) = batches(1)
-    batch = Batch(*(tensor.to(device) for tensor in batch))
+    batch = Batch(*(tensor.to(device) for tensor in batch[:3]))
     state = state_of(Network(forward) if arch is None else build(arch, num_classes=10), device)
     state.guard = LooseGuard(device)
     loader = loader_of(batch, 40, lambda: time.sleep(load))

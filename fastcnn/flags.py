@@ -1,0 +1,138 @@
+"""Settings from flags, a YAML file or Python to `Config`. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastcnn.checks import check
+from fastcnn.config import FIELDS, Config, flag
+from fastcnn.errors import UserError
+
+ALONE = {
+    "--resume": "--resume=auto",
+    "--channels-last": "--channels-last=on",
+    "--no-channels-last": "--channels-last=off",
+}
+"""What a flag means without a value."""
+
+
+def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
+    """Flags to Config: the defaults, then the `--config` file, then the flags.
+
+    Raises:
+        SystemExit: `--help`, with status 0.
+        UserError: an unknown flag, an unreadable value or settings that cannot work, with what to write
+            instead.
+    """
+    argv = list(argv)
+    for i, word in enumerate(argv):
+        if word in ALONE and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
+            argv[i] = ALONE[word]
+    file = _value_of("--config", argv)
+    config = _read_flags(argv, from_yaml(file) if file is not None else Config(), prog)
+    check(config)
+    return config
+
+
+def from_yaml(path: str) -> Config:
+    """Reads a `--config` file, through the parser of the flags so that both are checked alike."""
+    try:
+        return _read_flags(_yaml_to_argv(Path(path)), Config(), "fastcnn train")
+    except UserError as error:
+        if str(error).startswith("--config"):
+            raise
+        raise UserError(f"--config {path}: {error}") from error
+
+
+def _read_flags(argv: Sequence[str], default: Config, prog: str) -> Config:
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(Config, args=argv, default=default, prog=prog)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise UserError(_unboxed(box.getvalue()))
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph of tyro's framed message as a line, with the nearest flag for an unknown one."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
+    words = [line if set(line) - set("─-╭╮╰╯") else "" for line in lines]  # rules are of "-" in ASCII
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words)))
+    unknown = re.match(r"Unrecognized options: (--[\w-]+)", text)
+    if unknown is None:
+        return f"{text.rstrip('.')}; --help lists the flags"
+    near = difflib.get_close_matches(unknown[1].replace("_", "-"), map(flag, FIELDS), n=1)
+    return f"{unknown[1]}: no such flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+
+
+def from_settings(settings: Mapping[str, Any]) -> Config:
+    """Python keywords to Config; ValueError for an unknown or ill-typed one."""
+    _check_names(settings, "fit()")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    for name in ("data", "data_root", "weights", "output_dir", "resume", "config"):
+        if isinstance(values.get(name), Path):
+            values[name] = str(values[name])
+    base = from_yaml(values["config"]) if values.get("config") else Config()
+    config = dataclasses.replace(base, **values)
+    check(config)
+    return config
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(name + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _check_names(settings: Mapping[str, Any], where: str) -> None:
+    for name in settings:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `python -m fastcnn.train --help`"
+            raise UserError(f"{where}: unknown setting {name!r}; {hint}")
+
+
+def _yaml_to_argv(path: Path) -> list[str]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; write the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: write one `name: value` a line, such as `arch: resnet18`")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    _check_names(settings, f"--config {path}")
+    for name, value in settings.items():
+        if name == "config" or isinstance(value, dict):
+            raise UserError(f"--config {path}: {name}: write single values, and no further file")
+    argv: list[str] = []
+    for name, value in settings.items():
+        if isinstance(FIELDS[name].default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"--config {path}: {name} is true or false, not {value!r}")
+            argv.append(flag(name) if value else "--no-" + flag(name)[2:])
+        elif isinstance(value, list):
+            argv += [flag(name), *map(str, value)]
+        elif isinstance(value, bool):  # YAML reads `compile: on` as true
+            argv += [flag(name), "on" if value else "off"]
+        else:
+            argv += [flag(name), str(value)]
+    return argv
