@@ -1,12 +1,11 @@
-"""CIFAR-10 to airbench's accuracy: the recipe cifar10-speed and airbench side by side, on the same GPU and files.
+"""CIFAR-10 to airbench's accuracy: the recipe cifar10-speed and airbench on the same GPU and files.
 
     git clone https://github.com/KellerJordan/cifar10-airbench /tmp/airbench
     python benchmarks/bench_cifar10.py --data /data/cifar10 --airbench /tmp/airbench/airbench94_muon.py
 
-Both read the same images: class folders under train/ and test/ are decoded once into the tensors that airbench
-loads. Each side's time is what airbench counts: training and the final validation, without start, loading and
-compilation, which its first run and our warm-up pay; ours is printed with all of it too. The runs of each side are
-one process, a seed each.
+Both read the same images: class folders under train/ and test/ are decoded once into the tensors that
+airbench loads. Each side's time is what airbench counts: training and the final validation, without start,
+loading and compilation. The runs of each side are in one process, a seed each.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ def with_runs(script: str, runs: int) -> str:
 
 
 def read_table(output: str) -> list[tuple[float, float]]:
-    """Accuracy (percent, with test-time augmentation) and seconds of each of airbench's runs, but for the first,
-    which warms up."""
+    """Accuracy (percent, with test-time augmentation) and seconds of each of airbench's runs, but for the
+    first, which warms up."""
     rows = [line for line in output.splitlines() if re.match(r"\|\s+\|\s+eval", line)]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [(100 * float(row[-2]), float(row[-1])) for row in cells][1:]

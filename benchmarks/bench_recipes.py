@@ -3,9 +3,9 @@
     python benchmarks/bench_recipes.py cifar10-90 --data /data/cifar10
     python benchmarks/bench_recipes.py cifar10-85 --data /data/cifar10 --seeds 0 1 2 --backends dali torch
 
-Each run is `python -m fastcnn.train` in a process of its own, and its time is the whole of it: start, loading,
-training and every validation. The JSON has each run; of several backends also how far their means are apart, in
-standard errors. The curves of the first run lie beside it.
+Each run is `python -m fastcnn.train` in a process of its own, and its time is the whole of it: start,
+loading, training and every validation. The JSON has each run; of two backends also how far their means are
+apart, in standard errors. The curves of the first run lie beside it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def content(
         "runs": [vars(run) for run in runs],
     }
     if len(settings.backends) == 2 and len(runs) >= 4:
-        found["difference"] = difference(runs, *settings.backends, metric)
+        found["difference"] = difference(runs, *settings.backends, "acc1")
     return found
 
 
