@@ -24,7 +24,8 @@ from fastcnn.data.batch import Batch, Loader
 from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
 from fastcnn.metrics import Metrics
-from fastcnn.optim import EMA, Schedule, add_momentum_buffers, learning_rate, set_learning_rate
+from fastcnn.optim import EMA, add_momentum_buffers, set_learning_rate
+from fastcnn.schedules import Schedule, learning_rate
 from fastcnn.stopwatch import HostClock, Stopwatch, stopwatch_for
 from fastcnn.tasks import Task
 from fastcnn.transfer import Frozen

@@ -1,12 +1,9 @@
-"""Parameter groups, optimizers, learning-rate schedules as pure functions of the step, and the moving
-average of the weights."""
+"""Parameter groups, optimizers, and the moving average of the weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -76,44 +73,6 @@ def add_momentum_buffers(optimizer: Optimizer) -> None:
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"].fill_(lr * group["lr_scale"])
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Everything the learning rate depends on but the step. Lengths are in epochs."""
-
-    peak: float
-    steps_per_epoch: int
-    epochs: float
-    warmup_epochs: float = 0.0
-    kind: Literal["cosine", "step", "multistep", "constant"] = "cosine"
-    min_lr: float = 0.0
-    decay_epochs: float = 30.0
-    decay_milestones: tuple[float, ...] = ()
-    decay_rate: float = 0.1
-
-
-def learning_rate(step: int, schedule: Schedule) -> float:
-    """The learning rate of update `step`, counted from 0.
-
-    Linear from peak / n to the peak in the n steps of the warm-up (Goyal et al. 2017, section 2.2), then a
-    half cosine to `min_lr` (Loshchilov, Hutter 2017, equation 5), or the peak times `decay_rate` for each
-    drop so far.
-    """
-    s = schedule
-    warmup = round(s.warmup_epochs * s.steps_per_epoch)
-    if step < warmup:
-        return s.peak * (step + 1) / warmup
-    epoch = step / s.steps_per_epoch
-    if s.kind == "cosine":
-        total = s.epochs * s.steps_per_epoch
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return s.min_lr + (s.peak - s.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-    if s.kind == "step":
-        return s.peak * s.decay_rate ** math.floor(epoch / s.decay_epochs)
-    if s.kind == "multistep":
-        return s.peak * s.decay_rate ** sum(epoch >= milestone for milestone in s.decay_milestones)
-    return s.peak
 
 
 class EMA:

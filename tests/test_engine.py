@@ -26,7 +26,8 @@ from fastcnn.engine import (
     train_step,
 )
 from fastcnn.models import Outputs, build
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Classification, Detection, Task
 from fastcnn.tasks.anchor_loss import anchor_loss
 from fastcnn.tasks.grid_loss import grid_loss

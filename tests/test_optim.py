@@ -1,9 +1,8 @@
-"""Parameter groups, optimizers, the learning rate at each step, the moving average of the weights."""
+"""Parameter groups, optimizers, the moving average of the weights."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -13,10 +12,8 @@ from torch import nn
 from fastcnn.models import build
 from fastcnn.optim import (
     EMA,
-    Schedule,
     add_momentum_buffers,
     build_optimizer,
-    learning_rate,
     parameter_groups,
     set_learning_rate,
 )
@@ -164,71 +161,6 @@ def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
     optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
     optimizer.step()
     assert all(not torch.equal(p, start[name]) for name, p in network.named_parameters())
-
-
-# Schedules
-
-
-def rates(schedule: Schedule) -> list[float]:
-    return [
-        learning_rate(step, schedule) for step in range(round(schedule.epochs * schedule.steps_per_epoch))
-    ]
-
-
-@pytest.mark.parametrize("kind", ["cosine", "step", "multistep", "constant"])
-def test_the_warm_up_rises_by_equal_steps_to_the_peak(kind):
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind)
-    assert rates(schedule)[:8] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
-    assert rates(schedule)[8] == pytest.approx(0.8)
-
-
-def test_a_warm_up_may_be_a_part_of_an_epoch():
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=0.5)
-    assert rates(schedule)[:3] == pytest.approx([0.4, 0.8, 0.8])
-
-
-def test_the_cosine_starts_at_the_peak_is_halfway_in_the_middle_and_ends_at_the_least():
-    schedule = Schedule(1.0, steps_per_epoch=10, epochs=22, warmup_epochs=2, min_lr=0.2)
-    curve = rates(schedule)
-    assert curve[20] == 1.0
-    assert curve[120] == pytest.approx(0.6)
-    assert 0.2 < curve[-1] < 0.201
-    assert all(later < earlier for earlier, later in itertools.pairwise(curve[20:]))
-    assert learning_rate(220, schedule) == learning_rate(500, schedule) == 0.2
-
-
-def test_the_cosine_without_warm_up_is_that_of_torch():
-    schedule = Schedule(0.3, steps_per_epoch=5, epochs=8, min_lr=0.01)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.01)
-    expected = []
-    for _ in range(40):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        annealing.step()
-    assert rates(schedule) == pytest.approx(expected, rel=1e-9)
-
-
-def test_step_drops_after_every_decay_epochs():
-    schedule = Schedule(1.0, steps_per_epoch=3, epochs=7, kind="step", decay_epochs=3, decay_rate=0.5)
-    assert rates(schedule) == pytest.approx([1.0] * 9 + [0.5] * 9 + [0.25] * 3)
-
-
-def test_multistep_drops_at_each_milestone():
-    schedule = Schedule(
-        1.0, steps_per_epoch=2, epochs=6, kind="multistep", decay_milestones=(2, 4.5), decay_rate=0.1
-    )
-    assert rates(schedule) == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
-
-
-def test_constant_stays_at_the_peak():
-    assert rates(Schedule(0.7, steps_per_epoch=2, epochs=3, kind="constant")) == [0.7] * 6
-
-
-def test_a_warm_up_as_long_as_the_run_ends_at_the_peak():
-    assert rates(Schedule(0.6, steps_per_epoch=3, epochs=1, warmup_epochs=1)) == pytest.approx(
-        [0.2, 0.4, 0.6]
-    )
 
 
 # Moving average
