@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from fastcnn.rmsprop import RMSpropTF
+
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
@@ -39,20 +41,27 @@ def parameter_groups(
 
 def build_optimizer(
     model: nn.Module,
-    opt: Literal["sgd", "nesterov", "adamw"],
+    opt: Literal["sgd", "nesterov", "adamw", "rmsproptf"],
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
     lr_scales: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """A fused optimizer whose learning rates are tensors, so that changing them recompiles nothing; for
-    `lr_scales` see `parameter_groups`."""
+    """An optimizer that skips a step without waiting for the device, and whose learning rates are tensors, so
+    that changing them recompiles nothing.
+
+    Args:
+        momentum: of all but "adamw".
+        lr_scales: see `parameter_groups`.
+    """
     groups = parameter_groups(model, weight_decay, lr_scales)
     device = next(model.parameters()).device
     for group in groups:
         group["lr"] = torch.tensor(lr * group["lr_scale"], device=device)
     if opt == "adamw":
         return AdamW(groups, fused=True)
+    if opt == "rmsproptf":
+        return RMSpropTF(groups, momentum=momentum)
     optimizer = SGD(groups, momentum=momentum, nesterov=opt == "nesterov", fused=True)
     add_momentum_buffers(optimizer)
     return optimizer

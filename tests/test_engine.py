@@ -203,7 +203,7 @@ def test_a_nan_gradient_under_a_finite_loss_is_noticed_when_clipping():
         stop_if_not_finite(state)
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "rmsproptf"])
 def test_a_skipped_first_update_leaves_a_clean_start(opt):
     def steps(found_inf: list[float]) -> list[Tensor]:
         torch.manual_seed(0)
@@ -384,3 +384,16 @@ def test_compiled_steps_agree_with_eager_ones_and_recompile_nothing(arch):
     evaluate(compiled, task, loader)
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
+def test_clipping_by_value_and_rmsprop_ask_nothing_of_the_device(monkeypatch):
+    state = state_of(clip_grad=1.0, clip_mode="value")
+    state.optimizer = build_optimizer(state.network, "rmsproptf", 0.05, weight_decay=1e-3)
+    step_twice_without_waiting(state, monkeypatch)
+
+
+def test_the_moving_average_is_updated_every_so_many_steps():
+    state = state_of(ema_decay=0.9, ema_steps=2)
+    losses(state, batches(5))
+    assert state.ema is not None
+    assert state.ema.updates == 2
+
+

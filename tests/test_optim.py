@@ -17,6 +17,9 @@ from fastcnn.optim import (
     parameter_groups,
     set_learning_rate,
 )
+from fastcnn.rmsprop import RMSpropTF
+
+OPTS = ("sgd", "nesterov", "adamw", "rmsproptf")
 
 
 def small_network() -> nn.Sequential:
@@ -57,7 +60,7 @@ def test_each_share_of_the_learning_rate_has_groups_of_its_own_and_the_largest_c
     assert held == [(1.0, 0.5, 1), (1.0, 0.0, 2), (0.1, 0.5, 1), (0.1, 0.0, 2)]
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", OPTS)
 def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(opt):
     network = small_network()
     network[0].requires_grad_(False)
@@ -70,7 +73,7 @@ def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(o
     assert all(not optimizer.state.get(p) for p in network[0].parameters())
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", OPTS)
 def test_unfrozen_parameters_move_beside_those_with_a_history_and_start_from_none(opt):
     network = small_network()
     network[0].requires_grad_(False)
@@ -97,12 +100,19 @@ def test_a_group_without_parameters_is_left_out():
 # Optimizers
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
-def test_the_optimizer_is_fused_and_its_learning_rate_a_tensor(opt):
-    for group in build_optimizer(small_network(), opt, 0.1, 0.01).param_groups:
-        assert group["fused"]
+@pytest.mark.parametrize("opt", OPTS)
+def test_the_optimizer_is_fused_or_foreach_and_its_learning_rate_a_tensor(opt):
+    optimizer = build_optimizer(small_network(), opt, 0.1, 0.01)
+    for group in optimizer.param_groups:
+        assert group.get("fused") or isinstance(optimizer, RMSpropTF)
         assert isinstance(group["lr"], torch.Tensor)
         assert group["lr"].item() == pytest.approx(0.1)
+
+
+def test_the_momentum_is_that_of_every_optimizer_that_has_one():
+    for opt in ("sgd", "nesterov", "rmsproptf"):
+        optimizer = build_optimizer(small_network(), opt, 0.1, 0.01, momentum=0.7)
+        assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
 
 
 def test_setting_the_learning_rate_fills_the_tensor_that_is_there():
@@ -146,7 +156,7 @@ def test_three_steps_are_those_of_the_plain_optimizer(opt):
     torch.testing.assert_close(dict(network.named_parameters()), dict(reference.named_parameters()))
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", OPTS)
 def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
     network = small_network()
     optimizer = build_optimizer(network, opt, 0.1, 0.05)
