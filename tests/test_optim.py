@@ -247,6 +247,44 @@ def test_a_loaded_average_goes_on_as_the_saved_one():
     assert not torch.equal(again.average["0.weight"], first(network))
 
 
+def test_an_average_of_every_third_step_takes_up_the_third_and_the_sixth():
+    network = small_network()
+    ema = EMA(network, 0.9998, every=3)
+    sparse = EMA(network, 0.9998)
+    for step in range(1, 8):
+        shift(network, 1.0)
+        ema.update()
+        if step in (3, 6):
+            sparse.update()
+        assert ema.updates == step // 3
+    torch.testing.assert_close(ema.average, sparse.average, rtol=0, atol=0)
+
+
+def test_an_average_saved_between_its_updates_goes_on_in_the_same_step():
+    network = small_network()
+    ema = EMA(network, 0.9998, every=3)
+    for _ in range(4):
+        shift(network, 0.5)
+        ema.update()
+    again = EMA(network, 0.9998, every=3)
+    again.load_state_dict(copy.deepcopy(ema.state_dict()))
+    for updates in (1, 2, 2):
+        shift(network, 0.5)
+        for each in (ema, again):
+            each.update()
+        assert ema.updates == again.updates == updates
+        torch.testing.assert_close(again.average, ema.average, rtol=0, atol=0)
+
+
+def test_an_average_of_an_older_checkpoint_goes_on():
+    network = small_network()
+    ema = EMA(network, 0.9998)
+    state = {name: value for name, value in ema.state_dict().items() if name != "waited"}
+    ema.load_state_dict(state)
+    ema.update()
+    assert ema.updates == 1
+
+
 def test_a_loaded_average_is_a_copy():
     network = small_network()
     ema = EMA(network, 0.5)
