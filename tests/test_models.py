@@ -23,7 +23,8 @@ from fastcnn.models.cifar_resnet import CifarResNet, PadShortcut
 from fastcnn.models.lenet import LeNet5
 from fastcnn.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
 from fastcnn.models.vgg import VGG
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Classification
 from fastcnn_kernels import DepthwiseConv2d
 
