@@ -182,9 +182,9 @@ class Config:
     clip_mode: Literal["norm", "value"] = "norm"
     """What --clip-grad limits."""
     drop: Annotated[float | None, arg(aliases=["--dropout"])] = None
-    """Dropout before the classifier; by default the network's own."""
+    """Rate of the network's dropout layers; by default its own."""
     drop_path: float | None = None
-    """Largest rate of stochastic depth; by default the network's own."""
+    """Rate of stochastic depth in the last block, falling towards the first; by default the network's."""
     model_ema: bool = False
     """Keep an exponential moving average of the weights; it is what gets validated."""
     model_ema_decay: float = 0.9998

@@ -312,7 +312,7 @@ def test_validation_counts_real_samples_only_and_once(arch, monkeypatch):
     data = batches(2, arch=arch)
     data[1] = data[1]._replace(mask=torch.arange(8) < 3)
     got = evaluate(state, task, loader_of(data))
-    real = Batch(*(torch.cat([a, b[:3]]) for a, b in zip(*data)))
+    real = Batch(*(torch.cat([a, b[:3]]) for a, b in zip(data[0][:3], data[1][:3])))
     with torch.no_grad():
         outputs = state.eval_model(real.images)
     assert got["samples"] == 11
