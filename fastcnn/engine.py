@@ -34,7 +34,6 @@ from fastcnn.transfer import Frozen
 from fastcnn.tta import Views, mean_over_views
 from fastcnn.verdict import Timing
 
-
 ClipMode = Literal["norm", "value"]
 """What of the gradient is clipped: its norm, or each of its entries."""
 
