@@ -116,7 +116,7 @@ def calls(
     enter: Callable[[str, nn.Module, object], None],
     leave: Callable[[str, nn.Module, object], None],
 ) -> Iterator[None]:
-    """Reports each call of a module that does something: its path, itself, what it is given, what it returns."""
+    """Reports each call of a module that does something: its path, itself, its input, its output."""
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout | StochasticDepth) and module.p == 0:
