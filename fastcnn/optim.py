@@ -92,6 +92,11 @@ class Schedule:
     decay_milestones: tuple[float, ...] = ()
     decay_rate: float = 0.1
 
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run: of 9.5 epochs the last one is a half."""
+        return round(self.epochs * self.steps_per_epoch)
+
 
 def learning_rate(step: int, schedule: Schedule) -> float:
     """The learning rate of update `step`, counted from 0.
