@@ -32,7 +32,6 @@ from fastcnn.tasks import Task
 from fastcnn.transfer import Frozen
 from fastcnn.verdict import Timing
 
-
 ClipMode = Literal["norm", "value"]
 """What of the gradient is clipped: its norm, or each of its entries."""
 
