@@ -145,8 +145,14 @@ class TrainState:
     """Where the time of `train_epoch` goes."""
     step: int = 0
     """Updates made."""
-    epoch: int = 0
-    """Epochs finished, validation included."""
+    epoch: float = 0
+    """Epochs finished, validation included: a whole number, or all of a run whose last one is a part."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are finished."""
+        s = self.schedule
+        return self.epoch >= s.epochs or self.epoch * s.steps_per_epoch >= s.total_steps
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.amp_dtype == torch.float32:
@@ -244,6 +250,13 @@ def _data_parallel(
     )
 
 
+def to_training(state: TrainState) -> None:
+    """Puts the network into training mode, but for what is frozen."""
+    state.train_model.train()
+    if state.frozen is not None:
+        state.frozen.hold()
+
+
 def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
     """One update from the mean gradient of `batches`, without waiting for the device."""
     for i, batch in enumerate(batches):
@@ -337,6 +350,7 @@ def train_epoch(
     on_step: Callable[[], None],
     on_window: Callable[[Window], bool],
     hurry: Callable[[], bool] = lambda: False,
+    limit: int | None = None,
 ) -> bool:
     """The rest of the loader's epoch.
 
@@ -345,13 +359,12 @@ def train_epoch(
         on_step: called after each update; waits for the device at most to save.
         on_window: called every `log_interval` updates and at the end; True stops the epoch.
         hurry: True calls `on_window` right after this update; every rank must say the same.
+        limit: updates at most, where the epoch is cut short.
 
     Returns:
         Whether the epoch was finished.
     """
-    state.train_model.train()
-    if state.frozen is not None:
-        state.frozen.hold()
+    to_training(state)
 
     def look() -> bool:
         window = _window(state, steps, samples, start, data_seconds)
@@ -360,7 +373,7 @@ def train_epoch(
 
     steps = samples = 0
     data_seconds, start = 0.0, time.perf_counter()
-    for group, waited in _groups(iter(loader), state.accum_steps, state.watch):
+    for group, waited in islice(_groups(iter(loader), state.accum_steps, state.watch), limit):
         train_step(state, task, group, metrics)
         state.watch.end()
         steps += 1

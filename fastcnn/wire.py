@@ -63,8 +63,10 @@ class Plan:
                 lines.append("warning: what is frozen is random; add --pretrained or --weights FILE")
         if self.checkpoint_path is not None:
             lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
-            if state.epoch >= state.schedule.epochs:
-                lines.append(f"nothing left to train: it has {state.epoch} epochs; write more with --epochs")
+            if state.done:
+                lines.append(
+                    f"nothing left to train: it has {state.epoch:g} epochs; write more with --epochs"
+                )
         elif self.config.resume == "auto":
             lines.append(f"no checkpoint in {self.folder} yet: starting from the beginning")
         if self.source.name == "synthetic":
@@ -291,6 +293,12 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         raise UserError(
             f"--grad-accum-steps {config.grad_accum_steps}: more than the {len(train_loader)} batches of an "
             f"epoch; write {len(train_loader)} or less"
+        )
+    least = 1 / steps_per_epoch
+    if round(float(config.epochs) * steps_per_epoch) == 0:
+        raise UserError(
+            f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
+            f"write {least:.2g} or more"
         )
     schedule = Schedule(
         peak=float(config.lr),
