@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fastcnn.curves import draw_curves
 from fastcnn.engine import TrainState
-from fastcnn.optim import Schedule
+from fastcnn.schedules import Schedule
 
 CURVES_EVERY = 30.0
 """Seconds between redrawings of the curves while a run goes on."""

@@ -19,6 +19,7 @@ from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
+from fastcnn.data.mixing import Mixing
 from fastcnn.data.targets import Boxes
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
@@ -305,11 +306,13 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         steps_per_epoch=steps_per_epoch,
         epochs=float(config.epochs),
         warmup_epochs=float(config.warmup_epochs),
+        warmup_factor=config.warmup_factor,
         kind=config.sched,
         min_lr=config.min_lr,
         decay_epochs=config.decay_epochs,
         decay_milestones=config.decay_milestones,
         decay_rate=config.decay_rate,
+        decay_power=config.decay_power,
     )
     network = with_sync_bn(plan.network, config.arch) if config.sync_bn else plan.network
     network = network.to(device)
@@ -324,6 +327,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         config.momentum,
         lr_scales(network, config.backbone_lr_scale, config.layer_decay),
     )
+    mixing = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
     state = build_state(
         network,
         source.mean,
@@ -335,9 +339,14 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         channels_last=config.channels_last == "on",
         compile=config.compile == "on",
         ema_decay=config.model_ema_decay if config.model_ema else None,
+        ema_steps=config.model_ema_steps,
         accum_steps=config.grad_accum_steps,
         clip_grad=config.clip_grad,
+        clip_mode=config.clip_mode,
         frozen=frozen,
+        mixing=mixing if mixing.mixup > 0 or mixing.cutmix > 0 else None,
+        seed=config.seed,
+        tta=config.tta,
     )
     torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
     return state, train_loader, val_loader

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_tasks import small_batch
 from test_engine import CPU, MEAN, STD, TASK, batches, forbid_waiting, loader_of, losses, state_of
 from test_train import QUICK, interrupt_after, records
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 
 from fastcnn.data import Batch
 from fastcnn.data.mixing import Mixing, mix_of, mixed, plain
-from fastcnn.engine import Normalized, TrainState, evaluate, train_step
-from fastcnn.metrics import Metrics
+from fastcnn.engine import evaluate, train_step
 from fastcnn.models import Outputs
 from fastcnn.tasks import Classification
 
@@ -214,7 +209,10 @@ def test_mixup_cutmix_and_none_are_one_graph(backend, monkeypatch):
     data = batches(12)
     counters.clear()
     assert losses(state, data, task=task) == pytest.approx(losses(eager, data), rel=1e-3)
-    kinds = {("none" if mix[5] == mix[-1] == 1 else "mixup" if mix[4] == mix[5] else "cutmix") for mix in task.mixes}
+    kinds = {
+        ("none" if mix[5] == mix[-1] == 1 else "mixup" if mix[4] == mix[5] else "cutmix")
+        for mix in task.mixes
+    }
     assert kinds == {"none", "mixup", "cutmix"}
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
@@ -227,7 +225,9 @@ def test_a_resumed_run_mixes_what_it_would_have(train, demo, monkeypatch):
     assert train(*flags, "--output-dir", "whole") == 0
     interrupt_after(7, lambda: train(*flags, "--output-dir", "parts", "--checkpoint-steps", 7))
     assert train(*flags, "--output-dir", "parts", "--resume") == 0
-    assert train(*QUICK, "--data", demo, "--data-backend", "torch", "--epochs", "1", "--output-dir", "none") == 0
+    assert (
+        train(*QUICK, "--data", demo, "--data-backend", "torch", "--epochs", "1", "--output-dir", "none") == 0
+    )
     whole, parts = (records(Path(name), "epoch") for name in ("whole", "parts"))
     assert [(r["step"], r["train"], r["val"]) for r in whole] == [
         (r["step"], r["train"], r["val"]) for r in parts

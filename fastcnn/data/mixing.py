@@ -1,8 +1,8 @@
-"""Mixup and CutMix on whole batches on the device, in the training graph: each image with the one at the other
-end of its batch.
+"""Mixup and CutMix on whole batches on the device, in the training graph: each image with the one at the
+other end of its batch.
 
-Both are one tensor of seven numbers, and so is not to mix: one graph does all, and the host waits for nothing.
-What is drawn is a pure function of (seed, step, rank, batch within the step).
+Both are one tensor of seven numbers, and so is not to mix: one graph does all, and the host waits for
+nothing. What is drawn is a pure function of (seed, step, rank, batch within the step).
 """
 
 from __future__ import annotations
