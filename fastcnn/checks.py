@@ -66,10 +66,10 @@ def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
         "hflip_mode": config.hflip == 0 and "nothing is flipped",
         **dict.fromkeys(
             ("crop_padding", "pad_mode"),
-            config.train_crop == "random-resized" and "it belongs to --train-crop pad",
+            config.train_crop in ("random-resized", "random") and "it belongs to --train-crop pad",
         ),
-        "scale": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
-        "ratio": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
+        "scale": config.train_crop in ("pad", "random") and "it belongs to --train-crop random-resized",
+        "ratio": config.train_crop in ("pad", "random") and "it belongs to --train-crop random-resized",
         "crop_pct": (
             (config.train_crop == "pad" and "small images are validated whole")
             or (config.crop_mode == "border" and "it belongs to --crop-mode center")

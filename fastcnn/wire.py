@@ -17,8 +17,11 @@ from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
 from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
+from fastcnn.data.augment import Augment
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
+from fastcnn.data.colour import IMAGENET_COMPONENTS, principal_components
+from fastcnn.data.look import some_images
 from fastcnn.data.mixing import Mixing
 from fastcnn.data.targets import Boxes
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
@@ -33,6 +36,9 @@ from fastcnn.schedules import Schedule
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.verdict import Room
 from fastcnn.weights import download_pretrained, read_weights
+
+COLOUR_SAMPLE = 2000
+"""Training images whose colours are looked at for `--lighting-pca data`."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     if config.data_backend == "auto":
         backend, why = from_main(
             lambda: choose_backend(
-                source, _transform(config), int(config.batch_size), int(config.workers), device, ranks
+                source, _transform(config, source), int(config.batch_size), int(config.workers), device, ranks
             )
         )
         config = dataclasses.replace(config, data_backend=backend)
@@ -253,7 +259,25 @@ def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:
     return not why_not(config.data_backend, source, channels, workers, ranks.local_world_size)
 
 
-def _transform(config: Config) -> Transform:
+def _augment(config: Config, source: Source) -> Augment:
+    """What becomes of the pixels of training images."""
+    components = IMAGENET_COMPONENTS
+    if config.lighting > 0 and config.lighting_pca == "data":
+        components = principal_components(some_images(source.train, COLOUR_SAMPLE, config.seed))
+    return Augment(
+        aa=config.aa,
+        color_jitter=config.color_jitter,
+        grayscale_prob=config.grayscale_prob,
+        lighting=config.lighting,
+        lighting_components=tuple(tuple(row) for row in components.tolist()),
+        rotate=config.rotate,
+        reprob=config.reprob,
+        cutout=config.cutout,
+        fill=tuple(round(255 * value) for value in source.mean),
+    )
+
+
+def _transform(config: Config, source: Source) -> Transform:
     return Transform(
         size=int(config.img_size),
         channels=int(config.in_chans),
@@ -264,6 +288,8 @@ def _transform(config: Config) -> Transform:
         pad_mode=config.pad_mode,
         hflip=float(config.hflip),
         hflip_mode=config.hflip_mode,
+        augment=_augment(config, source),
+        progressive=config.progressive is not None,
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,  # type: ignore[arg-type]
     )
@@ -280,13 +306,15 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         lambda: build_loaders(
             source,
             config.data_backend,  # type: ignore[arg-type]
-            _transform(config),
+            _transform(config, source),
             int(config.batch_size),
             int(config.workers),
             ranks,
             device,
             config.seed,
             config.max_bad_fraction,
+            config.aug_repeats,
+            int(config.val_img_size),
         )
     )
     steps_per_epoch = len(train_loader) // config.grad_accum_steps

@@ -2,7 +2,7 @@
 epoch, sample).
 
 A backend applies `Step` after `Step` to each sample after its crop and flip. What each operation means is
-said here once; `fastcnn.data.torch_ops`, `dali_ops` and `batched_ops` do it.
+said here once; `fastcnn.data.torch_ops` and `dali_ops` do it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ OPERATIONS: dict[str, str] = {
     "erase": "top, left, height, width in pixels, filled with `Augment.fill`",
 }
 """What the values of each operation mean, which there are at most four of. Images are uint8; results are
-rounded, and clipped to 0 to 255. Grey is 0.299 R + 0.587 G + 0.114 B; of grey images saturation and hue change
-nothing. Geometric ones interpolate bilinearly over black; rows and columns are measured at the middle of the
-pixels from the image's corner, as in torchvision, so that the first row is sheared by half a pixel's part."""
+rounded, and clipped to 0 to 255. Grey is 0.299 R + 0.587 G + 0.114 B; of grey images saturation and hue
+change nothing. Geometric ones interpolate bilinearly over black; rows and columns are measured at the middle
+of the pixels from the image's corner, as in torchvision, so that the first row is sheared by half a pixel's
+part."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Augment:
     grayscale_prob: float = 0.0
     lighting: float = 0.0
     lighting_components: tuple[tuple[float, float, float], ...] = ()
-    """[3][3]: the principal components of colour in red, green, blue, each times its variance for values from 0
-    to 1, times 255; see `fastcnn.data.colour`."""
+    """[3][3]: the principal components of colour in red, green, blue, each times its variance for values from
+    0 to 1, times 255; see `fastcnn.data.colour`."""
     rotate: float = 0.0
     reprob: float = 0.0
     cutout: int = 0
@@ -85,8 +86,8 @@ def draw_steps(augment: Augment, size: int, seed: int, epoch: int, draws: np.nda
     """What becomes of N samples: a step for each operation that the settings ask for, in the order of
     `torchvision`'s and `timm`'s recipes.
 
-    Each setting has random numbers of its own, which are not those of crops and flips: none of them changes what
-    the others draw.
+    Each setting has random numbers of its own, which are not those of crops and flips: none of them changes
+    what the others draw.
 
     Args:
         size: pixels a side of the samples.
@@ -250,7 +251,7 @@ def _erase(augment: Augment, size: int, u: Uniforms) -> list[Step]:
 
 
 def _cutout(augment: Augment, size: int, u: Uniforms) -> list[Step]:
-    """A square around a random pixel, cut off at the image's border (DeVries and Taylor 2017, section 3.2)."""
+    """A square around a random pixel, cut off at the border (DeVries and Taylor 2017, section 3.2)."""
     if augment.cutout == 0:
         return []
     start = np.floor(u(2) * size) - augment.cutout // 2

@@ -60,6 +60,8 @@ def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, sampl
         zero = np.zeros_like(start)
         roi = zero.astype(np.float32), shape.astype(np.float32)
         return Geometry(start, shape, *roi, np.full_like(start, t.size), zero, flip)
+    if t.train_crop == "random":
+        return dataclasses.replace(_window(t, sizes, u[:, 1:3]), flip=flip)
     whole = eval_geometry(t, sizes)
     shift = np.floor(u[:, 1:3] * (2 * t.padding + 1)).astype(np.int32) - t.padding
     return dataclasses.replace(whole, shift=whole.shift + shift, flip=flip)
@@ -75,8 +77,15 @@ def eval_geometry(t: Transform, sizes: np.ndarray) -> Geometry:
     none = np.zeros(len(sizes), dtype=bool)
     if t.crop_mode == "border":
         return _with_borders(t, sizes, none)
+    return _window(t, sizes, None)
+
+
+def _window(t: Transform, sizes: np.ndarray, u: np.ndarray | None) -> Geometry:
+    """The middle of the resized image, or by random numbers [N, 2] from 0 to 1 any part of it."""
+    sizes = sizes.astype(np.int64)
+    none = np.zeros(len(sizes), dtype=bool)
     scaled = sizes * t.resize // sizes.min(axis=1, keepdims=True)
-    offset = np.rint((scaled - t.size) / 2)
+    offset = np.rint((scaled - t.size) / 2) if u is None else np.floor(u * (scaled - t.size + 1))
     roi_start, roi_end = offset * sizes / scaled, (offset + t.size) * sizes / scaled
     margin = np.ceil(np.maximum(sizes / scaled, 1)) + 2  # the filter's radius, and a JPEG's chroma
     start = np.maximum(np.floor(roi_start - margin), 0)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed, the epoch and the sample alone, so that a run can go on anywhere."""
+"""Random numbers that depend on the seed, the epoch and the sample alone, so a run can go on anywhere."""
 
 from __future__ import annotations
 
