@@ -21,8 +21,8 @@ EPS = 1e-7
 FILTER_MOMENTUM, OTHER_MOMENTUM = 0.6, 0.85
 """Of filters, and of all else."""
 BIAS_RATE = 0.053 * 2000 / 0.24
-"""Learning rate of biases and norms over that of filters. `airbench94_muon.py` has 0.053 beside 0.24, for a loss
-that is the sum over 2,000 images; here it is their mean."""
+"""Learning rate of biases and norms over that of filters. `airbench94_muon.py` has 0.053 beside 0.24, for a
+loss that is the sum over 2,000 images; here it is their mean."""
 CLASSIFIER_RATE = 0.67 * 2000 / 256 / 0.24
 """The same of other weights, times their number of inputs. There it is 0.67, under logits that are divided by
 the classifier's 256 inputs: for undivided ones, 0.67 / 256^2."""
@@ -48,8 +48,8 @@ class Muon(Optimizer):
     this step changes nothing) and `grad_scale` (tensor [] that gradients are divided by).
 
     Args:
-        params: parameters, or groups of them as `muon_groups` makes them; each group's "lr" may be a tensor []
-            on their device.
+        params: parameters, or groups of them as `muon_groups` makes them; each group's "lr" may be a tensor
+            [] on their device.
         lr, momentum, weight_decay, orthogonal: of groups without their own.
     """
 
@@ -140,8 +140,8 @@ def orthogonal(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """Nearly the nearest semi-orthogonal matrices: of U S V', U S' V' with S' about 1.
 
     Newton-Schulz iteration by a polynomial of degree 5 (Jordan et al. 2024). It does not converge: its
-    coefficients bring small singular values up fast, and leave those that are large anywhere from about 0.7
-    to 1.2. After 3 steps those below about a thirtieth of the matrix's norm are still small.
+    coefficients bring small singular values up fast, and leave them anywhere from about 0.7 to 1.2. After
+    3 steps those below about a fiftieth of the matrix's norm are still small.
 
     Args:
         matrices: [N, rows, columns].

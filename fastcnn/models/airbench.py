@@ -1,5 +1,5 @@
-"""Networks for CIFAR-10 in seconds: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3,
-in the shape of the authors' `airbench94_muon.py`.
+"""Networks for CIFAR-10 in seconds: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
+section 3, in the shape of its repository's `airbench94_muon.py`.
 
 A 2x2 convolution whose filters whiten the images' patches and do not train, three blocks of two 3x3
 convolutions, and the maximum over the last map. Norms have no scale that trains, and short memories: their
