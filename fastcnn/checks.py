@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Any, get_type_hints
 
+from fastcnn.budget import parse_time
 from fastcnn.config import FIELDS, Auto, Config, flag, has_anchors, task_of
 from fastcnn.errors import UserError
 from fastcnn.policies import parse_policy
@@ -166,6 +167,8 @@ def _check_values(config: Config) -> None:
         )
     if config.lr_base is not None and config.lr != "auto":
         raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: write one of them")
+    if config.time_budget is not None:
+        parse_time(config.time_budget)
     if config.time_budget is not None and config.epochs != "auto":
         raise UserError(
             f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: write one of them"

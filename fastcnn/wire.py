@@ -352,7 +352,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
             f"write {least:.2g} or more"
         )
     schedule = Schedule(
-        peak=float(config.lr),
+        peak=0.0 if config.lr == "find" else float(config.lr),
         steps_per_epoch=steps_per_epoch,
         epochs=float(config.epochs),
         warmup_epochs=float(config.warmup_epochs),
