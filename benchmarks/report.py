@@ -1,4 +1,4 @@
-"""benchmarks/README.md and the README's figures, from the JSON files under benchmarks/results/.
+"""benchmarks/README.md, RECIPES.md and the README's figures, from the JSON files under benchmarks/results/.
 
     python benchmarks/report.py            # writes them, and the pictures
     python benchmarks/report.py --check    # exits with 1 if what is there differs
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from sizes import TRAIN
 
 from fastcnn import bench, ladder_report
+from fastcnn.recipes import RECIPES, as_flags
+from fastcnn.report import clock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -245,6 +248,53 @@ def page(machines: dict[str, Files]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def recipes_page(machines: dict[str, Files]) -> str:
+    """RECIPES.md."""
+    parts = [
+        "# Recipes\n",
+        "Named settings, `--recipe NAME`: which network reaches which accuracy, by which settings, where",
+        "that was published, and what fastcnn reached. Made by `python benchmarks/report.py` from",
+        "`fastcnn/recipes.py` and the files that `python benchmarks/bench_recipes.py NAME` writes. Flags and",
+        "a `--config` file override what a recipe sets. CIFAR-10's published accuracies are of the original",
+        "arrays; images that were compressed as JPEG give less.\n",
+    ]
+    for name, recipe in RECIPES.items():
+        parts += [f"## {name}\n", f"```\n{recipe.command(name)}\n```\n", f"`{as_flags(recipe)}`\n"]
+        parts.append(
+            f"- Source: {recipe.source}: {recipe.published}.{' ' + recipe.differs if recipe.differs else ''}"
+        )
+        reached = [line for files in machines.values() for line in _reached(name, files)]
+        parts += [*(reached or ["- fastcnn: not run."]), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _reached(name: str, files: Files) -> list[str]:
+    """What was found of a recipe on a machine, a line for each file."""
+    lines = []
+    for path, content in files.items():
+        if content.get("recipe") != name:
+            continue
+        images = "JPEG files" if content["images"]["jpeg"] else "original arrays"
+        by_backend: dict[str, list[Content]] = {}
+        for run in content["runs"]:
+            by_backend.setdefault(run["backend"], []).append(run)
+        for backend, runs in by_backend.items():
+            accuracies = ", ".join(f"{run['val']['acc1']:.2f}%" for run in runs)
+            seconds = statistics.mean(run["seconds"] for run in runs)
+            loader = "" if backend == "auto" else f", loader {backend}"
+            seeds = f", seeds {', '.join(str(run['seed']) for run in runs)}" if len(runs) > 1 else ""
+            lines.append(f"- fastcnn: **{accuracies}** in {clock(seconds)}{seeds}{loader}; {images}.")
+        lines.append(f"  `{content['command']}`, {describe(content)}.")
+        if "difference" in content:
+            apart = content["difference"]
+            errors = apart["in_standard_errors"]
+            lines.append(f"  The means are {apart['apart']:.2f} points apart, {errors:.2f} standard errors.")
+        picture = path.with_suffix(".png")
+        if picture.exists():
+            lines.append(f"  [Curves]({picture.relative_to(HERE.parent)}).")
+    return lines
+
+
 def train_figures(machines: dict[str, Files]) -> str:
     """README: fastcnn's training step on each machine, and what a GPU should still show."""
     parts = []
@@ -292,7 +342,11 @@ def main() -> int:
     check = parser.parse_args().check
     machines = read()
     readme = HERE.parent / "README.md"
-    texts = {HERE / "README.md": page(machines), readme: fill(readme.read_text(), machines)}
+    texts = {
+        HERE / "README.md": page(machines),
+        HERE.parent / "RECIPES.md": recipes_page(machines),
+        readme: fill(readme.read_text(), machines),
+    }
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check:
         print(

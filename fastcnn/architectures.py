@@ -32,6 +32,7 @@ VGG = Paper(2014, "Simonyan, Zisserman", "https://arxiv.org/abs/1409.1556")
 VGG_CIFAR = Paper(2015, "Liu, Deng", "https://doi.org/10.1109/ACPR.2015.7486599")
 GOOGLENET = Paper(2014, "Szegedy et al.", "https://arxiv.org/abs/1409.4842")
 RESNET = Paper(2015, "He et al.", "https://arxiv.org/abs/1512.03385")
+BLUR = Paper(2019, "Zhang", "https://arxiv.org/abs/1904.11486")
 RESNEXT = Paper(2016, "Xie et al.", "https://arxiv.org/abs/1611.05431")
 WIDE = Paper(2016, "Zagoruyko, Komodakis", "https://arxiv.org/abs/1605.07146")
 DENSENET = Paper(2016, "Huang et al.", "https://arxiv.org/abs/1608.06993")
@@ -74,6 +75,8 @@ NOTES = {
     "multiply-adds and another receptive field. Araujo et al. 2019 give 483, 1027 and 1507 for networks with "
     "the stride at each stage's end.",
     "m": "The paper's has shortcuts without parameters, torchvision's and this one projections.",
+    "n": "As FFCV blurs it, before each convolution with a stride; the paper after it, and the pool too.",
+    "o": "Its first convolution is 3x3 and nothing is pooled, as is usual for CIFAR-10; not in the paper.",
 }
 
 PUBLISHED = {
@@ -100,6 +103,7 @@ PUBLISHED = {
     "resnet18": Published(RESNET, None, "1.8G", 72.12, "dm"),
     "resnet34": Published(RESNET, None, "3.6G", 75.48, "d"),
     "resnet50": Published(RESNET, None, "3.8G", 77.15, "dl"),
+    "resnet50_blur": Published(BLUR, None, None, 77.04, "nl"),
     "resnet101": Published(RESNET, None, "7.6G", 78.25, "dl"),
     "resnet152": Published(RESNET, None, "11.3G", 78.57, "dl"),
     "resnext50_32x4d": Published(RESNEXT, "25.0M", "4.2G", 77.8),
@@ -112,6 +116,7 @@ PUBLISHED = {
     "resnet44": Published(RESNET, "0.66M", None, 92.83, "e"),
     "resnet56": Published(RESNET, "0.85M", None, 93.03, "e"),
     "resnet110": Published(RESNET, "1.7M", None, 93.39, "e"),
+    "resnet18_cifar": Published(RESNET, notes="o"),
     "resnet50_short": Published(RESNET, notes="j"),
     "densenet121": Published(DENSENET, None, None, 74.98),
     "densenet161": Published(DENSENET, None, None, 77.8, "f"),

@@ -25,6 +25,7 @@ commands:
   predict  say and draw what a trained network finds in images
   summary  list the layers of a network: size, cost, receptive field, and times if asked
   models   list the networks
+  recipes  list named settings, with what was published for each
   bench    measure what makes a training step fast here, from eager PyTorch on
 
 fastcnn COMMAND --help lists the flags of a command; fastcnn --version prints the version.
@@ -92,6 +93,14 @@ def models(argv: Sequence[str]) -> int:
     return 0
 
 
+def recipes(argv: Sequence[str]) -> int:
+    Parser("fastcnn recipes", description="List the recipes.").parse_args(argv)
+    from fastcnn.recipes import show
+
+    show()
+    return 0
+
+
 def bench(argv: Sequence[str]) -> int:
     parser = Parser(
         "fastcnn bench",
@@ -148,7 +157,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-COMMANDS = {"train": train, "predict": predict, "summary": summary, "models": models, "bench": bench}
+COMMANDS = {
+    "train": train,
+    "predict": predict,
+    "summary": summary,
+    "models": models,
+    "recipes": recipes,
+    "bench": bench,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,13 @@ log interval, before a save and at the end of an epoch.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -24,11 +25,16 @@ from fastcnn.data.batch import Batch, Loader
 from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
 from fastcnn.metrics import Metrics
-from fastcnn.optim import EMA, Schedule, add_momentum_buffers, learning_rate, set_learning_rate
+from fastcnn.optim import EMA, add_momentum_buffers, set_learning_rate
+from fastcnn.schedules import Schedule, learning_rate
 from fastcnn.stopwatch import HostClock, Stopwatch, stopwatch_for
 from fastcnn.tasks import Task
 from fastcnn.transfer import Frozen
 from fastcnn.verdict import Timing
+
+
+ClipMode = Literal["norm", "value"]
+"""What of the gradient is clipped: its norm, or each of its entries."""
 
 
 class Normalized(nn.Module):
@@ -84,8 +90,8 @@ class FiniteGuard:
         return torch.where(self.found_inf > 0, torch.nan, 1.0) * loss
 
     def settle(self, norm: Tensor | None = None) -> None:
-        """Ends the step's checks, with the gradient's norm if there is one: after this every rank's flag is
-        in, as far as the device's order of work goes."""
+        """Ends the step's checks, with a norm of the whole gradient, as it was before clipping, if there is
+        one: after this every rank's flag is in, as far as the device's order of work goes."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
@@ -121,6 +127,7 @@ class TrainState:
     ema: EMA | None = None
     accum_steps: int = 1
     clip_grad: float | None = None
+    clip_mode: ClipMode = "norm"
     frozen: Frozen | None = None
     """What does not train."""
     bucket_cap_mb: int | None = None
@@ -153,8 +160,16 @@ def build_state(
     clip_grad: float | None = None,
     frozen: Frozen | None = None,
     bucket_cap_mb: int | None = None,
+    clip_mode: ClipMode = "norm",
+    ema_steps: int = 1,
 ) -> TrainState:
-    """Wraps a network that is already on `device`: normalization, then compilation, then DDP."""
+    """Wraps a network that is already on `device`: normalization, then compilation, then DDP.
+
+    Args:
+        accum_steps: batches of an update.
+        clip_grad: largest norm of the gradient, or with `clip_mode` "value" its entries' largest size.
+        ema_steps: updates from one of the moving average to the next.
+    """
     eval_model: nn.Module = Normalized(network, mean, std, channels_last).to(device)
     if compile:
         torch._dynamo.reset()  # its limit on recompilations counts the networks of earlier runs too
@@ -174,9 +189,10 @@ def build_state(
         FiniteGuard(device),
         device,
         amp_dtype,
-        EMA(network, ema_decay) if ema_decay is not None else None,
+        EMA(network, ema_decay, ema_steps) if ema_decay is not None else None,
         accum_steps,
         clip_grad,
+        clip_mode,
         frozen,
         bucket_cap_mb,
         watch,
@@ -236,7 +252,7 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
     norm = None
     if state.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.clip_grad)
+        norm = _clip(state.network, state.clip_grad, state.clip_mode)
     # With fp16 an overflowing gradient is the scaler's business.
     state.guard.settle(None if state.scaler.is_enabled() else norm)
     if state.scaler.is_enabled():
@@ -249,6 +265,17 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
     if state.ema is not None:
         state.ema.update()
     state.step += 1
+
+
+def _clip(network: nn.Module, most: float, mode: ClipMode) -> Tensor:
+    """Clips the gradient, and gives a norm of it from before that: infinite or NaN if a part of it was."""
+    if mode == "norm":
+        return nn.utils.clip_grad_norm_(network.parameters(), most)
+    # Clipping makes infinity a number like any other, so it is looked for first.
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    largest = nn.utils.get_total_norm(gradients, math.inf)
+    nn.utils.clip_grad_value_(network.parameters(), most)
+    return largest
 
 
 def _no_sync(model: nn.Module, skip: bool) -> AbstractContextManager[object]:

@@ -15,6 +15,7 @@ from typing import Any
 from fastcnn.checks import check
 from fastcnn.config import FIELDS, Config, flag
 from fastcnn.errors import UserError
+from fastcnn.recipes import from_recipe
 
 ALONE = {
     "--resume": "--resume=auto",
@@ -25,7 +26,7 @@ ALONE = {
 
 
 def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
-    """Flags to Config: the defaults, then the `--config` file, then the flags.
+    """Flags to Config: the defaults, then the `--recipe`, then the `--config` file, then the flags.
 
     Raises:
         SystemExit: `--help`, with status 0.
@@ -36,16 +37,21 @@ def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
     for i, word in enumerate(argv):
         if word in ALONE and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
             argv[i] = ALONE[word]
-    file = _value_of("--config", argv)
-    config = _read_flags(argv, from_yaml(file) if file is not None else Config(), prog)
+    recipe, file = _value_of("--recipe", argv), _value_of("--config", argv)
+    base = from_recipe(recipe) if recipe is not None else Config()
+    config = _read_flags(argv, from_yaml(file, base) if file is not None else base, prog)
     check(config)
     return config
 
 
-def from_yaml(path: str) -> Config:
-    """Reads a `--config` file, through the parser of the flags so that both are checked alike."""
+def from_yaml(path: str, base: Config) -> Config:
+    """Reads a `--config` file on top of other settings, through the parser of the flags so that both are
+    checked alike. A recipe that it names comes before all else that it says."""
     try:
-        return _read_flags(_yaml_to_argv(Path(path)), Config(), "fastcnn train")
+        argv = _yaml_to_argv(Path(path))
+        recipe = _value_of("--recipe", argv)
+        named = recipe is not None and recipe != "None"
+        return _read_flags(argv, from_recipe(recipe) if named else base, "fastcnn train")
     except UserError as error:
         if str(error).startswith("--config"):
             raise
@@ -84,7 +90,9 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
     for name in ("data", "data_root", "weights", "output_dir", "resume", "config"):
         if isinstance(values.get(name), Path):
             values[name] = str(values[name])
-    base = from_yaml(values["config"]) if values.get("config") else Config()
+    base = from_recipe(values["recipe"]) if values.get("recipe") else Config()
+    if values.get("config"):
+        base = from_yaml(values["config"], base)
     config = dataclasses.replace(base, **values)
     check(config)
     return config

@@ -16,9 +16,9 @@ from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, un
 from fastcnn.gallery import Gallery
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
-from fastcnn.optim import learning_rate
 from fastcnn.report import Report
 from fastcnn.run import PICTURE, Run
+from fastcnn.schedules import learning_rate
 from fastcnn.tasks import Task
 from fastcnn.verdict import Bound, Timing, Verdict
 

@@ -1,17 +1,16 @@
-"""Parameter groups, optimizers, learning-rate schedules as pure functions of the step, and the moving
-average of the weights."""
+"""Parameter groups, optimizers, and the moving average of the weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from fastcnn.rmsprop import RMSpropTF
 
 
 def parameter_groups(
@@ -42,20 +41,27 @@ def parameter_groups(
 
 def build_optimizer(
     model: nn.Module,
-    opt: Literal["sgd", "nesterov", "adamw"],
+    opt: Literal["sgd", "nesterov", "adamw", "rmsproptf"],
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
     lr_scales: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """A fused optimizer whose learning rates are tensors, so that changing them recompiles nothing; for
-    `lr_scales` see `parameter_groups`."""
+    """An optimizer that skips a step without waiting for the device, and whose learning rates are tensors, so
+    that changing them recompiles nothing.
+
+    Args:
+        momentum: of all but "adamw".
+        lr_scales: see `parameter_groups`.
+    """
     groups = parameter_groups(model, weight_decay, lr_scales)
     device = next(model.parameters()).device
     for group in groups:
         group["lr"] = torch.tensor(lr * group["lr_scale"], device=device)
     if opt == "adamw":
         return AdamW(groups, fused=True)
+    if opt == "rmsproptf":
+        return RMSpropTF(groups, momentum=momentum)
     optimizer = SGD(groups, momentum=momentum, nesterov=opt == "nesterov", fused=True)
     add_momentum_buffers(optimizer)
     return optimizer
@@ -78,59 +84,32 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"].fill_(lr * group["lr_scale"])
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Everything the learning rate depends on but the step. Lengths are in epochs."""
-
-    peak: float
-    steps_per_epoch: int
-    epochs: float
-    warmup_epochs: float = 0.0
-    kind: Literal["cosine", "step", "multistep", "constant"] = "cosine"
-    min_lr: float = 0.0
-    decay_epochs: float = 30.0
-    decay_milestones: tuple[float, ...] = ()
-    decay_rate: float = 0.1
-
-
-def learning_rate(step: int, schedule: Schedule) -> float:
-    """The learning rate of update `step`, counted from 0.
-
-    Linear from peak / n to the peak in the n steps of the warm-up (Goyal et al. 2017, section 2.2), then a
-    half cosine to `min_lr` (Loshchilov, Hutter 2017, equation 5), or the peak times `decay_rate` for each
-    drop so far.
-    """
-    s = schedule
-    warmup = round(s.warmup_epochs * s.steps_per_epoch)
-    if step < warmup:
-        return s.peak * (step + 1) / warmup
-    epoch = step / s.steps_per_epoch
-    if s.kind == "cosine":
-        total = s.epochs * s.steps_per_epoch
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return s.min_lr + (s.peak - s.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-    if s.kind == "step":
-        return s.peak * s.decay_rate ** math.floor(epoch / s.decay_epochs)
-    if s.kind == "multistep":
-        return s.peak * s.decay_rate ** sum(epoch >= milestone for milestone in s.decay_milestones)
-    return s.peak
-
-
 class EMA:
     """Exponential moving average of a network's parameters and floating-point buffers.
 
     The decay of update t, counted from 1, is min(decay, (1 + t) / (10 + t)), so that a short run's average
     is not its random start.
+
+    Args:
+        every: steps from one update to the next.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, every: int = 1) -> None:
         self.decay = decay
+        self.every = every
         self.updates = 0
+        self.waited = 0
+        """Steps since the last update."""
         self.live = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
         self.average = {k: v.clone() for k, v in self.live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
+        """Called after every step."""
+        self.waited += 1
+        if self.waited < self.every:
+            return
+        self.waited = 0
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
@@ -152,10 +131,11 @@ class EMA:
             average.copy_(live_values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "average": self.average}
+        return {"updates": self.updates, "waited": self.waited, "average": self.average}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
+        self.waited = state.get("waited", 0)  # older checkpoints have none: they updated in every step
         for name, value in self.average.items():
             value.copy_(state["average"][name])

@@ -21,7 +21,8 @@ from fastcnn.data import Batch, Share, Source, Transform, open_data
 from fastcnn.data.synthetic import SyntheticLoader
 from fastcnn.engine import Normalized, TrainState, build_state, train_step
 from fastcnn.models.base import logits_of
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Task, build_task
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm, accelerate
 

@@ -25,9 +25,10 @@ from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
 from fastcnn.models.external import check_outputs, is_external, with_sync_bn
 from fastcnn.models.parts import image_sizes, map_strides
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
+from fastcnn.schedules import Schedule
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.verdict import Room
 from fastcnn.weights import download_pretrained, read_weights

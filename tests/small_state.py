@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fastcnn.engine import TrainState, build_state
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.transfer import Frozen, frozen_layers
 
 

@@ -19,7 +19,8 @@ from fastcnn.data import Batch
 from fastcnn.engine import TrainState, build_state, train_step
 from fastcnn.models import build
 from fastcnn.models.yolo import AnchorOutputs, GridOutputs
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Detection
 from fastcnn.tasks.detection import best_boxes
 

@@ -26,7 +26,8 @@ from fastcnn.engine import (
     train_step,
 )
 from fastcnn.models import Outputs, build
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Classification, Detection, Task
 from fastcnn.tasks.anchor_loss import anchor_loss
 from fastcnn.tasks.grid_loss import grid_loss
@@ -171,6 +172,21 @@ def test_gradients_are_clipped_to_the_norm():
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_gradients_are_clipped_by_value():
+    def moves(**settings: Any) -> Tensor:
+        state = state_of(lr=1.0, **settings)
+        for group in state.optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        before = torch.cat([p.detach().flatten() for p in state.network.parameters()])
+        losses(state, batches(1))
+        return before - torch.cat([p.detach().flatten() for p in state.network.parameters()])
+
+    gradient = moves()
+    assert gradient.abs().max() > 1e-2
+    clipped = moves(clip_grad=1e-2, clip_mode="value")
+    torch.testing.assert_close(clipped, gradient.clamp(-1e-2, 1e-2), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("arch", ARCHS[:3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(arch, dtype, monkeypatch):
@@ -191,10 +207,12 @@ def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(arch, dtype, 
         stop_if_not_finite(state)
 
 
-def test_a_nan_gradient_under_a_finite_loss_is_noticed_when_clipping():
-    state = state_of(clip_grad=1.0)
+@pytest.mark.parametrize("mode", ["norm", "value"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_noticed_when_clipping(bad, mode):
+    state = state_of(clip_grad=1.0, clip_mode=mode)
     weight = next(state.network.parameters())
-    weight.register_hook(lambda gradient: gradient * float("nan"))
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(0), bad))
     good = weight.detach().clone()
     losses(state, batches(1))
     assert torch.equal(weight, good)
@@ -202,7 +220,7 @@ def test_a_nan_gradient_under_a_finite_loss_is_noticed_when_clipping():
         stop_if_not_finite(state)
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "rmsproptf"])
 def test_a_skipped_first_update_leaves_a_clean_start(opt):
     def steps(found_inf: list[float]) -> list[Tensor]:
         torch.manual_seed(0)
@@ -227,6 +245,19 @@ def test_weights_that_are_not_finite_are_noticed_before_a_save():
     losses(state, batches(1))
     with pytest.raises(TrainingError, match="weights became infinite or NaN before step 1"):
         stop_if_not_finite(state)
+
+
+@pytest.mark.parametrize("mode", ["norm", "value"])
+def test_an_overflow_in_fp16_is_skipped_and_lowers_the_scale_however_gradients_are_clipped(mode):
+    state = state_of(clip_grad=1.0, clip_mode=mode)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weight = next(state.network.parameters())
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    good = weight.detach().clone()
+    losses(state, batches(1))
+    assert torch.equal(weight, good)
+    assert state.scaler.get_scale() == 512.0
+    stop_if_not_finite(state)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -355,6 +386,19 @@ def forbid_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_step_and_the_metrics_of_training_ask_nothing_of_the_device(arch, monkeypatch):
     step_twice_without_waiting(state_of(arch, lr=0.001, clip_grad=1.0, ema_decay=0.9), monkeypatch, arch)
+
+
+def test_clipping_by_value_and_rmsprop_ask_nothing_of_the_device(monkeypatch):
+    state = state_of(clip_grad=1.0, clip_mode="value")
+    state.optimizer = build_optimizer(state.network, "rmsproptf", 0.05, weight_decay=1e-3)
+    step_twice_without_waiting(state, monkeypatch)
+
+
+def test_the_moving_average_is_updated_every_so_many_steps():
+    state = state_of(ema_decay=0.9, ema_steps=2)
+    losses(state, batches(5))
+    assert state.ema is not None
+    assert state.ema.updates == 2
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from fastcnn.data.sources import read_folder
 from fastcnn.distributed import Ranks
 from fastcnn.engine import TrainingError, TrainState, build_state, evaluate, stop_if_not_finite, train_step
 from fastcnn.models import build
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Classification
 
 pytestmark = [

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +23,8 @@ from fastcnn.models.cifar_resnet import CifarResNet, PadShortcut
 from fastcnn.models.lenet import LeNet5
 from fastcnn.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
 from fastcnn.models.vgg import VGG
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.tasks import Classification
 from fastcnn_kernels import DepthwiseConv2d
 
@@ -660,3 +662,17 @@ def test_an_unknown_option_is_named_with_those_there_are():
         ValueError, match="resnet18: no option 'depth'; it has num_classes, in_chans, zero_init"
     ):
         build("resnet18", depth=3)
+
+
+def test_blurred_strides_have_the_parameters_of_the_network_and_smooth_before_each_stride():
+    plain, blurred = build("resnet50"), build("resnet50_blur")
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {
+        k: v.shape for k, v in blurred.state_dict().items()
+    }
+    convs = [m for m in blurred.modules() if isinstance(m, layers.BlurConv2d)]
+    assert len(convs) == 6  # a 3x3 convolution and a shortcut in each of three stages
+    x = torch.randn(1, 128, 8, 8)
+    kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+    channels = [F.conv2d(x[:, c : c + 1], kernel[None, None], padding=1) for c in range(128)]
+    expected = F.conv2d(torch.cat(channels, 1), convs[0].weight, stride=2, padding=convs[0].padding)
+    torch.testing.assert_close(convs[0](x), expected)

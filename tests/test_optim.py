@@ -1,9 +1,8 @@
-"""Parameter groups, optimizers, the learning rate at each step, the moving average of the weights."""
+"""Parameter groups, optimizers, the moving average of the weights."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -13,13 +12,14 @@ from torch import nn
 from fastcnn.models import build
 from fastcnn.optim import (
     EMA,
-    Schedule,
     add_momentum_buffers,
     build_optimizer,
-    learning_rate,
     parameter_groups,
     set_learning_rate,
 )
+from fastcnn.rmsprop import RMSpropTF
+
+OPTS = ("sgd", "nesterov", "adamw", "rmsproptf")
 
 
 def small_network() -> nn.Sequential:
@@ -60,7 +60,7 @@ def test_each_share_of_the_learning_rate_has_groups_of_its_own_and_the_largest_c
     assert held == [(1.0, 0.5, 1), (1.0, 0.0, 2), (0.1, 0.5, 1), (0.1, 0.0, 2)]
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", OPTS)
 def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(opt):
     network = small_network()
     network[0].requires_grad_(False)
@@ -73,7 +73,7 @@ def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(o
     assert all(not optimizer.state.get(p) for p in network[0].parameters())
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", OPTS)
 def test_unfrozen_parameters_move_beside_those_with_a_history_and_start_from_none(opt):
     network = small_network()
     network[0].requires_grad_(False)
@@ -100,12 +100,19 @@ def test_a_group_without_parameters_is_left_out():
 # Optimizers
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
-def test_the_optimizer_is_fused_and_its_learning_rate_a_tensor(opt):
-    for group in build_optimizer(small_network(), opt, 0.1, 0.01).param_groups:
-        assert group["fused"]
+@pytest.mark.parametrize("opt", OPTS)
+def test_the_optimizer_is_fused_or_foreach_and_its_learning_rate_a_tensor(opt):
+    optimizer = build_optimizer(small_network(), opt, 0.1, 0.01)
+    for group in optimizer.param_groups:
+        assert group.get("fused") or isinstance(optimizer, RMSpropTF)
         assert isinstance(group["lr"], torch.Tensor)
         assert group["lr"].item() == pytest.approx(0.1)
+
+
+def test_the_momentum_is_that_of_every_optimizer_that_has_one():
+    for opt in ("sgd", "nesterov", "rmsproptf"):
+        optimizer = build_optimizer(small_network(), opt, 0.1, 0.01, momentum=0.7)
+        assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
 
 
 def test_setting_the_learning_rate_fills_the_tensor_that_is_there():
@@ -149,7 +156,7 @@ def test_three_steps_are_those_of_the_plain_optimizer(opt):
     torch.testing.assert_close(dict(network.named_parameters()), dict(reference.named_parameters()))
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", OPTS)
 def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
     network = small_network()
     optimizer = build_optimizer(network, opt, 0.1, 0.05)
@@ -164,71 +171,6 @@ def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
     optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
     optimizer.step()
     assert all(not torch.equal(p, start[name]) for name, p in network.named_parameters())
-
-
-# Schedules
-
-
-def rates(schedule: Schedule) -> list[float]:
-    return [
-        learning_rate(step, schedule) for step in range(round(schedule.epochs * schedule.steps_per_epoch))
-    ]
-
-
-@pytest.mark.parametrize("kind", ["cosine", "step", "multistep", "constant"])
-def test_the_warm_up_rises_by_equal_steps_to_the_peak(kind):
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind)
-    assert rates(schedule)[:8] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
-    assert rates(schedule)[8] == pytest.approx(0.8)
-
-
-def test_a_warm_up_may_be_a_part_of_an_epoch():
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=0.5)
-    assert rates(schedule)[:3] == pytest.approx([0.4, 0.8, 0.8])
-
-
-def test_the_cosine_starts_at_the_peak_is_halfway_in_the_middle_and_ends_at_the_least():
-    schedule = Schedule(1.0, steps_per_epoch=10, epochs=22, warmup_epochs=2, min_lr=0.2)
-    curve = rates(schedule)
-    assert curve[20] == 1.0
-    assert curve[120] == pytest.approx(0.6)
-    assert 0.2 < curve[-1] < 0.201
-    assert all(later < earlier for earlier, later in itertools.pairwise(curve[20:]))
-    assert learning_rate(220, schedule) == learning_rate(500, schedule) == 0.2
-
-
-def test_the_cosine_without_warm_up_is_that_of_torch():
-    schedule = Schedule(0.3, steps_per_epoch=5, epochs=8, min_lr=0.01)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.01)
-    expected = []
-    for _ in range(40):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        annealing.step()
-    assert rates(schedule) == pytest.approx(expected, rel=1e-9)
-
-
-def test_step_drops_after_every_decay_epochs():
-    schedule = Schedule(1.0, steps_per_epoch=3, epochs=7, kind="step", decay_epochs=3, decay_rate=0.5)
-    assert rates(schedule) == pytest.approx([1.0] * 9 + [0.5] * 9 + [0.25] * 3)
-
-
-def test_multistep_drops_at_each_milestone():
-    schedule = Schedule(
-        1.0, steps_per_epoch=2, epochs=6, kind="multistep", decay_milestones=(2, 4.5), decay_rate=0.1
-    )
-    assert rates(schedule) == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
-
-
-def test_constant_stays_at_the_peak():
-    assert rates(Schedule(0.7, steps_per_epoch=2, epochs=3, kind="constant")) == [0.7] * 6
-
-
-def test_a_warm_up_as_long_as_the_run_ends_at_the_peak():
-    assert rates(Schedule(0.6, steps_per_epoch=3, epochs=1, warmup_epochs=1)) == pytest.approx(
-        [0.2, 0.4, 0.6]
-    )
 
 
 # Moving average
@@ -303,6 +245,44 @@ def test_a_loaded_average_goes_on_as_the_saved_one():
     assert again.updates == ema.updates == 5
     torch.testing.assert_close(again.average, ema.average, rtol=0, atol=0)
     assert not torch.equal(again.average["0.weight"], first(network))
+
+
+def test_an_average_of_every_third_step_takes_up_the_third_and_the_sixth():
+    network = small_network()
+    ema = EMA(network, 0.9998, every=3)
+    sparse = EMA(network, 0.9998)
+    for step in range(1, 8):
+        shift(network, 1.0)
+        ema.update()
+        if step in (3, 6):
+            sparse.update()
+        assert ema.updates == step // 3
+    torch.testing.assert_close(ema.average, sparse.average, rtol=0, atol=0)
+
+
+def test_an_average_saved_between_its_updates_goes_on_in_the_same_step():
+    network = small_network()
+    ema = EMA(network, 0.9998, every=3)
+    for _ in range(4):
+        shift(network, 0.5)
+        ema.update()
+    again = EMA(network, 0.9998, every=3)
+    again.load_state_dict(copy.deepcopy(ema.state_dict()))
+    for updates in (1, 2, 2):
+        shift(network, 0.5)
+        for each in (ema, again):
+            each.update()
+        assert ema.updates == again.updates == updates
+        torch.testing.assert_close(again.average, ema.average, rtol=0, atol=0)
+
+
+def test_an_average_of_an_older_checkpoint_goes_on():
+    network = small_network()
+    ema = EMA(network, 0.9998)
+    state = {name: value for name, value in ema.state_dict().items() if name != "waited"}
+    ema.load_state_dict(state)
+    ema.update()
+    assert ema.updates == 1
 
 
 def test_a_loaded_average_is_a_copy():

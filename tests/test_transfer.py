@@ -20,7 +20,8 @@ from fastcnn.data import shapes
 from fastcnn.engine import TrainState, build_state, evaluate, train_epoch, train_step, unfreeze
 from fastcnn.errors import UserError
 from fastcnn.models import MODELS, ConvNet, build
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.weights import download_pretrained
 

@@ -25,7 +25,8 @@ from fastcnn.data import Batch, Loader
 from fastcnn.data.loader import ImageLoader
 from fastcnn.engine import FiniteGuard, Normalized, TrainState, Window, build_state, train_epoch, unfreeze
 from fastcnn.models import build
-from fastcnn.optim import Schedule, build_optimizer
+from fastcnn.optim import build_optimizer
+from fastcnn.schedules import Schedule
 from fastcnn.stopwatch import CudaClock, HostClock, Stopwatch
 from fastcnn.transfer import Frozen
 from fastcnn.verdict import Room, Timing, Verdict, verdict

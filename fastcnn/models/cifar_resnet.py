@@ -1,7 +1,8 @@
 """Residual networks for 32 px.
 
 The CIFAR-10 networks of He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-section 4.2, start as in the paper (section 3.4, He initialization). `resnet50_short` is a ResNet-50 that ends
+section 4.2, start as in the paper (section 3.4, He initialization). `resnet18_cifar` is ImageNet's with a
+small stem, as it is often trained on CIFAR. `resnet50_short` is a ResNet-50 that ends
 where the map of a CIFAR image has one pixel left.
 """
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.models.base import Stage
-from fastcnn.models.resnet import BasicBlock, Bottleneck, ResidualNet, conv3x3, conv_shortcut
+from fastcnn.models.resnet import BasicBlock, Bottleneck, ResidualNet, ResNet, conv3x3, conv_shortcut
 
 
 class PadShortcut(nn.Module):
@@ -106,6 +107,12 @@ def resnet56(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool 
 def resnet110(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> CifarResNet:
     """CIFAR ResNet-110: 1,727,962 parameters; 93.57% on CIFAR-10 (table 6, best of five)."""
     return CifarResNet(110, num_classes, in_chans, zero_init_residual)
+
+
+def resnet18_cifar(num_classes: int = 10, in_chans: int = 3, zero_init_residual: bool = False) -> ResNet:
+    """ResNet-18 with a 3x3 stem and no pool, for 32 px: 11,173,962 parameters."""
+    layers = 2, 2, 2, 2
+    return ResNet(layers, num_classes, in_chans, zero_init_residual, basic=True, small_images=True)
 
 
 def resnet50_short(

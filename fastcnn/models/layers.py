@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
@@ -42,6 +45,33 @@ class ConvNormAct(nn.Sequential):
         super().__init__(
             conv, norm(out_channels), *([] if activation is None else [activation(inplace=True)])
         )
+
+
+class BlurConv2d(nn.Conv2d):
+    """A convolution of an image that is smoothed before, so that its stride folds less (Zhang, "Making
+    Convolutional Networks Shift-Invariant Again", ICML 2019). Its parameters are a convolution's."""
+
+    blur: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        sizes: tuple[Any, ...] = conv.kernel_size, conv.stride, conv.padding
+        super().__init__(conv.in_channels, conv.out_channels, *sizes, groups=conv.groups, bias=False)
+        assert conv.bias is None
+        assert conv.dilation == (1, 1)
+        kernel = torch.tensor([1.0, 2.0, 1.0])
+        filters = (kernel[:, None] * kernel / 16).repeat(conv.in_channels, 1, 1, 1)
+        self.register_buffer("blur", filters, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.conv2d(x, self.blur.to(x.dtype), padding=1, groups=self.in_channels))
+
+
+def blur_strides(network: nn.Module) -> None:
+    """Puts `BlurConv2d` in place of each convolution with a stride and 16 channels or more, as FFCV does."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d and max(child.stride) > 1 and child.in_channels >= 16:
+                setattr(module, name, BlurConv2d(child))
 
 
 class MBConv(nn.Module):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.models.base import ConvNet, Stage
-from fastcnn.models.layers import he_normal
+from fastcnn.models.layers import blur_strides, he_normal
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -110,6 +110,13 @@ class ResidualNet(ConvNet):
     fc: nn.Module
     shortcut = staticmethod(conv_shortcut)
 
+    def _small_stem(self, in_chans: int) -> None:
+        """A 3x3 convolution, for images of 32 px."""
+        self.conv1 = conv3x3(in_chans, 64)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity()
+
     def _large_stem(self, in_chans: int) -> None:
         """The 7x7 convolution and the pool of the networks for ImageNet."""
         self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
@@ -162,6 +169,8 @@ class ResNet(ResidualNet):
         groups: of the 3x3 convolutions in bottlenecks.
         widening: factor of these convolutions' channels.
         zero_init_residual: start each residual branch at zero.
+        blur: before strides (`layers.BlurConv2d`).
+        small_images: a stem for 32 px.
     """
 
     layer_names = ("layer1", "layer2", "layer3", "layer4")
@@ -175,19 +184,27 @@ class ResNet(ResidualNet):
         basic: bool = False,
         groups: int = 1,
         widening: int = 1,
+        blur: bool = False,
+        small_images: bool = False,
     ) -> None:
         super().__init__()
         block: Block = BasicBlock if basic else partial(Bottleneck, groups=groups, widening=widening)
         expansion = BasicBlock.expansion if basic else Bottleneck.expansion
-        self._large_stem(in_chans)
+        if small_images:
+            self._small_stem(in_chans)
+            self.default_image_size = 32
+        else:
+            self._large_stem(in_chans)
         channels, stages = 64, []
         for i, (name, blocks) in enumerate(zip(self.layer_names, layers)):
             width = 64 * 2**i
             self.add_module(name, self._stage(block, channels, width, blocks, 1 if i == 0 else 2, expansion))
             channels = width * expansion
-            stages.append(Stage(name, channels, 4 * 2**i))
+            stages.append(Stage(name, channels, 2**i if small_images else 4 * 2**i))
         self.stages = tuple(stages)
         self.fc = nn.Linear(channels, num_classes)
+        if blur:
+            blur_strides(self)
         self._initialize(zero_init_residual)
 
 
@@ -204,6 +221,11 @@ def resnet34(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: boo
 def resnet50(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
     """ResNet-50: 25,557,032 parameters."""
     return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual)
+
+
+def resnet50_blur(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+    """ResNet-50 that blurs before strides, as FFCV trains it: 25,557,032 parameters."""
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, blur=True)
 
 
 def resnet101(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:

@@ -1,0 +1,144 @@
+"""CIFAR-10 to airbench's accuracy: the recipe cifar10-speed and airbench on the same GPU and files.
+
+    git clone https://github.com/KellerJordan/cifar10-airbench /tmp/airbench
+    python benchmarks/bench_cifar10.py --data /data/cifar10 --airbench /tmp/airbench/airbench94_muon.py
+
+Both read the same images: class folders under train/ and test/ are decoded once into the tensors that
+airbench loads. Each side's time is what airbench counts: training and the final validation, without start,
+loading and compilation. The runs of each side are in one process, a seed each.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from fastcnn import bench
+from fastcnn.data import open_source
+from fastcnn.data.bad_files import BadFiles
+from fastcnn.data.cached import decode_all
+from fastcnn.data.sources import Split
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    airbench: Path
+    """airbench94_muon.py of its repository."""
+    data: str = "cifar10"
+    """A folder with train/ and test/, or cifar10."""
+    data_root: str = "data"
+    """Where cifar10 is."""
+    runs: int = 10
+    """Of each side."""
+    output: str | None = None
+    """JSON file; by default benchmarks/results/MACHINE/cifar10-speed.json."""
+
+
+def write_tensors(split: Split, class_names: tuple[str, ...], path: Path) -> None:
+    """A split as airbench reads it: images uint8 [N, 32, 32, 3], labels int64 [N] and class names."""
+    images = decode_all(split, 3, 8, BadFiles(split, "training", 0.0, True)).images
+    tensors = {"images": torch.from_numpy(np.asarray(images)), "labels": torch.from_numpy(split.labels)}
+    torch.save({**tensors, "classes": list(class_names)}, path)
+
+
+def with_runs(script: str, runs: int) -> str:
+    """airbench's script with another number of runs.
+
+    Raises:
+        SystemExit: it does not say how many where it did.
+    """
+    changed, count = re.subn(r"for run in range\(\d+\)", f"for run in range({runs})", script)
+    if count != 1:
+        raise SystemExit(
+            "--airbench: this script does not say `for run in range(...)` once; take airbench94_muon.py"
+        )
+    return changed
+
+
+def read_table(output: str) -> list[tuple[float, float]]:
+    """Accuracy (percent, with test-time augmentation) and seconds of each of airbench's runs, but for the
+    first, which warms up."""
+    rows = [line for line in output.splitlines() if re.match(r"\|\s+\|\s+eval", line)]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [(100 * float(row[-2]), float(row[-1])) for row in cells][1:]
+
+
+def run_airbench(settings: Settings, folder: Path) -> list[tuple[float, float]]:
+    script = folder / settings.airbench.name
+    script.write_text(with_runs(settings.airbench.read_text(), settings.runs))
+    command = [sys.executable, script.name]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"airbench ended with {process.returncode}:\n{process.stderr[-2000:]}")
+    return read_table(process.stdout)
+
+
+def run_ours(settings: Settings, folder: Path) -> list[tuple[float, float]]:
+    """Accuracy and seconds of each run: those of the epochs and validations, and of the process."""
+    import fastcnn
+
+    found = []
+    for seed in range(settings.runs):
+        result = fastcnn.fit(
+            recipe="cifar10-speed",
+            data=settings.data,
+            data_root=settings.data_root,
+            seed=seed,
+            output_dir=str(folder / f"run-{seed}"),
+        )
+        found.append((result.val["acc1"], result.seconds))
+    return found
+
+
+def summary(runs: list[tuple[float, float]]) -> dict[str, Any]:
+    accuracies, seconds = zip(*runs)
+    return {
+        "acc1": {"mean": statistics.mean(accuracies), "deviation": statistics.pstdev(accuracies)},
+        "seconds": {"mean": statistics.mean(seconds), "deviation": statistics.pstdev(seconds)},
+        "runs": [{"acc1": a, "seconds": s} for a, s in runs],
+    }
+
+
+def main() -> int:
+    settings = tyro.cli(Settings)
+    if not torch.cuda.is_available():
+        print("bench_cifar10.py: needs an NVIDIA GPU, which airbench is written for", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", 0)
+    path = bench.results_file(HERE, "cifar10-speed", settings.output, device)
+    source = open_source(settings.data, settings.data_root, None, 0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "cifar10").mkdir()
+        for split, file in ((source.train, "train.pt"), (source.val, "test.pt")):
+            write_tensors(split, source.class_names, folder / "cifar10" / file)
+        sides = {
+            "airbench": summary(run_airbench(settings, folder)),
+            "fastcnn": summary(run_ours(settings, folder)),
+        }
+    bench.write_json(
+        path,
+        {"what": "cifar10-speed", "environment": bench.environment(device), "data": settings.data} | sides,
+    )
+    for side, found in sides.items():
+        print(
+            f"{side}: {found['acc1']['mean']:.2f}% in {found['seconds']['mean']:.2f} s, {settings.runs} runs"
+        )
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,153 @@
+"""What a recipe reaches here, and in what time.
+
+    python benchmarks/bench_recipes.py cifar10-90 --data /data/cifar10
+    python benchmarks/bench_recipes.py cifar10-85 --data /data/cifar10 --seeds 0 1 2 --backends dali torch
+
+Each run is `python -m fastcnn.train` in a process of its own, and its time is the whole of it: start,
+loading, training and every validation. The JSON has each run; of two backends also how far their means are
+apart, in standard errors. The curves of the first run lie beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from fastcnn import bench
+from fastcnn.distributed import Ranks, choose_device
+from fastcnn.recipes import RECIPES
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    recipe: tyro.conf.Positional[str]
+    data: str | None = None
+    """As of fastcnn.train; by default the recipe's."""
+    seeds: tuple[int, ...] = (0,)
+    """One run each."""
+    backends: tuple[str, ...] = ("auto",)
+    """Of --data-backend; they take turns."""
+    flags: Annotated[str, tyro.conf.arg(metavar="'--epochs 2'")] = ""
+    """Further flags of fastcnn.train."""
+    name: str | None = None
+    """Of the files; by default the recipe's."""
+    output: str | None = None
+    """JSON file; by default benchmarks/results/MACHINE/recipe-NAME.json."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left."""
+
+    backend: str
+    seed: int
+    seconds: float
+    val: dict[str, float]
+    """Of the last epoch."""
+    best: dict[str, float]
+    """Of the best one, and its number as "epoch"."""
+
+
+def train(settings: Settings, backend: str, seed: int, folder: Path) -> Run:
+    """One run of the command.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    command = [sys.executable, "-m", "fastcnn.train", *shlex.split(arguments(settings))]
+    command += ["--data-backend", backend, "--seed", str(seed), "--output-dir", str(folder)]
+    start = time.perf_counter()
+    status = subprocess.run(command, check=False).returncode
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{shlex.join(command)} ended with {status}")
+    return Run(backend, seed, seconds, *read_history((folder / "metrics.jsonl").read_text()))
+
+
+def arguments(settings: Settings) -> str:
+    """The flags that say what is trained."""
+    data = f" --data {shlex.quote(settings.data)}" if settings.data is not None else ""
+    return f"--recipe {settings.recipe}{data} {settings.flags}".strip()
+
+
+def read_history(text: str) -> tuple[dict[str, float], dict[str, float]]:
+    """The last and the best validation of a metrics.jsonl."""
+    records = [json.loads(line) for line in text.splitlines()]
+    metric = next(r["main_metric"] for r in records if r["kind"] == "train")
+    epochs = [r for r in records if r["kind"] == "epoch" and r.get("val")]
+    best = max(epochs, key=lambda record: record["val"][metric])
+    return epochs[-1]["val"], {**best["val"], "epoch": best["epoch"]}
+
+
+def difference(runs: list[Run], first: str, second: str, metric: str) -> dict[str, float]:
+    """How far two backends' means are apart, and the standard error of that difference (Welch)."""
+    a, b = ([run.val[metric] for run in runs if run.backend == name] for name in (first, second))
+    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+    apart = abs(statistics.mean(a) - statistics.mean(b))
+    return {"mean_" + first: statistics.mean(a), "mean_" + second: statistics.mean(b), "apart": apart} | {
+        "standard_error": error,
+        "in_standard_errors": apart / error if error else math.inf,
+    }
+
+
+def content(
+    settings: Settings, runs: list[Run], device: torch.device, metric: str = "acc1"
+) -> dict[str, Any]:
+    """What is written."""
+    found: dict[str, Any] = {
+        "what": f"recipe-{settings.name or settings.recipe}",
+        "recipe": settings.recipe,
+        "command": f"python -m fastcnn.train {arguments(settings)}",
+        "images": {"jpeg": Path(settings.data or "").is_dir()},
+        "environment": bench.environment(device),
+        "runs": [vars(run) for run in runs],
+    }
+    if len(settings.backends) == 2 and len(runs) >= 4:
+        found["difference"] = difference(runs, *settings.backends, "acc1")
+    return found
+
+
+def main() -> int:
+    settings = tyro.cli(Settings)
+    if settings.recipe not in RECIPES:
+        raise SystemExit(f"{settings.recipe}: no such recipe; `fastcnn recipes` lists them")
+    device = choose_device("auto", Ranks())
+    name = f"recipe-{settings.name or settings.recipe}"
+    path = bench.results_file(HERE, name, settings.output, device)
+    runs: list[Run] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in settings.seeds:
+            for backend in settings.backends:
+                where = Path(folder) / f"{backend}-{seed}"
+                runs.append(train(settings, backend, seed, where))
+                found = content(settings, runs, device)
+                bench.write_json(path, found)
+                if len(runs) == 1:
+                    shutil.copy(where / "curves.png", path.with_suffix(".png"))
+                run = runs[-1]
+                print(
+                    f"{backend}, seed {seed}: acc1 {run.val['acc1']:.2f}% in {run.seconds:.0f} s", flush=True
+                )
+    if "difference" in found:
+        print({name: round(value, 3) for name, value in found["difference"].items()})
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""RMSprop as TensorFlow has it, by which MobileNetV3, MnasNet and EfficientNet were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of an element."""
+
+
+class RMSpropTF(Optimizer):
+    """RMSprop (Tieleman, Hinton 2012, lecture 6e) with TensorFlow's three differences from torch's:
+
+        v = alpha v + (1 - alpha) g^2,  v = 1 at first
+        m = momentum m + lr g / sqrt(v + eps)
+        p = p - m
+
+    Epsilon is inside the square root, the mean square starts at 1, and the momentum holds the learning rates
+    of its time. The defaults are those of Tan et al. 2019 ("MnasNet", section 5.1) and Tan, Le 2019
+    ("EfficientNet", section 5.2), whose epsilon is that of their code. Weight decay is added to the gradient,
+    as L2 regularization is.
+
+    Steps are foreach operations that do not wait for the device. As fused optimizers, and for
+    `torch.amp.GradScaler`, it reads the attributes `found_inf` (tensor [], above 0: this step changes
+    nothing) and `grad_scale` (tensor [] that gradients are divided by).
+
+    Args:
+        params: parameters, or groups of them; each group's "lr" may be a tensor [] on their device.
+        lr: learning rate of groups without one.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.9,
+        momentum: float = 0.9,
+        eps: float = 1e-3,
+        weight_decay: float = 0.0,
+    ) -> None:
+        settings = {"lr": lr, "alpha": alpha, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group, found_inf, grad_scale)
+        return loss
+
+    def _update(
+        self, params: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
+    ) -> None:
+        squares = [self._buffer(p, "square_avg", 1.0) for p in params]
+        momenta = [self._buffer(p, "momentum_buffer", 0.0) for p in params]
+        grads: Sequence[Tensor] = [p.grad for p in params if p.grad is not None]
+        if grad_scale is not None:
+            grads = torch._foreach_div(grads, grad_scale)
+        grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])  # a copy in any case
+        rate: float | Tensor = 1 - group["alpha"]
+        kept: float | Tensor = group["momentum"]
+        if found_inf is not None:  # then the mean square takes nothing up, and the momentum keeps all
+            skip = found_inf > 0
+            _zero(grads, skip)
+            rate, kept = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, kept)
+
+        change = torch._foreach_mul(grads, grads)
+        torch._foreach_sub_(change, squares)
+        torch._foreach_mul_(change, rate)
+        torch._foreach_add_(squares, change)
+
+        root = torch._foreach_add(squares, group["eps"])
+        torch._foreach_sqrt_(root)
+        torch._foreach_div_(grads, root)
+        torch._foreach_mul_(grads, group["lr"])
+        torch._foreach_mul_(momenta, kept)
+        torch._foreach_add_(momenta, grads)
+        moves = momenta if found_inf is None else torch._foreach_mul(momenta, (~skip).float())
+        torch._foreach_sub_(params, moves)
+
+    def _buffer(self, parameter: Tensor, name: str, start: float) -> Tensor:
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.full_like(parameter, start)
+        return state[name]
+
+
+def _zero(tensors: Sequence[Tensor], where: Tensor) -> None:
+    """Fills tensors of one type with zeros if `where`, bool [], is true, without waiting for it.
+
+    A product of floats would keep NaN and infinity; one of their bits does not.
+    """
+    bits = [tensor.view(INTEGERS[tensor.element_size()]) for tensor in tensors]
+    torch._foreach_mul_(bits, (~where).to(bits[0].dtype))
