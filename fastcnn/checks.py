@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from fastcnn.config import FIELDS, Auto, Config, flag, has_anchors, task_of
 from fastcnn.errors import UserError
+from fastcnn.policies import parse_policy
 
 LOADING = (
     *("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction", "crop_padding", "pad_mode"),
@@ -15,7 +16,7 @@ LOADING = (
     "aug_repeats",
 )
 """What says how images are loaded, and nothing to synthetic ones."""
-GEOMETRIC = ("aa", "rotate", "reprob", "cutout", "mixup", "cutmix", "tta")
+GEOMETRIC = ("aa", "rotate", "reprob", "cutout", "mixup", "cutmix", "tta", "pad_mode")
 """What would have to move masks and boxes, and does not."""
 
 
@@ -65,10 +66,10 @@ def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
         "hflip_mode": config.hflip == 0 and "nothing is flipped",
         **dict.fromkeys(
             ("crop_padding", "pad_mode"),
-            config.train_crop == "random-resized" and "it belongs to --train-crop pad",
+            config.train_crop in ("random-resized", "random") and "it belongs to --train-crop pad",
         ),
-        "scale": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
-        "ratio": config.train_crop == "pad" and "it belongs to --train-crop random-resized",
+        "scale": config.train_crop in ("pad", "random") and "it belongs to --train-crop random-resized",
+        "ratio": config.train_crop in ("pad", "random") and "it belongs to --train-crop random-resized",
         "crop_pct": (
             (config.train_crop == "pad" and "small images are validated whole")
             or (config.crop_mode == "border" and "it belongs to --crop-mode center")
@@ -158,6 +159,11 @@ def _check_values(config: Config) -> None:
                     f"{flag(name)} {getattr(config, name)}: it does not move masks and boxes, and "
                     f"{config.arch} is for {task_of(config.arch)}; leave it out"
                 )
+    parse_policy(config.aa)
+    if config.pad_mode == "reflect" and config.crop_mode == "border":
+        raise UserError(
+            "--pad-mode reflect and --crop-mode border, which adds black borders: write one of them"
+        )
     if config.lr_base is not None and config.lr != "auto":
         raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: write one of them")
     if config.time_budget is not None and config.epochs != "auto":

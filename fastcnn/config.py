@@ -78,8 +78,9 @@ class Config:
     """Loading threads of each process."""
     max_bad_fraction: float = 0.01
     """Share of the images that may be undecodable; they are replaced in training, left out in validation."""
-    train_crop: Literal["auto", "random-resized", "pad"] = "auto"
-    """Crop in training; auto: pad for small images of one size, else random-resized."""
+    train_crop: Literal["auto", "random-resized", "random", "pad"] = "auto"
+    """Crop in training; random: of an image resized to --img-size / --crop-pct; auto: pad for small images of
+    one size, else random-resized."""
     scale: tuple[float, float] | Auto = "auto"
     """Share of the image's area that a random-resized crop takes; auto: 0.08 1, with masks or boxes 0.5 1."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -182,9 +183,9 @@ class Config:
     clip_mode: Literal["norm", "value"] = "norm"
     """What --clip-grad limits."""
     drop: Annotated[float | None, arg(aliases=["--dropout"])] = None
-    """Dropout before the classifier; by default the network's own."""
+    """Rate of the network's dropout layers; by default its own."""
     drop_path: float | None = None
-    """Largest rate of stochastic depth; by default the network's own."""
+    """Rate of stochastic depth in the last block, falling towards the first; by default the network's."""
     model_ema: bool = False
     """Keep an exponential moving average of the weights; it is what gets validated."""
     model_ema_decay: float = 0.9998

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fastcnn.data.batch import Batch, Loader
+from fastcnn.data.mixing import Mixing, mix_of, mixed, plain
 from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
 from fastcnn.metrics import Metrics
@@ -30,8 +31,8 @@ from fastcnn.schedules import Schedule, learning_rate
 from fastcnn.stopwatch import HostClock, Stopwatch, stopwatch_for
 from fastcnn.tasks import Task
 from fastcnn.transfer import Frozen
+from fastcnn.tta import Views, mean_over_views
 from fastcnn.verdict import Timing
-
 
 ClipMode = Literal["norm", "value"]
 """What of the gradient is clipped: its norm, or each of its entries."""
@@ -60,9 +61,11 @@ class Normalized(nn.Module):
         self.register_buffer("scale", scale.float().view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", shift.float().view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> object:
-        """uint8 [N, C, H, W] to the network's outputs."""
+    def forward(self, images: Tensor, mix: Tensor | None = None) -> object:
+        """uint8 [N, C, H, W] to the network's outputs; with `mix` of mixed images."""
         pixels = images.contiguous(memory_format=self.memory_format) * self.scale + self.shift
+        if mix is not None:
+            pixels = mixed(pixels, mix)
         return self.network(pixels)
 
 
@@ -132,12 +135,24 @@ class TrainState:
     """What does not train."""
     bucket_cap_mb: int | None = None
     """MiB of gradients that DDP sends together; None: torch's own choice."""
+    mixing: Mixing | None = None
+    """How training batches are mixed."""
+    seed: int = 0
+    """Of what is drawn for that."""
+    tta: Views = "none"
+    """Of which views of an image validation takes the mean."""
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(HostClock()))
     """Where the time of `train_epoch` goes."""
     step: int = 0
     """Updates made."""
-    epoch: int = 0
-    """Epochs finished, validation included."""
+    epoch: float = 0
+    """Epochs finished, validation included: a whole number, or all of a run whose last one is a part."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are finished."""
+        s = self.schedule
+        return self.epoch >= s.epochs or self.epoch * s.steps_per_epoch >= s.total_steps
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.amp_dtype == torch.float32:
@@ -160,6 +175,9 @@ def build_state(
     clip_grad: float | None = None,
     frozen: Frozen | None = None,
     bucket_cap_mb: int | None = None,
+    mixing: Mixing | None = None,
+    seed: int = 0,
+    tta: Views = "none",
     clip_mode: ClipMode = "norm",
     ema_steps: int = 1,
 ) -> TrainState:
@@ -195,6 +213,9 @@ def build_state(
         clip_mode,
         frozen,
         bucket_cap_mb,
+        mixing,
+        seed,
+        tta,
         watch,
     )
 
@@ -229,13 +250,22 @@ def _data_parallel(
     )
 
 
+def to_training(state: TrainState) -> None:
+    """Puts the network into training mode, but for what is frozen."""
+    state.train_model.train()
+    if state.frozen is not None:
+        state.frozen.hold()
+
+
 def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
     """One update from the mean gradient of `batches`, without waiting for the device."""
     for i, batch in enumerate(batches):
         last = i + 1 == len(batches)
+        if state.mixing is not None:
+            batch = batch._replace(mix=_draw_mix(state, state.mixing, i, batch.images.shape[-1]))
         with _no_sync(state.train_model, not last):
             with state.autocast():
-                outputs = state.train_model(batch.images)
+                outputs = state.train_model(batch.images, batch.mix)
                 loss = task.loss(outputs, batch, train=True)
             state.guard.check(loss)
             part = loss / len(batches)
@@ -265,6 +295,19 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
     if state.ema is not None:
         state.ema.update()
     state.step += 1
+
+
+def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor:
+    """How batch `part` of the next update is mixed, on its way to the device. Where nothing is mixed, or no
+    more, it is the same graph."""
+    drawn = plain()
+    if mixing.goes_on(state.step // state.schedule.steps_per_epoch):
+        rank = dist.get_rank() if is_distributed() else 0
+        drawn = mix_of(mixing, state.seed, state.step, rank, part, size)
+    mix = torch.from_numpy(drawn)
+    if state.device.type == "cuda":
+        mix = mix.pin_memory()  # else the copy waits until it is made
+    return mix.to(state.device, non_blocking=True)
 
 
 def _clip(network: nn.Module, most: float, mode: ClipMode) -> Tensor:
@@ -307,6 +350,7 @@ def train_epoch(
     on_step: Callable[[], None],
     on_window: Callable[[Window], bool],
     hurry: Callable[[], bool] = lambda: False,
+    limit: int | None = None,
 ) -> bool:
     """The rest of the loader's epoch.
 
@@ -315,13 +359,12 @@ def train_epoch(
         on_step: called after each update; waits for the device at most to save.
         on_window: called every `log_interval` updates and at the end; True stops the epoch.
         hurry: True calls `on_window` right after this update; every rank must say the same.
+        limit: updates at most, where the epoch is cut short.
 
     Returns:
         Whether the epoch was finished.
     """
-    state.train_model.train()
-    if state.frozen is not None:
-        state.frozen.hold()
+    to_training(state)
 
     def look() -> bool:
         window = _window(state, steps, samples, start, data_seconds)
@@ -330,7 +373,7 @@ def train_epoch(
 
     steps = samples = 0
     data_seconds, start = 0.0, time.perf_counter()
-    for group, waited in _groups(iter(loader), state.accum_steps, state.watch):
+    for group, waited in islice(_groups(iter(loader), state.accum_steps, state.watch), limit):
         train_step(state, task, group, metrics)
         state.watch.end()
         steps += 1
@@ -391,7 +434,8 @@ def evaluate(
     """The task's metrics over every good sample of `loader` once, all ranks together; "samples" is their
     number, "bad" that of the others. `look` is shown each batch with the outputs.
 
-    Uses the moving average of the weights where there is one. All ranks call it.
+    Uses the moving average of the weights where there is one, and the mean over the views of each image that
+    the state asks for. All ranks call it.
     """
     fixed = state.frozen.buffers() if state.frozen is not None else []
     average_buffers(state.network, fixed)
@@ -402,7 +446,7 @@ def evaluate(
             average_buffers(state.network, fixed)
         for batch in loader:
             with state.autocast():
-                outputs = state.eval_model(batch.images)
+                outputs = mean_over_views(state.eval_model, batch.images, state.tta)
                 loss = task.loss(outputs, batch, train=False)
             metrics.update(loss, outputs, batch)
             if look is not None:

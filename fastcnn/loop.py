@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -139,14 +138,17 @@ def fit_epochs(
                 saved = time.perf_counter()
         return any_rank(bool(stop), state.device)
 
-    for epoch in range(state.epoch, math.ceil(state.schedule.epochs)):
+    schedule = state.schedule
+    while not state.done:
+        epoch = int(state.epoch)
+        cut = schedule.total_steps < (epoch + 1) * schedule.steps_per_epoch
         if epoch + 1 == config.unfreeze_epoch and state.frozen is not None:
             unfreeze(state)
             report.say(f"epoch {epoch + 1}: all layers train from here on")
         start = time.perf_counter()
         first_window = len(pace.windows)
         run.loader.set_epoch(epoch)
-        report.epoch_begins(epoch, state.step - epoch * state.schedule.steps_per_epoch)
+        report.epoch_begins(epoch, state.step - epoch * schedule.steps_per_epoch)
         finished = train_epoch(
             state,
             task,
@@ -156,27 +158,29 @@ def fit_epochs(
             on_step,
             partial(on_window, epoch),
             hurry=lambda: bool(stop) and world_size == 1,
+            limit=max(0, schedule.total_steps - state.step) if cut else None,
         )
         if not finished or any_rank(bool(stop), state.device):
             run.save(epoch_metrics)
             stopped = True
             break
         trained = epoch_metrics.compute()
-        epoch_metrics.reset()
+        if not cut:  # else a run that is given more epochs goes on with this one
+            epoch_metrics.reset()
         gallery = Gallery(task, run.source.class_names, len(val_loader))
         pictured = task.pictured and run.ranks.is_main
         val = evaluate(state, task, val_loader, gallery.look if pictured else None)
         run.share_bad_files()
-        state.epoch = epoch + 1
+        state.epoch = schedule.epochs if cut else epoch + 1
         is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:
             run.best = {**val, "epoch": state.epoch}
-        last = state.epoch >= state.schedule.epochs
+        last = state.done
         stopped = any_rank(bool(stop), state.device) and not last
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {
             "step": state.step,
-            "progress": state.epoch,
+            "progress": state.step / schedule.steps_per_epoch,
             "epoch": state.epoch,
             "train": trained,
             "val": val,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from fastcnn.curves import draw_curves
 from fastcnn.engine import TrainState
+from fastcnn.schedules import Schedule
 
 CURVES_EVERY = 30.0
 """Seconds between redrawings of the curves while a run goes on."""
@@ -30,18 +32,17 @@ class Report:
     Args:
         folder: the run's folder.
         enabled: False on all ranks but the first: then every method does nothing.
-        epochs: of the whole run.
-        steps_per_epoch: updates an epoch.
-        step: updates made before this start, when the run is resumed.
+        schedule: how long the run is.
+        step, epoch: updates made and epochs finished before this start, when the run is resumed.
     """
 
     def __init__(
-        self, folder: Path, enabled: bool, epochs: float, steps_per_epoch: int, step: int = 0, epoch: int = 0
+        self, folder: Path, enabled: bool, schedule: Schedule, step: int = 0, epoch: float = 0
     ) -> None:
         self.folder = folder
         self.enabled = enabled
-        self.epochs = epochs
-        self.steps_per_epoch = steps_per_epoch
+        self.schedule = schedule
+        self.epochs = math.ceil(schedule.total_steps / schedule.steps_per_epoch)
         self.first_step = self.step_count = step
         self.started = time.perf_counter()
         self.curves_drawn = self.started
@@ -49,7 +50,7 @@ class Report:
         self.bar: Any = None
         self.board: Any = None
         if enabled:
-            self._drop_later_records(step / steps_per_epoch, epoch)
+            self._drop_later_records(step / schedule.steps_per_epoch, epoch)
             self.board = _tensorboard(folder)
 
     def say(self, line: str) -> None:
@@ -61,9 +62,9 @@ class Report:
         """Epoch counted from 0, of which `done` updates are already made."""
         if self.live:
             self.bar = tqdm(
-                total=self.steps_per_epoch,
+                total=self._steps_of(epoch),
                 initial=done,
-                desc=f"epoch {epoch + 1}/{self.epochs:g}",
+                desc=f"epoch {epoch + 1}/{self.epochs}",
                 leave=False,
                 dynamic_ncols=True,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
@@ -85,9 +86,9 @@ class Report:
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            in_epoch = record["step"] - epoch * self.steps_per_epoch
+            in_epoch = record["step"] - epoch * self.schedule.steps_per_epoch
             print(
-                f"epoch {epoch + 1}/{self.epochs:g}  step {in_epoch}/{self.steps_per_epoch}  {text}",
+                f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self._steps_of(epoch)}  {text}",
                 flush=True,
             )
         self._write({"kind": "train", **record})
@@ -97,7 +98,7 @@ class Report:
             return
         self._close_bar()
         self.say(
-            f"epoch {epoch + 1}/{self.epochs:g}  train {train}  val {val}{' best' if is_best else '     '}  "
+            f"epoch {epoch + 1}/{self.epochs}  train {train}  val {val}{' best' if is_best else '     '}  "
             f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
             f"took {clock(record['seconds'])}"
         )
@@ -122,9 +123,14 @@ class Report:
             self.bar.close()
             self.bar = None
 
+    def _steps_of(self, epoch: int) -> int:
+        """Updates of an epoch, counted from 0; the last one may be a part."""
+        s = self.schedule
+        return min(s.steps_per_epoch, s.total_steps - epoch * s.steps_per_epoch)
+
     def _time_left(self) -> str:
         done = self.step_count - self.first_step
-        left = self.epochs * self.steps_per_epoch - self.step_count
+        left = max(0, self.schedule.total_steps - self.step_count)
         return clock((time.perf_counter() - self.started) / max(done, 1) * left)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -134,7 +140,7 @@ class Report:
             for name, value in flatten(record):
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
-    def _drop_later_records(self, progress: float, epoch: int) -> None:
+    def _drop_later_records(self, progress: float, epoch: float) -> None:
         """After a kill the log may be ahead of the checkpoint; what comes again is written again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
@@ -143,7 +149,7 @@ class Report:
             kept = [
                 line
                 for line, record in zip(lines, records)
-                if record["progress"] <= progress and (record["kind"] != "epoch" or record["epoch"] <= epoch)
+                if (record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress)
             ]
             temporary = path.with_name(".metrics.jsonl.new")
             temporary.write_text("".join(kept))
@@ -153,8 +159,7 @@ class Report:
 @contextmanager
 def open_report(folder: Path, enabled: bool, state: TrainState) -> Iterator[Report]:
     """The report of a run that starts, or goes on, from `state`; its curves are drawn at the end."""
-    schedule = state.schedule
-    report = Report(folder, enabled, schedule.epochs, schedule.steps_per_epoch, state.step, state.epoch)
+    report = Report(folder, enabled, state.schedule, state.step, state.epoch)
     try:
         yield report
     finally:

@@ -98,9 +98,10 @@ class Run:
             if old != self._order()[name]
         ]
         accum, schedule = self.state.accum_steps, self.state.schedule
-        self.state.step = self.state.epoch * schedule.steps_per_epoch
+        epoch = int(content["epoch"])  # 9 of a run that was 9.5 epochs long, and goes on with the tenth
+        self.state.step = epoch * schedule.steps_per_epoch
         at = content["loader"]
-        if at["epoch"] == content["epoch"] and at["consumed"] > 0:
+        if at["epoch"] == epoch and at["consumed"] > 0:
             if changed:
                 was = "; ".join(changed)
                 raise UserError(f"--resume: saved in the middle of an epoch with {was}: go on with the same")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import StochasticDepth
 
 from fastcnn.receptive_field import Field, Following, Undefined, first_tensor
 from fastcnn_kernels.depthwise_conv import FLOPS
@@ -115,9 +116,11 @@ def calls(
     enter: Callable[[str, nn.Module, object], None],
     leave: Callable[[str, nn.Module, object], None],
 ) -> Iterator[None]:
-    """Reports each call of a module: its path, itself, and what it is given, then what it returns."""
+    """Reports each call of a module that does something: its path, itself, its input, its output."""
     hooks = []
     for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout | StochasticDepth) and module.p == 0:
+            continue  # it waits for a rate
 
         def before(module: nn.Module, args: object, name: str = name) -> None:
             enter(name, module, args)

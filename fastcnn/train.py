@@ -134,7 +134,7 @@ def counted(val: dict[str, float]) -> str:
 def _last_line(best: dict[str, float], metric: str, outcome: Outcome, folder: Path) -> str:
     parts = ["nothing validated yet"]
     if best:
-        parts = [f"best {metric} {best[metric]:.2f}% of {counted(best)} (epoch {best['epoch']})"]
+        parts = [f"best {metric} {best[metric]:.2f}% of {counted(best)} (epoch {best['epoch']:g})"]
     if outcome.images_per_second:
         parts.append(f"{outcome.images_per_second:,.0f} img/s")
     parts.append(str(folder))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcnn import models
 from fastcnn.config import has_anchors, task_of
 from fastcnn.errors import UserError
-from fastcnn.models.parts import layer_groups, reset_classifier
+from fastcnn.models.parts import layer_groups, reset_classifier, set_drop_rates
 
 
 def build_network(
@@ -25,8 +25,11 @@ def build_network(
     head_hidden: int,
     anchors: Sequence[float] | str = "auto",
     strides: Sequence[int] | str = "auto",
+    drop: float | None = None,
+    drop_path: float | None = None,
 ) -> nn.Module:
-    """A fresh network with the classifier of `--head`, or the boxes of `--anchors` and `--strides`.
+    """A fresh network with the classifier of `--head`, or the boxes of `--anchors` and `--strides`, and the
+    rates of `--drop` and `--drop-path`.
 
     Raises:
         UserError: no such network, or it cannot have such a classifier or such boxes.
@@ -36,7 +39,11 @@ def build_network(
         options["strides"] = strides
     if has_anchors(arch) and anchors != "auto":
         options["anchors"] = anchors
+    if arch.startswith("timm/"):  # whose networks leave such layers out where nothing is dropped
+        options |= {"drop_rate": drop, "drop_path_rate": drop_path}
+        drop = drop_path = None
     network: nn.Module = models.build(arch, num_classes, in_chans, **options)
+    set_drop_rates(network, arch, drop, drop_path)
     if head == "mlp":
         reset_classifier(network, num_classes, head_hidden)
     return network

@@ -17,8 +17,12 @@ from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
 from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
+from fastcnn.data.augment import Augment
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
+from fastcnn.data.colour import IMAGENET_COMPONENTS, principal_components
+from fastcnn.data.look import some_images
+from fastcnn.data.mixing import Mixing
 from fastcnn.data.targets import Boxes
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
 from fastcnn.engine import TrainState, build_state
@@ -32,6 +36,9 @@ from fastcnn.schedules import Schedule
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.verdict import Room
 from fastcnn.weights import download_pretrained, read_weights
+
+COLOUR_SAMPLE = 2000
+"""Training images whose colours are looked at for `--lighting-pca data`."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,10 @@ class Plan:
                 lines.append("warning: what is frozen is random; add --pretrained or --weights FILE")
         if self.checkpoint_path is not None:
             lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
-            if state.epoch >= state.schedule.epochs:
-                lines.append(f"nothing left to train: it has {state.epoch} epochs; write more with --epochs")
+            if state.done:
+                lines.append(
+                    f"nothing left to train: it has {state.epoch:g} epochs; write more with --epochs"
+                )
         elif self.config.resume == "auto":
             lines.append(f"no checkpoint in {self.folder} yet: starting from the beginning")
         if self.source.name == "synthetic":
@@ -155,7 +164,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     if config.data_backend == "auto":
         backend, why = from_main(
             lambda: choose_backend(
-                source, _transform(config), int(config.batch_size), int(config.workers), device, ranks
+                source, _transform(config, source), int(config.batch_size), int(config.workers), device, ranks
             )
         )
         config = dataclasses.replace(config, data_backend=backend)
@@ -204,9 +213,8 @@ def _network(config: Config) -> tuple[nn.Module, list[str]]:
     """A fresh network, and the layers that are to be frozen."""
     torch.manual_seed(config.seed)
     shape = int(config.num_classes), int(config.in_chans)
-    network = build_network(
-        config.arch, *shape, config.head, config.head_hidden, config.anchors, config.strides
-    )
+    heads = config.head, config.head_hidden, config.anchors, config.strides
+    network = build_network(config.arch, *shape, *heads, config.drop, config.drop_path)
     if is_external(config.arch):
         check_outputs(network, config.arch, *shape, int(config.img_size))
     return network, frozen_layers(network, config.freeze, config.freeze_until)
@@ -251,7 +259,25 @@ def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:
     return not why_not(config.data_backend, source, channels, workers, ranks.local_world_size)
 
 
-def _transform(config: Config) -> Transform:
+def _augment(config: Config, source: Source) -> Augment:
+    """What becomes of the pixels of training images."""
+    components = IMAGENET_COMPONENTS
+    if config.lighting > 0 and config.lighting_pca == "data":
+        components = principal_components(some_images(source.train, COLOUR_SAMPLE, config.seed))
+    return Augment(
+        aa=config.aa,
+        color_jitter=config.color_jitter,
+        grayscale_prob=config.grayscale_prob,
+        lighting=config.lighting,
+        lighting_components=tuple(tuple(row) for row in components.tolist()),
+        rotate=config.rotate,
+        reprob=config.reprob,
+        cutout=config.cutout,
+        fill=tuple(round(255 * value) for value in source.mean),
+    )
+
+
+def _transform(config: Config, source: Source) -> Transform:
     return Transform(
         size=int(config.img_size),
         channels=int(config.in_chans),
@@ -262,6 +288,8 @@ def _transform(config: Config) -> Transform:
         pad_mode=config.pad_mode,
         hflip=float(config.hflip),
         hflip_mode=config.hflip_mode,
+        augment=_augment(config, source),
+        progressive=config.progressive is not None,
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,  # type: ignore[arg-type]
     )
@@ -278,13 +306,15 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         lambda: build_loaders(
             source,
             config.data_backend,  # type: ignore[arg-type]
-            _transform(config),
+            _transform(config, source),
             int(config.batch_size),
             int(config.workers),
             ranks,
             device,
             config.seed,
             config.max_bad_fraction,
+            config.aug_repeats,
+            int(config.val_img_size),
         )
     )
     steps_per_epoch = len(train_loader) // config.grad_accum_steps
@@ -293,16 +323,24 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
             f"--grad-accum-steps {config.grad_accum_steps}: more than the {len(train_loader)} batches of an "
             f"epoch; write {len(train_loader)} or less"
         )
+    least = 1 / steps_per_epoch
+    if round(float(config.epochs) * steps_per_epoch) == 0:
+        raise UserError(
+            f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
+            f"write {least:.2g} or more"
+        )
     schedule = Schedule(
         peak=float(config.lr),
         steps_per_epoch=steps_per_epoch,
         epochs=float(config.epochs),
         warmup_epochs=float(config.warmup_epochs),
+        warmup_factor=config.warmup_factor,
         kind=config.sched,
         min_lr=config.min_lr,
         decay_epochs=config.decay_epochs,
         decay_milestones=config.decay_milestones,
         decay_rate=config.decay_rate,
+        decay_power=config.decay_power,
     )
     network = with_sync_bn(plan.network, config.arch) if config.sync_bn else plan.network
     network = network.to(device)
@@ -317,6 +355,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         config.momentum,
         lr_scales(network, config.backbone_lr_scale, config.layer_decay),
     )
+    mixing = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
     state = build_state(
         network,
         source.mean,
@@ -328,9 +367,14 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         channels_last=config.channels_last == "on",
         compile=config.compile == "on",
         ema_decay=config.model_ema_decay if config.model_ema else None,
+        ema_steps=config.model_ema_steps,
         accum_steps=config.grad_accum_steps,
         clip_grad=config.clip_grad,
+        clip_mode=config.clip_mode,
         frozen=frozen,
+        mixing=mixing if mixing.mixup > 0 or mixing.cutmix > 0 else None,
+        seed=config.seed,
+        tta=config.tta,
     )
     torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
     return state, train_loader, val_loader

@@ -122,7 +122,9 @@ def set_batch_norm_to_evaluation(state: TrainState) -> None:
 def test_accumulated_batches_equal_one_large_batch(arch):
     """Where each has as many samples, and these as many pixels, or predictions that train."""
     small, task = batches(12, size=4, arch=arch), task_for(arch)
-    large = [Batch(*(torch.cat(parts) for parts in zip(*small[i : i + 3]))) for i in range(0, 12, 3)]
+    large = [
+        Batch(*(torch.cat(parts) for parts in list(zip(*small[i : i + 3]))[:3])) for i in range(0, 12, 3)
+    ]
     one, three = state_of(arch, lr=0.01), state_of(arch, lr=0.01)
     for state in (one, three):  # in training mode each batch has its own statistics
         set_batch_norm_to_evaluation(state)
@@ -310,7 +312,7 @@ def test_validation_counts_real_samples_only_and_once(arch, monkeypatch):
     data = batches(2, arch=arch)
     data[1] = data[1]._replace(mask=torch.arange(8) < 3)
     got = evaluate(state, task, loader_of(data))
-    real = Batch(*(torch.cat([a, b[:3]]) for a, b in zip(*data)))
+    real = Batch(*(torch.cat([a, b[:3]]) for a, b in zip(data[0][:3], data[1][:3])))
     with torch.no_grad():
         outputs = state.eval_model(real.images)
     assert got["samples"] == 11

@@ -10,7 +10,8 @@ import torch
 from torchvision.transforms import v2
 
 from fastcnn.data.batch import Transform
-from fastcnn.data.geometry import Geometry, eval_geometry, train_geometry, uniforms
+from fastcnn.data.geometry import Geometry, eval_geometry, train_geometry
+from fastcnn.data.uniforms import uniforms
 
 DRAWS = 20_000
 ELONGATED = [(1, 5000), (5000, 1), (2, 900), (901, 3), (10, 7000), (1, 2), (3, 1)]
@@ -66,7 +67,7 @@ def test_the_reference_generator_gives_the_published_numbers():
 
 def test_the_numbers_are_splitmix64s(monkeypatch):
     class Zero:
-        def __init__(self, entropy: object) -> None:
+        def __init__(self, entropy: object, spawn_key: object) -> None:
             pass
 
         def generate_state(self, words: int, kind: type) -> np.ndarray:

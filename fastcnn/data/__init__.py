@@ -7,6 +7,7 @@ Every loader keeps the contract of `fastcnn.data.batch`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
@@ -74,25 +75,32 @@ def build_loaders(
     device: torch.device,
     seed: int,
     max_bad_fraction: float = 0.01,
+    repeats: int = 1,
+    val_size: int | None = None,
 ) -> tuple[Loader, Loader]:
     """The training and the validation loader of this rank.
+
+    Args:
+        repeats: of `Share`.
+        val_size: pixels a side of the validation images, where they are others.
 
     Raises:
         UserError: fewer training images than one batch, fewer validation images than processes, a backend
             that cannot load them, or more bad images than `max_bad_fraction` of a phase.
     """
     shares = [
-        Share(len(split), batch_size, ranks.rank, ranks.world_size, train, seed)
+        Share(len(split), batch_size, ranks.rank, ranks.world_size, train, seed, repeats if train else 1)
         for split, train in ((source.train, True), (source.val, False))
     ]
     for share in shares:
         share.check()
+    val_transform = dataclasses.replace(transform, size=val_size or transform.size, progressive=False)
     if backend == "synthetic":
         from fastcnn.data.synthetic import SyntheticLoader
 
         return (
             SyntheticLoader(source.train, transform, shares[0], device),
-            SyntheticLoader(source.val, transform, shares[1], device),
+            SyntheticLoader(source.val, val_transform, shares[1], device),
         )
     if source.name == "synthetic":
         raise UserError(f"--data-backend {backend}: synthetic data has no images; leave the flag out")
@@ -108,5 +116,5 @@ def build_loaders(
     make = MAKERS[backend]
     return (
         make(source.train, transform, shares[0], device, workers, bad[0]),
-        make(source.val, transform, shares[1], device, workers, bad[1]),
+        make(source.val, val_transform, shares[1], device, workers, bad[1]),
     )

@@ -78,7 +78,9 @@ class Transform:
     size: int
     """Pixels a side of the result."""
     channels: int = 3
-    train_crop: Literal["random-resized", "pad"] = "random-resized"
+    train_crop: Literal["random-resized", "random", "pad"] = "random-resized"
+    """"random": anywhere in the image, which is resized as for evaluation (Krizhevsky et al. 2012, section
+    4.1)."""
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     crop_padding: int | None = None
@@ -97,6 +99,14 @@ class Transform:
     the size and adds black borders."""
     augment: Augment = field(default_factory=Augment)
     """What becomes of the pixels in training, after that."""
+    progressive: bool = False
+    """Whether the size changes during the training."""
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """What erases, a value for each channel."""
+        fill = self.augment.fill
+        return fill if len(fill) == self.channels else (round(sum(fill) / len(fill)),) * self.channels
 
     @property
     def padding(self) -> int:
@@ -127,6 +137,9 @@ class Share:
     train: bool
     """Shuffle and drop the last partial batch; else keep the order and pad it."""
     seed: int = 0
+    repeats: int = 1
+    """Times that a sample comes in an epoch of training, one right after the other, so that they go to
+    different ranks; the epoch ends after as many samples as without (Hoffer et al. 2020)."""
 
     @property
     def steps(self) -> int:
@@ -151,9 +164,14 @@ class Share:
 
     def order(self, epoch: int, consumed: int = 0) -> np.ndarray:
         """This rank's samples in the rest of an epoch, maybe more than it uses. What all ranks consume is
-        always a beginning of the epoch's order, so that other ranks can take over the rest."""
+        always a beginning of the epoch's order, so that other ranks can take over the rest. The k-th
+        repetition of a sample has its number plus k times the count."""
         if self.train:
-            return epoch_order(self.seed, epoch, self.count)[consumed:][self.rank :: self.world_size]
+            order = epoch_order(self.seed, epoch, self.count)
+            if self.repeats > 1:
+                copies = np.arange(self.repeats) * self.count
+                order = (order[: -(-self.count // self.repeats), None] + copies).ravel()[: self.count]
+            return order[consumed:][self.rank :: self.world_size]
         return np.arange(*self.bounds)
 
     def indices(self, order: np.ndarray, step: int) -> np.ndarray:

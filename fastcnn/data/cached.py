@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcnn.data.augment import operations
 from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Share, Transform
 from fastcnn.data.decode import DecodeError
@@ -24,6 +25,7 @@ from fastcnn.data.sources import Split, native_size
 from fastcnn.data.targets import Masks
 from fastcnn.data.threads import chunks, pool_for
 from fastcnn.data.torch_loader import TorchLoader
+from fastcnn.data.torch_ops import BATCHED, apply_to_batch
 
 WITH_PADDING = 2.6
 """Memory of small images and their padded copy, over that of the images alone."""
@@ -100,8 +102,11 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
 def cached_loader(
     split: Split, transform: Transform, share: Share, device: torch.device, workers: int, bad: BadFiles
 ) -> ImageLoader:
-    """The loader for a split that `decode_all` returned."""
+    """The loader for a split that `decode_all` returned: on the device where the images are small ones of the
+    samples' size and what is done to them is done to whole batches, else in threads from memory."""
+    batched = operations(transform.augment) <= BATCHED or not share.train
     whole = split.common_size == (transform.size, transform.size) and transform.resize == transform.size
+    whole = whole and batched and not transform.progressive
     if whole and (transform.train_crop == "pad" or not share.train):
         room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else float("inf")
         if WITH_PADDING * decoded_bytes(split, transform.channels) < room:
@@ -128,6 +133,7 @@ class CachedLoader(ImageLoader):
         if work.geometry.flip.any():
             flip = torch.from_numpy(work.geometry.flip).to(self.device, non_blocking=True)
             images = torch.where(flip[:, None, None, None], images.flip(2), images)
+        images = apply_to_batch(images, work.steps, self.transform.fill)
         return work, images.permute(0, 3, 1, 2)
 
     @property
@@ -138,7 +144,13 @@ class CachedLoader(ImageLoader):
         """A view [N, shifts, shifts, size, size, C] of the padded images: every crop there is."""
         p, size = self._padding, self.transform.size
         images = torch.from_numpy(np.asarray(self.split.images)).to(self.device)
-        n, row, column, channel = (padded := F.pad(images, (0, 0, p, p, p, p))).stride()
+        if self.transform.pad_mode == "reflect":
+            place = torch.arange(-p, size + p, device=self.device).abs()
+            place = size - 1 - (size - 1 - place).abs()  # beyond the border, which itself is not repeated
+            padded = images[:, place][:, :, place]
+        else:
+            padded = F.pad(images, (0, 0, p, p, p, p))
+        n, row, column, channel = padded.stride()
         shape = (len(images), 2 * p + 1, 2 * p + 1, size, size, images.shape[-1])
         return padded.as_strided(shape, (n, row, column, row, column, channel))
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastcnn.data.batch import Transform
+from fastcnn.data.uniforms import uniforms
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TRIES = 10  # torchvision's RandomResizedCrop
 
 
@@ -32,7 +32,8 @@ class Geometry:
     resized: np.ndarray
     """[N, 2] int32: height and width that this part is resized to."""
     shift: np.ndarray
-    """[N, 2] int32: the resized image is moved up and left by this, over black of the sample's size."""
+    """[N, 2] int32: the resized image is moved up and left by this, over black of the sample's size, or in
+    training over what `Transform.pad_mode` says."""
     flip: np.ndarray
     """[N] bool: then mirrored."""
 
@@ -41,42 +42,26 @@ class Geometry:
         return Geometry(*(field[chosen] for field in vars(self).values()))
 
 
-def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
-    """Random numbers from 0 to 1 that depend on the seed, the epoch and the sample alone.
-
-    They are the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at the samples' own places of one
-    stream for each (seed, epoch).
-
-    Args:
-        samples: [N] int64.
-        count: numbers for each.
-
-    Returns:
-        [N, count] float64, 1 excluded.
-    """
-    key = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    place = samples.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        z = key + place * _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-
-
 def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> Geometry:
     """Random crops and flips.
 
     Args:
         sizes: [N, 2] height and width of the images.
-        samples: [N] their numbers.
+        samples: [N] their numbers, or those of their draws.
     """
     u = uniforms(seed, epoch, samples, 3 + 2 * _TRIES)
-    flip = u[:, 0] < t.hflip
+    if t.hflip_mode == "alternating":
+        first = uniforms(seed, 0, samples, 3 + 2 * _TRIES)[:, 0] < t.hflip
+        flip = first ^ (epoch % 2 == 1)
+    else:
+        flip = u[:, 0] < t.hflip
     if t.train_crop == "random-resized":
         start, shape = _random_resized(t, sizes, u[:, 1:])
         zero = np.zeros_like(start)
         roi = zero.astype(np.float32), shape.astype(np.float32)
         return Geometry(start, shape, *roi, np.full_like(start, t.size), zero, flip)
+    if t.train_crop == "random":
+        return dataclasses.replace(_window(t, sizes, u[:, 1:3]), flip=flip)
     whole = eval_geometry(t, sizes)
     shift = np.floor(u[:, 1:3] * (2 * t.padding + 1)).astype(np.int32) - t.padding
     return dataclasses.replace(whole, shift=whole.shift + shift, flip=flip)
@@ -92,8 +77,15 @@ def eval_geometry(t: Transform, sizes: np.ndarray) -> Geometry:
     none = np.zeros(len(sizes), dtype=bool)
     if t.crop_mode == "border":
         return _with_borders(t, sizes, none)
+    return _window(t, sizes, None)
+
+
+def _window(t: Transform, sizes: np.ndarray, u: np.ndarray | None) -> Geometry:
+    """The middle of the resized image, or by random numbers [N, 2] from 0 to 1 any part of it."""
+    sizes = sizes.astype(np.int64)
+    none = np.zeros(len(sizes), dtype=bool)
     scaled = sizes * t.resize // sizes.min(axis=1, keepdims=True)
-    offset = np.rint((scaled - t.size) / 2)
+    offset = np.rint((scaled - t.size) / 2) if u is None else np.floor(u * (scaled - t.size + 1))
     roi_start, roi_end = offset * sizes / scaled, (offset + t.size) * sizes / scaled
     margin = np.ceil(np.maximum(sizes / scaled, 1)) + 2  # the filter's radius, and a JPEG's chroma
     start = np.maximum(np.floor(roi_start - margin), 0)

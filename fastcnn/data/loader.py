@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcnn.data.augment import Step, draw_steps
 from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Batch, Share, Transform
 from fastcnn.data.decode import DecodeError
@@ -47,6 +48,11 @@ class Work:
     """[N] the images that are decoded for them: themselves, or another where they are bad."""
     geometry: Geometry
     targets: Loading
+    draws: np.ndarray
+    """[N] numbers by which random numbers are drawn: of samples that are used several times an epoch, each
+    time another."""
+    steps: tuple[Step, ...] = ()
+    """What becomes of the pixels after crop and flip."""
 
 
 @dataclass(frozen=True)
@@ -146,16 +152,20 @@ class ImageLoader(ABC):
 
     def _works(self, place: Place) -> Iterator[Work]:
         """All that comes from `place` on, epoch after epoch: backends load ahead across their borders."""
-        share = self.share
+        share, t = self.share, self.transform
         while True:
             epoch, consumed, first = place
             order = share.order(epoch, consumed)
             for step in range(first, share.steps_after(consumed)):
-                samples = share.indices(order, step)
+                draws = share.indices(order, step)
+                samples = draws % share.count
                 images = self.bad.stand_ins(samples)
-                geometry = self._geometry(epoch, samples, images)
+                geometry = self._geometry(epoch, draws, images)
                 targets = self._begin_targets(images, geometry)
-                yield Work(Place(epoch, consumed, step), samples, images, geometry, targets)
+                steps: tuple[Step, ...] = ()
+                if share.train:
+                    steps = draw_steps(t.augment, t.size, share.seed, epoch, draws)
+                yield Work(Place(epoch, consumed, step), samples, images, geometry, targets, draws, steps)
             place = Place(epoch + 1 if share.train else epoch, 0, 0)
 
     def _begin_targets(self, images: np.ndarray, geometry: Geometry) -> Loading:
@@ -188,10 +198,10 @@ class ImageLoader(ABC):
             targets[others] = self._load_targets(work.images, work.geometry, others.tolist())
         return targets
 
-    def _geometry(self, epoch: int, samples: np.ndarray, images: np.ndarray) -> Geometry:
+    def _geometry(self, epoch: int, draws: np.ndarray, images: np.ndarray) -> Geometry:
         sizes = self.split.sizes[images]
         if self.share.train:
-            return train_geometry(self.transform, sizes, self.share.seed, epoch, samples)
+            return train_geometry(self.transform, sizes, self.share.seed, epoch, draws)
         return eval_geometry(self.transform, sizes)
 
     def _after(self, place: Place) -> Place:

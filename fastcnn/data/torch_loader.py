@@ -16,8 +16,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.decode import DecodeError
+from fastcnn.data.geometry import Geometry
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.threads import chunks, pool_for
+from fastcnn.data.torch_ops import apply_to_image
 
 _AHEAD = 2  # batches under way while one is used
 _LONGEST = 8
@@ -73,7 +75,7 @@ class TorchLoader(ImageLoader):
         while reason:
             self.bad.find(int(work.images[i]), reason)
             work.images[i] = self.bad.stand_in(int(work.samples[i]))
-            again = self._geometry(work.place.epoch, work.samples[i : i + 1], work.images[i : i + 1])
+            again = self._geometry(work.place.epoch, work.draws[i : i + 1], work.images[i : i + 1])
             for old, new in zip(vars(work.geometry).values(), vars(again).values()):
                 old[i] = new[0]
             try:
@@ -91,11 +93,22 @@ class TorchLoader(ImageLoader):
         else:
             if t.crop_mode == "border":
                 pixels = resize(self._pixels(image), *g.resized[i].tolist())
+            elif self.share.train and t.train_crop == "random":
+                pixels = self._window(image, g, i)
             else:
                 pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
             up, left = g.shift[i].tolist()
-            pixels = _shifted(pixels, up, left, t.size)
-        out[:] = pixels[:, ::-1] if g.flip[i] else pixels
+            pixels = _shifted(pixels, up, left, t.size, reflect=t.pad_mode == "reflect" and self.share.train)
+        pixels = pixels[:, ::-1] if g.flip[i] else pixels
+        out[:] = apply_to_image(pixels, work.steps, i, t.fill) if work.steps else pixels
+
+    def _window(self, image: int, geometry: Geometry, i: int) -> np.ndarray:
+        """torchvision's Resize and, where the geometry says, a crop."""
+        t, pixels = self.transform, self._pixels(image)
+        sides = np.array(pixels.shape[:2])
+        scaled = sides * t.resize // sides.min()
+        y, x = np.rint((geometry.start[i] + geometry.roi_start[i]) * scaled / sides).astype(int).tolist()
+        return resize(pixels, *scaled.tolist())[y : y + t.size, x : x + t.size]
 
     def _pixels(self, image: int, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """An image, or a region of it (top, left, height, width)."""
@@ -140,13 +153,21 @@ def _resize_and_crop(pixels: np.ndarray, short: int, size: int) -> np.ndarray:
     return pixels[y : y + size, x : x + size]
 
 
-def _shifted(pixels: np.ndarray, up: int, left: int, size: int) -> np.ndarray:
-    """The image moved up and left over black of `size` x `size`."""
+def _shifted(pixels: np.ndarray, up: int, left: int, size: int, reflect: bool) -> np.ndarray:
+    """The image moved up and left over black of `size` x `size`, or over its own reflection."""
     height, width, channels = pixels.shape
     if up == left == 0 and height == width == size:
         return pixels
+    if reflect:
+        return pixels[np.ix_(*(_reflected(np.arange(size) + by, size) for by in (up, left)))]
     moved = np.zeros((size, size, channels), dtype=np.uint8)
     kept = pixels[max(0, up) : size + up, max(0, left) : size + left]
     top, start = max(0, -up), max(0, -left)
     moved[top : top + kept.shape[0], start : start + kept.shape[1]] = kept
     return moved
+
+
+def _reflected(place: np.ndarray, size: int) -> np.ndarray:
+    """Where to find what lies beyond the border, which itself is not repeated."""
+    last = size - 1
+    return last - abs(last - abs(place))

@@ -158,8 +158,23 @@ def import_timm(arch: str) -> Any:
         raise UserError(f"--arch {arch}: timm is not installed; pip install timm") from error
 
 
-def _build_timm(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:
-    return import_timm(arch).create_model(_parts(arch)[1], num_classes=num_classes, in_chans=in_chans)
+def _build_timm(
+    arch: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+) -> nn.Module:
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}  # which it leaves out where None
+    timm = import_timm(arch)
+    try:
+        return timm.create_model(_parts(arch)[1], num_classes=num_classes, in_chans=in_chans, **rates)
+    except TypeError as error:
+        if all(rate is None for rate in rates.values()):
+            raise
+        raise UserError(
+            f"--arch {arch}: it takes no --drop or no --drop-path: {error}; leave it out"
+        ) from error
 
 
 def _build_torchvision(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:

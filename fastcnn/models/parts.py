@@ -6,8 +6,11 @@ classifier.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from fastcnn.errors import UserError
 from fastcnn.models import constructor, external
@@ -79,6 +82,30 @@ def _holds_blocks(module: nn.Module) -> bool:
 def _own_parameters(module: nn.Module) -> list[str]:
     """Names of the parameters that are not those of its children."""
     return [name for name, _ in module.named_parameters(recurse=False)]
+
+
+def set_drop_rates(network: nn.Module, arch: str, drop: float | None, drop_path: float | None) -> None:
+    """Sets the rate of all dropout layers; and of stochastic depth, rising linearly from the first block to
+    the last (Huang et al. 2016, equation 4). None: the network's own.
+
+    Raises:
+        UserError: it has no such layers.
+    """
+    if drop is not None:
+        for dropout in _all(network, nn.Dropout, f"--drop {drop:g}: {arch} has no dropout; leave it out"):
+            dropout.p = drop
+    if drop_path is not None:
+        advice = f"--drop-path {drop_path:g}: {arch} has no stochastic depth; leave it out"
+        blocks = _all(network, StochasticDepth, advice)
+        for number, block in enumerate(blocks, 1):
+            block.p = drop_path * number / len(blocks)
+
+
+def _all(network: nn.Module, kind: type[nn.Module], advice: str) -> list[Any]:
+    found = [module for module in network.modules() if isinstance(module, kind)]
+    if not found:
+        raise UserError(advice)
+    return found
 
 
 def reset_classifier(network: nn.Module, num_classes: int, hidden: int | None = None) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from fastcnn.models.base import ConvNet, Stage
 from fastcnn.models.layers import blur_strides, he_normal
@@ -40,6 +41,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
+        self.stochastic_depth = StochasticDepth(0.0, "row")
         self.downsample = downsample
 
     @property
@@ -49,7 +51,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+        return self.relu(self.stochastic_depth(self.bn2(self.conv2(x))) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -80,6 +82,7 @@ class Bottleneck(nn.Module):
         self.conv3 = conv1x1(inner, width * self.expansion)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
+        self.stochastic_depth = StochasticDepth(0.0, "row")
         self.downsample = downsample
 
     @property
@@ -90,7 +93,7 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+        return self.relu(self.stochastic_depth(self.bn3(self.conv3(x))) + shortcut)
 
 
 Block = Callable[[int, int, int, nn.Module | None], BasicBlock | Bottleneck]
@@ -109,6 +112,10 @@ class ResidualNet(ConvNet):
     layer_names: tuple[str, ...]
     fc: nn.Module
     shortcut = staticmethod(conv_shortcut)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.0)
 
     def _small_stem(self, in_chans: int) -> None:
         """A 3x3 convolution, for images of 32 px."""
@@ -137,7 +144,7 @@ class ResidualNet(ConvNet):
         return outputs
 
     def forward_head(self, features: Tensor) -> Tensor:
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        return self.fc(self.dropout(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1)))
 
     def layer_groups(self) -> list[list[str]]:
         blocks = [[f"{name}.{i}"] for name in self.layer_names for i in range(len(getattr(self, name)))]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastcnn.data.batch import Batch
+from fastcnn.data.mixing import weighed
 from fastcnn.metrics import MeanLoss
 from fastcnn.models.base import Outputs
 from fastcnn.pictures import enlarged, with_caption
@@ -20,7 +21,8 @@ AUX_WEIGHT = 0.3
 
 
 class Classification:
-    """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`.
+    """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`. Of mixed images
+    the loss is that of both targets by their weights, which is that of the mixed one-hot target.
 
     Args:
         num_classes: size of the logits.
@@ -65,7 +67,8 @@ class Classification:
 
 
 class ClassificationMetrics(MeanLoss):
-    """Mean loss, acc1 and, with more than 5 classes, acc5, in percent."""
+    """Mean loss, acc1 and, with more than 5 classes, acc5, in percent; of mixed images either class counts by
+    its weight."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.top = 5 if num_classes > 5 else 1
@@ -74,7 +77,10 @@ class ClassificationMetrics(MeanLoss):
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
         logits, _ = _split(outputs)
-        hits = logits.topk(self.top).indices.eq(batch.targets[:, None]) & batch.mask[:, None]
+        found = logits.topk(self.top).indices
+        hits = found.eq(batch.targets[:, None]) & batch.mask[:, None]
+        if batch.mix is not None:
+            hits = weighed(hits, found.eq(batch.targets.flip(0)[:, None]) & batch.mask[:, None], batch.mix)
         samples = batch.mask.sum()
         self.sums.add(samples, loss.detach() * samples, hits[:, 0].sum(), hits.sum())
 
@@ -101,5 +107,10 @@ def _split(outputs: object) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 def _cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none", label_smoothing=label_smoothing)
+    def losses_for(targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+
+    losses = losses_for(batch.targets)
+    if batch.mix is not None:
+        losses = weighed(losses, losses_for(batch.targets.flip(0)), batch.mix)
     return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1)

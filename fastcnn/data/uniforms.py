@@ -1,0 +1,32 @@
+"""Random numbers that depend on the seed, the epoch and the sample alone, so a run can go on anywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(
+    seed: int, epoch: int, samples: np.ndarray, count: int, stream: tuple[int, ...] = ()
+) -> np.ndarray:
+    """Random numbers from 0 to 1 that depend on the seed, the epoch and the sample alone.
+
+    They are the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at the samples' own places of one
+    stream for each (seed, epoch).
+
+    Args:
+        samples: [N] int64.
+        count: numbers for each.
+        stream: another one of the same seed and epoch, independent of the rest.
+
+    Returns:
+        [N, count] float64, 1 excluded.
+    """
+    key = np.random.SeedSequence((seed, epoch), spawn_key=stream).generate_state(1, np.uint64)[0]
+    place = samples.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        z = key + place * _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

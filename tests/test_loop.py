@@ -1,0 +1,157 @@
+"""How long a run is, what it averages, when it stops and what it returns; end to end on small files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcnn.report import Report
+from fastcnn.schedules import Schedule
+
+Train = Callable[..., int]
+FLAGS = (
+    *("--arch", "lenet5", "--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off"),
+    *("--batch-size", "16", "--workers", "1", "--data-backend", "torch", "--output-dir", "run"),
+)
+"""10 updates an epoch on the demo set of the tests."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take as long as the rest."""
+    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)
+
+
+def records(kind: str, folder: str = "run") -> list[dict[str, Any]]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the program catches it."""
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
+    """Ends a run right after the checkpoint of a step."""
+    from fastcnn import checkpoint
+
+    real = checkpoint.save
+
+    def save_then_die(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
+        real(path, content, best)
+        if content["step"] == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_die)
+        with pytest.raises(Killed):
+            run()
+
+
+# Epochs that are not whole
+
+
+def test_the_last_epoch_may_be_a_part_and_is_validated_and_saved(train: Train, demo, capsys):
+    assert train(*FLAGS, "--data", demo, "--epochs", "1.5", "--log-interval", "5") == 0
+    first, last = records("epoch")
+    assert [(r["step"], r["epoch"], r["train"]["samples"]) for r in (first, last)] == [
+        (10, 1, 160),
+        (15, 1.5, 80),
+    ]
+    assert last["val"]["samples"] == 50
+    content = torch.load("run/last.pt")
+    assert (content["step"], content["epoch"], content["config"]["epochs"]) == (15, 1.5, 1.5)
+    out = capsys.readouterr().out
+    assert "epoch 1/2  step 5/10  " in out
+    assert "epoch 2/2  step 5/5  " in out
+    assert "epoch 2/2  train loss" in out
+
+
+def test_less_than_an_epoch_is_a_run(train: Train, demo):
+    assert train(*FLAGS, "--data", demo, "--epochs", "0.26") == 0
+    (only,) = records("epoch")
+    assert (only["step"], only["epoch"]) == (3, 0.26)
+
+
+def test_less_than_an_update_is_refused(train: Train, demo, capsys):
+    assert train(*FLAGS, "--data", demo, "--epochs", "0.04") == 2
+    error = capsys.readouterr().err
+    assert "--epochs 0.04: less than one of the 10 updates of an epoch; write 0.1 or more" in error
+
+
+def test_a_part_too_small_for_an_update_adds_no_epoch(train: Train, demo):
+    assert train(*FLAGS, "--data", demo, "--epochs", "1.04") == 0
+    assert [record["step"] for record in records("epoch")] == [10]
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_run_killed_within_the_cut_epoch_ends_in_the_same_bits(
+    train: Train, demo, monkeypatch, accumulated
+):
+    steps = 10 // accumulated
+    flags = (*FLAGS, "--data", demo, "--epochs", "1.7", "--grad-accum-steps", accumulated, "--deterministic")
+    assert train(*flags, "--output-dir", "whole") == 0
+    kill_at(steps + 1, monkeypatch, lambda: train(*flags, "--checkpoint-steps", steps + 1))
+    assert torch.load("run/last.pt")["epoch"] == 1
+    assert train(*flags, "--resume") == 0
+    whole, parts = torch.load("whole/last.pt"), torch.load("run/last.pt")
+    assert whole["step"] == parts["step"] == round(1.7 * steps)
+    assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
+    a, b = records("epoch", "whole"), records("epoch")
+    assert [(r["step"], r["train"], r["val"]) for r in a] == [(r["step"], r["train"], r["val"]) for r in b]
+
+
+def test_a_cut_epoch_that_was_trained_and_not_validated_is_validated_when_resumed(
+    train: Train, demo, monkeypatch
+):
+    flags = (*FLAGS, "--data", demo, "--epochs", "1.5")
+    kill_at(15, monkeypatch, lambda: train(*flags, "--checkpoint-steps", "15"))
+    assert len(records("epoch")) == 1
+    assert train(*flags, "--resume") == 0
+    assert [(r["step"], r["epoch"]) for r in records("epoch")] == [(10, 1), (15, 1.5)]
+    assert records("epoch")[1]["train"]["samples"] == 80
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "end"),
+    [(8, (31, 1.55)), (32, (8, 1.55)), (100, (2, 2))],  # of 20, 5 and 1 an epoch
+)
+def test_a_cut_epoch_goes_on_with_another_batch_size(train: Train, demo, monkeypatch, batch_size, end):
+    flags = (*FLAGS, "--data", demo, "--epochs", "1.55", "--lr", "0.01", "--warmup-epochs", "0")
+    kill_at(12, monkeypatch, lambda: train(*flags, "--checkpoint-steps", "12"))
+    assert train("--resume", "run/last.pt", "--batch-size", batch_size) == 0
+    assert [(r["step"], r["epoch"]) for r in records("epoch")] == [(10, 1), end]
+
+
+def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_given_more(
+    train: Train, demo, capsys
+):
+    flags = (*FLAGS, "--data", demo, "--lr", "0.01")
+    assert train(*flags, "--epochs", "1.5") == 0
+    capsys.readouterr()
+    assert train(*flags, "--epochs", "1.5", "--resume") == 0
+    assert "nothing left to train: it has 1.5 epochs; write more with --epochs" in capsys.readouterr().out
+    assert train(*flags, "--epochs", "3", "--resume") == 0
+    epochs = records("epoch")
+    assert [(r["step"], r["epoch"]) for r in epochs] == [(10, 1), (15, 1.5), (20, 2), (30, 3)]
+    assert [r["train"]["samples"] for r in epochs] == [160, 80, 160, 160]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "ends"),
+    [(9.5, 12, [(8, "9/10  step 12/12"), (9, "10/10  step 6/6")]), (1, 3, [(0, "1/1  step 3/3")])],
+)
+def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, steps, ends):
+    schedule = Schedule(0.1, steps, epochs)
+    report = Report(tmp_path, True, schedule)
+    figures = {"images_per_second": 1.0, "data_wait": 0.0}
+    for epoch, _ in ends:
+        step = min((epoch + 1) * steps, schedule.total_steps)
+        report.window(epoch, "", {**figures, "step": step, "progress": step / steps})
+    out = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(f"epoch {end}") for line, (_, end) in zip(out, ends))
