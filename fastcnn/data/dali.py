@@ -1,4 +1,4 @@
-"""Loading by NVIDIA DALI: one pipeline definition for GPU and CPU. The only file that imports DALI.
+"""Loading by NVIDIA DALI: one pipeline definition for GPU and CPU. Only this file and `dali_ops` import DALI.
 
 DALI reads, decodes and, but for random-resized crops on the CPU, resizes. Which files, crops and flips is
 told to it batch by batch, so a pipeline has no state and can be built anew at any place.
@@ -19,8 +19,10 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import DataNode
 from torch import Tensor
 
+from fastcnn.data.augment import draw_steps
 from fastcnn.data.bad_files import BadFiles
 from fastcnn.data.batch import Share, Transform
+from fastcnn.data.dali_ops import apply_steps, fields_of
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.manifest import Files
@@ -62,7 +64,8 @@ class DaliLoader(ImageLoader):
     """
 
     torch_resizes = True
-    """Random-resized crops on the CPU: torch takes a quarter of the time that DALI's resize takes there."""
+    """Random-resized crops on the CPU: torch takes a quarter of the time that DALI's resize takes there.
+    Where more is done to the samples than to flip them, DALI does all."""
     _pipeline: Any = None
     _pool: ThreadPoolExecutor | None = None
 
@@ -87,7 +90,9 @@ class DaliLoader(ImageLoader):
         # The fields of a batch's geometry that the pipeline needs.
         self._fields = ["start", "shape"] if split.images is None else []
         random_resized = train and t.train_crop == "random-resized"
-        if random_resized and split.images is None and self.device.type == "cpu" and self.torch_resizes:
+        self._steps = draw_steps(t.augment, t.size, 0, 0, np.arange(1)) if train else ()
+        by_torch = self.device.type == "cpu" and self.torch_resizes and not self._steps
+        if random_resized and split.images is None and by_torch:
             self._pool = pool_for(split, self.workers, gives_way=True)
         else:
             resizes = random_resized or t.resize != t.size or bool((split.sizes != t.size).any())
@@ -96,7 +101,7 @@ class DaliLoader(ImageLoader):
                 self._fields += ["roi_start", "roi_end"]
             if borders:
                 self._fields += ["resized"]
-            if borders or (train and not random_resized):
+            if borders or (train and t.train_crop == "pad"):
                 self._fields += ["shift"]
             if train:
                 self._fields += ["flip"]
@@ -104,15 +109,18 @@ class DaliLoader(ImageLoader):
 
     def _build(self, place: Place) -> None:
         """A new pipeline that begins at `place`."""
-        files, on_gpu = self.split.files, self.device.type == "cuda"
+        t, files, on_gpu = self.transform, self.split.files, self.device.type == "cuda"
         self._fed: deque[Work] = deque()
         self._source = self._works(place)
         self._pipeline = _pipeline(
             feed=self._feed,
             fields=self._fields,
             read_files=self.split.images is None and files is not None and files.spans is None,
-            size=self.transform.size,
-            channels=self.transform.channels,
+            steps=[(step.kinds, list(fields_of(step, t.size, t.channels))) for step in self._steps],
+            size=t.size,
+            channels=t.channels,
+            reflected=t.padding if self.share.train and t.pad_mode == "reflect" else 0,
+            fill=t.fill,
             gpu=on_gpu,
             decoder=self.tuning.decoder_arguments(self.split.sizes) if on_gpu else {},
             batch_size=self.share.batch_size,
@@ -128,6 +136,9 @@ class DaliLoader(ImageLoader):
         self._fed.append(work)
         images = [self._encoded(work, i) for i in range(len(work.images))]
         fields = [getattr(work.geometry, name) for name in self._fields]
+        t = self.transform
+        for step in work.steps:
+            fields += fields_of(step, t.size, t.channels).values()
         return (images, *[f.astype(np.int32) if f.dtype == bool else f for f in fields])
 
     def _encoded(self, work: Work, i: int) -> np.ndarray:
@@ -221,13 +232,16 @@ class DaliLoader(ImageLoader):
         self._pool = self._pipeline = None
 
 
-@pipeline_def
+@pipeline_def(enable_conditionals=True)
 def _pipeline(
     feed: Any,
     fields: list[str],
+    steps: list[tuple[tuple[str, ...], list[str]]],
     read_files: bool,
     size: int,
     channels: int,
+    reflected: int,
+    fill: tuple[int, ...],
     gpu: bool,
     decoder: dict[str, Any],
 ) -> DataNode:
@@ -237,14 +251,20 @@ def _pipeline(
         feed: called for a batch: encoded images (or their paths, or pixels that are cut already), then the
             fields of their `Geometry`.
         fields: names of those; they decide which steps there are.
+        steps: what is done after crop and flip: kinds of operations, and the names of their fields.
+        reflected: pixels at each side beyond which the image is mirrored.
+        fill: what erases.
         read_files: whether they are paths.
         decoder: how it decodes.
     """
     pixels = "start" not in fields
+    count = len(fields) + sum(len(names) for _, names in steps)
     data, *values = fn.external_source(
-        feed, num_outputs=1 + len(fields), batch=True, layout=["HWC" if pixels else "", *[""] * len(fields)]
+        feed, num_outputs=1 + count, batch=True, layout=["HWC" if pixels else "", *[""] * count]
     )
     g = dict(zip(fields, values))
+    rest = iter(values[len(fields) :])
+    operations = [(kinds, {name: next(rest) for name in names}) for kinds, names in steps]
     if pixels:
         images = data.gpu() if gpu else data
     else:
@@ -262,11 +282,22 @@ def _pipeline(
         resized = fn.cast(g["resized"], dtype=types.FLOAT) if "resized" in g else [size, size]
         images = fn.resize(images, size=resized, roi_start=g["roi_start"], roi_end=g["roi_end"])
     if "shift" in g:
-        images = fn.slice(
-            images, start=g["shift"], shape=[size, size], axes=(0, 1), out_of_bounds_policy="pad"
-        )
+        start = g["shift"]
+        if reflected > 0:
+            images, start = _with_reflection(images, reflected, size), start + reflected
+        images = fn.slice(images, start=start, shape=[size, size], axes=(0, 1), out_of_bounds_policy="pad")
     if "flip" in g:
         images = fn.flip(images, horizontal=g["flip"])
+    return apply_steps(images, operations, size, fill, gpu)
+
+
+def _with_reflection(images: DataNode, margin: int, size: int) -> DataNode:
+    """Images [size, size, C] with a margin in which they are mirrored at the border, which itself is not
+    repeated."""
+    for axis, mirror in ((0, {"vertical": 1, "horizontal": 0}), (1, {"horizontal": 1})):
+        before = fn.slice(images, start=[1], shape=[margin], axes=[axis])
+        after = fn.slice(images, start=[size - 1 - margin], shape=[margin], axes=[axis])
+        images = fn.cat(fn.flip(before, **mirror), images, fn.flip(after, **mirror), axis=axis)
     return images
 
 
