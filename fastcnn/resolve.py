@@ -80,7 +80,10 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     task = task_of(config.arch)
     classifies = task == "classification"
     choose("scale", (0.08, 1.0) if classifies else (0.5, 1.0), task)
-    choose("crop_mode", "center" if classifies else "border", task)
+    if config.train_crop == "random":
+        choose("crop_mode", "center", "as --train-crop random")
+    else:
+        choose("crop_mode", "center" if classifies else "border", task)
     if task == "detection":
         choose("strides", *_strides(config, facts, size))
     choose("crop_padding", size // 8, "an eighth of the size")
