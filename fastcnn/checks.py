@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from fastcnn.config import FIELDS, Auto, Config, flag, has_anchors, task_of
 from fastcnn.errors import UserError
 from fastcnn.policies import parse_policy
+from fastcnn.progressive import check_progressive
 
 LOADING = (
     *("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction", "crop_padding", "pad_mode"),
@@ -160,6 +161,7 @@ def _check_values(config: Config) -> None:
                     f"{config.arch} is for {task_of(config.arch)}; leave it out"
                 )
     parse_policy(config.aa)
+    check_progressive(config)
     if config.pad_mode == "reflect" and config.crop_mode == "border":
         raise UserError(
             "--pad-mode reflect and --crop-mode border, which adds black borders: write one of them"

@@ -174,6 +174,8 @@ def carry_over(
         anew |= {"lr"} & set(chosen)
     if "epochs" in told:
         anew |= {"warmup_epochs"} & set(chosen)
+    if told & {"img_size", "progressive"}:
+        anew |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)
     for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # one of them excludes the other
         if told & pair:
             anew |= pair
@@ -223,6 +225,8 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 def _image_size(config: Config, facts: Facts) -> tuple[int, str]:
+    if config.progressive is not None:
+        return config.progressive[-1], "the last of --progressive"
     native, multiple = facts.native_size, facts.size_multiple
     if facts.fixed_size or native is None:
         return facts.model_size, f"what {config.arch} was published with"
