@@ -49,7 +49,7 @@ def never_reached(config: Config, epochs: float) -> str:
     if sizes is None or sizes_left(config, epochs, 0)[-1] == sizes[-1]:
         return ""
     earlier = " or earlier --progressive-milestones" if config.progressive_milestones is not None else ""
-    return f"warning: {epochs:g} epochs end before images of {sizes[-1]} px begin; write more{earlier}"
+    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; write more{earlier}"
 
 
 def check_progressive(config: Config) -> None:

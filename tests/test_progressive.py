@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,7 @@ def test_what_does_not_fit_is_refused_in_a_line(settings, message):
 )
 def test_a_run_that_ends_before_its_last_size_is_told_so(told, epochs, more):
     config = Config(progressive=(16, 24, 32), **told)
-    line = f"warning: {epochs} epochs end before images of 32 px begin; write more{more}"
+    line = f"warning: --epochs {epochs} ends before images of 32 px begin; write more{more}"
     assert never_reached(config, epochs) == line
     assert never_reached(config, 3) == ""
     assert never_reached(Config(), 1) == ""
@@ -208,14 +210,14 @@ def test_a_run_grows_its_images_and_ends_with_the_largest(train, demo, monkeypat
         "epoch 2: images of 24 px from here on",
         "epoch 4: images of 32 px from here on",
     ]
-    assert "end before images" not in out
+    assert "ends before images" not in out
     assert "--img-size       32              the last of --progressive" in out
 
 
 def test_a_run_too_short_for_its_sizes_begins_with_a_warning(train, demo, capsys):
     flags = ("--compile", "off", "--data", demo, "--epochs", "1", "--progressive", "16", "24")
     assert train(*FLAGS, *flags) == 0
-    assert "warning: 1 epochs end before images of 24 px begin; write more\n" in capsys.readouterr().out
+    assert "warning: --epochs 1 ends before images of 24 px begin; write more\n" in capsys.readouterr().out
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_with_its_size_to_the_same_bits(
@@ -331,3 +333,13 @@ def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     sizes = list(range(16, 36, 2))
     warm_up_sizes(state_of(compile=True), sizes, 40, 4, 3)
     assert counters["stats"]["unique_graphs"] == len(sizes) + 1 == 11
+
+
+def test_two_processes_warm_up_together_and_compile_nothing_later(tmp_path):
+    worker = Path(__file__).with_name("worker_progressive.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, worker, tmp_path], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["graphs"] == second["graphs"] == [4, 4]
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"]))
