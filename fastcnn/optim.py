@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from fastcnn.muon import Muon, muon_groups
 from fastcnn.rmsprop import RMSpropTF
 
 
@@ -41,7 +42,7 @@ def parameter_groups(
 
 def build_optimizer(
     model: nn.Module,
-    opt: Literal["sgd", "nesterov", "adamw", "rmsproptf"],
+    opt: Literal["sgd", "nesterov", "adamw", "rmsproptf", "muon"],
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
@@ -51,10 +52,11 @@ def build_optimizer(
     that changing them recompiles nothing.
 
     Args:
-        momentum: of all but "adamw".
+        momentum: of all but "adamw" and "muon".
         lr_scales: see `parameter_groups`.
     """
-    groups = parameter_groups(model, weight_decay, lr_scales)
+    grouping = muon_groups if opt == "muon" else parameter_groups
+    groups = grouping(model, weight_decay, lr_scales)
     device = next(model.parameters()).device
     for group in groups:
         group["lr"] = torch.tensor(lr * group["lr_scale"], device=device)
@@ -62,7 +64,11 @@ def build_optimizer(
         return AdamW(groups, fused=True)
     if opt == "rmsproptf":
         return RMSpropTF(groups, momentum=momentum)
-    optimizer = SGD(groups, momentum=momentum, nesterov=opt == "nesterov", fused=True)
+    optimizer: Optimizer
+    if opt == "muon":
+        optimizer = Muon(groups)
+    else:
+        optimizer = SGD(groups, momentum=momentum, nesterov=opt == "nesterov", fused=True)
     add_momentum_buffers(optimizer)
     return optimizer
 

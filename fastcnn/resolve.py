@@ -104,7 +104,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
         choose("weight_decay", 1e-5, "rmsproptf")
     elif config.opt == "muon":
         choose("lr", *_scaled(0.24, global_batch, 2000, "sqrt"))
-        choose("weight_decay", 0.0, "muon")
+        choose("weight_decay", *_scaled(1 / 60, global_batch, 2000, "sqrt"))
     else:
         rate = 0.3 if facts.data_name == "demo" else 0.2 if small else 0.1
         if config.arch.startswith("yolov1"):

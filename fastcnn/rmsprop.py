@@ -75,7 +75,7 @@ class RMSpropTF(Optimizer):
         kept: float | Tensor = group["momentum"]
         if found_inf is not None:  # then the mean square takes nothing up, and the momentum keeps all
             skip = found_inf > 0
-            _zero(grads, skip)
+            zero_where(grads, skip)
             rate, kept = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, kept)
 
         change = torch._foreach_mul(grads, grads)
@@ -99,7 +99,7 @@ class RMSpropTF(Optimizer):
         return state[name]
 
 
-def _zero(tensors: Sequence[Tensor], where: Tensor) -> None:
+def zero_where(tensors: Sequence[Tensor], where: Tensor) -> None:
     """Fills tensors of one type with zeros if `where`, bool [], is true, without waiting for it.
 
     A product of floats would keep NaN and infinity; one of their bits does not.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
@@ -22,6 +22,7 @@ from fastcnn.data.augment import Augment
 from fastcnn.data.backends import why_not
 from fastcnn.data.choose import MEMORY_SHARE, choose_backend
 from fastcnn.data.colour import IMAGENET_COMPONENTS, principal_components
+from fastcnn.data.first_images import first_images
 from fastcnn.data.look import some_images
 from fastcnn.data.mixing import Mixing
 from fastcnn.data.targets import Boxes
@@ -41,6 +42,8 @@ from fastcnn.weights import download_pretrained, read_weights
 
 COLOUR_SAMPLE = 2000
 """Training images whose colours are looked at for `--lighting-pca data`."""
+FIRST_IMAGES, FIRST_PIXELS = 5000, 5000 * 64**2
+"""The most that a network that starts from training images is shown."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
+    if content is None and not loaded and config.data_backend != "synthetic":
+        _start_from_images(network, config, source)
     config, reasons = _probe(config, reasons, network, source, ranks)
     if config.channels_last == "on":
         network = network.to(memory_format=torch.channels_last)
@@ -257,6 +262,23 @@ def _start_from_weights(
     if len(mean) != source.channels:  # grey images under weights for RGB, or the other way round
         mean, std = (((sum(values) / len(values),) * source.channels) for values in (mean, std))
     return dataclasses.replace(source, mean=mean, std=std), remarks
+
+
+def _start_from_images(network: nn.Module, config: Config, source: Source) -> None:
+    """Lets a network, or its backbone, that starts from training images see some of them, where its method
+    `init_from_images` asks for that; all ranks get what rank 0 found.
+
+    The method takes images as the network will, float [N, C, H, W], and sets parameters and buffers.
+    """
+    for part in (part for part in network.modules() if hasattr(part, "init_from_images")):
+
+        def compute(part: nn.Module = part) -> dict[str, Tensor]:
+            count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
+            told = source.mean, source.std, count, int(config.workers)
+            part.init_from_images(first_images(source.train, _transform(config, source), *told))
+            return part.state_dict()
+
+        part.load_state_dict(from_main(compute))
 
 
 def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:

@@ -222,7 +222,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_noticed_when_clipp
         stop_if_not_finite(state)
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "rmsproptf"])
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "rmsproptf", "muon"])
 def test_a_skipped_first_update_leaves_a_clean_start(opt):
     def steps(found_inf: list[float]) -> list[Tensor]:
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastcnn.models import build
+from fastcnn.muon import Muon
 from fastcnn.optim import (
     EMA,
     add_momentum_buffers,
@@ -19,7 +20,7 @@ from fastcnn.optim import (
 )
 from fastcnn.rmsprop import RMSpropTF
 
-OPTS = ("sgd", "nesterov", "adamw", "rmsproptf")
+OPTS = ("sgd", "nesterov", "adamw", "rmsproptf", "muon")
 
 
 def small_network() -> nn.Sequential:
@@ -104,9 +105,9 @@ def test_a_group_without_parameters_is_left_out():
 def test_the_optimizer_is_fused_or_foreach_and_its_learning_rate_a_tensor(opt):
     optimizer = build_optimizer(small_network(), opt, 0.1, 0.01)
     for group in optimizer.param_groups:
-        assert group.get("fused") or isinstance(optimizer, RMSpropTF)
+        assert group.get("fused") or isinstance(optimizer, RMSpropTF | Muon)
         assert isinstance(group["lr"], torch.Tensor)
-        assert group["lr"].item() == pytest.approx(0.1)
+        assert group["lr"].item() == pytest.approx(0.1 * group["lr_scale"])
 
 
 def test_the_momentum_is_that_of_every_optimizer_that_has_one():

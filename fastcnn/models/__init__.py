@@ -13,6 +13,7 @@ from typing import Any
 
 from fastcnn.errors import UserError
 from fastcnn.models import (
+    airbench,
     alexnet,
     cifar_resnet,
     convnext,
@@ -71,6 +72,8 @@ MODELS: dict[str, Callable[..., ConvNet]] = {
     "resnet110": cifar_resnet.resnet110,
     "resnet18_cifar": cifar_resnet.resnet18_cifar,
     "resnet50_short": cifar_resnet.resnet50_short,
+    "airbench": airbench.airbench,
+    "airbench_small": airbench.airbench_small,
     "densenet121": densenet.densenet121,
     "densenet161": densenet.densenet161,
     "densenet169": densenet.densenet169,
