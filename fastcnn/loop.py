@@ -15,6 +15,7 @@ from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, un
 from fastcnn.gallery import Gallery
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
+from fastcnn.progressive import milestones_of, size_at
 from fastcnn.report import Report
 from fastcnn.run import PICTURE, Run
 from fastcnn.schedules import learning_rate
@@ -139,6 +140,7 @@ def fit_epochs(
         return any_rank(bool(stop), state.device)
 
     schedule = state.schedule
+    size = 0  # of progressive resizing
     while not state.done:
         epoch = int(state.epoch)
         cut = schedule.total_steps < (epoch + 1) * schedule.steps_per_epoch
@@ -148,6 +150,11 @@ def fit_epochs(
         start = time.perf_counter()
         first_window = len(pace.windows)
         run.loader.set_epoch(epoch)
+        if config.progressive is not None:
+            before, size = size, size_at(config.progressive, milestones_of(config, schedule.epochs), epoch)
+            run.loader.resize(size)
+            if size != before:
+                report.say(f"epoch {epoch + 1}: images of {size} px from here on")
         report.epoch_begins(epoch, state.step - epoch * schedule.steps_per_epoch)
         finished = train_epoch(
             state,

@@ -62,6 +62,7 @@ class Run:
             "num_classes": self.config.num_classes,
             "in_chans": self.config.in_chans,
             "img_size": self.config.img_size,
+            "val_img_size": self.config.val_img_size,
             "class_names": list(self.source.class_names),
             "mean": list(self.source.mean),
             "std": list(self.source.std),

@@ -72,12 +72,14 @@ def fit(config: Config) -> Result:
     from fastcnn.engine import evaluate
     from fastcnn.interrupt import stop_on_signals
     from fastcnn.loop import fit_epochs
+    from fastcnn.progressive import sizes_left
     from fastcnn.report import open_report
     from fastcnn.resolve import describe
     from fastcnn.run import Run, claim_folder, write_config
     from fastcnn.settle import settle
     from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
+    from fastcnn.warm_up import warm_up_sizes
     from fastcnn.wire import build, make_plan
 
     started = time.perf_counter()
@@ -115,6 +117,10 @@ def fit(config: Config) -> Result:
                     report.say(line)
                 if ranks.is_main:
                     run.write_bad_files()
+                if plan.config.progressive is not None and plan.config.compile == "on" and not state.done:
+                    sizes = sizes_left(plan.config, state.schedule.epochs, state.epoch)
+                    batch = int(plan.config.batch_size), int(plan.config.in_chans)
+                    warm_up_sizes(state, sizes, int(plan.config.val_img_size), *batch)
                 interval = int(plan.config.log_interval)
                 judge = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
                 outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval, judge)
