@@ -281,7 +281,7 @@ def _start_from_images(network: nn.Module, config: Config, source: Source) -> No
     """
     for part in (part for part in network.modules() if hasattr(part, "init_from_images")):
 
-        def compute(part: nn.Module = part) -> dict[str, Tensor]:
+        def compute(part: Any = part) -> dict[str, Tensor]:
             count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
             told = source.mean, source.std, count, int(config.workers)
             part.init_from_images(first_images(source.train, transform_of(config, source, ()), *told))
