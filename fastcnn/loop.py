@@ -58,7 +58,7 @@ class Outcome:
     """How the epochs went."""
 
     val: dict[str, float]
-    """Validation metrics of the last epoch that was trained; empty if none was."""
+    """Metrics of the last validation; empty if there was none."""
     images_per_second: float
     stopped_by: int | None
     """Number of the signal that ended the run early."""
@@ -174,15 +174,18 @@ def fit_epochs(
         trained = epoch_metrics.compute()
         if not cut:  # else a run that is given more epochs goes on with this one
             epoch_metrics.reset()
+        state.epoch = schedule.epochs if cut else epoch + 1
+        last = state.done
+        validates = last or state.epoch % config.val_interval == 0
         gallery = Gallery(task, run.source.class_names, len(val_loader))
         pictured = task.pictured and run.ranks.is_main
-        val = evaluate(state, task, val_loader, gallery.look if pictured else None)
-        run.share_bad_files()
-        state.epoch = schedule.epochs if cut else epoch + 1
-        is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
+        is_best = False
+        if validates:
+            val = evaluate(state, task, val_loader, gallery.look if pictured else None)
+            run.share_bad_files()
+            is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:
             run.best = {**val, "epoch": state.epoch}
-        last = state.done
         stopped = any_rank(bool(stop), state.device) and not last
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {
@@ -190,7 +193,7 @@ def fit_epochs(
             "progress": state.step / schedule.steps_per_epoch,
             "epoch": state.epoch,
             "train": trained,
-            "val": val,
+            **({"val": val} if validates else {}),
             "images_per_second": this_epoch.images_per_second(),
             "data_wait": this_epoch.data_wait(),
             "shares": _rounded(this_epoch.timing().shares()),
@@ -198,7 +201,8 @@ def fit_epochs(
         }
         stop_if_not_finite(state)
         # Before the save: a resumed run drops records that its checkpoint does not know.
-        report.epoch_ends(epoch, task.describe(trained), task.describe(val), is_best, record)
+        found = task.describe(val) if validates else None
+        report.epoch_ends(epoch, task.describe(trained), found, is_best, record)
         if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
             run.save(epoch_metrics, is_best)
         if is_best and pictured:
