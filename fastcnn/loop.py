@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from fastcnn.averaging import put_in
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import any_rank, gather_to_main
 from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
@@ -64,6 +65,8 @@ class Outcome:
     """Number of the signal that ended the run early."""
     verdict: str
     """What bounds the run; empty if nothing was trained, and on all ranks but the first."""
+    seconds: float
+    """Of the epochs and their validations."""
 
 
 def fit_epochs(
@@ -92,6 +95,7 @@ def fit_epochs(
     pace = Pace(world_size)
     val: dict[str, float] = {}
     stopped = told = False
+    seconds = 0.0
 
     def verdict() -> Verdict | None:
         timings = gather_to_main(pace.timing())
@@ -186,6 +190,12 @@ def fit_epochs(
             is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:
             run.best = {**val, "epoch": state.epoch}
+        if validates:
+            run.since_best = 0 if is_best else run.since_best + 1
+        if state.epoch > schedule.epochs - config.average_last:
+            run.average.add(state)
+        seconds += time.perf_counter() - start
+        gives_up = config.patience is not None and run.since_best >= config.patience and not last
         stopped = any_rank(bool(stop), state.device) and not last
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {
@@ -203,22 +213,41 @@ def fit_epochs(
         # Before the save: a resumed run drops records that its checkpoint does not know.
         found = task.describe(val) if validates else None
         report.epoch_ends(epoch, task.describe(trained), found, is_best, record)
-        if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
+        if is_best or last or stopped or gives_up or state.epoch % config.checkpoint_interval == 0:
             run.save(epoch_metrics, is_best)
         if is_best and pictured:
             gallery.save(run.folder / PICTURE)
-        if stopped:
+        if gives_up:
+            report.say(f"stopping: the last {run.since_best} validations were no better than the best one")
+        if stopped or gives_up:
             break
         if not told and not last and pace.timing().steps:
             told = True
             early = verdict()
             if early is not None and early.avoidable:
                 report.say(early.sentence)
+    if state.done and run.average.epochs > 0:
+        val = _validate_average(run, task, val_loader, report)
     final = verdict()
     if final is not None:
         report.say(final.sentence)
     stopped_by = (stop.signal or signal.SIGTERM) if stopped else None
-    return Outcome(val, pace.images_per_second(), stopped_by, final.sentence if final is not None else "")
+    sentence = final.sentence if final is not None else ""
+    return Outcome(val, pace.images_per_second(), stopped_by, sentence, seconds)
+
+
+def _validate_average(run: Run, task: Task, val_loader: Loader, report: Report) -> dict[str, float]:
+    """Puts the average of the last epochs into the network and saves it, as the best if it is."""
+    put_in(run.average, run.state, run.loader)
+    val = evaluate(run.state, task, val_loader)
+    stop_if_not_finite(run.state)
+    is_best = val[task.best_metric] > run.best[task.best_metric]
+    if is_best:
+        run.best = {**val, "epoch": run.state.epoch}
+    count = run.average.epochs
+    report.say(f"average of the last {count} epochs  val {task.describe(val)}{' best' if is_best else ''}")
+    run.save_average(task.metrics(run.state.device), is_best)
+    return val
 
 
 def _rounded(shares: Mapping[Bound, float]) -> dict[str, float]:

@@ -35,9 +35,11 @@ def milestones_of(config: Config, epochs: float) -> tuple[float, ...]:
 
 def sizes_left(config: Config, epochs: float, epoch: float) -> list[int]:
     """Sizes from an epoch on, counted from 0, until the run ends."""
+    if config.progressive is None:
+        return [int(config.img_size)]
     milestones = milestones_of(config, epochs)
     coming = range(int(epoch), math.ceil(epochs))
-    return sorted({size_at(config.progressive or (), milestones, each) for each in coming})
+    return sorted({size_at(config.progressive, milestones, each) for each in coming})
 
 
 def never_reached(config: Config, epochs: float) -> str:

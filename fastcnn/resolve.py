@@ -94,6 +94,8 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
         choose("data_backend", "dali" if facts.has_dali else "torch", "--deterministic: not timed")
     choose("workers", facts.cores, "cores for each process")
 
+    if config.batch_size == "max":  # on a GPU it has been found by now
+        raise UserError(f"--batch-size max: {facts.device} has no memory of its own; write a number, or auto")
     batch = choose("batch_size", *_batch_size(facts, size))
     global_batch = batch * facts.world_size * config.grad_accum_steps
     epochs = choose("epochs", *_epochs(facts))

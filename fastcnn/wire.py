@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
+from fastcnn.batch_size import find_batch_size
 from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
 from fastcnn.data.augment import Augment
@@ -194,7 +195,16 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
         world_size=ranks.world_size,
         cores=cores,
     )
-    return *resolve(config, facts), source
+    if device.type != "cuda" or config.batch_size not in ("auto", "max"):
+        return *resolve(config, facts), source
+    usual, reasons = resolve(dataclasses.replace(config, batch_size="auto"), facts)
+    cap = int(usual.batch_size)
+    if config.batch_size == "max":
+        cap = max(1, len(source.train) // ranks.world_size)
+    size = find_batch_size(lambda: _network(usual)[0], usual, cap, device)
+    why = reasons["batch_size"] if size == cap == usual.batch_size else "the most that fits the GPU"
+    config, reasons = resolve(dataclasses.replace(config, batch_size=size), facts)
+    return config, {**reasons, "batch_size": why}, source
 
 
 def _probe(
