@@ -69,9 +69,11 @@ def _recolour(images: Tensor, step: Step) -> Tensor:
     pixels = images.reshape(n, height * width, channels).float()
     result = torch.bmm(pixels, matrix.transpose(1, 2)) + offset[:, None]
     if "contrast" in step.kinds:
-        weights = GREY if channels == 3 else np.ones(1)
-        mean = pixels.mean(dim=1) @ torch.tensor(weights, dtype=torch.float32).to(images.device)
-        result += (share * mean)[:, None, None]
+        grey = pixels.mean(dim=1)
+        if channels == 3:  # by numbers, which do not have to be copied to the device
+            red, green, blue = GREY.tolist()
+            grey = red * grey[:, :1] + green * grey[:, 1:2] + blue * grey[:, 2:]
+        result += (share[:, None] * grey)[:, None]
     return result.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
