@@ -131,7 +131,8 @@ def test_all_backends_make_the_same_samples(loaders, small, photos, name, files)
             difference = (one.images.int() - other.images.int()).abs().float()
             assert difference.mean() < (3.0 if files else 1.5)
             if name not in GEOMETRIC and not files:
-                assert difference.max() <= 3
+                # Hue multiplies what the steps before it have rounded.
+                assert difference.max() <= (6 if name == "color_jitter" else 3)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
