@@ -6,12 +6,10 @@ fastcnn preview --data photos --aa ra --color-jitter 0.4 --output preview.png
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fastcnn.config import FIELDS, Config, flag
