@@ -6,9 +6,11 @@ import math
 from collections.abc import Collection
 from typing import Any, get_type_hints
 
+from fastcnn.budget import parse_time
 from fastcnn.config import FIELDS, Auto, Config, flag, has_anchors, task_of
 from fastcnn.errors import UserError
 from fastcnn.policies import parse_policy
+from fastcnn.progressive import check_progressive
 
 LOADING = (
     *("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction", "crop_padding", "pad_mode"),
@@ -160,6 +162,7 @@ def _check_values(config: Config) -> None:
                     f"{config.arch} is for {task_of(config.arch)}; leave it out"
                 )
     parse_policy(config.aa)
+    check_progressive(config)
     if config.pad_mode == "reflect" and config.crop_mode == "border":
         raise UserError(
             "--pad-mode reflect and --crop-mode border, which adds black borders: write one of them"
@@ -178,6 +181,8 @@ def _check_values(config: Config) -> None:
         )
     if config.lr_base is not None and config.lr != "auto":
         raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: write one of them")
+    if config.time_budget is not None:
+        parse_time(config.time_budget)
     if config.time_budget is not None and config.epochs != "auto":
         raise UserError(
             f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: write one of them"

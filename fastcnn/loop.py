@@ -15,6 +15,7 @@ from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, un
 from fastcnn.gallery import Gallery
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
+from fastcnn.progressive import milestones_of, size_at
 from fastcnn.report import Report
 from fastcnn.run import PICTURE, Run
 from fastcnn.schedules import learning_rate
@@ -57,7 +58,7 @@ class Outcome:
     """How the epochs went."""
 
     val: dict[str, float]
-    """Validation metrics of the last epoch that was trained; empty if none was."""
+    """Metrics of the last validation; empty if there was none."""
     images_per_second: float
     stopped_by: int | None
     """Number of the signal that ended the run early."""
@@ -139,6 +140,7 @@ def fit_epochs(
         return any_rank(bool(stop), state.device)
 
     schedule = state.schedule
+    size = 0  # of progressive resizing
     while not state.done:
         epoch = int(state.epoch)
         cut = schedule.total_steps < (epoch + 1) * schedule.steps_per_epoch
@@ -148,6 +150,11 @@ def fit_epochs(
         start = time.perf_counter()
         first_window = len(pace.windows)
         run.loader.set_epoch(epoch)
+        if config.progressive is not None:
+            before, size = size, size_at(config.progressive, milestones_of(config, schedule.epochs), epoch)
+            run.loader.resize(size)
+            if size != before:
+                report.say(f"epoch {epoch + 1}: images of {size} px from here on")
         report.epoch_begins(epoch, state.step - epoch * schedule.steps_per_epoch)
         finished = train_epoch(
             state,
@@ -167,15 +174,18 @@ def fit_epochs(
         trained = epoch_metrics.compute()
         if not cut:  # else a run that is given more epochs goes on with this one
             epoch_metrics.reset()
+        state.epoch = schedule.epochs if cut else epoch + 1
+        last = state.done
+        validates = last or state.epoch % config.val_interval == 0
         gallery = Gallery(task, run.source.class_names, len(val_loader))
         pictured = task.pictured and run.ranks.is_main
-        val = evaluate(state, task, val_loader, gallery.look if pictured else None)
-        run.share_bad_files()
-        state.epoch = schedule.epochs if cut else epoch + 1
-        is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
+        is_best = False
+        if validates:
+            val = evaluate(state, task, val_loader, gallery.look if pictured else None)
+            run.share_bad_files()
+            is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:
             run.best = {**val, "epoch": state.epoch}
-        last = state.done
         stopped = any_rank(bool(stop), state.device) and not last
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {
@@ -183,7 +193,7 @@ def fit_epochs(
             "progress": state.step / schedule.steps_per_epoch,
             "epoch": state.epoch,
             "train": trained,
-            "val": val,
+            **({"val": val} if validates else {}),
             "images_per_second": this_epoch.images_per_second(),
             "data_wait": this_epoch.data_wait(),
             "shares": _rounded(this_epoch.timing().shares()),
@@ -191,7 +201,8 @@ def fit_epochs(
         }
         stop_if_not_finite(state)
         # Before the save: a resumed run drops records that its checkpoint does not know.
-        report.epoch_ends(epoch, task.describe(trained), task.describe(val), is_best, record)
+        found = task.describe(val) if validates else None
+        report.epoch_ends(epoch, task.describe(trained), found, is_best, record)
         if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
             run.save(epoch_metrics, is_best)
         if is_best and pictured:

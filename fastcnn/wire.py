@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fastcnn.errors import UserError
 from fastcnn.models.external import check_outputs, is_external, with_sync_bn
 from fastcnn.models.parts import image_sizes, map_strides
 from fastcnn.optim import build_optimizer
+from fastcnn.progressive import never_reached
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
 from fastcnn.schedules import Schedule
@@ -81,6 +83,7 @@ class Plan:
             lines.append(f"no checkpoint in {self.folder} yet: starting from the beginning")
         if self.source.name == "synthetic":
             lines.append("synthetic images and labels are random: only the speed means anything")
+        lines += filter(None, [never_reached(self.config, state.schedule.epochs)])
         if self.config.compile == "on":
             lines.append("compiling the network first: the first steps take long")
         return lines
@@ -142,7 +145,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     if config.data_backend == "auto":
         sizes = int(config.batch_size), int(config.workers)
         backend, why = from_main(
-            lambda: choose_backend(source, transform_of(config, source), *sizes, device, ranks)
+            lambda: choose_backend(source, transform_of(config, source, reasons), *sizes, device, ranks)
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
@@ -272,10 +275,10 @@ def _start_from_images(network: nn.Module, config: Config, source: Source) -> No
     """
     for part in (part for part in network.modules() if hasattr(part, "init_from_images")):
 
-        def compute(part: nn.Module = part) -> dict[str, Tensor]:
+        def compute(part: Any = part) -> dict[str, Tensor]:
             count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
             told = source.mean, source.std, count, int(config.workers)
-            part.init_from_images(first_images(source.train, transform_of(config, source), *told))
+            part.init_from_images(first_images(source.train, transform_of(config, source, ()), *told))
             return part.state_dict()
 
         part.load_state_dict(from_main(compute))
@@ -307,15 +310,20 @@ def _augment(config: Config, source: Source) -> Augment:
     )
 
 
-def transform_of(config: Config, source: Source) -> Transform:
-    """How the images of a run whose settings are chosen become samples."""
+def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Transform:
+    """How the images of a run whose settings are chosen become samples.
+
+    Args:
+        chosen: settings that were "auto".
+    """
     return Transform(
         size=int(config.img_size),
         channels=int(config.in_chans),
         train_crop=config.train_crop,  # type: ignore[arg-type]
         scale=config.scale,  # type: ignore[arg-type]
         ratio=config.ratio,
-        crop_padding=int(config.crop_padding),
+        # As a share of the size it follows progressive resizing.
+        crop_padding=None if "crop_padding" in chosen else int(config.crop_padding),
         pad_mode=config.pad_mode,
         hflip=float(config.hflip),
         hflip_mode=config.hflip_mode,
@@ -337,7 +345,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         lambda: build_loaders(
             source,
             config.data_backend,  # type: ignore[arg-type]
-            transform_of(config, source),
+            transform_of(config, source, plan.reasons),
             int(config.batch_size),
             int(config.workers),
             ranks,
@@ -361,7 +369,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
             f"write {least:.2g} or more"
         )
     schedule = Schedule(
-        peak=float(config.lr),
+        peak=0.0 if config.lr == "find" else float(config.lr),
         steps_per_epoch=steps_per_epoch,
         epochs=float(config.epochs),
         warmup_epochs=float(config.warmup_epochs),

@@ -106,20 +106,6 @@ def _sharpness(image: Tensor, factor: float) -> Tensor:
     return (smooth + factor * (pixels - smooth)).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _equalize(image: Tensor) -> Tensor:
-    """The share of the channel's other pixels that are no brighter, from 0 to 255."""
-    result = []
-    for values in (channel.ravel().long() for channel in image[0]):
-        below = torch.bincount(values, minlength=256).cumsum(0)
-        darkest = below[values.min()]
-        if darkest == len(values):  # it has one value alone
-            result.append(values.to(torch.uint8))
-            continue
-        table = ((below - darkest) * (255 / (len(values) - darkest))).round_().clamp_(0, 255).to(torch.uint8)
-        result.append(table[values])
-    return torch.stack(result).view(image.shape)
-
-
 _SINGLE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "rotate": lambda image, value: _affine(image, angle=-value),
     "shear_x": lambda image, value: _affine(image, shear=(value, 0)),
@@ -133,6 +119,6 @@ _SINGLE: dict[str, Callable[[Tensor, float], Tensor]] = {
         image < 128, (image.int() + int(value)).clamp_(0, 255).to(torch.uint8), image
     ),
     "autocontrast": lambda image, value: F.autocontrast(image),
-    "equalize": lambda image, value: _equalize(image),
+    "equalize": lambda image, value: F.equalize(image),
 }
 """On [1, C, H, W]."""
