@@ -144,15 +144,9 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     elif config.pretrained or config.weights is not None:
         source, loaded = _start_from_weights(network, config, source, ranks)
     if config.data_backend == "auto":
+        sizes = int(config.batch_size), int(config.workers)
         backend, why = from_main(
-            lambda: choose_backend(
-                source,
-                transform_of(config, source, reasons),
-                int(config.batch_size),
-                int(config.workers),
-                device,
-                ranks,
-            )
+            lambda: choose_backend(source, transform_of(config, source, reasons), *sizes, device, ranks)
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
