@@ -307,7 +307,7 @@ def _augment(config: Config, source: Source) -> Augment:
     )
 
 
-def _transform(config: Config, source: Source, chosen: Collection[str]) -> Transform:
+def _transform(config: Config, source: Source, chosen: Collection[str] = ()) -> Transform:
     """What becomes of images.
 
     Args:
