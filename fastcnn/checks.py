@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Any, get_type_hints
 
+from fastcnn.budget import parse_time
 from fastcnn.config import FIELDS, Auto, Config, flag, has_anchors, task_of
 from fastcnn.errors import UserError
 from fastcnn.policies import parse_policy
@@ -166,8 +167,22 @@ def _check_values(config: Config) -> None:
         raise UserError(
             "--pad-mode reflect and --crop-mode border, which adds black borders: write one of them"
         )
+    if config.train_crop == "random" and config.crop_mode == "border":
+        raise UserError("--train-crop random and --crop-mode border: write --crop-mode center")
+    if (
+        config.pad_mode == "reflect"
+        and isinstance(config.crop_padding, int)
+        and isinstance(config.img_size, int)
+        and config.crop_padding >= config.img_size
+    ):
+        raise UserError(
+            f"--crop-padding {config.crop_padding}: more than there is to reflect in {config.img_size} px; "
+            f"write {config.img_size - 1} or less"
+        )
     if config.lr_base is not None and config.lr != "auto":
         raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: write one of them")
+    if config.time_budget is not None:
+        parse_time(config.time_budget)
     if config.time_budget is not None and config.epochs != "auto":
         raise UserError(
             f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: write one of them"

@@ -25,6 +25,7 @@ commands:
   predict  say and draw what a trained network finds in images
   summary  list the layers of a network: size, cost, receptive field, and times if asked
   models   list the networks
+  preview  draw training images as they are augmented
   recipes  list named settings, with what was published for each
   bench    measure what makes a training step fast here, from eager PyTorch on
 
@@ -83,6 +84,23 @@ def predict(argv: Sequence[str]) -> int:
 
     bad = run(flags.checkpoint, flags.images, flags.output_dir, flags.batch_size, flags.workers, flags.device)
     return 1 if bad else 0
+
+
+def preview(argv: Sequence[str]) -> int:
+    from fastcnn.flags import parse
+
+    parser = Parser("fastcnn preview", add_help=False, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, default=Path("preview.png"))
+    if {"-h", "--help"} & set(argv):
+        print("Draw training images as they are augmented. --output FILE names the picture (preview.png);")
+        print("all other flags are those of fastcnn train, of which those about data and loading matter:\n")
+    told, others = parser.parse_known_args(argv)
+    config = parse(others, "fastcnn preview")
+    from fastcnn.preview import preview as draw
+
+    draw(config, told.output)
+    print(f"wrote {told.output}")
+    return 0
 
 
 def models(argv: Sequence[str]) -> int:
@@ -160,6 +178,7 @@ def _positive(text: str) -> int:
 COMMANDS = {
     "train": train,
     "predict": predict,
+    "preview": preview,
     "summary": summary,
     "models": models,
     "recipes": recipes,

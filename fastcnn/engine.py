@@ -427,6 +427,15 @@ def stop_if_not_finite(state: TrainState) -> None:
     )
 
 
+def evaluate_batch(state: TrainState, task: Task, batch: Batch, metrics: Metrics) -> object:
+    """Adds a batch to the metrics of a validation, and gives the outputs."""
+    with state.autocast():
+        outputs = mean_over_views(state.eval_model, batch.images, state.tta)
+        loss = task.loss(outputs, batch, train=False)
+    metrics.update(loss, outputs, batch)
+    return outputs
+
+
 @torch.no_grad()
 def evaluate(
     state: TrainState, task: Task, loader: Loader, look: Callable[[Batch, object], None] | None = None
@@ -445,10 +454,7 @@ def evaluate(
         if state.ema is not None:
             average_buffers(state.network, fixed)
         for batch in loader:
-            with state.autocast():
-                outputs = mean_over_views(state.eval_model, batch.images, state.tta)
-                loss = task.loss(outputs, batch, train=False)
-            metrics.update(loss, outputs, batch)
+            outputs = evaluate_batch(state, task, batch, metrics)
             if look is not None:
                 look(batch, outputs)
     result = metrics.compute()

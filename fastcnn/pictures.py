@@ -114,6 +114,21 @@ def side_by_side(pairs: Sequence[tuple[Image.Image, Image.Image]], columns: int 
     return canvas
 
 
+def grid(rows: Sequence[Sequence[Image.Image]], headings: Sequence[str], caption: str) -> Image.Image:
+    """Pictures in rows, with a heading above each column and a caption above all."""
+    wide = max(picture.width for row in rows for picture in row)
+    high = max(picture.height for row in rows for picture in row)
+    top, cell = 2 * (FONT_SIZE + 10), wide + GAP
+    canvas = Image.new("RGB", (GAP + len(headings) * cell, top + len(rows) * (high + GAP)), GROUND)
+    drawing, font = ImageDraw.Draw(canvas), _font()
+    drawing.text((GAP, 3), caption, font=font, fill=TEXT)
+    for column, heading in enumerate(headings):
+        drawing.text((GAP + column * cell, top // 2 + 3), heading, font=font, fill=TEXT)
+        for row, pictures in enumerate(rows):
+            canvas.paste(pictures[column], (GAP + column * cell, top + row * (high + GAP)))
+    return canvas
+
+
 def readable_on(shade: tuple[int, int, int]) -> str:
     """Black or white, for words on a colour."""
     r, g, b = shade

@@ -227,7 +227,8 @@ def parse_policy(aa: str) -> Policy | None:
     word, *parts = aa.split("-")
     found = [re.fullmatch(r"(m|n|mstd|inc)(\d+(?:\.\d+)?)", part) for part in parts]
     told = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, **{m[1]: float(m[2]) for m in found if m}}
-    if word != "rand" or None in found or told["n"] < 1 or told["n"] % 1:
+    wrong = told["n"] < 1 or told["n"] % 1 or max(told["m"], told["mstd"]) > 10
+    if word != "rand" or None in found or wrong:
         names = ", ".join(POLICIES)
         raise UserError(f"--aa {aa}: no such policy; write {names}, or as rand-m9-n2-mstd0.5-inc1")
     scales = TIMM_INCREASING if told["inc"] else TIMM

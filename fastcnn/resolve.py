@@ -80,7 +80,10 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     task = task_of(config.arch)
     classifies = task == "classification"
     choose("scale", (0.08, 1.0) if classifies else (0.5, 1.0), task)
-    choose("crop_mode", "center" if classifies else "border", task)
+    if config.train_crop == "random":
+        choose("crop_mode", "center", "as --train-crop random")
+    else:
+        choose("crop_mode", "center" if classifies else "border", task)
     if task == "detection":
         choose("strides", *_strides(config, facts, size))
     choose("crop_padding", size // 8, "an eighth of the size")
@@ -111,7 +114,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
             rate = 0.008  # its loss is a sum over all cells; 0.03 was seen to diverge
         choose("lr", *_scaled(rate, global_batch, 256, "linear"))
         choose("weight_decay", 1e-4, config.opt)
-    choose("warmup_epochs", *_warmup(config.sched, epochs))
+    choose("warmup_epochs", *warmup_of(config.sched, epochs))
 
     choose("device", facts.device, "no GPU found" if facts.device == "cpu" else "found")
     if facts.device != "cpu":
@@ -137,7 +140,7 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("log_interval", 50 if facts.device == "cuda" else 10, f"steps on {facts.device}")
 
     resolved = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})
-    check(resolved)
+    check(dataclasses.replace(resolved, time_budget=None))  # which is still to change the epochs
     return resolved, {name: reason for name, (_, reason) in chosen.items()}
 
 
@@ -174,6 +177,9 @@ def carry_over(
         anew |= {"lr"} & set(chosen)
     if "epochs" in told:
         anew |= {"warmup_epochs"} & set(chosen)
+    if config.lr == "find":  # it was found
+        told.discard("lr")
+    told.discard("time_budget")  # it has become epochs
     if told & {"img_size", "progressive"}:
         anew |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)
     for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # one of them excludes the other
@@ -247,7 +253,8 @@ def _scaled(rate: float, images: int, base: int, scale: Literal["linear", "sqrt"
     return rate * images / base, f"{rate:g} x {images:,} images of a step / {base:,}"
 
 
-def _warmup(sched: SchedName, epochs: float) -> tuple[float, str]:
+def warmup_of(sched: SchedName, epochs: float) -> tuple[float, str]:
+    """The epochs of a warm-up that is "auto", and why."""
     if sched == "onecycle":
         return 0.3 * epochs, "0.3 of the epochs"
     if sched == "triangular":

@@ -214,12 +214,17 @@ def claim_folder(folder: Path, config: Config) -> Path:
                     folder = _numbered(config, newest=False)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, resume=None)))
+        write_config(folder, config)
     except OSError as error:
         raise UserError(
             f"--output-dir {folder}: {error.strerror}; write a folder that can be written to"
         ) from error
     return folder
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Saves the settings, such that `--config` reads them back."""
+    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, resume=None)))
 
 
 def _numbered(config: Config, newest: bool) -> Path:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,12 +75,14 @@ def fit(config: Config) -> Result:
     from fastcnn.progressive import sizes_left
     from fastcnn.report import open_report
     from fastcnn.resolve import describe
-    from fastcnn.run import Run, claim_folder
+    from fastcnn.run import Run, claim_folder, write_config
+    from fastcnn.settle import settle
     from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
     from fastcnn.warm_up import warm_up_sizes
     from fastcnn.wire import build, make_plan
 
+    started = time.perf_counter()
     check(config)
     ranks = Ranks.from_environment()
     device = choose_device(config.device, ranks)
@@ -103,6 +106,11 @@ def fit(config: Config) -> Result:
                     print(f"{plan.checkpoint_path}: val {task.describe(val)}  {counted(val)}")
                 return Result(state.network, val, run.best, 0.0, plan.folder)
             run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
+            settled = settle(plan.config, plan.reasons, state, task, loaders, run.folder, ranks, started)
+            plan = replace(plan, config=settled[0], reasons=settled[1])
+            run.config, run.chosen = plan.config, tuple(plan.reasons)
+            if ranks.is_main:
+                write_config(run.folder, plan.config)
             with stop_on_signals() as stop, open_report(run.folder, ranks.is_main, state) as report:
                 report.say(describe(plan.config, plan.reasons))
                 for line in (*ineffective(plan.config, plan.reasons), *plan.remarks(state), *run.bad_lines()):

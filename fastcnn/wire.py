@@ -124,6 +124,51 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
             )
         same_ranks = len(content["ranks"]) == ranks.world_size
         config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
+    config, reasons, source = resolved(config, ranks, device)
+    reasons = {**kept, **reasons}
+    if config.anchors == "auto" and has_anchors(config.arch):
+        config, reasons = _with_anchors(config, reasons, source)
+    if content is not None and path is not None:
+        check_resumable(content, config, source, path)
+
+    source = source.with_channels(int(config.in_chans))
+    if "data_backend" in kept and not all(gather_to_all(_can_load(config, source, ranks))):
+        config = dataclasses.replace(config, data_backend="auto")  # it was another machine
+
+    machine.prepare(device, machine.cores_per_process(ranks), config.deterministic)
+    network, frozen = _network(config)
+    loaded: list[str] = []
+    if content is not None:
+        source = dataclasses.replace(source, mean=tuple(content["mean"]), std=tuple(content["std"]))
+    elif config.pretrained or config.weights is not None:
+        source, loaded = _start_from_weights(network, config, source, ranks)
+    if config.data_backend == "auto":
+        backend, why = from_main(
+            lambda: choose_backend(
+                source,
+                transform_of(config, source, reasons),
+                int(config.batch_size),
+                int(config.workers),
+                device,
+                ranks,
+            )
+        )
+        config = dataclasses.replace(config, data_backend=backend)
+        reasons = {**reasons, "data_backend": why}
+    if content is None and not loaded and config.data_backend != "synthetic":
+        _start_from_images(network, config, source)
+    config, reasons = _probe(config, reasons, network, source, ranks)
+    if config.channels_last == "on":
+        network = network.to(memory_format=torch.channels_last)
+    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
+
+
+def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config, dict[str, str], Source]:
+    """Settings without "auto" as far as the data and the machine decide that alone; the reasons; the data.
+
+    Raises:
+        UserError: no such data, or settings that do not fit it.
+    """
     sizes = image_sizes(config.arch)
     told = config.data, config.data_root, config.val_split, config.seed
     labels = config.ignore_index, config.bad_labels
@@ -149,43 +194,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         world_size=ranks.world_size,
         cores=cores,
     )
-    config, reasons = resolve(config, facts)
-    reasons = {**kept, **reasons}
-    if config.anchors == "auto" and has_anchors(config.arch):
-        config, reasons = _with_anchors(config, reasons, source)
-    if content is not None and path is not None:
-        check_resumable(content, config, source, path)
-
-    source = source.with_channels(int(config.in_chans))
-    if "data_backend" in kept and not all(gather_to_all(_can_load(config, source, ranks))):
-        config = dataclasses.replace(config, data_backend="auto")  # it was another machine
-
-    machine.prepare(device, cores, config.deterministic)
-    network, frozen = _network(config)
-    loaded: list[str] = []
-    if content is not None:
-        source = dataclasses.replace(source, mean=tuple(content["mean"]), std=tuple(content["std"]))
-    elif config.pretrained or config.weights is not None:
-        source, loaded = _start_from_weights(network, config, source, ranks)
-    if config.data_backend == "auto":
-        backend, why = from_main(
-            lambda: choose_backend(
-                source,
-                _transform(config, source, reasons),
-                int(config.batch_size),
-                int(config.workers),
-                device,
-                ranks,
-            )
-        )
-        config = dataclasses.replace(config, data_backend=backend)
-        reasons = {**reasons, "data_backend": why}
-    if content is None and not loaded and config.data_backend != "synthetic":
-        _start_from_images(network, config, source)
-    config, reasons = _probe(config, reasons, network, source, ranks)
-    if config.channels_last == "on":
-        network = network.to(memory_format=torch.channels_last)
-    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
+    return *resolve(config, facts), source
 
 
 def _probe(
@@ -272,10 +281,10 @@ def _start_from_images(network: nn.Module, config: Config, source: Source) -> No
     """
     for part in (part for part in network.modules() if hasattr(part, "init_from_images")):
 
-        def compute(part: nn.Module = part) -> dict[str, Tensor]:
+        def compute(part: Any = part) -> dict[str, Tensor]:
             count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
             told = source.mean, source.std, count, int(config.workers)
-            part.init_from_images(first_images(source.train, _transform(config, source), *told))
+            part.init_from_images(first_images(source.train, transform_of(config, source, ()), *told))
             return part.state_dict()
 
         part.load_state_dict(from_main(compute))
@@ -307,8 +316,8 @@ def _augment(config: Config, source: Source) -> Augment:
     )
 
 
-def _transform(config: Config, source: Source, chosen: Collection[str] = ()) -> Transform:
-    """What becomes of images.
+def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Transform:
+    """How the images of a run whose settings are chosen become samples.
 
     Args:
         chosen: settings that were "auto".
@@ -342,7 +351,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         lambda: build_loaders(
             source,
             config.data_backend,  # type: ignore[arg-type]
-            _transform(config, source, plan.reasons),
+            transform_of(config, source, plan.reasons),
             int(config.batch_size),
             int(config.workers),
             ranks,
@@ -366,7 +375,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
             f"write {least:.2g} or more"
         )
     schedule = Schedule(
-        peak=float(config.lr),
+        peak=0.0 if config.lr == "find" else float(config.lr),
         steps_per_epoch=steps_per_epoch,
         epochs=float(config.epochs),
         warmup_epochs=float(config.warmup_epochs),

@@ -148,6 +148,14 @@ def test_the_weight_decay_is_that_of_the_optimizer(opt, decay):
     assert resolved(Config(opt=opt)).weight_decay == decay
 
 
+def test_muon_s_rate_and_decay_are_those_of_airbench_for_the_square_root_of_its_batch():
+    config, reasons = resolve(Config(opt="muon", batch_size=500), facts(native_size=32))
+    assert config.lr == pytest.approx(0.24 / 2)
+    # of 2,000 images a step takes a share of 0.24 / 60 = 2e-6 * 2000 away
+    assert config.weight_decay == pytest.approx(2e-6 * 2000 / 0.24 / 2)
+    assert reasons["lr"] == "0.24 x sqrt(500 images of a step / 2,000)"
+
+
 def test_the_learning_rate_and_the_warm_up_follow_what_the_user_told():
     config = resolved(Config(batch_size=512, epochs=8))
     assert config.lr == pytest.approx(0.2)

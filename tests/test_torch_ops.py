@@ -54,6 +54,7 @@ REFERENCES: dict[str, Any] = {
     "posterize": lambda image, v: F.posterize(image, int(v)),
     "solarize": F.solarize,
     "autocontrast": lambda image, v: F.autocontrast(image),
+    "equalize": lambda image, v: F.equalize(image),
     "invert": lambda image, v: F.invert(image),
 }
 VALUES = {
@@ -82,7 +83,7 @@ def test_an_operation_is_torchvisions_but_for_rounding(kind, channels, size):
 
 
 def test_every_operation_has_a_reference_here():
-    assert set(REFERENCES) | {"hue", "solarize_add", "lighting", "erase", "equalize"} == set(OPERATIONS)
+    assert set(REFERENCES) | {"hue", "solarize_add", "lighting", "erase"} == set(OPERATIONS)
     assert set(LINEAR) | {"identity", "erase"} == BATCHED
 
 
@@ -112,21 +113,6 @@ def test_solarize_add_adds_to_the_dark_half():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_equalize_spreads_each_channel_evenly_and_keeps_its_order(channels):
-    pixels = picture(64, channels) // 3 + 40
-    result = apply_to_image(pixels, [step("equalize")], 0, FILL)
-    for before, after in zip(pixels.transpose(2, 0, 1), result.transpose(2, 0, 1)):
-        assert (after.min(), after.max()) == (0, 255)
-        assert all(np.diff(after.ravel()[before.ravel().argsort(kind="stable")].astype(int)) >= 0)
-        shares = [(after <= level).mean() for level in (63, 127, 191)]
-        assert shares == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
-    theirs = F.equalize(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-    assert np.abs(result.astype(int) - theirs).mean() < 6  # Pillow's steps are of whole pixels
-    flat = np.full((8, 8, channels), 77, dtype=np.uint8)
-    assert np.array_equal(apply_to_image(flat, [step("equalize")], 0, FILL), flat)
-
-
 def test_lighting_adds_a_colour(channels):
     pixels = picture(16, channels)
     result = apply_to_image(pixels, [step("lighting", 10, -20, 4)], 0, FILL)

@@ -36,7 +36,7 @@ OPERATIONS: dict[str, str] = {
     "solarize": "value from which on values are inverted",
     "solarize_add": "added to values below 128",
     "autocontrast": "each channel stretched to 0 to 255",
-    "equalize": "each channel's histogram equalized as OpenCV and DALI do: finer than Pillow on small images",
+    "equalize": "each channel's histogram equalized, as Pillow does",
     "invert": "255 minus the values",
     "lighting": "added to red, green, blue (to grey: the mean of the three)",
     "erase": "top, left, height, width in pixels, filled with `Augment.fill`",

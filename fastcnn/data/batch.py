@@ -93,7 +93,7 @@ class Transform:
     hflip: float = 0.5
     hflip_mode: Literal["random", "alternating"] = "random"
     """"alternating": in the first epoch as drawn, then in every epoch the other way (Jordan 2024, section 3.6
-    of "94% on CIFAR-10 in 3.29 seconds")."""
+    of "94% on CIFAR-10 in 3.29 seconds"); with `hflip` 0 never."""
     crop_pct: float = 0.875
     """Evaluation resizes the short side to size / crop_pct and crops the centre; with pad-crop it
     resizes to the size itself."""

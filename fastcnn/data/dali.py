@@ -119,7 +119,7 @@ class DaliLoader(ImageLoader):
             steps=[(step.kinds, list(fields_of(step, t.size, t.channels))) for step in self._steps],
             size=t.size,
             channels=t.channels,
-            reflected=t.padding if self.share.train and t.pad_mode == "reflect" else 0,
+            border="reflect_101" if self.share.train and t.pad_mode == "reflect" else "pad",
             fill=t.fill,
             gpu=on_gpu,
             decoder=self.tuning.decoder_arguments(self.split.sizes) if on_gpu else {},
@@ -240,7 +240,7 @@ def _pipeline(
     read_files: bool,
     size: int,
     channels: int,
-    reflected: int,
+    border: str,
     fill: tuple[int, ...],
     gpu: bool,
     decoder: dict[str, Any],
@@ -252,7 +252,7 @@ def _pipeline(
             fields of their `Geometry`.
         fields: names of those; they decide which steps there are.
         steps: what is done after crop and flip: kinds of operations, and the names of their fields.
-        reflected: pixels at each side beyond which the image is mirrored.
+        border: what lies beyond the image's border, as `fn.slice` calls it.
         fill: what erases.
         read_files: whether they are paths.
         decoder: how it decodes.
@@ -282,23 +282,12 @@ def _pipeline(
         resized = fn.cast(g["resized"], dtype=types.FLOAT) if "resized" in g else [size, size]
         images = fn.resize(images, size=resized, roi_start=g["roi_start"], roi_end=g["roi_end"])
     if "shift" in g:
-        start = g["shift"]
-        if reflected > 0:
-            images, start = _with_reflection(images, reflected, size), start + reflected
-        images = fn.slice(images, start=start, shape=[size, size], axes=(0, 1), out_of_bounds_policy="pad")
+        images = fn.slice(
+            images, start=g["shift"], shape=[size, size], axes=(0, 1), out_of_bounds_policy=border
+        )
     if "flip" in g:
         images = fn.flip(images, horizontal=g["flip"])
     return apply_steps(images, operations, size, fill, gpu)
-
-
-def _with_reflection(images: DataNode, margin: int, size: int) -> DataNode:
-    """Images [size, size, C] with a margin in which they are mirrored at the border, which itself is not
-    repeated."""
-    for axis, mirror in ((0, {"vertical": 1, "horizontal": 0}), (1, {"horizontal": 1})):
-        before = fn.slice(images, start=[1], shape=[margin], axes=[axis])
-        after = fn.slice(images, start=[size - 1 - margin], shape=[margin], axes=[axis])
-        images = fn.cat(fn.flip(before, **mirror), images, fn.flip(after, **mirror), axis=axis)
-    return images
 
 
 def _why_undecodable(files: Files, image: int, channels: int, device: torch.device) -> str:

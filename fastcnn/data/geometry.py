@@ -52,7 +52,7 @@ def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, sampl
     u = uniforms(seed, epoch, samples, 3 + 2 * _TRIES)
     if t.hflip_mode == "alternating":
         first = uniforms(seed, 0, samples, 3 + 2 * _TRIES)[:, 0] < t.hflip
-        flip = first ^ (epoch % 2 == 1)
+        flip = first ^ (epoch % 2 == 1 and t.hflip > 0)
     else:
         flip = u[:, 0] < t.hflip
     if t.train_crop == "random-resized":

@@ -9,12 +9,14 @@ from fastcnn.data.sources import Split
 
 
 def some_images(split: Split, count: int, seed: int, channels: int = 3) -> list[np.ndarray]:
-    """At most `count` images by chance, uint8 [H, W, channels]; those that cannot be decoded are left out."""
+    """At most `count` images by chance, uint8 [H, W, channels], of which grey ones have the same value in
+    all channels; those that cannot be decoded are left out."""
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
     images = []
     for i in chosen.tolist():
         if split.images is not None:
-            images.append(np.asarray(split.images[i]))
+            image = np.asarray(split.images[i])
+            images.append(np.broadcast_to(image, (*image.shape[:2], channels)))
         elif split.files is not None and i not in split.problems:
             try:
                 images.append(split.files.decode(i, channels))

@@ -106,8 +106,14 @@ class TorchLoader(ImageLoader):
         """torchvision's Resize and, where the geometry says, a crop."""
         t, pixels = self.transform, self._pixels(image)
         sides = np.array(pixels.shape[:2])
+        corner = geometry.start[i] + geometry.roi_start[i]
+        most = _LONGEST * sides.min()
+        if sides.max() > most:  # a strip: what lies around the window
+            first = (corner.astype(int) - most // 2).clip(0, (sides - most).clip(min=0))
+            pixels = pixels[first[0] :, first[1] :][:most, :most]
+            sides, corner = np.array(pixels.shape[:2]), corner - first
         scaled = sides * t.resize // sides.min()
-        y, x = np.rint((geometry.start[i] + geometry.roi_start[i]) * scaled / sides).astype(int).tolist()
+        y, x = np.rint(corner * scaled / sides).astype(int).tolist()
         return resize(pixels, *scaled.tolist())[y : y + t.size, x : x + t.size]
 
     def _pixels(self, image: int, region: tuple[int, int, int, int] | None = None) -> np.ndarray:

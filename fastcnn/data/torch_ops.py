@@ -69,9 +69,11 @@ def _recolour(images: Tensor, step: Step) -> Tensor:
     pixels = images.reshape(n, height * width, channels).float()
     result = torch.bmm(pixels, matrix.transpose(1, 2)) + offset[:, None]
     if "contrast" in step.kinds:
-        weights = GREY if channels == 3 else np.ones(1)
-        mean = pixels.mean(dim=1) @ torch.tensor(weights, dtype=torch.float32).to(images.device)
-        result += (share * mean)[:, None, None]
+        grey = pixels.mean(dim=1)
+        if channels == 3:  # by numbers, which do not have to be copied to the device
+            red, green, blue = GREY.tolist()
+            grey = red * grey[:, :1] + green * grey[:, 1:2] + blue * grey[:, 2:]
+        result += (share[:, None] * grey)[:, None]
     return result.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
@@ -104,20 +106,6 @@ def _sharpness(image: Tensor, factor: float) -> Tensor:
     return (smooth + factor * (pixels - smooth)).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _equalize(image: Tensor) -> Tensor:
-    """The share of the channel's other pixels that are no brighter, from 0 to 255."""
-    result = []
-    for values in (channel.ravel().long() for channel in image[0]):
-        below = torch.bincount(values, minlength=256).cumsum(0)
-        darkest = below[values.min()]
-        if darkest == len(values):  # it has one value alone
-            result.append(values.to(torch.uint8))
-            continue
-        table = ((below - darkest) * (255 / (len(values) - darkest))).round_().clamp_(0, 255).to(torch.uint8)
-        result.append(table[values])
-    return torch.stack(result).view(image.shape)
-
-
 _SINGLE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "rotate": lambda image, value: _affine(image, angle=-value),
     "shear_x": lambda image, value: _affine(image, shear=(value, 0)),
@@ -131,6 +119,6 @@ _SINGLE: dict[str, Callable[[Tensor, float], Tensor]] = {
         image < 128, (image.int() + int(value)).clamp_(0, 255).to(torch.uint8), image
     ),
     "autocontrast": lambda image, value: F.autocontrast(image),
-    "equalize": lambda image, value: _equalize(image),
+    "equalize": lambda image, value: F.equalize(image),
 }
 """On [1, C, H, W]."""

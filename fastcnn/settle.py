@@ -1,0 +1,75 @@
+"""Settings that only training itself tells: `--lr find` and `--time-budget`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from fastcnn.budget import epochs_within, parse_time
+from fastcnn.config import Config
+from fastcnn.data.batch import Loader
+from fastcnn.distributed import Ranks, gather_to_all
+from fastcnn.engine import TrainState
+from fastcnn.lr_finder import ADAPTIVE, RANGES, draw_trials, range_test, steepest
+from fastcnn.rehearsal import rehearsal, time_updates, time_validation
+from fastcnn.resolve import warmup_of
+from fastcnn.tasks import Task
+
+MEASURING = 0.05
+"""Share of the time budget that is spent on finding out how fast the training is."""
+PICTURE = "lr_find.png"
+
+
+def settle(
+    config: Config,
+    reasons: dict[str, str],
+    state: TrainState,
+    task: Task,
+    loaders: tuple[Loader, Loader],
+    folder: Path,
+    ranks: Ranks,
+    started: float,
+) -> tuple[Config, dict[str, str]]:
+    """Finds them out, and puts them into the state's schedule. All ranks call it.
+
+    Args:
+        started: when the run began, as of `time.perf_counter`.
+
+    Returns:
+        The settings with numbers for them, and the reasons of those that were chosen.
+
+    Raises:
+        UserError: no learning rate was found.
+    """
+    train_loader, val_loader = loaders
+    if config.lr == "find":
+        low, high = RANGES.get(config.opt, ADAPTIVE)
+        with rehearsal(state, train_loader):
+            trials = range_test(state, task, train_loader, low, high)
+        rate = float(f"{steepest(trials):.2g}")
+        if ranks.is_main:
+            draw_trials(trials, rate, folder / PICTURE)
+        config = dataclasses.replace(config, lr=rate)
+        reasons = {**reasons, "lr": f"range test of {len(trials)} updates: {folder / PICTURE}"}
+        state.schedule = dataclasses.replace(state.schedule, peak=rate)
+    if config.time_budget is not None:
+        budget = parse_time(config.time_budget)
+        with rehearsal(state, train_loader):
+            step = time_updates(state, task, train_loader, MEASURING * budget / 2)
+            val = time_validation(state, task, val_loader, MEASURING * budget / 4)
+        elapsed = max(gather_to_all(time.perf_counter() - started))
+        per_epoch = state.schedule.steps_per_epoch
+        epochs = epochs_within(budget, elapsed, step, per_epoch, val, config.val_interval)
+        why = (
+            f"what {config.time_budget} allow: {1000 * step:.0f} ms an update, {val:.1f} s a validation, "
+            f"{elapsed:.0f} s until here"
+        )
+        config, reasons = dataclasses.replace(config, epochs=epochs), {**reasons, "epochs": why}
+        if "warmup_epochs" in reasons:
+            config = dataclasses.replace(config, warmup_epochs=warmup_of(config.sched, epochs)[0])
+        state.schedule = dataclasses.replace(
+            state.schedule, epochs=epochs, warmup_epochs=float(config.warmup_epochs)
+        )
+        config = dataclasses.replace(config, time_budget=None)  # it has done its work
+    return config, reasons
