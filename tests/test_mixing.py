@@ -76,7 +76,7 @@ PLACES = [(0.3, 0, 0), (0.3, 4, 8), (0.9, 5, 2), (0.0, 8, 3), (1.0, 1, 1), (0.55
 def test_torchvision_mixes_the_same_pixels_and_targets(kind, share, row, column, monkeypatch):
     x, targets = pixels(count=2), torch.tensor([1, 3])  # of two, the one before is the one at the other end
     theirs = v2.MixUp(num_classes=5) if kind == "mixup" else v2.CutMix(num_classes=5)
-    theirs._dist = SimpleNamespace(sample=lambda _: torch.tensor(share))  # type: ignore[assignment]
+    theirs._dist = SimpleNamespace(sample=lambda _: torch.tensor(share))
     draw_by_hand(monkeypatch, share, row, column)
     mix = torch.from_numpy(mix_of(MIXUP if kind == "mixup" else CUTMIX, 0, 0, 0, 0, size=9))
     expected, soft = theirs(x, targets)

@@ -47,7 +47,7 @@ def test_logits_are_the_mean_over_the_views(views, channels):
             seen.append((x.dtype, x.shape, x.stride()))
             return (x.flatten(1) / 255) @ weights
 
-    found = mean_over_views(Network(), images, views)  # type: ignore[arg-type]
+    found = mean_over_views(Network(), images, views)
     torch.testing.assert_close(found, expected)
     assert len(seen) == {"none": 1, "flip": 2, "translate": 6}[views]
     assert set(seen) == {(torch.uint8, images.shape, images.stride())}  # so the graph is the same

@@ -24,7 +24,7 @@ SIZES = (16, 24, 32)
 
 def main(output: Path) -> None:
     ranks = Ranks.from_environment()
-    torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    torch.compile = functools.partial(torch.compile, backend="eager")
     with process_group(ranks, CPU):
         torch.manual_seed(ranks.rank)  # DDP gives every rank the first one's weights
         network = small(10)
