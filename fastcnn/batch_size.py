@@ -57,7 +57,7 @@ def find_batch_size(build: Callable[[], nn.Module], config: Config, cap: int, de
     """
     network = build().to(device)
     if config.channels_last == "on":
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
     limit = int((1 - RESERVE) * min(free + torch.cuda.memory_reserved(device), allowed))

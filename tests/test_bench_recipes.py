@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,10 @@ bench_recipes = importlib.import_module("bench_recipes")
 bench_cifar10 = importlib.import_module("bench_cifar10")
 report = importlib.import_module("report")
 
-Run = bench_recipes.Run
 
-
-def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> Run:
+def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> Any:
     val = {"acc1": accuracy}
-    return Run(backend, seed, seconds, val, {**val, "epoch": 3})
+    return bench_recipes.Run(backend, seed, seconds, val, {**val, "epoch": 3})
 
 
 def test_the_last_and_the_best_validation_are_read_from_a_runs_history():

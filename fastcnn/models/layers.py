@@ -54,8 +54,8 @@ class BlurConv2d(nn.Conv2d):
     blur: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        sizes: tuple[Any, ...] = conv.kernel_size, conv.stride, conv.padding
-        super().__init__(conv.in_channels, conv.out_channels, *sizes, groups=conv.groups, bias=False)
+        sizes: tuple[Any, Any, Any] = conv.kernel_size, conv.stride, conv.padding
+        super().__init__(conv.in_channels, conv.out_channels, *sizes, 1, conv.groups, bias=False)
         assert conv.bias is None
         assert conv.dilation == (1, 1)
         kernel = torch.tensor([1.0, 2.0, 1.0])
