@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastcnn import bench
 from fastcnn.data import open_source
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -26,6 +27,11 @@ report = importlib.import_module("report")
 def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> Any:
     val = {"acc1": accuracy}
     return bench_recipes.Run(backend, seed, seconds, val, {**val, "epoch": 3})
+
+
+def test_a_machines_folder_has_a_plain_name():
+    assert bench._as_name("Intel(R) Xeon(R) Processor 2 threads") == "intel-xeon-processor-2-threads"
+    assert bench._as_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_the_last_and_the_best_validation_are_read_from_a_runs_history():
