@@ -42,7 +42,7 @@ class Settings:
     """One run each."""
     backends: tuple[str, ...] = ("auto",)
     """Of --data-backend; they take turns."""
-    flags: Annotated[str, tyro.conf.arg(metavar="'--epochs 2'")] = ""
+    flags: Annotated[str, tyro.conf.arg(metavar="'--flags=--epochs 2'")] = ""
     """Further flags of fastcnn.train."""
     name: str | None = None
     """Of the files; by default the recipe's."""
