@@ -11,6 +11,7 @@ from fastcnn.config import Config
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import Ranks, gather_to_all
 from fastcnn.engine import TrainState
+from fastcnn.errors import UserError
 from fastcnn.lr_finder import ADAPTIVE, RANGES, draw_trials, range_test, steepest
 from fastcnn.rehearsal import rehearsal, time_updates, time_validation
 from fastcnn.resolve import warmup_of
@@ -40,7 +41,7 @@ def settle(
         The settings with numbers for them, and the reasons of those that were chosen.
 
     Raises:
-        UserError: no learning rate was found.
+        UserError: no learning rate was found, or the time is too short for one update.
     """
     train_loader, val_loader = loaders
     if config.lr == "find":
@@ -59,6 +60,12 @@ def settle(
             step = time_updates(state, task, train_loader, MEASURING * budget / 2)
             val = time_validation(state, task, val_loader, MEASURING * budget / 4)
         elapsed = max(gather_to_all(time.perf_counter() - started))
+        least = elapsed + step + val
+        if least > budget:
+            raise UserError(
+                f"--time-budget {config.time_budget}: one update and its validation would end after "
+                f"{least:.0f} s; write more"
+            )
         per_epoch = state.schedule.steps_per_epoch
         epochs = epochs_within(budget, elapsed, step, per_epoch, val, config.val_interval)
         why = (

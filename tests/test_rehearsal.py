@@ -157,15 +157,25 @@ def test_a_run_finds_its_learning_rate_and_says_how(train, demo, capsys):
 def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(train, demo, capsys):
     flags = "--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--batch-size", "8"
     more = "--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off", "--output-dir", "run"
-    assert train(*flags, *more, "--time-budget", "4s") == 0
+    assert train(*flags, *more, "--time-budget", "6s") == 0
     out = capsys.readouterr().out
-    assert re.search(r"--epochs +[\d.]+ +what 4s allow: \d+ ms an update, [\d.]+ s a validation", out)
+    assert re.search(r"--epochs +[\d.]+ +what 6s allow: \d+ ms an update, [\d.]+ s a validation", out)
     content = torch.load("run/last.pt")
     epochs = content["config"]["epochs"]
     assert content["step"] == round(epochs * 20)
     assert content["config"]["time_budget"] is None
-    assert train(*flags, *more, "--time-budget", "4s", "--resume") == 0
+    assert train(*flags, *more, "--time-budget", "6s", "--resume") == 0
     assert f"nothing left to train: it has {epochs:g} epochs" in capsys.readouterr().out
+
+
+def test_a_time_that_is_too_short_for_one_update_is_one_clear_line(train, demo, monkeypatch, capsys):
+    monkeypatch.setattr("fastcnn.settle.time_updates", lambda *_: 3.0)
+    monkeypatch.setattr("fastcnn.settle.time_validation", lambda *_: 4.0)
+    assert train("--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--time-budget", "6s") == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        r"--time-budget 6s: one update and its validation would end after \d+ s; write more", error
+    )
 
 
 def test_evaluation_after_a_rehearsal_is_what_it_was_before():
