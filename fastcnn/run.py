@@ -176,7 +176,11 @@ class Run:
 
     def _order(self) -> dict[str, Any]:
         """What the samples' order depends on."""
-        return {"--seed": self.config.seed, "training images": self.source.train.fingerprint}
+        return {
+            "--seed": self.config.seed,
+            "--aug-repeats": self.config.aug_repeats,
+            "training images": self.source.train.fingerprint,
+        }
 
 
 def data_name(data: str) -> str:

@@ -249,6 +249,8 @@ def test_in_the_middle_of_an_epoch_the_order_may_not_change(train, demo, capsys)
     assert train("--resume", "mid/last.pt", "--seed", "3") == 2
     error = capsys.readouterr().err
     assert "saved in the middle of an epoch with --seed 0, now 3: go on with the same\n" in error
+    assert train("--resume", "mid/last.pt", "--aug-repeats", "2") == 2
+    assert "an epoch with --aug-repeats 1, now 2: go on with the same\n" in capsys.readouterr().err
     assert train("--resume", "mid/last.pt", "--seed", "3", "--test-only") == 0
 
 
