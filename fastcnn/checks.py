@@ -10,6 +10,7 @@ from fastcnn.budget import parse_time
 from fastcnn.config import FIELDS, Auto, Config, flag, has_anchors, task_of
 from fastcnn.errors import UserError
 from fastcnn.policies import parse_policy
+from fastcnn.progressive import check_progressive
 
 LOADING = (
     *("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction", "crop_padding", "pad_mode"),
@@ -161,6 +162,7 @@ def _check_values(config: Config) -> None:
                     f"{config.arch} is for {task_of(config.arch)}; leave it out"
                 )
     parse_policy(config.aa)
+    check_progressive(config)
     if config.pad_mode == "reflect" and config.crop_mode == "border":
         raise UserError(
             "--pad-mode reflect and --crop-mode border, which adds black borders: write one of them"

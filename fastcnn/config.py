@@ -157,7 +157,8 @@ class Config:
     momentum: float = 0.9
     """Momentum of sgd, nesterov and rmsproptf."""
     weight_decay: Annotated[float | Auto, arg(aliases=["--wd"])] = "auto"
-    """Weight decay of parameters with more than one dimension; auto: 1e-4, adamw 0.05."""
+    """Weight decay of parameters with more than one dimension, with muon of all but filters; auto: 1e-4,
+    adamw 0.05, muon 1/60 for 2,000 images of a step."""
     sched: SchedName = "cosine"
     """Learning-rate schedule."""
     warmup_epochs: float | Auto = "auto"

@@ -12,7 +12,7 @@ TRAIN, VAL, MUTED = "#7a8794", "#c4452d", "#d9dde1"
 def draw_curves(log: Path, png: Path) -> None:
     """One panel for the loss and one for the metric that decides which epoch is the best.
 
-    Training is drawn at every log line, validation at every epoch, over epochs.
+    Training is drawn at every log line, validation at every epoch that has one, over epochs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ def draw_curves(log: Path, png: Path) -> None:
         return
     records = [json.loads(line) for line in log.read_text().splitlines()]
     windows = [r for r in records if r["kind"] == "train"]
-    epochs = [r for r in records if r["kind"] == "epoch"]
+    epochs = [r for r in records if r["kind"] == "epoch" and "val" in r]
     if not windows:
         return
     main = windows[0]["main_metric"]

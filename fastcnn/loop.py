@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from fastcnn.averaging import put_in
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import any_rank, gather_to_main
 from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
 from fastcnn.gallery import Gallery
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
+from fastcnn.progressive import milestones_of, size_at
 from fastcnn.report import Report
 from fastcnn.run import PICTURE, Run
 from fastcnn.schedules import learning_rate
@@ -57,12 +59,14 @@ class Outcome:
     """How the epochs went."""
 
     val: dict[str, float]
-    """Validation metrics of the last epoch that was trained; empty if none was."""
+    """Metrics of the last validation; empty if there was none."""
     images_per_second: float
     stopped_by: int | None
     """Number of the signal that ended the run early."""
     verdict: str
     """What bounds the run; empty if nothing was trained, and on all ranks but the first."""
+    seconds: float
+    """Of the epochs and their validations."""
 
 
 def fit_epochs(
@@ -91,6 +95,7 @@ def fit_epochs(
     pace = Pace(world_size)
     val: dict[str, float] = {}
     stopped = told = False
+    seconds = 0.0
 
     def verdict() -> Verdict | None:
         timings = gather_to_main(pace.timing())
@@ -139,6 +144,7 @@ def fit_epochs(
         return any_rank(bool(stop), state.device)
 
     schedule = state.schedule
+    size = 0  # of progressive resizing
     while not state.done:
         epoch = int(state.epoch)
         cut = schedule.total_steps < (epoch + 1) * schedule.steps_per_epoch
@@ -148,6 +154,11 @@ def fit_epochs(
         start = time.perf_counter()
         first_window = len(pace.windows)
         run.loader.set_epoch(epoch)
+        if config.progressive is not None:
+            before, size = size, size_at(config.progressive, milestones_of(config, schedule.epochs), epoch)
+            run.loader.resize(size)
+            if size != before:
+                report.say(f"epoch {epoch + 1}: images of {size} px from here on")
         report.epoch_begins(epoch, state.step - epoch * schedule.steps_per_epoch)
         finished = train_epoch(
             state,
@@ -167,15 +178,24 @@ def fit_epochs(
         trained = epoch_metrics.compute()
         if not cut:  # else a run that is given more epochs goes on with this one
             epoch_metrics.reset()
+        state.epoch = schedule.epochs if cut else epoch + 1
+        last = state.done
+        validates = last or state.epoch % config.val_interval == 0
         gallery = Gallery(task, run.source.class_names, len(val_loader))
         pictured = task.pictured and run.ranks.is_main
-        val = evaluate(state, task, val_loader, gallery.look if pictured else None)
-        run.share_bad_files()
-        state.epoch = schedule.epochs if cut else epoch + 1
-        is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
+        is_best = False
+        if validates:
+            val = evaluate(state, task, val_loader, gallery.look if pictured else None)
+            run.share_bad_files()
+            is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
         if is_best:
             run.best = {**val, "epoch": state.epoch}
-        last = state.done
+        if validates:
+            run.since_best = 0 if is_best else run.since_best + 1
+        if state.epoch > schedule.epochs - config.average_last:
+            run.average.add(state)
+        seconds += time.perf_counter() - start
+        gives_up = config.patience is not None and run.since_best >= config.patience and not last
         stopped = any_rank(bool(stop), state.device) and not last
         this_epoch = Pace(world_size, pace.windows[first_window:])
         record = {
@@ -183,7 +203,7 @@ def fit_epochs(
             "progress": state.step / schedule.steps_per_epoch,
             "epoch": state.epoch,
             "train": trained,
-            "val": val,
+            **({"val": val} if validates else {}),
             "images_per_second": this_epoch.images_per_second(),
             "data_wait": this_epoch.data_wait(),
             "shares": _rounded(this_epoch.timing().shares()),
@@ -191,23 +211,43 @@ def fit_epochs(
         }
         stop_if_not_finite(state)
         # Before the save: a resumed run drops records that its checkpoint does not know.
-        report.epoch_ends(epoch, task.describe(trained), task.describe(val), is_best, record)
-        if is_best or last or stopped or state.epoch % config.checkpoint_interval == 0:
+        found = task.describe(val) if validates else None
+        report.epoch_ends(epoch, task.describe(trained), found, is_best, record)
+        if is_best or last or stopped or gives_up or state.epoch % config.checkpoint_interval == 0:
             run.save(epoch_metrics, is_best)
         if is_best and pictured:
             gallery.save(run.folder / PICTURE)
-        if stopped:
+        if gives_up:
+            report.say(f"stopping: the last {run.since_best} validations were no better than the best one")
+        if stopped or gives_up:
             break
         if not told and not last and pace.timing().steps:
             told = True
             early = verdict()
             if early is not None and early.avoidable:
                 report.say(early.sentence)
+    if state.done and run.average.epochs > 0:
+        val = _validate_average(run, task, val_loader, report)
     final = verdict()
     if final is not None:
         report.say(final.sentence)
     stopped_by = (stop.signal or signal.SIGTERM) if stopped else None
-    return Outcome(val, pace.images_per_second(), stopped_by, final.sentence if final is not None else "")
+    sentence = final.sentence if final is not None else ""
+    return Outcome(val, pace.images_per_second(), stopped_by, sentence, seconds)
+
+
+def _validate_average(run: Run, task: Task, val_loader: Loader, report: Report) -> dict[str, float]:
+    """Puts the average of the last epochs into the network and saves it, as the best if it is."""
+    put_in(run.average, run.state, run.loader)
+    val = evaluate(run.state, task, val_loader)
+    stop_if_not_finite(run.state)
+    is_best = val[task.best_metric] > run.best[task.best_metric]
+    if is_best:
+        run.best = {**val, "epoch": run.state.epoch}
+    count = run.average.epochs
+    report.say(f"average of the last {count} epochs  val {task.describe(val)}{' best' if is_best else ''}")
+    run.save_average(task.metrics(run.state.device), is_best)
+    return val
 
 
 def _rounded(shares: Mapping[Bound, float]) -> dict[str, float]:

@@ -85,13 +85,13 @@ class Muon(Optimizer):
         self, params: list[Tensor], group: dict[str, Any], skip: Tensor | None, grad_scale: Tensor | None
     ) -> None:
         momenta = [self._momentum(p) for p in params]
-        grads: Sequence[Tensor] = [p.grad for p in params if p.grad is not None]
+        grads = [p.grad for p in params if p.grad is not None]
         if grad_scale is not None:
-            grads = torch._foreach_div(grads, grad_scale)
+            grads = list(torch._foreach_div(grads, grad_scale))
         decay = 0.0 if group["orthogonal"] else group["weight_decay"]
-        grads = torch._foreach_add(grads, params, alpha=decay)  # a copy in any case
-        kept: float | Tensor = group["momentum"]
-        rate: float | Tensor = group["lr"]
+        grads = list(torch._foreach_add(grads, params, alpha=decay))  # a copy in any case
+        kept: Any = group["momentum"]
+        rate: Any = group["lr"]
         if skip is not None:  # then the momentum keeps all and takes nothing up, and moves nothing
             zero_where(grads, skip)
             kept, rate = torch.where(skip, 1.0, kept), torch.where(skip, 0.0, rate)
@@ -102,7 +102,7 @@ class Muon(Optimizer):
         if group["orthogonal"]:
             _fix_norms(params, skip)
             moves = _orthogonal_each(grads)
-        moves = torch._foreach_mul(moves, rate)
+        torch._foreach_mul_(moves, rate)
         torch._foreach_sub_(params, moves)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Muon(Optimizer):
 
 def _fix_norms(params: list[Tensor], skip: Tensor | None) -> None:
     """Makes the filters' norm 1 in the quadratic mean over each bank, unless `skip` is true."""
-    factors = torch._foreach_norm(params)
+    factors = list(torch._foreach_norm(params))
     torch._foreach_add_(factors, EPS)
     torch._foreach_reciprocal_(factors)
     torch._foreach_mul_(factors, [len(p) ** 0.5 for p in params])

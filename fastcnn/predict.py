@@ -90,11 +90,11 @@ def _transform(content: dict[str, Any]) -> Transform:
     """What validation did."""
     config = content["config"]
     return Transform(
-        content["img_size"],
+        content.get("val_img_size", content["img_size"]),  # older ones do not say
         content["in_chans"],
         config["train_crop"],
         crop_pct=config["crop_pct"],
-        crop_mode=config.get("crop_mode", "center"),  # older ones do not say
+        crop_mode=config.get("crop_mode", "center"),  # nor this
     )
 
 

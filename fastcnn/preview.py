@@ -6,12 +6,10 @@ fastcnn preview --data photos --aa ra --color-jitter 0.4 --output preview.png
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fastcnn.config import FIELDS, Config, flag
@@ -53,7 +51,7 @@ def preview(config: Config, output: Path) -> None:
     told = config
     ranks, device = Ranks(), choose_device(config.device, Ranks())
     backend = "torch" if config.data_backend == "auto" else config.data_backend
-    config, _, source = resolved(dataclasses.replace(config, data_backend=backend), ranks, device)
+    config, reasons, source = resolved(dataclasses.replace(config, data_backend=backend), ranks, device)
     if source.name == "synthetic" or backend == "synthetic":
         raise UserError("fastcnn preview: synthetic images are not loaded; write another --data or loader")
     source = source.with_channels(int(config.in_chans))
@@ -65,7 +63,7 @@ def preview(config: Config, output: Path) -> None:
         raise UserError(f"--data {config.data}: no training image can be decoded")
     chosen = good[np.linspace(0, len(good) - 1, min(ROWS, len(good))).astype(np.int64)]
     some, count = source.train.take(chosen), len(chosen)
-    transform = transform_of(config, source)
+    transform = transform_of(config, source, reasons)
     val_transform = dataclasses.replace(transform, size=int(config.val_img_size), progressive=False)
 
     def loader(train: bool) -> ImageLoader:

@@ -93,12 +93,16 @@ class Report:
             )
         self._write({"kind": "train", **record})
 
-    def epoch_ends(self, epoch: int, train: str, val: str, is_best: bool, record: dict[str, Any]) -> None:
+    def epoch_ends(
+        self, epoch: int, train: str, val: str | None, is_best: bool, record: dict[str, Any]
+    ) -> None:
+        """`train` and `val` for people, `val` None where nothing was validated; `record` for machines."""
         if not self.enabled:
             return
         self._close_bar()
+        validated = "not validated" if val is None else f"val {val}{' best' if is_best else '     '}"
         self.say(
-            f"epoch {epoch + 1}/{self.epochs}  train {train}  val {val}{' best' if is_best else '     '}  "
+            f"epoch {epoch + 1}/{self.epochs}  train {train}  {validated}  "
             f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
             f"took {clock(record['seconds'])}"
         )

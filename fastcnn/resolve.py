@@ -94,6 +94,8 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
         choose("data_backend", "dali" if facts.has_dali else "torch", "--deterministic: not timed")
     choose("workers", facts.cores, "cores for each process")
 
+    if config.batch_size == "max":  # on a GPU it has been found by now
+        raise UserError(f"--batch-size max: {facts.device} has no memory of its own; write a number, or auto")
     batch = choose("batch_size", *_batch_size(facts, size))
     global_batch = batch * facts.world_size * config.grad_accum_steps
     epochs = choose("epochs", *_epochs(facts))
@@ -180,6 +182,8 @@ def carry_over(
     if config.lr == "find":  # it was found
         told.discard("lr")
     told.discard("time_budget")  # it has become epochs
+    if told & {"img_size", "progressive"}:
+        anew |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)
     for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # one of them excludes the other
         if told & pair:
             anew |= pair
@@ -229,6 +233,8 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 def _image_size(config: Config, facts: Facts) -> tuple[int, str]:
+    if config.progressive is not None:
+        return config.progressive[-1], "the last of --progressive"
     native, multiple = facts.native_size, facts.size_multiple
     if facts.fixed_size or native is None:
         return facts.model_size, f"what {config.arch} was published with"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcnn import __version__, checkpoint
+from fastcnn.averaging import Average
 from fastcnn.config import FIELDS, Config, to_plain, to_yaml
 from fastcnn.data.bad_files import NAMED_AT_MOST, BadFiles
 from fastcnn.data.batch import Loader
@@ -18,6 +19,7 @@ from fastcnn.engine import TrainState, stop_if_not_finite
 from fastcnn.errors import UserError
 from fastcnn.metrics import Metrics
 
+AVERAGE = "average.pt"
 LAST, BEST, BAD_FILES, PICTURE = "last.pt", "best.pt", "bad-files.txt", "validation.png"
 
 
@@ -36,6 +38,10 @@ class Run:
     """Settings that were "auto"."""
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the best epoch so far, and its number as "epoch"."""
+    since_best: int = 0
+    """Validations since."""
+    average: Average = field(default_factory=Average)
+    """Of the last epochs."""
 
     def save(self, metrics: Metrics, is_best: bool = False) -> None:
         """Writes `last.pt`, and `best.pt` if this is it. All ranks call it; waits for the device.
@@ -43,6 +49,13 @@ class Run:
         Raises:
             fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
         """
+        self._save(LAST, metrics, is_best)
+
+    def save_average(self, metrics: Metrics, is_best: bool) -> None:
+        """Writes `average.pt`, and `best.pt` if this is it, when the average is in the network."""
+        self._save(AVERAGE, metrics, is_best)
+
+    def _save(self, name: str, metrics: Metrics, is_best: bool) -> None:
         stop_if_not_finite(self.state)
         # What differs between ranks: batch-norm statistics, random generators, the sums of this epoch.
         own = {
@@ -62,19 +75,22 @@ class Run:
             "num_classes": self.config.num_classes,
             "in_chans": self.config.in_chans,
             "img_size": self.config.img_size,
+            "val_img_size": self.config.val_img_size,
             "class_names": list(self.source.class_names),
             "mean": list(self.source.mean),
             "std": list(self.source.std),
             "config": to_plain(self.config),
             "chosen": list(self.chosen),
             "best": self.best,
+            "since_best": self.since_best,
+            "average": self.average.state_dict(),
             "ranks": ranks,
             "loader": self.loader.state_dict(),
             "order": self._order(),
             "steps_per_epoch": self.state.schedule.steps_per_epoch,
             **checkpoint.pack_state(self.state),
         }
-        checkpoint.save(self.folder / LAST, content, self.folder / BEST if is_best else None)
+        checkpoint.save(self.folder / name, content, self.folder / BEST if is_best else None)
 
     def restore_weights(self, content: dict[str, Any]) -> None:
         """The network's and its moving average's, and how good they were."""
@@ -92,6 +108,9 @@ class Run:
         """
         self.restore_weights(content)
         checkpoint.unpack_progress(self.state, content)
+        self.since_best = content.get("since_best", 0)
+        if "average" in content:
+            self.average.load_state_dict(content["average"])
         changed = [
             f"{name} {old}, now {self._order()[name]}"
             for name, old in content["order"].items()
@@ -115,6 +134,12 @@ class Run:
         elif self.ranks.is_main:
             for rank in content["ranks"]:
                 metrics.add(rank["metrics"])
+
+    def restore_best(self) -> None:
+        """Puts the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""
+        path = self.folder / BEST
+        if path.exists() and self.best:
+            self.state.network.load_state_dict(checkpoint.load(path)["weights"])
 
     def share_bad_files(self) -> None:
         """Tells all ranks what any of them found bad since the last time. All ranks call it.

@@ -35,7 +35,7 @@ class Result:
     """What a run reached."""
 
     network: nn.Module
-    """With the weights of the last epoch; `best.pt` in the folder has the best one's."""
+    """With the weights of the best epoch, which are those of `best.pt` in the folder."""
     val: dict[str, float]
     """Validation metrics of the last epoch, percent."""
     best: dict[str, float]
@@ -47,6 +47,8 @@ class Result:
     """What bounds the run, and what to try; empty if nothing was trained, and on all ranks but the first."""
     stopped_by: int | None = None
     """Number of the signal that ended the run early."""
+    seconds: float = 0.0
+    """Of the epochs and their validations, without start and compilation."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train") -> int:
@@ -72,12 +74,15 @@ def fit(config: Config) -> Result:
     from fastcnn.engine import evaluate
     from fastcnn.interrupt import stop_on_signals
     from fastcnn.loop import fit_epochs
+    from fastcnn.progressive import sizes_left
     from fastcnn.report import open_report
     from fastcnn.resolve import describe
     from fastcnn.run import Run, claim_folder, write_config
+    from fastcnn.schedules import describe_schedule, draw_schedule
     from fastcnn.settle import settle
     from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
+    from fastcnn.warm_up import warm_up_sizes
     from fastcnn.wire import build, make_plan
 
     started = time.perf_counter()
@@ -103,6 +108,11 @@ def fit(config: Config) -> Result:
                     print("".join(f"{line}\n" for line in run.bad_lines()), end="")
                     print(f"{plan.checkpoint_path}: val {task.describe(val)}  {counted(val)}")
                 return Result(state.network, val, run.best, 0.0, plan.folder)
+            if config.preview_schedule:
+                if ranks.is_main:
+                    draw_schedule(state.schedule, Path("schedule.png"))
+                    print(f"{describe_schedule(state.schedule)}\nschedule.png")
+                return Result(state.network, {}, run.best, 0.0, plan.folder)
             run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
             settled = settle(plan.config, plan.reasons, state, task, loaders, run.folder, ranks, started)
             plan = replace(plan, config=settled[0], reasons=settled[1])
@@ -115,10 +125,15 @@ def fit(config: Config) -> Result:
                     report.say(line)
                 if ranks.is_main:
                     run.write_bad_files()
+                if plan.config.compile == "on" and not state.done:
+                    sizes = sizes_left(plan.config, state.schedule.epochs, state.epoch)
+                    batch = int(plan.config.batch_size), int(plan.config.in_chans)
+                    warm_up_sizes(state, sizes, int(plan.config.val_img_size), *batch)
                 interval = int(plan.config.log_interval)
                 judge = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
                 outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval, judge)
                 report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
+                run.restore_best()
         finally:
             train_loader.close()
             val_loader.close()
@@ -131,6 +146,7 @@ def fit(config: Config) -> Result:
         run.folder,
         outcome.verdict,
         outcome.stopped_by,
+        outcome.seconds,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastcnn import checkpoint, machine
 from fastcnn.adapt import load_weights
 from fastcnn.anchors import kmeans_anchors
+from fastcnn.batch_size import find_batch_size
 from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.data import Loader, Source, Transform, build_loaders, has_dali, open_data
 from fastcnn.data.augment import Augment
@@ -31,6 +33,7 @@ from fastcnn.errors import UserError
 from fastcnn.models.external import check_outputs, is_external, with_sync_bn
 from fastcnn.models.parts import image_sizes, map_strides
 from fastcnn.optim import build_optimizer
+from fastcnn.progressive import never_reached
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
 from fastcnn.schedules import Schedule
@@ -81,6 +84,7 @@ class Plan:
             lines.append(f"no checkpoint in {self.folder} yet: starting from the beginning")
         if self.source.name == "synthetic":
             lines.append("synthetic images and labels are random: only the speed means anything")
+        lines += filter(None, [never_reached(self.config, state.schedule.epochs)])
         if self.config.compile == "on":
             lines.append("compiling the network first: the first steps take long")
         return lines
@@ -140,10 +144,9 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     elif config.pretrained or config.weights is not None:
         source, loaded = _start_from_weights(network, config, source, ranks)
     if config.data_backend == "auto":
+        sizes = int(config.batch_size), int(config.workers)
         backend, why = from_main(
-            lambda: choose_backend(
-                source, transform_of(config, source), int(config.batch_size), int(config.workers), device, ranks
-            )
+            lambda: choose_backend(source, transform_of(config, source, reasons), *sizes, device, ranks)
         )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
@@ -186,7 +189,16 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
         world_size=ranks.world_size,
         cores=cores,
     )
-    return *resolve(config, facts), source
+    if device.type != "cuda" or config.batch_size not in ("auto", "max"):
+        return *resolve(config, facts), source
+    usual, reasons = resolve(dataclasses.replace(config, batch_size="auto"), facts)
+    cap = int(usual.batch_size)
+    if config.batch_size == "max":
+        cap = max(1, len(source.train) // ranks.world_size)
+    size = find_batch_size(lambda: _network(usual)[0], usual, cap, device)
+    why = reasons["batch_size"] if size == cap == usual.batch_size else "the most that fits the GPU"
+    config, reasons = resolve(dataclasses.replace(config, batch_size=size), facts)
+    return config, {**reasons, "batch_size": why}, source
 
 
 def _probe(
@@ -273,10 +285,10 @@ def _start_from_images(network: nn.Module, config: Config, source: Source) -> No
     """
     for part in (part for part in network.modules() if hasattr(part, "init_from_images")):
 
-        def compute(part: nn.Module = part) -> dict[str, Tensor]:
+        def compute(part: Any = part) -> dict[str, Tensor]:
             count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
             told = source.mean, source.std, count, int(config.workers)
-            part.init_from_images(first_images(source.train, transform_of(config, source), *told))
+            part.init_from_images(first_images(source.train, transform_of(config, source, ()), *told))
             return part.state_dict()
 
         part.load_state_dict(from_main(compute))
@@ -308,15 +320,20 @@ def _augment(config: Config, source: Source) -> Augment:
     )
 
 
-def transform_of(config: Config, source: Source) -> Transform:
-    """How the images of a run whose settings are chosen become samples."""
+def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Transform:
+    """How the images of a run whose settings are chosen become samples.
+
+    Args:
+        chosen: settings that were "auto".
+    """
     return Transform(
         size=int(config.img_size),
         channels=int(config.in_chans),
         train_crop=config.train_crop,  # type: ignore[arg-type]
         scale=config.scale,  # type: ignore[arg-type]
         ratio=config.ratio,
-        crop_padding=int(config.crop_padding),
+        # As a share of the size it follows progressive resizing.
+        crop_padding=None if "crop_padding" in chosen else int(config.crop_padding),
         pad_mode=config.pad_mode,
         hflip=float(config.hflip),
         hflip_mode=config.hflip_mode,
@@ -338,7 +355,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         lambda: build_loaders(
             source,
             config.data_backend,  # type: ignore[arg-type]
-            transform_of(config, source),
+            transform_of(config, source, plan.reasons),
             int(config.batch_size),
             int(config.workers),
             ranks,

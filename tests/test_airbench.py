@@ -21,7 +21,7 @@ from fastcnn.data.manifest import scan
 from fastcnn.data.sources import Source, Split
 from fastcnn.engine import build_state, train_step, unfreeze
 from fastcnn.models import build
-from fastcnn.models.airbench import WHITEN_EPS, AirbenchNet
+from fastcnn.models.airbench import WHITEN_EPS, AirbenchNet, airbench_small
 from fastcnn.models.external import with_sync_bn
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
@@ -241,8 +241,8 @@ def test_a_run_starts_from_its_training_images_and_goes_on_as_it_was(runs, tmp_p
     assert runs("whole", "--epochs", 2) == 0
     (images,) = seen
     assert images.shape == (len(list((demo / "train").rglob("*.jpg"))), 3, 16, 16)
-    expected = build("airbench_small", 10)
-    start(expected, images)  # type: ignore[arg-type]
+    expected = airbench_small(10)
+    start(expected, images)
     whole = checkpoint.load(tmp_path / "whole/last.pt")["model"]
     torch.testing.assert_close(whole["whiten.weight"], expected.whiten.weight.detach())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -256,16 +257,16 @@ def test_cutout_is_a_square_around_any_pixel_cut_off_at_the_border():
 # Policies, against the tables of torchvision and timm
 
 
+WHOLE: dict[str, Callable[[float], float]] = {"truncated": np.trunc, "rounded": np.rint, "": float}
+
+
 def outcomes(choice: Choice, size: int, levels: int = policies.LEVELS) -> list[float]:
     """The values that a choice may give, of one level after the other, at its positive sign."""
-    values = []
-    told = [choice.level] if choice.level is not None else np.arange(levels) / (levels - 1)
-    for level in told:
-        scale = choice.scale
-        amount = scale.slope * (size if scale.of_size else 1) * level
-        amount = {"truncated": np.trunc, "rounded": np.rint, "": float}[scale.whole](amount)
-        values.append(scale.start + amount)
-    return values
+    scale, told = choice.scale, [choice.level]
+    if choice.level is None:
+        told = list(np.arange(levels) / (levels - 1))
+    slope = scale.slope * (size if scale.of_size else 1)
+    return [scale.start + WHOLE[scale.whole](slope * level) for level in told if level is not None]
 
 
 def torchvisions_value(kind: str, magnitude: float) -> float:

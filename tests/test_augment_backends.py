@@ -17,6 +17,7 @@ from fastcnn.data import Batch, Transform, build_loaders, has_dali
 from fastcnn.data.augment import Augment
 from fastcnn.data.cached import CachedLoader
 from fastcnn.data.colour import IMAGENET_COMPONENTS
+from fastcnn.data.geometry import train_geometry
 from fastcnn.data.sources import Source, Split, read_folder
 from fastcnn.distributed import Ranks
 
@@ -131,7 +132,8 @@ def test_all_backends_make_the_same_samples(loaders, small, photos, name, files)
             difference = (one.images.int() - other.images.int()).abs().float()
             assert difference.mean() < (3.0 if files else 1.5)
             if name not in GEOMETRIC and not files:
-                assert difference.max() <= 3
+                # Hue multiplies what the steps before it have rounded.
+                assert difference.max() <= (6 if name == "color_jitter" else 3)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -152,7 +154,7 @@ def test_reflection_is_numpys(loaders, small, backend):
     transform = dataclasses.replace(transform_of("reflect"), hflip=0.0)
     for batch in loaders(small, backend, transform):
         for image, index in zip(batch.images, batch.targets):
-            padded = np.pad(small.train.images[index], ((6, 6), (6, 6), (0, 0)), "reflect")  # type: ignore[index]
+            padded = np.pad(small.train.images[index], ((6, 6), (6, 6), (0, 0)), "reflect")
             windows = [padded[y : y + 32, x : x + 32] for y in range(13) for x in range(13)]
             assert any(np.array_equal(image.permute(1, 2, 0), window) for window in windows)
 
@@ -211,3 +213,22 @@ def test_a_random_crop_is_one_of_those_of_torchvision(loaders, photos, backend):
             assert errors[best] < 1
             places.add(best)
     assert len(places) > 8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(3, 400), (400, 3)])
+def test_a_random_crop_of_a_strip_is_where_the_geometry_says(loaders, backend, size):
+    """The strip's values grow evenly along it, so that a sample tells where it is from."""
+    height, width = size
+    ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
+    strip = np.broadcast_to(ramp if width > height else ramp[:, None], size)
+    split = Split(np.arange(16), images=np.tile(strip[None, :, :, None], (16, 1, 1, 3)))
+    source = Source("strips", split, split, ("a", "b"))
+    transform = dataclasses.replace(transform_of("random"), hflip=0.0)
+    for batch in loaders(source, backend, transform):
+        indices = batch.targets.numpy()
+        g = train_geometry(transform, np.tile(size, (len(indices), 1)), 0, 0, indices)
+        middle = (g.start + (g.roi_start + g.roi_end) / 2)[:, int(width > height)]
+        found = batch.images.float().mean(dim=(1, 2, 3)).numpy()
+        np.testing.assert_allclose(found, middle * 255 / max(size), atol=2)
+        assert np.ptp(found) > 20

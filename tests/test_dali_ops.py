@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,14 @@ def pictures(count: int, size: int, channels: int) -> np.ndarray:
     return np.stack([picture(size, channels, seed) for seed in range(count)])
 
 
-def step(kinds: tuple[str, ...], code: list[int], values: list[tuple[float, ...]]) -> Step:
+def step(kinds: tuple[str, ...], code: list[int], values: Sequence[tuple[float, ...]]) -> Step:
     padded = np.zeros((len(code), 4), dtype=np.float32)
     for row, value in zip(padded, values, strict=True):
         row[: len(value)] = value
     return Step(kinds, np.array(code, dtype=np.int32), padded)
 
 
-def alike(kind: str, values: list[tuple[float, ...]]) -> Step:
+def alike(kind: str, values: Sequence[tuple[float, ...]]) -> Step:
     return step((kind,), [0] * len(values), values)
 
 
@@ -94,7 +95,7 @@ def far(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(one.astype(int) - other.astype(int))
 
 
-def torchvisions(kind: str, images: np.ndarray, values: list[tuple[float, ...]]) -> np.ndarray:
+def torchvisions(kind: str, images: np.ndarray, values: Sequence[tuple[float, ...]]) -> np.ndarray:
     by_channel = torch.from_numpy(images).permute(0, 3, 1, 2)
     results = [REFERENCES[kind](image, *value[:1]) for image, value in zip(by_channel, values)]
     return torch.stack(results).permute(0, 2, 3, 1).numpy()

@@ -64,6 +64,13 @@ def test_ranks_agree(results):
     assert [result["backend"] for result in results] == ["gloo"] * 2
 
 
+def test_each_rank_mixes_its_batches_in_its_own_way(results):
+    first, second = (result["mixes"] for result in results)
+    shares = [mix[-1] for mix in (*first, *second)]
+    assert len(set(shares)) == 8
+    assert all(0 < share < 1 for share in shares)
+
+
 def test_ranks_come_from_torchruns_environment(monkeypatch):
     assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
     names = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}

@@ -13,6 +13,7 @@ from small_tasks import ARCHS, OPTIONS, small_batch, task_for
 from torch import Tensor, nn
 
 from fastcnn.average_precision import mean_average_precision
+from fastcnn.config import OptName
 from fastcnn.data import Batch, Loader
 from fastcnn.data.targets import IGNORE
 from fastcnn.engine import (
@@ -42,10 +43,10 @@ def batches(count: int, size: int = 8, seed: int = 0, arch: str = "lenet5") -> l
     return [small_batch(arch, size, generator) for _ in range(count)]
 
 
-def state_of(arch: str = "lenet5", lr: float = 0.05, **settings: Any) -> TrainState:
+def state_of(arch: str = "lenet5", lr: float = 0.05, opt: OptName = "sgd", **settings: Any) -> TrainState:
     torch.manual_seed(0)
     network = build(arch, num_classes=10, **OPTIONS.get(arch, {})).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, "sgd", lr, weight_decay=1e-3)
+    optimizer = build_optimizer(network, opt, lr, weight_decay=1e-3)
     schedule = Schedule(lr, steps_per_epoch=5, epochs=2, kind="constant")
     return build_state(network, MEAN, STD, optimizer, schedule, CPU, torch.float32, **settings)
 
@@ -64,6 +65,7 @@ class Listed:
 
     def __init__(self, data: list[Batch], num_samples: int | None) -> None:
         self.data = data
+        self.epoch = 0
         self.skipped = 0
         self.num_samples = num_samples or sum(int(batch.mask.sum()) for batch in data)
 
@@ -72,6 +74,15 @@ class Listed:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.data)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
 
 
 def loader_of(data: list[Batch], num_samples: int | None = None) -> Loader:

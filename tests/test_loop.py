@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import fastcnn
 from fastcnn.report import Report
 from fastcnn.schedules import Schedule
 
@@ -155,3 +156,87 @@ def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, st
         report.window(epoch, "", {**figures, "step": step, "progress": step / steps})
     out = capsys.readouterr().out.splitlines()
     assert all(line.startswith(f"epoch {end}") for line, (_, end) in zip(out, ends))
+
+
+# What is kept of a run
+
+
+def test_the_result_has_the_best_epochs_weights_and_the_last_checkpoint_the_last_ones(
+    demo, one_core, tmp_path
+):
+    settings = {"arch": "lenet5", "data": demo, "data_backend": "torch", "batch_size": 16, "lr": 0.2}
+    more = {"amp_dtype": "fp32", "channels_last": "on", "compile": "off", "output_dir": str(tmp_path / "run")}
+    result = fastcnn.fit(**settings, **more, epochs=4, sched="constant", warmup_epochs=0.0)
+    best, last = (torch.load(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
+    weights = result.network.state_dict()
+    assert all(torch.equal(value, best["weights"][name]) for name, value in weights.items())
+    assert result.best["epoch"] == best["epoch"]
+    assert result.val["loss"] == records("epoch", str(tmp_path / "run"))[-1]["val"]["loss"]
+    assert last["epoch"] == 4
+    assert 0 < result.seconds
+    assert result.seconds == pytest.approx(
+        sum(r["seconds"] for r in records("epoch", str(tmp_path / "run"))), rel=0.5
+    )
+
+
+def test_a_run_without_patience_stops_when_nothing_gets_better(train: Train, demo, capsys):
+    flags = (*FLAGS, "--data", demo, "--lr", "0", "--epochs", "9", "--patience", "2")
+    assert train(*flags) == 0
+    assert "stopping: the last 2 validations were no better than the best one" in capsys.readouterr().out
+    assert len(records("epoch")) == 3  # the first is the best
+    content = torch.load("run/last.pt")
+    assert (content["epoch"], content["since_best"]) == (3, 2)
+    assert torch.load("run/best.pt")["epoch"] == 1
+
+
+def test_a_resumed_run_knows_how_long_it_has_waited(train: Train, demo):
+    flags = (*FLAGS, "--data", demo, "--lr", "0", "--sched", "constant")
+    assert train(*flags, "--epochs", "2", "--patience", "3") == 0
+    assert train(*flags, "--epochs", "9", "--patience", "3", "--resume") == 0
+    assert len(records("epoch")) == 4
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_last_epochs_are_averaged_validated_and_saved(train: Train, demo, monkeypatch, capsys, ema):
+    from fastcnn import averaging
+
+    seen: list[dict[str, torch.Tensor]] = []
+    real = averaging.Average.add
+
+    def add(self: averaging.Average, state: Any) -> None:
+        seen.append({k: v.clone() for k, v in averaging.pack_state(state)["weights"].items()})
+        real(self, state)
+
+    monkeypatch.setattr(averaging.Average, "add", add)
+    arch = "--arch", "resnet20", "--lr", "0.05", "--epochs", "4", "--average-last", "2"
+    flags = (*FLAGS, "--data", demo, *arch, *(["--model-ema"] if ema else []))
+    assert train(*flags) == 0
+    assert len(seen) == 2
+    assert "average of the last 2 epochs  val loss" in capsys.readouterr().out
+    content = torch.load("run/average.pt")
+    for name, value in fastcnn.load("run/average.pt").named_parameters():
+        torch.testing.assert_close(value, (seen[0][name] + seen[1][name]) / 2)
+    assert content["ema"] is None
+    statistics = "bn1.running_mean"  # of the averaged network, not averaged ones
+    assert not torch.allclose(content["weights"][statistics], (seen[0][statistics] + seen[1][statistics]) / 2)
+    assert torch.load("run/last.pt")["epoch"] == 4
+
+
+def test_averaging_goes_on_after_a_resume(train: Train, demo, monkeypatch):
+    arch = "--arch", "lenet5", "--lr", "0.05", "--epochs", "4", "--average-last", "3"
+    flags = (*FLAGS, "--data", demo, *arch)
+    assert train(*flags) == 0
+    whole = torch.load("run/average.pt")["weights"]
+    Path("run").rename("whole")
+    kill_at(30, monkeypatch, lambda: train(*flags))
+    assert train(*flags, "--resume") == 0
+    resumed = torch.load("run/average.pt")["weights"]
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_the_schedule_is_drawn_and_nothing_is_trained(train: Train, demo, capsys):
+    assert train(*FLAGS, "--data", demo, "--epochs", "4", "--preview-schedule") == 0
+    out = capsys.readouterr().out
+    assert "schedule.png" in out
+    assert Path("schedule.png").stat().st_size > 5000
+    assert not Path("run").exists()

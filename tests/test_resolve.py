@@ -69,6 +69,11 @@ def resolved(config: Config | None = None, **changes: Any) -> Config:
     return resolve(config or Config(), facts(**changes))[0]
 
 
+def test_the_last_of_progressive_sizes_is_the_image_size():
+    config = resolved(Config(progressive=(160, 192)))
+    assert (config.img_size, config.val_img_size, config.crop_padding) == (192, 192, 24)
+
+
 SMALL = {"native_size": 32, "train_images": 50_000}
 
 
@@ -141,6 +146,14 @@ def test_small_images_start_from_the_rate_of_the_cifar_networks_and_the_demo_set
 @pytest.mark.parametrize(("opt", "decay"), [("sgd", 1e-4), ("nesterov", 1e-4), ("adamw", 0.05)])
 def test_the_weight_decay_is_that_of_the_optimizer(opt, decay):
     assert resolved(Config(opt=opt)).weight_decay == decay
+
+
+def test_muon_s_rate_and_decay_are_those_of_airbench_for_the_square_root_of_its_batch():
+    config, reasons = resolve(Config(opt="muon", batch_size=500), facts(native_size=32))
+    assert config.lr == pytest.approx(0.24 / 2)
+    # of 2,000 images a step takes a share of 0.24 / 60 = 2e-6 * 2000 away
+    assert config.weight_decay == pytest.approx(2e-6 * 2000 / 0.24 / 2)
+    assert reasons["lr"] == "0.24 x sqrt(500 images of a step / 2,000)"
 
 
 def test_the_learning_rate_and_the_warm_up_follow_what_the_user_told():
@@ -267,7 +280,7 @@ SAVED: dict[str, Any] = {**vars(Config(**TOLD)), "seed": 5, "scale": [0.5, 1.0],
 
 
 def resumed(config: Config | None = None, device: str = "cuda", same_ranks: bool = True) -> Config:
-    chosen = ["lr", "weight_decay", "warmup_epochs"]
+    chosen = ["lr", "weight_decay", "warmup_epochs", "img_size", "val_img_size", "crop_padding"]
     return carry_over(config or Config(), SAVED, chosen, same_ranks, device)[0]
 
 
@@ -320,11 +333,14 @@ def test_the_arithmetic_is_kept_on_the_same_kind_of_device_only(device, dtype):
         (Config(opt="adamw"), True, {"lr", "weight_decay"}),
         (Config(epochs=9), True, {"warmup_epochs"}),
         (Config(lr=0.3), False, set()),
+        (Config(img_size=64), True, {"val_img_size", "crop_padding"}),
+        (Config(progressive=(64, 96)), True, {"img_size", "val_img_size", "crop_padding"}),
     ],
 )
 def test_what_was_chosen_is_chosen_anew_when_its_reason_has_changed(config, same_ranks, anew):
     again = resumed(config, same_ranks=same_ranks)
-    assert {n for n in ("lr", "weight_decay", "warmup_epochs") if getattr(again, n) == "auto"} == anew
+    names = ("lr", "weight_decay", "warmup_epochs", "img_size", "val_img_size", "crop_padding")
+    assert {name for name in names if getattr(again, name) == "auto"} == anew
 
 
 def test_what_was_told_then_is_kept_whatever_has_changed():

@@ -141,6 +141,16 @@ def test_a_batch_with_several_operations_is_its_images_one_by_one(channels, kind
         assert np.abs(together[i].astype(int) - alone).max() <= 1
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_batches_wait_for_nothing_that_is_on_the_device(channels):
+    images = torch.empty(
+        (2, 8, 8, channels), dtype=torch.uint8, device="meta"
+    )  # there is nothing to wait for
+    steps = [step(kind, 1, 2, 3, 4, count=2) for kind in sorted(BATCHED - {"identity"})]
+    result = apply_to_batch(images, steps, FILL[:channels])
+    assert (result.shape, result.dtype, result.device.type) == (images.shape, torch.uint8, "meta")
+
+
 def test_principal_components_are_those_of_the_covariance_with_the_largest_first():
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (9, 7, 3), dtype=np.uint8) for _ in range(5)]

@@ -159,7 +159,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "muon"])
 def test_only_the_classifier_changes_on_a_frozen_backbone(opt):
     state = state_of("backbone", opt, clip_grad=1.0, ema_decay=0.9)
     before = copy.deepcopy(state.network.state_dict())
@@ -181,7 +181,7 @@ def test_without_freezing_everything_changes():
     assert changed(before, state.network.state_dict()) == set(before)
 
 
-@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "muon"])
 def test_after_unfreezing_everything_changes(opt):
     state = state_of("backbone", opt)
     epoch(state)

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from small_state import small_state
 from small_tasks import OPTIONS, small_batch, task_for
-from torch import nn
+from torch import Tensor, nn
 
 from fastcnn.data import Batch
+from fastcnn.data.mixing import Mixing
 from fastcnn.distributed import (
     Ranks,
     any_rank,
@@ -24,6 +25,7 @@ from fastcnn.distributed import (
 from fastcnn.engine import stop_if_not_finite, train_step, unfreeze
 from fastcnn.errors import TrainingError, UserError
 from fastcnn.models import build
+from fastcnn.tasks import Classification
 
 CPU = torch.device("cpu")
 
@@ -72,6 +74,24 @@ def train(
     }
 
 
+def mixes(rank: int) -> list[list[float]]:
+    """How the batches of two steps of two batches each were mixed."""
+
+    class Seen(Classification):
+        def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+            assert batch.mix is not None
+            found.append(batch.mix.tolist())
+            return super().loss(outputs, batch, train)
+
+    found: list[list[float]] = []
+    state, task = small_state(build("lenet5", num_classes=10), freeze=False), Seen(10)
+    state.mixing = Mixing(mixup=1.0)
+    for _ in range(2):
+        batch = small_batch("lenet5", 4, torch.Generator().manual_seed(rank))
+        train_step(state, task, [batch, batch], task.metrics(CPU))
+    return found
+
+
 def mistake_on_one(ranks: Ranks) -> str:
     def compute() -> int:
         if ranks.rank == 1:
@@ -105,6 +125,7 @@ def main(output: Path) -> None:
             "from main": from_main(lambda: f"rank {ranks.rank}"),
             "gathered": gather_to_main(ranks.rank),
             "mistake": mistake_on_one(ranks),
+            "mixes": mixes(ranks.rank),
             "mean": norm.running_mean,
             "fixed": norm.running_var,
             "backend": dist.get_backend(),

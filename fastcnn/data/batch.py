@@ -61,6 +61,9 @@ class Loader(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, counted from 0, that comes next; the current one changes nothing."""
 
+    def resize(self, size: int) -> None:
+        """From the next iteration on images have so many pixels a side."""
+
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was yielded, the same on every rank."""
 
@@ -100,7 +103,7 @@ class Transform:
     augment: Augment = field(default_factory=Augment)
     """What becomes of the pixels in training, after that."""
     progressive: bool = False
-    """Whether the size changes during the training."""
+    """Whether the size changes during the training, by `Loader.resize`."""
 
     @property
     def fill(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ only turns one `Work` after the other into pixels.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -124,6 +125,12 @@ class ImageLoader(ABC):
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.place.epoch:
             self.place = Place(epoch, 0, 0)
+
+    def resize(self, size: int) -> None:
+        if size != self.transform.size:
+            assert self.transform.progressive
+            self.close()  # drops what was loaded ahead
+            self.transform = dataclasses.replace(self.transform, size=size)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self.share.train:

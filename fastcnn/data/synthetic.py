@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,22 +20,29 @@ class SyntheticLoader:
     split's first images, so that they fit the network."""
 
     def __init__(self, split: Split, transform: Transform, share: Share, device: torch.device) -> None:
-        n, size = share.batch_size, transform.size
-        self.train = share.train
+        self.split = split
+        self.transform = transform
+        self.share = share
+        self.device = device
         self.steps = share.steps
-        self.num_samples = share.steps * n * share.world_size  # nothing is padded
-        generator = torch.Generator().manual_seed(share.seed * 65_537 + share.rank)
-        shape = (n, size, size, transform.channels)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+        self.step_samples = share.batch_size * share.world_size
+        self.num_samples = share.steps * self.step_samples  # nothing is padded
         self.bad = BadFiles(split, "training" if share.train else "validation", max_fraction=1)
-        first = self.bad.stand_ins(np.arange(n) % len(split))
-        targets = torch.from_numpy(split.targets.load(first, _whole(split.sizes[first], size), size))
-        real = torch.ones(n, dtype=torch.bool, device=device)
-        self.batch = Batch(images.to(device), targets.to(device), real)
+        self.batch = self._make()
         self.skipped = 0
         self.epoch = 0
         self.position = 0
-        self.step_samples = n * share.world_size
+
+    def _make(self) -> Batch:
+        n, size = self.share.batch_size, self.transform.size
+        generator = torch.Generator().manual_seed(self.share.seed * 65_537 + self.share.rank)
+        shape = (n, size, size, self.transform.channels)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+        split = self.split
+        first = self.bad.stand_ins(np.arange(n) % len(split))
+        targets = torch.from_numpy(split.targets.load(first, _whole(split.sizes[first], size), size))
+        real = torch.ones(n, dtype=torch.bool, device=self.device)
+        return Batch(images.to(self.device), targets.to(self.device), real)
 
     def __len__(self) -> int:
         return self.steps
@@ -47,8 +55,13 @@ class SyntheticLoader:
         while self.position < self.steps:
             self.position += 1
             yield self.batch
-        if not self.train:
+        if not self.share.train:
             self.position = 0
+
+    def resize(self, size: int) -> None:
+        if size != self.transform.size:
+            self.transform = dataclasses.replace(self.transform, size=size)
+            self.batch = self._make()
 
     @property
     def steps_left(self) -> int:

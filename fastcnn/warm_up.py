@@ -1,0 +1,56 @@
+"""All graphs of a run whose images change their size are compiled before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fastcnn.checkpoint import random_state, restore_random_state
+from fastcnn.data.mixing import plain
+from fastcnn.engine import TrainState, to_training
+
+
+def warm_up_sizes(
+    state: TrainState, sizes: Sequence[int], val_size: int, batch_size: int, channels: int
+) -> None:
+    """Runs forward and backward on random images of each size, and validation of its own; nothing of it
+    stays: weights, statistics, gradients and random states are as before. All ranks call it.
+
+    It raises torch's limit on recompilations, 8 by default, behind which a network runs eagerly: unfreezing
+    compiles each graph once more.
+
+    Args:
+        sizes: pixels a side of the training images to come.
+        batch_size: images of a batch.
+    """
+    limit = 2 * (len(sizes) + 1)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    generators = random_state(state.device)
+    buffers = list(state.network.buffers())
+    before = [buffer.clone() for buffer in buffers]
+
+    state.eval_model.eval()
+    with torch.no_grad(), state.autocast():
+        state.eval_model(_random_images(batch_size, val_size, channels, state.device))
+    to_training(state)
+    mix = torch.from_numpy(plain()).to(state.device) if state.mixing is not None else None
+    for size in sizes:
+        with state.autocast():
+            outputs = state.train_model(_random_images(batch_size, size, channels, state.device), mix)
+        trained = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.stack([leaf.float().mean() for leaf in trained]).sum().backward()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    with torch.no_grad():
+        for buffer, value in zip(buffers, before):
+            buffer.copy_(value)
+    restore_random_state(generators, state.device)
+
+
+def _random_images(count: int, size: int, channels: int, device: torch.device) -> Tensor:
+    """As a loader yields them."""
+    shape = (count, size, size, channels)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
