@@ -67,7 +67,7 @@ class RMSpropTF(Optimizer):
     ) -> None:
         squares = [self._buffer(p, "square_avg", 1.0) for p in params]
         momenta = [self._buffer(p, "momentum_buffer", 0.0) for p in params]
-        grads: Sequence[Tensor] = [p.grad for p in params if p.grad is not None]
+        grads: list[Tensor] | tuple[Tensor, ...] = [p.grad for p in params if p.grad is not None]
         if grad_scale is not None:
             grads = torch._foreach_div(grads, grad_scale)
         grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])  # a copy in any case

@@ -169,7 +169,7 @@ def schedules(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Schedule:
         steps_per_epoch,
         epochs,
         warmup,
-        draw(st.sampled_from(kinds)),  # type: ignore[arg-type]
+        draw(st.sampled_from(kinds)),
         min_lr=draw(st.floats(0, 1)) * peak,
         decay_epochs=warmup + draw(st.floats(1, 5)),
         decay_milestones=tuple(after),
@@ -234,7 +234,7 @@ def pixels(path: Path) -> np.ndarray:
 def coloured(image: np.ndarray, color: str, tolerance: int = 12) -> np.ndarray:
     """Where an image has a colour, bool [H, W]."""
     rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return (abs(image - rgb) <= tolerance).all(axis=2)
+    return np.all(abs(image - rgb) <= tolerance, axis=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

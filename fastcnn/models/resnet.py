@@ -111,6 +111,7 @@ class ResidualNet(ConvNet):
     classifier_name = "fc"
     head_names = ("dropout", "fc")
     layer_names: tuple[str, ...]
+    maxpool: nn.Module
     shortcut = staticmethod(conv_shortcut)
 
     def _small_stem(self, in_chans: int) -> None:
