@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ class Settings:
     """One run each."""
     backends: tuple[str, ...] = ("auto",)
     """Of --data-backend; they take turns."""
-    flags: Annotated[str, tyro.conf.arg(metavar="'--epochs 2'")] = ""
+    flags: Annotated[str, tyro.conf.arg(metavar="'--flags=--epochs 2'")] = ""
     """Further flags of fastcnn.train."""
     name: str | None = None
     """Of the files; by default the recipe's."""
@@ -108,12 +108,14 @@ def difference(runs: list[Run], first: str, second: str, metric: str) -> dict[st
 def content(
     settings: Settings, runs: list[Run], device: torch.device, metric: str = "acc1"
 ) -> dict[str, Any]:
-    """What is written."""
+    """What is written; a folder of this machine's is not."""
+    folder = settings.data is not None and Path(settings.data).is_dir()
+    told = "FOLDER" if folder else settings.data
     found: dict[str, Any] = {
         "what": f"recipe-{settings.name or settings.recipe}",
         "recipe": settings.recipe,
-        "command": f"python -m fastcnn.train {arguments(settings)}",
-        "images": {"jpeg": Path(settings.data or "").is_dir()},
+        "command": f"python -m fastcnn.train {arguments(replace(settings, data=told))}",
+        "images": {"jpeg": folder},
         "environment": bench.environment(device),
         "runs": [vars(run) for run in runs],
     }

@@ -44,6 +44,10 @@ class Settings:
     """When to be done with everything."""
     data: str | None = None
     """A folder of class folders of photos."""
+    cifar10: str | None = None
+    """CIFAR-10 in folders, with train/ and test/."""
+    airbench: str | None = None
+    """airbench94_muon.py, for CIFAR-10 side by side."""
     rehearse: bool = False
     """Tiny sizes, to try the whole on any machine; results go to a temporary folder."""
     results: str | None = None
@@ -102,6 +106,16 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         ladder("resnet50", 224, 256, 0.3),
         *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in (first, *others)),
         *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
+        Item(
+            "cifar10-speed",
+            (
+                *(python, str(HERE / "bench_cifar10.py"), "--data", str(settings.cifar10)),
+                *("--airbench", str(settings.airbench), "--output", str(folder / "cifar10-speed.json")),
+            ),
+            0.3,
+            no_gpu
+            or ("" if settings.cifar10 and settings.airbench else "--cifar10 or --airbench was not given"),
+        ),
         Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
         Item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
     ]

@@ -13,8 +13,8 @@ from fastcnn.distributed import gather_to_all
 from fastcnn.engine import Normalized
 from fastcnn.errors import UserError
 from fastcnn.machine import DTYPES
-from fastcnn.models.base import logits_of
 from fastcnn.optim import build_optimizer
+from fastcnn.warm_up import any_loss, random_images
 
 RESERVE = 0.1
 """Share of the free memory that is left for the loader, the moving average and fragmentation."""
@@ -57,7 +57,7 @@ def find_batch_size(build: Callable[[], nn.Module], config: Config, cap: int, de
     """
     network = build().to(device)
     if config.channels_last == "on":
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
     limit = int((1 - RESERVE) * min(free + torch.cuda.memory_reserved(device), allowed))
@@ -94,17 +94,12 @@ def _try(network: nn.Module, config: Config, size: int, device: torch.device) ->
     model = Normalized(network, [0.5] * channels, [0.5] * channels, config.channels_last == "on").to(device)
     optimizer = build_optimizer(network, config.opt, lr=0.0, weight_decay=0.0)
     with torch.autocast(device.type, dtype=DTYPES[config.amp_dtype], enabled=config.amp_dtype != "fp32"):
-        loss = logits_of(model.train()(_images(size, int(config.img_size), channels, device))).float().mean()
-    loss.backward()
+        outputs = model.train()(random_images(size, int(config.img_size), channels, device))
+    any_loss(outputs).backward()
     optimizer.step()
-    del loss
+    del outputs
     with torch.no_grad(), torch.autocast(device.type, dtype=DTYPES[config.amp_dtype]):
-        model.eval()(_images(size, int(config.val_img_size), channels, device))
-
-
-def _images(count: int, size: int, channels: int, device: torch.device) -> torch.Tensor:
-    shape = (count, size, size, channels)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+        model.eval()(random_images(size, int(config.val_img_size), channels, device))
 
 
 def _free() -> None:

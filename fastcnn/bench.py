@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -144,8 +145,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def machine_name(device: torch.device) -> str:
     """A folder name for results: the GPU's, or the processor's and the number of threads."""
     if device.type == "cuda":
-        return "-".join(torch.cuda.get_device_name(device).lower().split())
-    return "-".join(_processor().lower().split()) + f"-{torch.get_num_threads()}-threads"
+        return _as_name(torch.cuda.get_device_name(device))
+    return _as_name(f"{_processor()} {torch.get_num_threads()} threads")
 
 
 def ratios(first: list[float], second: list[float]) -> list[float]:
@@ -166,6 +167,11 @@ def results_file(folder: Path, name: str, output: str | None, device: torch.devi
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _as_name(text: str) -> str:
+    """In small letters, digits and dashes, without marks such as "(R)", which no link in Markdown stands."""
+    return re.sub(r"(\(.*?\)|[^a-z0-9])+", "-", text.lower()).strip("-")
 
 
 def _processor() -> str:

@@ -50,8 +50,9 @@ def from_yaml(path: str, base: Config) -> Config:
     try:
         argv = _yaml_to_argv(Path(path))
         recipe = _value_of("--recipe", argv)
-        named = recipe is not None and recipe != "None"
-        return _read_flags(argv, from_recipe(recipe) if named else base, "fastcnn train")
+        if recipe is not None and recipe != "None":
+            base = from_recipe(recipe)
+        return _read_flags(argv, base, "fastcnn train")
     except UserError as error:
         if str(error).startswith("--config"):
             raise

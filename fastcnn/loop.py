@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from fastcnn.averaging import put_in
+from fastcnn.averaging import Average, put_in
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import any_rank, gather_to_main
 from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
@@ -194,6 +194,8 @@ def fit_epochs(
             run.since_best = 0 if is_best else run.since_best + 1
         if state.epoch > schedule.epochs - config.average_last:
             run.average.add(state)
+        else:  # what a shorter run averaged is not of the last epochs any more
+            run.average = Average()
         seconds += time.perf_counter() - start
         gives_up = config.patience is not None and run.since_best >= config.patience and not last
         stopped = any_rank(bool(stop), state.device) and not last
@@ -226,7 +228,7 @@ def fit_epochs(
             early = verdict()
             if early is not None and early.avoidable:
                 report.say(early.sentence)
-    if state.done and run.average.epochs > 0:
+    if state.done and run.average.epochs > 0 and pace.windows:
         val = _validate_average(run, task, val_loader, report)
     final = verdict()
     if final is not None:

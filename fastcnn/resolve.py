@@ -181,6 +181,8 @@ def carry_over(
         anew |= {"warmup_epochs"} & set(chosen)
     if config.lr == "find":  # it was found
         told.discard("lr")
+    if config.batch_size == "max":
+        told.discard("batch_size")
     told.discard("time_budget")  # it has become epochs
     if told & {"img_size", "progressive"}:
         anew |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)

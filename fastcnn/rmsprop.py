@@ -67,10 +67,9 @@ class RMSpropTF(Optimizer):
     ) -> None:
         squares = [self._buffer(p, "square_avg", 1.0) for p in params]
         momenta = [self._buffer(p, "momentum_buffer", 0.0) for p in params]
-        grads: list[Tensor] | tuple[Tensor, ...] = [p.grad for p in params if p.grad is not None]
-        if grad_scale is not None:
-            grads = torch._foreach_div(grads, grad_scale)
-        grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])  # a copy in any case
+        raw = [p.grad for p in params if p.grad is not None]
+        scaled = torch._foreach_div(raw, grad_scale) if grad_scale is not None else raw
+        grads = torch._foreach_add(scaled, params, alpha=group["weight_decay"])  # a copy in any case
         rate: float | Tensor = 1 - group["alpha"]
         kept: float | Tensor = group["momentum"]
         if found_inf is not None:  # then the mean square takes nothing up, and the momentum keeps all
@@ -89,7 +88,7 @@ class RMSpropTF(Optimizer):
         torch._foreach_mul_(grads, group["lr"])
         torch._foreach_mul_(momenta, kept)
         torch._foreach_add_(momenta, grads)
-        moves = momenta if found_inf is None else torch._foreach_mul(momenta, (~skip).float())
+        moves = tuple(momenta) if found_inf is None else torch._foreach_mul(momenta, (~skip).float())
         torch._foreach_sub_(params, moves)
 
     def _buffer(self, parameter: Tensor, name: str, start: float) -> Tensor:

@@ -34,14 +34,13 @@ def warm_up_sizes(
 
     state.eval_model.eval()
     with torch.no_grad(), state.autocast():
-        state.eval_model(_random_images(batch_size, val_size, channels, state.device))
+        state.eval_model(random_images(batch_size, val_size, channels, state.device))
     to_training(state)
     mix = torch.from_numpy(plain()).to(state.device) if state.mixing is not None else None
     for size in sizes:
         with state.autocast():
-            outputs = state.train_model(_random_images(batch_size, size, channels, state.device), mix)
-        trained = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        torch.stack([leaf.float().mean() for leaf in trained]).sum().backward()
+            outputs = state.train_model(random_images(batch_size, size, channels, state.device), mix)
+        any_loss(outputs).backward()
         state.optimizer.zero_grad(set_to_none=True)
 
     with torch.no_grad():
@@ -50,7 +49,13 @@ def warm_up_sizes(
     restore_random_state(generators, state.device)
 
 
-def _random_images(count: int, size: int, channels: int, device: torch.device) -> Tensor:
+def any_loss(outputs: object) -> Tensor:
+    """A scalar to which all outputs of a network contribute, whatever they are."""
+    trained = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return torch.stack([leaf.float().mean() for leaf in trained]).sum()
+
+
+def random_images(count: int, size: int, channels: int, device: torch.device) -> Tensor:
     """As a loader yields them."""
     shape = (count, size, size, channels)
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)

@@ -239,8 +239,8 @@ def _network(config: Config) -> tuple[nn.Module, list[str]]:
     """A fresh network, and the layers that are to be frozen."""
     torch.manual_seed(config.seed)
     shape = int(config.num_classes), int(config.in_chans)
-    heads = config.head, config.head_hidden, config.anchors, config.strides
-    network = build_network(config.arch, *shape, *heads, config.drop, config.drop_path)
+    head, boxes = (config.head, config.head_hidden), (config.anchors, config.strides)
+    network = build_network(config.arch, *shape, *head, *boxes, config.drop, config.drop_path)
     if is_external(config.arch):
         check_outputs(network, config.arch, *shape, int(config.img_size))
     return network, frozen_layers(network, config.freeze, config.freeze_until)

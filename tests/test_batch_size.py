@@ -64,14 +64,14 @@ SETTINGS = Config(
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Memory:
     """A CUDA device that is the CPU, and runs out of memory for more images than it has room for."""
     memory = Memory(100)
-    real = batch_size._images
+    real = batch_size.random_images
 
     def images(count: int, size: int, channels: int, device: torch.device) -> torch.Tensor:
         if not memory.fits(count):
             raise torch.OutOfMemoryError
         return real(min(count, 2), size, channels, device)
 
-    monkeypatch.setattr(batch_size, "_images", images)
+    monkeypatch.setattr(batch_size, "random_images", images)
     for name, value in {
         "mem_get_info": (10**9, 10**9),
         "memory_reserved": 0,

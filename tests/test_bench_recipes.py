@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fastcnn import bench
 from fastcnn.data import open_source
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -21,12 +23,15 @@ bench_recipes = importlib.import_module("bench_recipes")
 bench_cifar10 = importlib.import_module("bench_cifar10")
 report = importlib.import_module("report")
 
-Run = bench_recipes.Run
 
-
-def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> Run:
+def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> Any:
     val = {"acc1": accuracy}
-    return Run(backend, seed, seconds, val, {**val, "epoch": 3})
+    return bench_recipes.Run(backend, seed, seconds, val, {**val, "epoch": 3})
+
+
+def test_a_machines_folder_has_a_plain_name():
+    assert bench._as_name("Intel(R) Xeon(R) Processor 2 threads") == "intel-xeon-processor-2-threads"
+    assert bench._as_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_the_last_and_the_best_validation_are_read_from_a_runs_history():

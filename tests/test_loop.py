@@ -234,6 +234,17 @@ def test_averaging_goes_on_after_a_resume(train: Train, demo, monkeypatch):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_a_run_that_is_given_more_epochs_averages_its_new_last_ones(train: Train, demo, capsys):
+    flags = (*FLAGS, "--data", demo, "--arch", "lenet5", "--average-last", "2")
+    assert train(*flags, "--epochs", "3") == 0
+    capsys.readouterr()
+    assert train(*flags, "--epochs", "3", "--resume") == 0
+    assert "average of" not in capsys.readouterr().out  # nothing was trained
+    assert train(*flags, "--epochs", "5", "--resume") == 0
+    assert torch.load("run/average.pt")["average"]["epochs"] == 2
+    assert "average of the last 2 epochs" in capsys.readouterr().out
+
+
 def test_the_schedule_is_drawn_and_nothing_is_trained(train: Train, demo, capsys):
     assert train(*FLAGS, "--data", demo, "--epochs", "4", "--preview-schedule") == 0
     out = capsys.readouterr().out

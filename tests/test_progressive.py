@@ -329,9 +329,9 @@ def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     from torch._dynamo.utils import counters
 
     count_graphs(monkeypatch, "eager")
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     sizes = list(range(16, 36, 2))
-    warm_up_sizes(state_of(compile=True), sizes, 40, 4, 3)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        warm_up_sizes(state_of(compile=True), sizes, 40, 4, 3)
     assert counters["stats"]["unique_graphs"] == len(sizes) + 1 == 11
 
 

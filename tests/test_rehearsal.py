@@ -104,7 +104,7 @@ def test_the_range_test_finds_where_a_quadratic_falls_and_stops_where_it_explode
     state = state_of("lenet5", lr=0.1)
     network = Quadratic()
     state.network, state.train_model = network, network
-    network.forward = lambda images, mix=None: images  # type: ignore[method-assign]
+    network.forward = lambda images, mix=None: images
     state.optimizer = torch.optim.SGD(
         [{"params": network.parameters(), "lr": torch.tensor(0.1), "lr_scale": 1.0}], fused=True
     )

@@ -234,7 +234,7 @@ def pixels(path: Path) -> np.ndarray:
 def coloured(image: np.ndarray, color: str, tolerance: int = 12) -> np.ndarray:
     """Where an image has a colour, bool [H, W]."""
     rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return np.all(abs(image - rgb) <= tolerance, axis=2)
+    return np.asarray((abs(image - rgb) <= tolerance).all(axis=2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -402,7 +402,10 @@ def good(tmp_path_factory, demo) -> Path:
 
 MISTAKES = [
     (("--epoch", "3"), "--epoch: no such flag; did you mean --epochs?"),
-    (("--lr", "abc"), "Error parsing --lr: no type matching FLOAT|{auto} could be instantiated from ['abc']"),
+    (
+        ("--lr", "abc"),
+        "Error parsing --lr: no type matching FLOAT|{auto,find} could be instantiated from ['abc']",
+    ),
     (("--opt", "adam"), "invalid choice 'adam' for argument '--opt'. Expected one of ('sgd', 'nesterov', "),
     (("--epochs",), "Missing value for argument '--epochs'"),
     (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +54,12 @@ class BlurConv2d(nn.Conv2d):
     blur: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        channels = conv.in_channels, conv.out_channels
-        kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
-        super().__init__(*channels, kernel, stride, padding, groups=conv.groups, bias=False)
+        sizes: tuple[Any, Any, Any] = conv.kernel_size, conv.stride, conv.padding
+        super().__init__(conv.in_channels, conv.out_channels, *sizes, 1, conv.groups, bias=False)
         assert conv.bias is None
         assert conv.dilation == (1, 1)
-        binomial = torch.tensor([1.0, 2.0, 1.0])
-        filters = (binomial[:, None] * binomial / 16).repeat(conv.in_channels, 1, 1, 1)
+        kernel = torch.tensor([1.0, 2.0, 1.0])
+        filters = (kernel[:, None] * kernel / 16).repeat(conv.in_channels, 1, 1, 1)
         self.register_buffer("blur", filters, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class ResidualNet(ConvNet):
         self.conv1 = conv3x3(in_chans, 64)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity()
+        self.maxpool: nn.Module = nn.Identity()
 
     def _large_stem(self, in_chans: int) -> None:
         """The 7x7 convolution and the pool of the networks for ImageNet."""
