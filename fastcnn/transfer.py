@@ -6,6 +6,7 @@ python -m fastcnn.train --arch resnet18 --pretrained --data photos --freeze back
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,22 +29,26 @@ def build_network(
     drop: float | None = None,
     drop_path: float | None = None,
 ) -> nn.Module:
-    """A fresh network with the classifier of `--head`, or the boxes of `--anchors` and `--strides`, and the
-    rates of `--drop` and `--drop-path`.
+    """A fresh network with the classifier of `--head`, or the boxes of `--anchors` and `--strides`.
+
+    Args:
+        drop, drop_path: rates of dropout and of stochastic depth, spread over the layers by the network's
+            constructor if it takes them, else by `set_drop_rates`; None: the network's own. They change no
+            key of the state dict.
 
     Raises:
-        UserError: no such network, or it cannot have such a classifier or such boxes.
+        UserError: no such network, or it cannot have such a classifier, such boxes or such rates.
     """
     options: dict[str, Any] = {}
     if task_of(arch) == "detection" and strides != "auto":
         options["strides"] = strides
     if has_anchors(arch) and anchors != "auto":
         options["anchors"] = anchors
-    if arch.startswith("timm/"):  # whose networks leave such layers out where nothing is dropped
-        options |= {"drop_rate": drop, "drop_path_rate": drop_path}
-        drop = drop_path = None
+    rates = {"drop_rate": drop, "drop_path_rate": drop_path}
+    taken = inspect.signature(models.constructor(arch)).parameters
+    options |= {name: rate for name, rate in rates.items() if name in taken and rate is not None}
     network: nn.Module = models.build(arch, num_classes, in_chans, **options)
-    set_drop_rates(network, arch, drop, drop_path)
+    set_drop_rates(network, arch, *(None if name in options else rate for name, rate in rates.items()))
     if head == "mlp":
         reset_classifier(network, num_classes, head_hidden)
     return network

@@ -281,12 +281,16 @@ QUICK = (
 
 
 ADAPTIVE = ("--opt", "adamw", "--model-ema", "--layer-decay", "0.75")
+MOBILE = (
+    *("--opt", "rmsproptf", "--model-ema", "--model-ema-steps", "3", "--clip-grad", "0.1", "--clip-mode"),
+    *("value", "--sched", "triangular", "--drop", "0.2", "--drop-path", "0.2", "--lr", "0.002"),
+)
 
 
 @pytest.mark.parametrize(
     ("saved", "extra"),
-    [(3, ()), (5, ()), (12, ()), (7, ADAPTIVE)],
-    ids=["frozen", "between", "unfrozen", "unfrozen adamw"],
+    [(3, ()), (5, ()), (12, ()), (7, ADAPTIVE), (4, MOBILE)],
+    ids=["frozen", "between", "unfrozen", "unfrozen adamw", "frozen rmsprop and dropout"],
 )
 def test_a_frozen_run_resumed_ends_in_the_same_bits(train, demo, saved, extra):
     flags = (*QUICK, "--data", demo, "--epochs", "3", "--freeze", "backbone", "--unfreeze-epoch", "2", *extra)

@@ -52,8 +52,8 @@ class ConvNet(nn.Module, ABC):
     classifier_name: str
     """Attribute path of the linear layer, or 1x1 convolution, that makes the logits."""
     head_names: tuple[str, ...] = ()
-    """Attributes of what has parameters and comes after the last of `stages`; empty: the one that holds the
-    classifier."""
+    """Attributes of what has parameters or drops, and comes after the last of `stages`; empty: the one that
+    holds the classifier."""
     stages: tuple[Stage, ...]
     """Feature maps from the finest to the coarsest; the last one is `forward_features`' output, or what a
     decoder begins with."""

@@ -50,7 +50,7 @@ class CifarResNet(ResidualNet):
         self.layer1 = self._stage(BasicBlock, 16, 16, blocks, 1, 1)
         self.layer2 = self._stage(BasicBlock, 16, 32, blocks, 2, 1)
         self.layer3 = self._stage(BasicBlock, 32, 64, blocks, 2, 1)
-        self.fc = nn.Linear(64, num_classes)
+        self._classifier(64, num_classes)
         self._initialize(zero_init_residual)
 
     def stem(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class ShortResNet50(ResidualNet):
             last = Bottleneck(out, width, 2, nn.MaxPool2d(1, stride=2))
             self.add_module(name, nn.Sequential(first, *middle, last))
             channels = out
-        self.fc = nn.Linear(channels, num_classes)
+        self._classifier(channels, num_classes)
         self._initialize(zero_init_residual)
 
 

@@ -169,12 +169,11 @@ def _build_timm(
     timm = import_timm(arch)
     try:
         return timm.create_model(_parts(arch)[1], num_classes=num_classes, in_chans=in_chans, **rates)
-    except TypeError as error:
-        if all(rate is None for rate in rates.values()):
-            raise
-        raise UserError(
-            f"--arch {arch}: it takes no --drop or no --drop-path: {error}; leave it out"
-        ) from error
+    except TypeError as error:  # not each of its networks takes both
+        for name, told in (("drop_rate", "--drop"), ("drop_path_rate", "--drop-path")):
+            if rates[name] is not None and f"argument '{name}'" in str(error):
+                raise UserError(f"{told} {rates[name]:g}: {arch} takes no such rate; leave it out") from error
+        raise
 
 
 def _build_torchvision(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:

@@ -88,7 +88,7 @@ class GoogLeNet(ConvNet):
     """
 
     classifier_name = "fc"
-    head_names = ("aux1", "aux2", "fc")
+    head_names = ("aux1", "aux2", "dropout", "fc")
     stages = (
         Stage("conv1", 64, 2),
         Stage("conv3", 192, 4),

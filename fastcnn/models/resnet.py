@@ -109,13 +109,10 @@ class ResidualNet(ConvNet):
     """What both kinds share: a stem, stages of blocks, global average pooling, one linear layer."""
 
     classifier_name = "fc"
+    head_names = ("dropout", "fc")
     layer_names: tuple[str, ...]
-    fc: nn.Module
+    maxpool: nn.Module
     shortcut = staticmethod(conv_shortcut)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0.0)
 
     def _small_stem(self, in_chans: int) -> None:
         """A 3x3 convolution, for images of 32 px."""
@@ -159,6 +156,11 @@ class ResidualNet(ConvNet):
             shortcut = self.shortcut(in_channels, out_channels, stride)
         rest = [block(out_channels, width, 1, None) for _ in range(blocks - 1)]
         return nn.Sequential(block(in_channels, width, stride, shortcut), *rest)
+
+    def _classifier(self, channels: int, num_classes: int) -> None:
+        """Made last: what comes before frozen layers is in evaluation mode with them."""
+        self.dropout = nn.Dropout(0.0)
+        self.fc = nn.Linear(channels, num_classes)
 
     def _initialize(self, zero_init_residual: bool) -> None:
         he_normal(self)
@@ -209,7 +211,7 @@ class ResNet(ResidualNet):
             channels = width * expansion
             stages.append(Stage(name, channels, 2**i if small_images else 4 * 2**i))
         self.stages = tuple(stages)
-        self.fc = nn.Linear(channels, num_classes)
+        self._classifier(channels, num_classes)
         if blur:
             blur_strides(self)
         self._initialize(zero_init_residual)
