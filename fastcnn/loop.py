@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -192,10 +193,11 @@ def fit_epochs(
             run.best = {**val, "epoch": state.epoch}
         if validates:
             run.since_best = 0 if is_best else run.since_best + 1
-        if state.epoch > schedule.epochs - config.average_last:
-            run.average.add(state)
-        else:  # what a shorter run averaged is not of the last epochs any more
+        first_averaged = max(0, math.ceil(schedule.epochs) - config.average_last)
+        if epoch == first_averaged:  # what a shorter run averaged is not of the last epochs any more
             run.average = Average()
+        if epoch >= first_averaged:
+            run.average.add(state)
         seconds += time.perf_counter() - start
         gives_up = config.patience is not None and run.since_best >= config.patience and not last
         stopped = any_rank(bool(stop), state.device) and not last

@@ -120,6 +120,9 @@ def test_dali_on_a_gpu_knows_the_settings(name):
         _pipeline(
             feed=lambda: None,
             fields=["start", "shape"],
+            steps=[],
+            border="pad",
+            fill=(0, 0, 0),
             read_files=True,
             size=8,
             channels=3,

@@ -415,7 +415,7 @@ MISTAKES = [
         "--config bad.yaml: Error parsing --epochs: no type matching ",
     ),
     (("--resume", "pickle.pt"), "--resume pickle.pt: not a checkpoint"),
-    (("--data", ""), "--data : write a folder"),
+    (("--data", ""), "--data: write a folder"),
     (("--arch", "resnet-50"), "--arch resnet-50: no such network; did you mean resnet50?"),
     (("--data", "nowhere"), "--data nowhere: no such folder"),
     (("--batch-size", "161"), "--batch-size 161: more than the 160 training images; write 160 or less"),
@@ -438,7 +438,7 @@ MISTAKES = [
     (("--output-dir", "file"), "--output-dir file: "),
     (("--config", "nowhere.yaml"), "--config nowhere.yaml: No such file"),
     (("--workers", "0", "--data-backend", "dali"), "--data-backend dali: DALI needs a thread"),
-    (("--epochs", "0"), "--epochs 0: write 1 or more"),
+    (("--epochs", "0"), "--epochs 0.0: write more than 0"),
     (("--arch", "unet/resnet17"), "--arch unet/resnet17: no such network; did you mean unet/resnet1"),
     (("--arch", "unet_small"), "--data classes: no images with masks; expected classes/train/images and "),
     (
