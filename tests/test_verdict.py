@@ -594,7 +594,7 @@ def test_a_run_says_it_after_the_first_epoch_and_at_its_end(train, demo, one_cor
 def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeypatch, capsys):
     real = Normalized.forward
 
-    def slow(self: Normalized, images: Tensor, mix: Tensor | None) -> object:
+    def slow(self: Normalized, images: Tensor, mix: Tensor | None = None) -> object:
         time.sleep(0.1 if self.training else 0)
         return real(self, images, mix)
 
