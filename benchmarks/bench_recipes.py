@@ -42,6 +42,8 @@ class Settings:
     """One run each."""
     backends: tuple[str, ...] = ("auto",)
     """Of --data-backend; they take turns."""
+    timed: bool = True
+    """Whether the machine does nothing else: else its times are not shown."""
     flags: Annotated[str, tyro.conf.arg(metavar="'--flags=--epochs 2'")] = ""
     """Further flags of fastcnn.train."""
     name: str | None = None
@@ -116,6 +118,7 @@ def content(
         "recipe": settings.recipe,
         "command": f"python -m fastcnn.train {arguments(replace(settings, data=told))}",
         "images": {"jpeg": folder},
+        "timed": settings.timed,
         "environment": bench.environment(device),
         "runs": [vars(run) for run in runs],
     }

@@ -283,7 +283,8 @@ def _reached(name: str, files: Files) -> list[str]:
             seconds = statistics.mean(run["seconds"] for run in runs)
             loader = "" if backend == "auto" else f", loader {backend}"
             seeds = f", seeds {', '.join(str(run['seed']) for run in runs)}" if len(runs) > 1 else ""
-            lines.append(f"- fastcnn: **{accuracies}** in {clock(seconds)}{seeds}{loader}; {images}.")
+            taken = f" in {clock(seconds)}" if content["timed"] else ""
+            lines.append(f"- fastcnn: **{accuracies}**{taken}{seeds}{loader}; {images}.")
         lines.append(f"  `{content['command']}`, {describe(content)}.")
         if "difference" in content:
             apart = content["difference"]
