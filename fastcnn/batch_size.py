@@ -36,8 +36,8 @@ def largest_that_fits(fits: Callable[[int], bool], cap: int) -> int:
     high = min(high, cap)
     while high - low > (MULTIPLE if low >= MULTIPLE else 1):
         middle = (low + high) // 2
-        if middle > MULTIPLE:
-            middle -= middle % MULTIPLE
+        if low >= MULTIPLE:
+            middle = max(middle - middle % MULTIPLE, low + MULTIPLE)
         low, high = (middle, high) if fits(middle) else (low, middle)
     while low > 0 and not fits(low):
         low = low - MULTIPLE if low > MULTIPLE else low - 1
@@ -93,12 +93,13 @@ def _try(network: nn.Module, config: Config, size: int, device: torch.device) ->
     channels = int(config.in_chans)
     model = Normalized(network, [0.5] * channels, [0.5] * channels, config.channels_last == "on").to(device)
     optimizer = build_optimizer(network, config.opt, lr=0.0, weight_decay=0.0)
-    with torch.autocast(device.type, dtype=DTYPES[config.amp_dtype], enabled=config.amp_dtype != "fp32"):
+    dtype, half = DTYPES[config.amp_dtype], config.amp_dtype != "fp32"
+    with torch.autocast(device.type, dtype=dtype, enabled=half):
         outputs = model.train()(random_images(size, int(config.img_size), channels, device))
     any_loss(outputs).backward()
     optimizer.step()
     del outputs
-    with torch.no_grad(), torch.autocast(device.type, dtype=DTYPES[config.amp_dtype]):
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=half):
         model.eval()(random_images(size, int(config.val_img_size), channels, device))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import platform
 import re
 import statistics
@@ -184,12 +185,13 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit measured, with "+" if files differ from it, results aside."""
+    """The commit measured, with "+" if files differ from it, results aside; of a copy without its repository
+    what $FASTCNN_COMMIT says."""
     git = "git", "-C", str(Path(__file__).parent)
     commit = _output(*git, "rev-parse", "--short", "HEAD")
     elsewhere = ":/", ":(exclude,top)benchmarks/results"
     changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", *elsewhere)
-    return commit + ("+" if changed else "")
+    return commit + ("+" if changed else "") if commit else os.environ.get("FASTCNN_COMMIT", "")
 
 
 def _output(*command: str) -> str:

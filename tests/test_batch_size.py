@@ -26,6 +26,7 @@ class Memory:
 
     def fits(self, size: int) -> bool:
         self.tried.append(size)
+        assert len(self.tried) < 1000, "the search does not end"
         if size <= self.room:
             return True
         self.room -= self.lost
@@ -34,6 +35,16 @@ class Memory:
 
 @given(room=st.integers(0, 5000), cap=st.integers(1, 4096))
 def test_the_result_fits_and_the_next_larger_one_does_not(room, cap):
+    check(room, cap)
+
+
+def test_so_it_is_for_every_small_cap():
+    for cap in range(1, 100):
+        for room in range(cap + 1):
+            check(room, cap)
+
+
+def check(room: int, cap: int) -> None:
     memory = Memory(room)
     found = largest_that_fits(memory.fits, cap)
     assert found <= min(room, cap)
