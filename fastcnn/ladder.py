@@ -24,7 +24,7 @@ from fastcnn import bench, machine, roofline
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
-from fastcnn.steps import Problem, Switches, build_own_step, build_step, has_kernels
+from fastcnn.steps import Problem, Switches, build_own_step, build_step, has_kernels, has_slow_layers
 from fastcnn.worker import Start, Worker, WorkerError, time_workers
 
 BASELINE = "eager fp32 NCHW"
@@ -122,7 +122,6 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
         torch.set_num_threads(machine.cores_per_process(Ranks()))  # workers take it over
     problem = describe_problem(settings, device)
     rounds = min(settings.rounds, QUICK_ROUNDS) if settings.quick else settings.rounds
-    calls = 10 if device.type == "cuda" else 1  # the host runs ahead of a GPU
     begin, switches, best = clock(), Switches(), BASELINE
     with ExitStack() as stack:
         try:
@@ -138,6 +137,7 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
             "rungs": [],
         }
         workers = {BASELINE: baseline}
+        calls = _calls(baseline, device)
         start_before = 0.0
         for name, changes in [*RUNGS.items(), (OWN, {})]:
             rung = Rung(name, dataclasses.replace(switches, **changes))
@@ -163,6 +163,13 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
                 workers.pop(name).close()
             content["rungs"].append(rung_result(rung, problem, content["roofline"]))
             yield content
+
+
+def _calls(baseline: Worker, device: torch.device) -> int:
+    """In a turn: as many as the host needs to run ahead of a GPU, of the slowest step half a second's."""
+    if device.type == "cpu":
+        return 1
+    return max(2, min(10, round(0.5 / baseline.start.first_seconds[-1])))
 
 
 def _measure(rung: Rung, workers: dict[str, Worker], best: str, rounds: int, calls: int) -> None:
@@ -231,6 +238,8 @@ def _why_not(rung: Rung, settings: Settings, device: torch.device, problem: Prob
         return "for the CPU"
     if RUNGS.get(name, {}).get("kernels") == "ours" and not has_kernels(problem):
         return "no layer of ours"
+    if name == "accelerate" and not has_slow_layers(problem):
+        return "no layer that it could swap"
     if name in COMPILED and settings.quick and device.type == "cpu":
         return "left out by --quick"
     if name == "max-autotune" and rung.switches.compile == "off":

@@ -238,6 +238,16 @@ def has_kernels(problem: Problem) -> bool:
     return any(type(module) in (DepthwiseConv2d, LocalResponseNorm) for module in modules)
 
 
+def has_slow_layers(problem: Problem) -> bool:
+    """Whether there is a layer that `accelerate` may swap."""
+    modules = replace(problem, device="meta").network().modules()
+    return any(
+        isinstance(module, nn.LocalResponseNorm)
+        or (isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels)
+        for module in modules
+    )
+
+
 def without_kernels(network: nn.Module) -> None:
     """Turns the layers that fastcnn's networks build as its own into PyTorch's."""
     for module in network.modules():

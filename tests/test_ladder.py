@@ -186,6 +186,26 @@ def test_a_rung_that_fails_is_named_and_the_others_are_measured(rungs):
     assert found["fused optimizer"]["kept"]
 
 
+def test_a_turn_on_a_gpu_takes_half_a_second_of_the_slowest_step():
+    def calls(seconds: float, device: str) -> int:
+        worker = FakeWorker(seconds, BASELINE)
+        worker.start.first_seconds = [9.0, seconds]
+        return ladder._calls(worker, torch.device(device))
+
+    assert calls(0.2, "cpu") == 1
+    assert [calls(seconds, "cuda") for seconds in (2.0, 0.2, 0.1, 0.001)] == [2, 2, 5, 10]
+
+
+def test_what_has_nothing_to_swap_is_not_measured_with_accelerate():
+    def why_not(arch: str) -> str:
+        problem = Problem(arch, 32, 2, "cuda")
+        rung = ladder.Rung("accelerate", Switches())
+        return ladder._why_not(rung, Settings(arch), torch.device("cuda"), problem)
+
+    assert why_not("resnet20") == "no layer that it could swap"
+    assert why_not("alexnet") == why_not("mobilenet_v2") == why_not("timm/convnext_tiny") == ""
+
+
 def test_what_needs_a_gpu_says_so_on_a_cpu(rungs):
     found = rungs(Settings("lenet5", device="cpu"))
     assert found["CUDA graph"]["left_out"] == "needs a CUDA GPU"
