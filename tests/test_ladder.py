@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from functools import partial
+from typing import cast
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_a_turn_on_a_gpu_takes_half_a_second_of_the_slowest_step():
     def calls(seconds: float, device: str) -> int:
         worker = FakeWorker(seconds, BASELINE)
         worker.start.first_seconds = [9.0, seconds]
-        return ladder._calls(worker, torch.device(device))
+        return ladder._calls(cast(Worker, worker), torch.device(device))
 
     assert calls(0.2, "cpu") == 1
     assert [calls(seconds, "cuda") for seconds in (2.0, 0.2, 0.1, 0.001)] == [2, 2, 5, 10]
