@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from fastcnn import bench, machine
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Problem, build_own_step
-from fastcnn.worker import Worker, WorkerError, time_workers
+from fastcnn.worker import Worker, WorkerError, calls_of_a_turn, time_workers
 
 BASELINE, OURS = "eager fp32 NCHW", "fastcnn"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", "timm", OURS)
@@ -139,7 +139,6 @@ NOT_IN_TIMM = ("alexnet_torchvision",)
 def measure(row: Train, quick: bool) -> bench.Comparison:
     problem = Problem(row.arch, row.img_size, row.batch_size, DEVICE.type)
     rounds = 3 if quick else 15
-    calls = 10 if DEVICE.type == "cuda" else 1  # the host runs ahead of a GPU
     machine.prepare(DEVICE, machine.cores_per_process(Ranks()), deterministic=False)  # as before a training
     if DEVICE.type == "cuda":
         way, why, compiled = machine.Arithmetic("bf16", True), "the GPU has it", True
@@ -167,6 +166,7 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
                 if name == BASELINE:
                     raise
                 left_out[name] = f"failed: {error}"
+        calls = calls_of_a_turn(workers[BASELINE], DEVICE)
         seconds = time_workers(workers, rounds, calls=calls)
     layouts = {
         BASELINE: "fp32 NCHW",

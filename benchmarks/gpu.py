@@ -103,6 +103,7 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
             no_gpu,
             resumes=True,
         ),
+        Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.2, no_gpu),
         ladder("resnet50", 224, 256, 0.3),
         *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in (first, *others)),
         *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),

@@ -111,6 +111,35 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n\n".join([*parts, _table([[*keys, "geometric mean"], *means])])
 
 
+def short_markdown(report: dict[str, Any]) -> str:
+    """A row for each kernel: geometric means over the layers of the first batch size."""
+    batch = report["settings"]["batch_size"][0]
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in report["rows"]:
+        if row["batch"] == batch and "share_of_copy" in row:
+            rows.setdefault(kind_name(row["layer"]), {}).setdefault(row["pass"], []).append(row)
+    kinds = {
+        kind_name(vars(layer)): PASSES[type(layer)]
+        for network in report["settings"]["networks"]
+        for layer in NETWORKS[network]
+    }
+    lines = [["", "forward", "gradients: of the input, of the weight", "layers"]]
+    for kind, (first, *gradients) in sorted(kinds.items()):
+        found = rows.get(kind, {})
+        cells = ["; ".join(_mean(found.get(step, [])) for step in steps) for steps in ([first], gradients)]
+        name = kind if kind.startswith("LRN") else f"depthwise {kind}"
+        lines.append([name, *cells, str(len(found.get(first, [])))])
+    return _table(lines)
+
+
+def _mean(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return NOT_MEASURED
+    times = statistics.geometric_mean(row["ratios"]["eager"]["median"] for row in rows)
+    share = statistics.geometric_mean(row["share_of_copy"]["ours"] for row in rows)
+    return f"{times:.2f}x, {share:.0%}"
+
+
 def _cell(row: dict[str, Any], against: str) -> str:
     if against not in row.get("ratios", {}):
         return next((word for word in TROUBLE if word in row), NOT_MEASURED)

@@ -1,4 +1,4 @@
-"""benchmarks/README.md, RECIPES.md and the README's figures, from the JSON files under benchmarks/results/.
+"""benchmarks/README.md, RECIPES.md and the figures of both READMEs, from the JSON files of benchmarks/results/.
 
     python benchmarks/report.py            # writes them, and the pictures
     python benchmarks/report.py --check    # exits with 1 if what is there differs
@@ -12,10 +12,11 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import kernel_tables as tables
 from sizes import TRAIN
 
 from fastcnn import bench, ladder_report
@@ -184,6 +185,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "python -m pytest benchmarks/bench_train.py",
         "Times eager fp32 NCHW (quartiles), in turn; each side in a process of its own.",
     ),
+    "accelerate": (
+        "Training steps before and after `accelerate`",
+        "python -m pytest benchmarks/bench_accelerate.py",
+        "Times eager bf16 channels-last (quartiles), in turn; each side in a process of its own.",
+    ),
     "loader": (
         "Loaders",
         "python -m pytest benchmarks/bench_loader.py --data FOLDER",
@@ -304,8 +310,10 @@ def train_figures(machines: dict[str, Files]) -> str:
         if found:
             parts += [comparison_table(found, "train", "arithmetic"), "", f"{sources(found)}."]
             parts += [f"[Picture](benchmarks/results/{machine}/train.png)."]
-    if not any(is_gpu(comparisons(files, "train")) for files in machines.values()):
-        rows = [[str(row), *[NOT_MEASURED] * 2] for row in TRAIN["cuda"]]
+    on_gpus = [comparisons(files, "train") for files in machines.values() if is_gpu(files)]
+    measured = {content["what"] for files in on_gpus for content in files.values()}
+    rows = [[str(row), *[NOT_MEASURED] * 2] for row in TRAIN["cuda"] if f"train-{row}" not in measured]
+    if rows:
         parts += ["", table(["on a GPU", "eager fp32 NCHW", "fastcnn"], rows)]
     return "\n".join(parts)
 
@@ -319,18 +327,41 @@ def loader_figures(machines: dict[str, Files]) -> str:
     return "\n".join(parts) or NOT_MEASURED
 
 
-BLOCKS: dict[str, Callable[[dict[str, Files]], str]] = {"train": train_figures, "loader": loader_figures}
-"""What the README shows."""
+def kernel_figures(machines: dict[str, Files], show: Callable[[Content], str] = tables.markdown) -> str:
+    """kernels/README.md: each layer on each GPU."""
+    reports = [c for files in machines.values() for c in files.values() if c["what"] == "kernels"]
+    return "\n\n".join(map(show, reports)) or f"On a GPU: {NOT_MEASURED}."
 
 
-def fill(text: str, machines: dict[str, Files]) -> str:
-    """The README with its blocks of figures made anew."""
-    for name, make in BLOCKS.items():
+def kernel_means(machines: dict[str, Files]) -> str:
+    """README: each kernel on each GPU."""
+
+    def show(content: Content) -> str:
+        batch = content["settings"]["batch_size"][0]
+        cells = (
+            f"Times eager PyTorch and share of a copy's bandwidth, bf16, batch {batch}; {describe(content)}."
+        )
+        return f"{tables.short_markdown(content)}\n\n{cells}"
+
+    return kernel_figures(machines, show)
+
+
+README = {"kernels": kernel_means, "train": train_figures, "loader": loader_figures}
+KERNELS_README = {"layers": kernel_figures}
+"""What is shown there."""
+
+Blocks = Mapping[str, Callable[[dict[str, Files]], str]]
+
+
+def fill(path: Path, blocks: Blocks, machines: dict[str, Files]) -> str:
+    """A README with its blocks of figures made anew."""
+    text = path.read_text()
+    for name, make in blocks.items():
         begin = BEGIN.format(name)
         block = f"{begin}\n{make(machines)}\n{END}"
         pattern = re.compile(re.escape(begin) + r".*?" + re.escape(END), re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no block {begin}")
+            raise SystemExit(f"{path}: there is no block {begin}")
         text = pattern.sub(lambda _, block=block: block, text)  # type: ignore[misc]
     return text
 
@@ -342,11 +373,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     machines = read()
-    readme = HERE.parent / "README.md"
+    readmes: dict[Path, Blocks] = {
+        HERE.parent / "README.md": README,
+        HERE.parent / "kernels" / "README.md": KERNELS_README,
+    }
     texts = {
         HERE / "README.md": page(machines),
         HERE.parent / "RECIPES.md": recipes_page(machines),
-        readme: fill(readme.read_text(), machines),
+        **{path: fill(path, blocks, machines) for path, blocks in readmes.items()},
     }
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check:

@@ -25,7 +25,7 @@ from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
 from fastcnn.steps import Problem, Switches, build_own_step, build_step, has_kernels, has_slow_layers
-from fastcnn.worker import Start, Worker, WorkerError, time_workers
+from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, time_workers
 
 BASELINE = "eager fp32 NCHW"
 RUNGS: dict[str, dict[str, Any]] = {
@@ -137,7 +137,7 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
             "rungs": [],
         }
         workers = {BASELINE: baseline}
-        calls = _calls(baseline, device)
+        calls = calls_of_a_turn(baseline, device)
         start_before = 0.0
         for name, changes in [*RUNGS.items(), (OWN, {})]:
             rung = Rung(name, dataclasses.replace(switches, **changes))
@@ -163,13 +163,6 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
                 workers.pop(name).close()
             content["rungs"].append(rung_result(rung, problem, content["roofline"]))
             yield content
-
-
-def _calls(baseline: Worker, device: torch.device) -> int:
-    """In a turn: as many as the host needs to run ahead of a GPU, of the slowest step half a second's."""
-    if device.type == "cpu":
-        return 1
-    return max(2, min(10, round(0.5 / baseline.start.first_seconds[-1])))
 
 
 def _measure(rung: Rung, workers: dict[str, Worker], best: str, rounds: int, calls: int) -> None:

@@ -15,7 +15,7 @@ from fastcnn.errors import UserError
 from fastcnn.ladder import BASELINE, OWN, RUNGS, Settings
 from fastcnn.roofline import Ceilings, Operation
 from fastcnn.steps import Problem, Switches, build_step
-from fastcnn.worker import Start, Worker, WorkerError, time_workers
+from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, time_workers
 
 CPU = torch.device("cpu")
 LENET = Settings("lenet5")
@@ -191,7 +191,7 @@ def test_a_turn_on_a_gpu_takes_half_a_second_of_the_slowest_step():
     def calls(seconds: float, device: str) -> int:
         worker = FakeWorker(seconds, BASELINE)
         worker.start.first_seconds = [9.0, seconds]
-        return ladder._calls(cast(Worker, worker), torch.device(device))
+        return calls_of_a_turn(cast(Worker, worker), torch.device(device))
 
     assert calls(0.2, "cpu") == 1
     assert [calls(seconds, "cuda") for seconds in (2.0, 0.2, 0.1, 0.001)] == [2, 2, 5, 10]

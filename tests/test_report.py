@@ -68,12 +68,21 @@ def test_without_files_everything_is_not_measured():
 def test_a_gpu_s_figures_replace_what_was_not_measured():
     content = comparison()
     content["environment"] |= {"gpu": "NVIDIA H200", "driver": "1"}
-    assert "not measured" not in report.train_figures({"h200": {Path("a"): content}})
+    text = report.train_figures({"h200": {Path("a"): content | {"what": "train-resnet50-224px-batch256"}}})
+    assert "| resnet50-224px-batch256 | 80 img/s" in text
+    assert "| resnet50-224px-batch256 | not measured" not in text
+    assert "| vgg16-224px-batch128 | not measured" in text
 
 
-def test_a_readme_without_its_block_is_told():
-    with pytest.raises(SystemExit, match="no block"):
-        report.fill("no figures here", {})
+def test_without_a_gpu_the_kernels_are_not_measured():
+    assert report.kernel_figures({}) == report.kernel_means({}) == "On a GPU: not measured."
+
+
+def test_a_readme_without_its_block_is_told(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("no figures here")
+    with pytest.raises(SystemExit, match="there is no block"):
+        report.fill(path, report.README, {})
 
 
 def test_the_tables_in_the_repository_are_made_from_its_files():
