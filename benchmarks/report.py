@@ -1,4 +1,4 @@
-"""benchmarks/README.md, RECIPES.md and the figures of both READMEs, from the JSON files of benchmarks/results/.
+"""benchmarks/README.md, RECIPES.md, and the figures of both READMEs, from the JSON files under results/.
 
     python benchmarks/report.py            # writes them, and the pictures
     python benchmarks/report.py --check    # exits with 1 if what is there differs
