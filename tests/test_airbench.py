@@ -282,3 +282,17 @@ def test_synthetic_data_shows_a_network_nothing(train, monkeypatch):
     flags = ["--arch", "airbench_small", "--data", "synthetic", "--img-size", 16, "--batch-size", 16]
     flags += ["--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off"]
     assert train(*flags, "--epochs", 0.02, "--output-dir", "run") == 0
+
+
+@pytest.mark.slow
+def test_compiled_in_bf16_its_gradients_are_the_eager_ones():
+    network = small().to(memory_format=torch.channels_last).train()
+    images, targets = smooth_images(), torch.arange(20) % 10
+    found = []
+    for run in (network, torch.compile(network, dynamic=False)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(run(images), targets)
+        network.zero_grad()
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert (found[0] - found[1]).norm() < 0.1 * found[0].norm()  # NaN is not

@@ -15,6 +15,8 @@ from fastcnn_kernels.layers import NETWORKS, Depthwise
 
 pytest.importorskip("triton")
 
+from fastcnn_kernels._patches import MOST_PIXELS, cut
+
 CASES = {case.name: case for case in audit.cases(audit.TYPICAL)}
 QUICK = [name for name in CASES if "3x3" in name or "LRN" in name]
 
@@ -154,3 +156,11 @@ def test_spills_are_seen():
     assert launch.LANES == constants["LANES"]
     huge = audit.Case(**{**vars(case), "programs": ((convolve_kernel, constants),)})
     assert audit.compile_case(huge, "sm_90").spilled > 0
+
+
+@pytest.mark.parametrize("key", MOST_PIXELS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2)])
+def test_no_patch_is_one_element_however_small_the_map(key, size):
+    kind, kernel, stride = key
+    rows, columns = cut(kind, size, size, kernel, stride, (kernel // 2, kernel // 2))
+    assert rows.patch * columns.patch > 1

@@ -79,7 +79,8 @@ class AirbenchNet(ConvNet):
         return outputs
 
     def forward_head(self, features: Tensor) -> Tensor:
-        return self.head(features.amax((2, 3)))
+        # Not amax, whose gradient looks for the maximum again: compiled in bf16, it finds none, and is NaN.
+        return self.head(F.max_pool2d(features, features.shape[2:]).flatten(1))
 
     def layer_groups(self) -> list[list[str]]:
         layers = (f"block{i}.{name}" for i in (1, 2, 3) for name in ("conv1", "norm1", "conv2", "norm2"))

@@ -136,7 +136,8 @@ def cut(
     best: tuple[float, int] | None = None
     for height in range(unit, 4 + 1, unit):
         for width in range(unit, 14 + 1, unit):
-            if height * width > MOST_PIXELS[kind, kernel, stride]:
+            # Not 1: Triton 3.6 takes a tuple apart that has one element, which is such a tuple itself.
+            if not 1 < height * width <= MOST_PIXELS[kind, kernel, stride]:
                 continue
             rows, columns = (
                 Axis(patched[i], windowed[i], size, kernel, stride, padding[i], transposed)
