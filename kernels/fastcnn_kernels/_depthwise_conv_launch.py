@@ -17,8 +17,9 @@ from fastcnn_kernels._support import why_no_kernel
 WARPS = 4
 LANES = 32 * WARPS
 """Of a program."""
-LANES_IN_FLIGHT = 132 * 512
-"""About what a large GPU holds of the weight's gradient's first stage: images are split over so many."""
+LANES_IN_FLIGHT = {3: 132 * 512, 5: 132 * 1024, 7: 132 * 1024}
+"""Of the weight's gradient's first stage: images are split over so many. About what a large GPU holds; twice
+that where arithmetic takes longest, so that all its multiprocessors end together."""
 IMAGES_PER_LANE = 8
 """At least, however, so that partial sums stay few."""
 TAP_ROWS = {3: ((0, 3),), 5: ((0, 5),), 7: ((0, 4), (4, 7))}
@@ -62,7 +63,7 @@ class Shape(NamedTuple):
 
 @functools.cache
 def taps_launch(kernel: int, flip: bool) -> Launch:
-    return Launch(kernels.taps_kernel, {"TAPS": kernel**2, "FLIP": flip, "BLOCK": 128})
+    return Launch(kernels.taps_kernel, {"TAPS": kernel**2, "FLIP": flip, "BLOCK": LANES})
 
 
 @functools.cache
@@ -101,13 +102,16 @@ def weight_grad_launches(shape: Shape, bias: bool, lanes: int) -> list[Launch]:
 def splits(launch: Launch, batch: int) -> int:
     """Into how many parts that stage divides the images: so many partial sums has each patch."""
     lanes = launch.programs(launch.patches) * launch.constants["LANES"]
-    return max(1, min(cdiv(LANES_IN_FLIGHT, lanes), batch // IMAGES_PER_LANE))
+    return max(
+        1, min(cdiv(LANES_IN_FLIGHT[launch.constants["ROWS"].kernel], lanes), batch // IMAGES_PER_LANE)
+    )
 
 
 @functools.cache
-def reduce_launch(kernel: int, bias: bool) -> Launch:
-    """The second stage."""
-    return Launch(kernels.reduce_kernel, {"TAPS": kernel**2, "HAS_BIAS": bias, "BLOCK": 64})
+def reduce_launch(kernel: int, bias: bool, many: bool) -> Launch:
+    """The second stage. Few programs must read fast where partial sums are many."""
+    constants = {"TAPS": kernel**2, "HAS_BIAS": bias, "ROWS": 1024 if many else 128, "COLUMNS": 8}
+    return Launch(kernels.reduce_kernel, constants)
 
 
 def _convolution(rows: Axis, columns: Axis, channels: int, bias: bool, lanes: int) -> Launch:
@@ -195,11 +199,10 @@ def weight_grad(
     partial = input.new_empty(parts * patches, taps + has_bias, shape.channels, dtype=torch.float32)
     for launch in launches:
         launch.run((programs, parts), input, grad_output, partial, batch, parts)
-    grid = cdiv(shape.channels, 32), taps + has_bias
+    reduce = reduce_launch(shape.kernel, has_bias, parts * patches > 512)
+    grid = cdiv(shape.channels, reduce.constants["COLUMNS"]), taps + has_bias
     bias = grad_bias if has_bias else grad_weight
-    reduce_launch(shape.kernel, has_bias).run(
-        grid, partial, grad_weight, bias, parts * patches, shape.channels
-    )
+    reduce.run(grid, partial, grad_weight, bias, parts * patches, shape.channels)
     if grad_bias is not None and not has_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3), dtype=torch.float32))
 
@@ -207,7 +210,8 @@ def weight_grad(
 def _taps(weight: Tensor, flip: bool) -> Tensor:
     channels, kernel = weight.shape[0], weight.shape[2]
     result = weight.new_empty(kernel**2, channels, dtype=torch.float32)
-    taps_launch(kernel, flip).run((cdiv(channels, 128),), weight, result, channels)
+    launch = taps_launch(kernel, flip)
+    launch.run((cdiv(result.numel(), launch.constants["BLOCK"]),), weight, result, channels)
     return result
 
 

@@ -319,21 +319,22 @@ def reduce_kernel(
     channels,
     TAPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Second stage: `count` partial sums become grad_weight [channels, TAPS] and grad_bias [channels]. In a
     fixed order, so that the same input gives the same bits."""
-    channel = tl.program_id(0) * 32 + tl.arange(0, 32)
+    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     tap = tl.program_id(1)
     pointer = partial + tap * channels + channel[None, :]
     step = (TAPS + HAS_BIAS) * channels
-    total = tl.zeros([BLOCK, 32], tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
     start = 0
     while start < count:
-        part = start + tl.arange(0, BLOCK)
+        part = start + tl.arange(0, ROWS)
         mask = (part < count)[:, None] & (channel < channels)[None, :]
         total += tl.load(pointer + part.to(tl.int64)[:, None] * step, mask, other=0)
-        start += BLOCK
+        start += ROWS
     value = tl.sum(total, 0)
     if tap < TAPS:
         tl.store(grad_weight + channel * TAPS + tap, value, channel < channels)
@@ -344,7 +345,8 @@ def reduce_kernel(
 @triton.jit
 def taps_kernel(weight, taps, channels, TAPS: tl.constexpr, FLIP: tl.constexpr, BLOCK: tl.constexpr):
     """weight [channels, TAPS] to float32 taps [TAPS, channels]: neighbouring lanes read side by side."""
-    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    for t in tl.static_range(TAPS):
-        value = tl.load(weight + channel * TAPS + (TAPS - 1 - t if FLIP else t), channel < channels)
-        tl.store(taps + t * channels + channel, value.to(tl.float32), channel < channels)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tap = place // channels
+    source = place % channels * TAPS + (TAPS - 1 - tap if FLIP else tap)
+    live = place < TAPS * channels
+    tl.store(taps + place, tl.load(weight + source, live).to(tl.float32), live)

@@ -97,20 +97,20 @@ class Axis:
 
 MOST_PIXELS = {
     # (pass, kernel, stride): the largest patch. Larger ones need fewer instructions for each output, but more
-    # registers and more instructions in all; kernels/README.md has the figures.
-    ("forward", 3, 1): 14,
+    # registers and more instructions in all; these were the fastest on an H200 (benchmarks/LOG.md).
+    ("forward", 3, 1): 28,
     ("forward", 5, 1): 28,
-    ("forward", 7, 1): 14,
-    ("forward", 3, 2): 14,
-    ("forward", 5, 2): 14,
+    ("forward", 7, 1): 16,
+    ("forward", 3, 2): 28,
+    ("forward", 5, 2): 28,
     ("forward", 7, 2): 14,
-    ("input_grad", 3, 2): 56,
-    ("input_grad", 5, 2): 28,
+    ("input_grad", 3, 2): 28,
+    ("input_grad", 5, 2): 32,
     ("input_grad", 7, 2): 28,
-    ("weight_grad", 3, 1): 14,
-    ("weight_grad", 5, 1): 14,
+    ("weight_grad", 3, 1): 16,
+    ("weight_grad", 5, 1): 16,
     ("weight_grad", 7, 1): 14,
-    ("weight_grad", 3, 2): 28,
+    ("weight_grad", 3, 2): 32,
     ("weight_grad", 5, 2): 28,
     ("weight_grad", 7, 2): 28,
 }
