@@ -64,6 +64,16 @@ def test_whitened_patches_are_uncorrelated_and_of_variance_1_and_their_negatives
     )
 
 
+def test_filters_are_exact_where_one_variance_is_far_above_the_others():
+    network, images = small(), smooth_images() + 1000
+    network.init_from_images(images)
+    patches = F.unfold(images.double(), 2).transpose(0, 1).flatten(1)
+    found = network.whiten.weight[:12].flatten(1).double()
+    variances = 1 / found.square().sum(1) - WHITEN_EPS
+    exact = torch.linalg.eigvalsh(patches @ patches.T / patches.shape[1])
+    torch.testing.assert_close(variances, exact, rtol=1e-3, atol=1e-6)
+
+
 def test_filters_do_not_depend_on_how_many_images_are_looked_at_together(monkeypatch):
     network, images = small(), smooth_images()
     network.init_from_images(images)

@@ -19,7 +19,7 @@ from fastcnn.models.base import ConvNet, Stage, grouped
 
 WHITEN_EPS = 5e-4
 """Added to the variances of the patches, so that those of next to no variance are not blown up."""
-CHUNK = 250
+CHUNK = 100
 """Images whose patches are in memory together."""
 
 
@@ -54,7 +54,8 @@ class AirbenchNet(ConvNet):
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
         """Makes the filters of `whiten` the principal components of the images' 2x2 patches, each over its
-        standard deviation, and their negatives (section 3.2).
+        standard deviation, and their negatives (section 3.2). All in float64: the least variances are a
+        hundred-thousandth of the largest one, and a GPU may round float32 products to TF32.
 
         Args:
             images: float [N, in_chans, H, W], normalized as in training.
@@ -63,8 +64,8 @@ class AirbenchNet(ConvNet):
         size = weight[0].numel()
         squares = torch.zeros(size, size, dtype=torch.float64, device=images.device)
         for part in images.split(CHUNK):
-            patches = F.unfold(part, 2).transpose(0, 1).flatten(1)  # [in_chans * 4, patches]
-            squares += (patches @ patches.T).double()
+            patches = F.unfold(part.double(), 2).transpose(0, 1).flatten(1)  # [in_chans * 4, patches]
+            squares += patches @ patches.T
         count = len(images) * (images.shape[2] - 1) * (images.shape[3] - 1)
         variances, components = torch.linalg.eigh(squares / count)
         filters = (components / (variances + WHITEN_EPS).sqrt()).T
