@@ -490,6 +490,23 @@ def test_the_checks_run_under_the_autocast_around_them(monkeypatch):
     assert all(row.swapped for row in report.rows)
 
 
+def test_of_a_large_batch_some_images_are_checked_and_all_are_measured(monkeypatch):
+    checked, measured = [], []
+    difference = _trial._difference
+    monkeypatch.setattr(
+        _trial, "_difference", lambda layer, ours, x: checked.append(x.shape) or difference(layer, ours, x)
+    )
+    monkeypatch.setattr(
+        _trial,
+        "_times",
+        lambda layer, ours, x, measure: measured.append(x.shape) or {"forward": (1.0, 2.0)},
+    )
+    (row,) = accelerate(depthwise(8), images(50, 8, 9, 9), _measure=lambda ours, theirs: (1.0, 2.0)).rows
+    assert row.swapped
+    assert checked == [(32, 8, 9, 9)]
+    assert measured == [(50, 8, 9, 9)]
+
+
 def test_layers_that_start_at_zero_are_checked_too(monkeypatch):
     spoil(monkeypatch, DepthwiseConv2d, lambda output: 1.01 * output)
     layer = depthwise(8)

@@ -133,9 +133,10 @@ def cut(
     """
     transposed = kind != "forward"
     unit = stride if transposed else 1
+    widest = 14 if transposed else 14 // stride  # its window at stride 2 is twice as wide
     best: tuple[float, int] | None = None
     for height in range(unit, 4 + 1, unit):
-        for width in range(unit, 14 + 1, unit):
+        for width in range(unit, widest + 1, unit):
             # Not 1: Triton 3.6 takes a tuple apart that has one element, which is such a tuple itself.
             if not 1 < height * width <= MOST_PIXELS[kind, kernel, stride]:
                 continue
