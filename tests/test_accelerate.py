@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from fastcnn_kernels import DepthwiseConv2d, dispatch
+from fastcnn_kernels import DepthwiseConv2d, _trial, dispatch
 from fastcnn_kernels._trial import Run, Times
 from fastcnn_kernels.accelerate import Report, Row, accelerate, restore
 from fastcnn_kernels.lrn import LocalResponseNorm
@@ -491,20 +491,20 @@ def test_the_checks_run_under_the_autocast_around_them(monkeypatch):
 
 
 def test_of_a_large_batch_some_images_are_checked_and_all_are_measured(monkeypatch):
-    checked, measured = [], []
-    difference = _trial._difference
-    monkeypatch.setattr(
-        _trial, "_difference", lambda layer, ours, x: checked.append(x.shape) or difference(layer, ours, x)
-    )
-    monkeypatch.setattr(
-        _trial,
-        "_times",
-        lambda layer, ours, x, measure: measured.append(x.shape) or {"forward": (1.0, 2.0)},
-    )
-    (row,) = accelerate(depthwise(8), images(50, 8, 9, 9), _measure=lambda ours, theirs: (1.0, 2.0)).rows
-    assert row.swapped
-    assert checked == [(32, 8, 9, 9)]
-    assert measured == [(50, 8, 9, 9)]
+    checked: list[int] = []
+    measured: list[int] = []
+
+    def check(layer: nn.Module, ours: type[nn.Module], x: Tensor) -> None:
+        checked.append(len(x))
+
+    def measure(layer: nn.Module, ours: type[nn.Module], x: Tensor, how: object) -> dict[str, Times]:
+        measured.append(len(x))
+        return {"forward": (1.0, 2.0)}
+
+    monkeypatch.setattr(_trial, "_difference", check)
+    monkeypatch.setattr(_trial, "_times", measure)
+    accelerate(depthwise(8), images(50, 8, 9, 9), _measure=lambda ours, theirs: (1.0, 2.0))
+    assert (checked, measured) == ([32], [50])
 
 
 def test_layers_that_start_at_zero_are_checked_too(monkeypatch):
