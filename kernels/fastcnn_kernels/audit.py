@@ -7,8 +7,8 @@
 The kernels are compiled ahead of time for each architecture, as they are launched, and the machine code is
 read with the `cuobjdump` of Triton's package. An element is an output in a forward pass, an element of the
 input in a gradient, and in the small programs around them a tap or a partial sum. Predicted times are those
-of an H200 whose every issue slot, or whose memory, is always busy. On maps of 28 x 28 and more one ran at 70 to
-95% of that where memory bounds, at 60 to 80% where arithmetic does; launches are not counted.
+of an H200 whose every issue slot, or whose memory, is always busy. On maps of 28 x 28 and more one ran at 70
+to 95% of that where memory bounds, at 60 to 80% where arithmetic does; launches are not counted.
 """
 
 from __future__ import annotations
