@@ -11,7 +11,7 @@ Rows, on random channels-last tensors, without bias:
 Eager PyTorch (cuDNN, cudnn.benchmark on) reads the weight in the input's dtype, ours in float32. Sides take
 turns; a turn is one call on each of several inputs that together do not fit the L2 cache, timed by the GPU
 while the host is ahead. A result is first compared with eager PyTorch's in a wider dtype: a wrong one gets no
-time. Last come the host's times to launch, on tiny inputs.
+time. The host's times to launch are of tiny inputs.
 
 Bytes are the least a pass must move, each tensor once, and the share is that of a large copy's bandwidth.
 Writes JSON to benchmarks/results/MACHINE/, after every row. The same command at the same commit goes on where
@@ -86,15 +86,20 @@ def layers_of(networks: tuple[str, ...]) -> dict[Depthwise | Norm, dict[str, int
 
 
 def plan(settings: Settings) -> list[Item]:
+    """The compiler takes seconds for each whole layer, and makes of a convolution what eager PyTorch calls."""
     layers = layers_of(settings.networks)
+    norms = [layer for layer in layers if isinstance(layer, Norm)]
+    convolutions = [layer for layer in layers if isinstance(layer, Depthwise)]
     first, *others = dict.fromkeys(settings.batch_size)
     tiny = {type(layer): dataclasses.replace(layer, channels=32, size=14) for layer in reversed(layers)}
     return [
         Item("ceilings"),
         *(Item("device", layer, step, first) for layer in layers for step in PASSES[type(layer)]),
-        *(Item("device", layer, step, first) for layer in layers for step in WHOLE),
+        *(Item("host", layer, step, 2) for layer in tiny.values() for step in PASSES[type(layer)]),
+        *(Item("device", layer, step, first) for layer in norms for step in WHOLE),
         *(Item("device", layer, step, n) for n in others for layer in layers for step in PASSES[type(layer)]),
-        *(Item("host", layer, step, 2) for layer in tiny.values() for step in (*PASSES[type(layer)], *WHOLE)),
+        *(Item("device", layer, step, first) for layer in convolutions for step in WHOLE),
+        *(Item("host", layer, step, 2) for layer in tiny.values() for step in WHOLE),
     ]
 
 
