@@ -86,7 +86,7 @@ def layers_of(networks: tuple[str, ...]) -> dict[Depthwise | Norm, dict[str, int
 
 
 def plan(settings: Settings) -> list[Item]:
-    """The compiler takes seconds for each whole layer, and makes of a convolution what eager PyTorch calls."""
+    """The compiler takes seconds for each layer, and calls for a convolution what eager PyTorch calls."""
     layers = layers_of(settings.networks)
     norms = [layer for layer in layers if isinstance(layer, Norm)]
     convolutions = [layer for layer in layers if isinstance(layer, Depthwise)]
