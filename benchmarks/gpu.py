@@ -95,28 +95,20 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     first, *others = rows[:1] if tiny else rows
     data = ("--data", settings.data) if settings.data is not None else ()
     train = (*pytest, str(HERE / "bench_train.py"), *quick)
+    kernels = (python, str(HERE / "bench_kernels.py"), "--minutes", f"{0.16 * minutes:g}")
+    side_by_side = (
+        *(python, str(HERE / "bench_cifar10.py"), "--data", str(settings.cifar10)),
+        *("--airbench", str(settings.airbench), "--output", str(folder / "cifar10-speed.json")),
+    )
+    no_airbench = "" if settings.cifar10 and settings.airbench else "--cifar10 or --airbench was not given"
     return [
-        Item(
-            "kernels",
-            (python, str(HERE / "bench_kernels.py"), "--minutes", f"{0.4 * minutes:g}"),
-            0.45,
-            no_gpu,
-            resumes=True,
-        ),
-        Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.2, no_gpu),
+        Item("kernels", kernels, 0.2, no_gpu, resumes=True),
+        Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.15, no_gpu),
+        Item(f"train-{first}", (*train, "-k", str(first)), 0.15),
         ladder("resnet50", 224, 256, 0.3),
-        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in (first, *others)),
+        Item("cifar10-speed", side_by_side, 0.25, no_gpu or no_airbench),
+        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in others),
         *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
-        Item(
-            "cifar10-speed",
-            (
-                *(python, str(HERE / "bench_cifar10.py"), "--data", str(settings.cifar10)),
-                *("--airbench", str(settings.airbench), "--output", str(folder / "cifar10-speed.json")),
-            ),
-            0.3,
-            no_gpu
-            or ("" if settings.cifar10 and settings.airbench else "--cifar10 or --airbench was not given"),
-        ),
         Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
         Item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
     ]

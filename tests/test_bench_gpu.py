@@ -135,7 +135,7 @@ def test_kernels_come_first_then_resnet50_then_the_others_then_the_loader():
         m.setattr(gpu.bench, "machine_name", lambda device: "gpu")
         names = [item.name for item in gpu.plan(settings, cuda, Path("r"))]
     assert names[:2] == ["kernels", "accelerate"]
-    assert names[2:4] == ["ladder-resnet50-224px-batch256", "train-resnet50-224px-batch256"]
+    assert names[2:4] == ["train-resnet50-224px-batch256", "ladder-resnet50-224px-batch256"]
     assert names[-2:] == ["loader", "layers"]
 
 
