@@ -86,6 +86,17 @@ def test_a_value_goes_through_the_polynomial_of_jordan_et_al():
     torch.testing.assert_close(orthogonal(x[None], steps=1)[0], expected)
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_the_iteration_is_that_of_torch_s_muon_which_is_in_bf16(shape):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    parameter = nn.Parameter(torch.zeros(shape))
+    parameter.grad = gradient.clone()
+    theirs = torch.optim.Muon([parameter], lr=1.0, weight_decay=0.0, momentum=0.0, ns_steps=5)
+    theirs.step()
+    moved = -parameter.detach() / max(1, shape[0] / shape[1]) ** 0.5  # torch's rate for tall matrices
+    torch.testing.assert_close(orthogonal(gradient[None], steps=5)[0], moved, rtol=0, atol=0.02)
+
+
 def test_a_matrix_of_zeros_stays_one():
     assert torch.equal(orthogonal(torch.zeros(1, 3, 5)), torch.zeros(1, 3, 5))
 
