@@ -626,7 +626,6 @@ def test_the_report_is_a_table_that_fits_a_terminal():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_each_layer_is_measured_and_later_runs_know_the_times():
     model = network("torchvision", "mobilenet_v2").cuda()
     original, x = copy.deepcopy(model).eval(), images(32, 3, 224, 224).cuda()
@@ -643,7 +642,6 @@ def test_on_cuda_each_layer_is_measured_and_later_runs_know_the_times():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_a_layer_whose_input_is_not_channels_last_is_left_alone():
     layer = depthwise(8).cuda()
     (only,) = accelerate(layer, torch.randn(2, 8, 9, 9, device="cuda")).rows

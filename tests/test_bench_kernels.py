@@ -403,7 +403,6 @@ def test_the_table_of_a_gpu_is_what_dispatch_reads_and_grows(tmp_path, monkeypat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_every_row_is_measured(tmp_path):
     chosen = settings(tmp_path, networks=("net",), batch_size=(8,), dtype="bf16", compile_times=True)
     assert bench_kernels.main(chosen) == 0

@@ -33,10 +33,7 @@ PLACES = [
     pytest.param(
         ON_A_GPU,
         id="gpu",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
+        marks=pytest.mark.gpu,
     ),
 ]
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")

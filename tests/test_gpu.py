@@ -16,10 +16,7 @@ from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
 from fastcnn.tasks import Classification
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 TASK = Classification(10)
 
 

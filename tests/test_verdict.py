@@ -398,7 +398,6 @@ LONG_ON_GPU = {"cycles": 30_000_000}  # 15 ms at 2 GHz
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
     ("settings", "bound"),
     [
