@@ -45,6 +45,7 @@ class Report:
         self.epochs = math.ceil(schedule.total_steps / schedule.steps_per_epoch)
         self.first_step = self.step_count = step
         self.started = time.perf_counter()
+        self.steady = False
         self.curves_drawn = self.started
         self.live = enabled and sys.stdout.isatty() and sys.stderr.isatty()
         self.bar: Any = None
@@ -92,6 +93,8 @@ class Report:
                 flush=True,
             )
         self._write({"kind": "train", **record})
+        if not self.steady:  # the first window has start-up and compilation in it, which do not come again
+            self.steady, self.started, self.first_step = True, time.perf_counter(), self.step_count
 
     def epoch_ends(
         self, epoch: int, train: str, val: str | None, is_best: bool, record: dict[str, Any]

@@ -158,6 +158,22 @@ def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, st
     assert all(line.startswith(f"epoch {end}") for line, (_, end) in zip(out, ends))
 
 
+def test_compilation_does_not_count_for_the_time_that_is_left(tmp_path, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("fastcnn.report.time.perf_counter", lambda: now)
+    report = Report(tmp_path, True, Schedule(0.1, 10, 10))
+    for epoch, seconds in enumerate((60.0, 1.0, 1.0)):
+        now += seconds
+        for _ in range(10):
+            report.step()
+        step = 10 * (epoch + 1)
+        report.window(
+            epoch, "", {"images_per_second": 1.0, "data_wait": 0.0, "step": step, "progress": epoch + 1.0}
+        )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2] for line in lines] == ["9:00", "0:08", "0:07"]
+
+
 # What is kept of a run
 
 
