@@ -437,7 +437,10 @@ MISTAKES = [
     (("--resume", "foreign.pt"), "--resume foreign.pt: not a fastcnn checkpoint"),
     (("--output-dir", "file"), "--output-dir file: "),
     (("--config", "nowhere.yaml"), "--config nowhere.yaml: No such file"),
-    (("--workers", "0", "--data-backend", "dali"), "--data-backend dali: DALI needs a thread"),
+    (
+        ("--workers", "0", "--data-backend", "dali"),
+        f"--data-backend dali: DALI {'needs a thread' if has_dali() else 'is not installed'}",
+    ),
     (("--epochs", "0"), "--epochs 0.0: write more than 0"),
     (("--arch", "unet/resnet17"), "--arch unet/resnet17: no such network; did you mean unet/resnet1"),
     (("--arch", "unet_small"), "--data classes: no images with masks; expected classes/train/images and "),
