@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +29,14 @@ TAP_ROWS = {3: ((0, 3),), 5: ((0, 5),), 7: ((0, 4), (4, 7))}
 Pair = tuple[int, int]
 
 
-class Launch(NamedTuple):
+@dataclass(frozen=True)
+class Launch:
     """A kernel and all that it is compiled for."""
 
     kernel: Any
     constants: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def patches(self) -> int:
         """Of one image."""
         return self.constants["ROWS"].patches() * self.constants["COLUMNS"].patches()

@@ -167,7 +167,7 @@ def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
         yield Case(
             f"depthwise {layer.kernel}x{layer.kernel} s{layer.stride} {name}",
             f"{layer.channels} x {layer.size}",
-            tuple(launches),
+            tuple((launch.kernel, launch.constants) for launch in launches),
             types,
             elements=pixels * group,
             useful=rows.patched * columns.patched / (launches[0].patches * pixels),
@@ -186,7 +186,7 @@ def small_cases(kernels: Iterable[int]) -> Iterator[Case]:
         yield Case(
             f"depthwise {kernel}x{kernel} taps",
             "any",
-            (taps,),
+            ((taps.kernel, taps.constants),),
             {"weight": "*fp32", "taps": "*fp32", "channels": "i32"},
             elements=taps.constants["BLOCK"] // launch.LANES,
             useful=1,
@@ -197,7 +197,7 @@ def small_cases(kernels: Iterable[int]) -> Iterator[Case]:
         yield Case(
             f"depthwise {kernel}x{kernel} partial sums",
             "any",
-            (reduce,),
+            ((reduce.kernel, reduce.constants),),
             {**pointers, "count": "i32", "channels": "i32"},
             elements=reduce.constants["ROWS"] * reduce.constants["COLUMNS"] // launch.LANES,
             useful=1,
