@@ -66,7 +66,7 @@ def test_the_cap_is_tried_first_and_alone_where_it_fits():
 
 
 SETTINGS = Config(
-    arch="resnet20", num_classes=10, in_chans=3, img_size=32, val_img_size=32, amp_dtype="fp32",
+    arch="lenet5", num_classes=10, in_chans=3, img_size=32, val_img_size=32, amp_dtype="fp32",
     channels_last="on", compile="off",
 )  # fmt: skip
 
@@ -96,7 +96,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 
 def network() -> nn.Module:
-    return build("resnet20", 10)
+    return build("lenet5", 10, in_chans=3)
 
 
 @pytest.mark.parametrize(("room", "expected"), [(100, 96), (1, 1), (5, 5), (500, 300)])

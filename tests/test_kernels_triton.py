@@ -22,8 +22,10 @@ GRIDS = {
 }
 
 
-def run_grids(python_path: Path | None = None) -> dict[str, tuple[int, str]]:
+def run_grids(whole: bool, python_path: Path | None = None) -> dict[str, tuple[int, str]]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if whole:
+        environment["WHOLE_GRID"] = "1"
     if python_path is not None:
         environment["PYTHONPATH"] = str(python_path)
     processes = {
@@ -49,8 +51,9 @@ def check(results: dict[str, tuple[int, str]]) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_kernels_agree_with_float64():
-    check(run_grids())
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "whole"])
+def test_the_kernels_agree_with_float64(whole):
+    check(run_grids(whole))
 
 
 @pytest.mark.slow
@@ -68,4 +71,4 @@ def test_they_agree_under_the_other_triton_too(tmp_path):
         version, env=environment, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert found == other
-    check(run_grids(tmp_path))
+    check(run_grids(True, tmp_path))
