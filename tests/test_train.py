@@ -148,7 +148,15 @@ def test_the_saved_settings_repeat_the_run(train, job):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("extra", [(), ("--model-ema", "--opt", "adamw", "--grad-accum-steps", "2")])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        pytest.param(
+            ("--model-ema", "--opt", "adamw", "--grad-accum-steps", "2"), marks=pytest.mark.slow, id="more"
+        ),
+    ],
+)
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(
     train, job, backend, extra, monkeypatch
 ):
