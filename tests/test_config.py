@@ -184,6 +184,14 @@ def test_an_impossible_value_of_a_flag_is_one_line_that_says_what_to_write(argv,
     assert capsys.readouterr().err == f"fastcnn: error: {expected}\n"
 
 
+def test_help_breaks_a_text_only_where_the_line_is_full(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    texts = re.findall(r"^[│ ] {7}\S", capsys.readouterr().out, re.MULTILINE)
+    assert len(texts) == len(FIELDS) + 1  # --help has a text too
+
+
 def test_help_lists_every_flag_and_ends_with_status_0(capsys):
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
