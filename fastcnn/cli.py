@@ -213,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"fastcnn: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -72,15 +72,13 @@ class Config:
     data_backend: Literal["auto", "dali", "torch", "cached", "synthetic"] = "auto"
     """Loader; auto: the fastest of them for this data, timed for a moment."""
     batch_size: Annotated[int | Literal["auto", "max"], arg(aliases=["-b"])] = "auto"
-    """Images a process takes in each forward pass; auto: the usual for the data, on a GPU as far as it fits;
-    max: as many as fit."""
+    """Images of a process in a forward pass; auto: the usual, on a GPU as far as it fits; max: what fits."""
     workers: Annotated[int | Auto, arg(aliases=["-j"])] = "auto"
     """Loading threads of each process."""
     max_bad_fraction: float = 0.01
     """Share of the images that may be undecodable; they are replaced in training, left out in validation."""
     train_crop: Literal["auto", "random-resized", "random", "pad"] = "auto"
-    """Crop in training; random: of an image resized to --img-size / --crop-pct; auto: pad for small images of
-    one size, else random-resized."""
+    """Training crop; random: after a resize to --img-size / --crop-pct; auto: pad for small equal images."""
     scale: tuple[float, float] | Auto = "auto"
     """Share of the image's area that a random-resized crop takes; auto: 0.08 1, with masks or boxes 0.5 1."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -122,8 +120,7 @@ class Config:
     crop_pct: float = 0.875
     """Side of the validation crop over the resized image's short side."""
     crop_mode: Literal["auto", "center", "border"] = "auto"
-    """Validation: a crop of the centre, or all of the image with black borders; auto: border with masks or
-    boxes, else center."""
+    """Validation: a crop, or all of the image with black borders; auto: border with masks or boxes."""
 
     # Segmentation and detection.
     seg_loss: Literal["ce", "dice", "ce-dice"] = "ce-dice"
@@ -157,8 +154,7 @@ class Config:
     momentum: float = 0.9
     """Momentum of sgd, nesterov and rmsproptf."""
     weight_decay: Annotated[float | Auto, arg(aliases=["--wd"])] = "auto"
-    """Weight decay of parameters with more than one dimension, with muon of all but filters; auto: 1e-4,
-    adamw 0.05, muon 1/60 for 2,000 images of a step."""
+    """Weight decay of parameters of two dimensions or more, with muon not of filters; auto: by --opt."""
     sched: SchedName = "cosine"
     """Learning-rate schedule."""
     warmup_epochs: float | Auto = "auto"

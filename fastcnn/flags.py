@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,41 @@ def _read_flags(argv: Sequence[str], default: Config, prog: str) -> Config:
 
 
 def _unboxed(box: str) -> str:
-    """The first paragraph of tyro's framed message as a line, with the nearest flag for an unknown one."""
+    """The first paragraph of tyro's framed message as a line that says what to write."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
     words = [line if set(line) - set("─-╭╮╰╯") else "" for line in lines]  # rules are of "-" in ASCII
-    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words)))
-    unknown = re.match(r"Unrecognized options: (--[\w-]+)", text)
-    if unknown is None:
-        return f"{text.rstrip('.')}; --help lists the flags"
-    near = difflib.get_close_matches(unknown[1].replace("_", "-"), map(flag, FIELDS), n=1)
-    return f"{unknown[1]}: no such flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words))).rstrip(".")
+    if unknown := re.match(r"Unrecognized options: (--[\w-]+)", text):
+        near = difflib.get_close_matches(unknown[1].replace("_", "-"), map(flag, FIELDS), n=1)
+        return f"{unknown[1]}: no such flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+    if stray := re.match(r"Unrecognized options: (\S+)", text):
+        return f"{stray[1]}: belongs to no flag; --help lists them"
+    heads = "Error parsing|Missing value for argument|invalid choice .* for argument"
+    if bad := re.match(rf"(?:{heads}) (\S+)", text):
+        for name in bad[1].strip("':.").split("/"):
+            if name[2:].replace("-", "_") in FIELDS:
+                value = re.search(r"\[('.*')\]$|(?:: |invalid choice )('[^']*')", text)
+                said = value and " ".join(re.findall(r"'([^']*)'", value[1] or value[2]))
+                return f"{name} {said}: write {_wanted(name)}" if said else f"{name}: add {_wanted(name)}"
+    return f"{text}; --help lists the flags"
+
+
+def _wanted(name: str) -> str:
+    """What a flag takes, in words."""
+    words = _in_words(typing.get_type_hints(Config)[name[2:].replace("-", "_")])
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _in_words(kind: Any) -> list[str]:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return [f"{len(options)} numbers" if ... not in options else "numbers"]
+    if typing.get_origin(kind) is typing.Literal:
+        return list(options)
+    if options:
+        return [word for option in options for word in _in_words(option)]
+    names = {int: ["a whole number"], float: ["a number"], type(None): []}
+    return names.get(kind, ["a value"])
 
 
 def from_settings(settings: Mapping[str, Any]) -> Config:

@@ -44,6 +44,15 @@ def test_help_answers_in_a_second():
 # The command
 
 
+def test_ctrl_c_ends_any_command_quietly(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "models", interrupted)
+    assert main(["models"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])
 def test_the_command_alone_prints_its_usage(argv, capsys):
     assert main(argv) == 0
