@@ -99,8 +99,6 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     batch = choose("batch_size", *_batch_size(facts, size))
     global_batch = batch * facts.world_size * config.grad_accum_steps
     epochs = choose("epochs", *_epochs(facts))
-    if config.lr_base is not None:
-        choose("lr", *_scaled(config.lr_base, global_batch, config.lr_base_size, config.lr_base_scale))
     if config.opt == "adamw":
         choose("lr", *_scaled(1e-3, global_batch, 1024, "sqrt"))
         choose("weight_decay", 0.05, "adamw")
@@ -116,6 +114,8 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
             rate = 0.008  # its loss is a sum over all cells; 0.03 was seen to diverge
         choose("lr", *_scaled(rate, global_batch, 256, "linear"))
         choose("weight_decay", 1e-4, config.opt)
+    if config.lr_base is not None:  # in place of the optimizer's
+        choose("lr", *_scaled(config.lr_base, global_batch, config.lr_base_size, config.lr_base_scale))
     choose("warmup_epochs", *warmup_of(config.sched, epochs))
 
     choose("device", facts.device, "no GPU found" if facts.device == "cpu" else "found")
@@ -142,7 +142,8 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("log_interval", 50 if facts.device == "cuda" else 10, f"steps on {facts.device}")
 
     resolved = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})
-    check(dataclasses.replace(resolved, time_budget=None))  # which is still to change the epochs
+    # They are where the learning rate is from, and what is still to change the epochs.
+    check(dataclasses.replace(resolved, lr_base=None, time_budget=None))
     return resolved, {name: reason for name, (_, reason) in chosen.items()}
 
 
@@ -175,7 +176,13 @@ def carry_over(
         anew |= {"amp_dtype", "channels_last", "compile"}
     if "opt" in told:
         anew |= {"lr", "weight_decay"} & set(chosen)
-    if not same_ranks or told & {"batch_size", "grad_accum_steps"}:
+    if not same_ranks or told & {
+        "batch_size",
+        "grad_accum_steps",
+        "lr_base",
+        "lr_base_size",
+        "lr_base_scale",
+    }:
         anew |= {"lr"} & set(chosen)
     if "epochs" in told:
         anew |= {"warmup_epochs"} & set(chosen)

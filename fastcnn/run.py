@@ -251,8 +251,10 @@ def claim_folder(folder: Path, config: Config) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Saves the settings, such that `--config` reads them back."""
-    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, resume=None)))
+    """Saves the settings, such that `--config` reads them back: with --lr in place of what it is from."""
+    done = "resume", "lr_base", "lr_base_size", "lr_base_scale"
+    usual: dict[str, Any] = {name: FIELDS[name].default for name in done}
+    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, **usual)))
 
 
 def _numbered(config: Config, newest: bool) -> Path:

@@ -261,6 +261,17 @@ def test_a_run_that_is_given_more_epochs_averages_its_new_last_ones(train: Train
     assert "average of the last 2 epochs" in capsys.readouterr().out
 
 
+def test_a_rate_for_some_images_of_a_step_trains_resumes_and_reads_back(train: Train, demo):
+    flags = (*FLAGS, "--data", demo, "--lr-base", "0.1", "--lr-base-size", "128", "--lr-base-scale", "sqrt")
+    assert train(*flags, "--epochs", "1") == 0
+    rate = pytest.approx(0.1 * (16 / 128) ** 0.5)
+    assert torch.load("run/last.pt")["config"]["lr"] == rate
+    assert train(*flags, "--epochs", "2", "--batch-size", "32", "--resume") == 0
+    assert torch.load("run/last.pt")["config"]["lr"] == pytest.approx(0.1 * (32 / 128) ** 0.5)
+    assert train("--config", "run/config.yaml", "--output-dir", "again", "--epochs", "1") == 0
+    assert torch.load("again/last.pt")["config"]["lr"] == pytest.approx(0.1 * (32 / 128) ** 0.5)
+
+
 def test_the_schedule_is_drawn_and_nothing_is_trained(train: Train, demo, capsys):
     assert train(*FLAGS, "--data", demo, "--epochs", "4", "--preview-schedule") == 0
     out = capsys.readouterr().out

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import replace
 
 import pytest
+from test_resolve import resolved
 
 from fastcnn import models, recipes
 from fastcnn.checks import check, ineffective
@@ -29,6 +30,18 @@ def test_a_recipe_changes_what_it_sets(name):
     settings = RECIPES[name].settings
     told = {n for n, value in settings.items() if value != FIELDS[n].default or n in ("arch", "sched")}
     assert set(settings) - told <= {"lr_base_size", "decay_epochs"}  # said for the reader
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_at_its_source_s_learning_rate(name):
+    recipe = RECIPES[name]
+    settings = recipe.settings
+    config = resolved(from_recipe(name), world_size=recipe.processes)
+    if "lr_base" in settings:
+        images = settings["batch_size"] * recipe.processes
+        assert config.lr == pytest.approx(settings["lr_base"] * images / settings["lr_base_size"])
+    elif "lr" in settings:
+        assert config.lr == settings["lr"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

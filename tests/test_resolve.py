@@ -330,6 +330,7 @@ def test_the_arithmetic_is_kept_on_the_same_kind_of_device_only(device, dtype):
         (Config(), True, set()),
         (Config(), False, {"lr"}),
         (Config(batch_size=7), True, {"lr"}),
+        (Config(lr_base=0.2), True, {"lr"}),
         (Config(opt="adamw"), True, {"lr", "weight_decay"}),
         (Config(epochs=9), True, {"warmup_epochs"}),
         (Config(lr=0.3), False, set()),
