@@ -45,10 +45,15 @@ class Average:
 @torch.no_grad()
 def put_in(average: Average, state: TrainState, loader: Loader) -> None:
     """Makes the average the network's weights, and takes the statistics of its batch norms anew from training
-    batches, as `torch.optim.swa_utils.update_bn` does. There is no moving average of the weights afterwards.
+    batches, as `torch.optim.swa_utils.update_bn` does. A moving average of the weights begins anew with them.
     All ranks call it."""
     state.network.load_state_dict(average.weights)
-    state.ema = None
+    _take_statistics(state, loader)
+    if state.ema is not None:
+        state.ema.restart()
+
+
+def _take_statistics(state: TrainState, loader: Loader) -> None:
     to_training(state)
     fixed = {id(buffer) for buffer in state.frozen.buffers()} if state.frozen is not None else set()
     norms = [
@@ -63,7 +68,7 @@ def put_in(average: Average, state: TrainState, loader: Loader) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a mean in which every batch counts the same
     model: nn.Module = getattr(state.eval_model, "_orig_mod", state.eval_model)  # not to compile it once more
-    loader.set_epoch(0)
+    loader.load_state_dict({"epoch": 0, "consumed": 0})  # its first epoch may be the one that has just ended
     for batch in islice(loader, BATCHES):
         with state.autocast():
             model(batch.images)

@@ -120,6 +120,12 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begins anew with the network's weights as they are."""
+        self.updates = self.waited = 0
+        torch._foreach_copy_(list(self.average.values()), list(self.live.values()))
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Puts the average into the network, and takes it out again: no second compiled network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,14 +229,26 @@ def test_the_last_epochs_are_averaged_validated_and_saved(train: Train, demo, mo
     flags = (*FLAGS, "--data", demo, *arch, *(["--model-ema"] if ema else []))
     assert train(*flags) == 0
     assert len(seen) == 2
-    assert "average of the last 2 epochs  val loss" in capsys.readouterr().out
+    said = re.search(r"average of the last 2 epochs  (val loss \S+  acc1 \S+%)", capsys.readouterr().out)
+    assert said is not None
     content = torch.load("run/average.pt")
     for name, value in fastcnn.load("run/average.pt").named_parameters():
         torch.testing.assert_close(value, (seen[0][name] + seen[1][name]) / 2)
-    assert content["ema"] is None
+    assert (content["ema"] is not None) == ema
+    assert all(torch.equal(content["model"][k], v) for k, v in content["weights"].items())
     statistics = "bn1.running_mean"  # of the averaged network, not averaged ones
     assert not torch.allclose(content["weights"][statistics], (seen[0][statistics] + seen[1][statistics]) / 2)
     assert torch.load("run/last.pt")["epoch"] == 4
+    assert train(*flags, "--resume", "run/average.pt", "--test-only") == 0
+    assert said[1] in capsys.readouterr().out
+
+
+def test_an_average_of_the_first_epoch_has_its_statistics(train: Train, demo):
+    arch = "--arch", "resnet20", "--lr", "0.05", "--epochs", "1", "--average-last", "1"
+    assert train(*FLAGS, "--data", demo, *arch) == 0
+    weights = torch.load("run/average.pt")["weights"]
+    assert weights["bn1.num_batches_tracked"] == 10
+    assert weights["bn1.running_mean"].any()
 
 
 def test_averaging_goes_on_after_a_resume(train: Train, demo, monkeypatch):
