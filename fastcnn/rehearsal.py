@@ -85,11 +85,11 @@ def time_validation(state: TrainState, task: Task, loader: Loader, at_most: floa
     evaluate_batch(state, task, next(batches), metrics)
     state.guard.wait()
     start, count = time.perf_counter(), 0
-    for batch in batches:
+    for batch in itertools.chain(batches, loader):  # the first may have been the only one
         evaluate_batch(state, task, batch, metrics)
         state.guard.wait()
         count += 1
         if time.perf_counter() - start >= at_most:
             break
-    seconds = (time.perf_counter() - start) / max(count, 1) * len(loader)
+    seconds = (time.perf_counter() - start) / count * len(loader)
     return max(gather_to_all(seconds))

@@ -14,6 +14,8 @@ from small_tasks import task_for
 from test_engine import batches, loader_of, state_of
 from torch import nn
 
+from fastcnn.data import Share, Transform, open_data
+from fastcnn.data.synthetic import SyntheticLoader
 from fastcnn.engine import TrainState, evaluate, train_step
 from fastcnn.errors import UserError
 from fastcnn.lr_finder import DIVERGED, Trial, range_test, steepest
@@ -70,6 +72,31 @@ def test_updates_and_validations_are_timed():
         seconds = time_updates(state, task, loader, at_most=0.01)
         assert 0 < seconds < 5
         assert 0 < time_validation(state, task, loader, at_most=0.01) < 20
+
+
+def test_a_validation_of_one_batch_is_timed_too(monkeypatch):
+    from fastcnn import rehearsal as module
+
+    clock = 0.0
+
+    def evaluate_batch(*_: object) -> None:
+        nonlocal clock
+        clock += 2.0
+
+    monkeypatch.setattr(module, "evaluate_batch", evaluate_batch)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock)
+    state, task = state_of(ARCH), task_for(ARCH)
+    for count in (1, 2, 5):
+        loader = loader_of(batches(count, arch=ARCH))
+        assert time_validation(state, task, loader, at_most=5.0) == 2.0 * count
+
+
+def test_a_look_at_synthetic_images_leaves_all_of_them_to_the_validation():
+    source = open_data("classification", "synthetic", "", None, seed=0)
+    share = Share(64, 16, 0, 1, train=False)
+    loader = SyntheticLoader(source.val, Transform(32), share, torch.device("cpu"))
+    assert len(list(zip(range(2), loader))) == 2
+    assert len(list(loader)) == len(list(loader)) == 4
 
 
 class Quadratic(nn.Module):

@@ -52,11 +52,11 @@ class SyntheticLoader:
             self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self.share.train:
+            self.position = 0
         while self.position < self.steps:
             self.position += 1
             yield self.batch
-        if not self.share.train:
-            self.position = 0
 
     def resize(self, size: int) -> None:
         if size != self.transform.size:
