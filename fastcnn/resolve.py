@@ -142,8 +142,8 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     choose("log_interval", 50 if facts.device == "cuda" else 10, f"steps on {facts.device}")
 
     resolved = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})
-    # They are where the learning rate is from, and what is still to change the epochs.
-    check(dataclasses.replace(resolved, lr_base=None, time_budget=None))
+    open_end: Any = "auto" if config.time_budget is not None else resolved.epochs  # it is still to tell them
+    check(dataclasses.replace(resolved, epochs=open_end, lr_base=None))  # the learning rate is from lr_base
     return resolved, {name: reason for name, (_, reason) in chosen.items()}
 
 

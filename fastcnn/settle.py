@@ -41,7 +41,7 @@ def settle(
         The settings with numbers for them, and the reasons of those that were chosen.
 
     Raises:
-        UserError: no learning rate was found, or the time is too short for one update.
+        UserError: no learning rate was found, or the time is too short for one update or the warm-up.
     """
     train_loader, val_loader = loaders
     if config.lr == "find":
@@ -75,6 +75,11 @@ def settle(
         config, reasons = dataclasses.replace(config, epochs=epochs), {**reasons, "epochs": why}
         if "warmup_epochs" in reasons:
             config = dataclasses.replace(config, warmup_epochs=warmup_of(config.sched, epochs)[0])
+        if float(config.warmup_epochs) > epochs:
+            raise UserError(
+                f"--warmup-epochs {config.warmup_epochs:g}: longer than the {epochs:.3g} epochs that "
+                f"--time-budget {config.time_budget} allows; write less"
+            )
         state.schedule = dataclasses.replace(
             state.schedule, epochs=epochs, warmup_epochs=float(config.warmup_epochs)
         )

@@ -205,6 +205,17 @@ def test_a_time_that_is_too_short_for_one_update_is_one_clear_line(train, demo, 
     )
 
 
+def test_a_warm_up_that_is_longer_than_the_time_allows_is_one_clear_line(train, demo, monkeypatch, capsys):
+    monkeypatch.setattr("fastcnn.settle.time_updates", lambda *_: 30.0)
+    monkeypatch.setattr("fastcnn.settle.time_validation", lambda *_: 1.0)
+    flags = "--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--warmup-epochs", "50"
+    assert train(*flags, "--time-budget", "10m") == 2
+    assert re.search(
+        r"--warmup-epochs 50: longer than the [\d.]+ epochs that --time-budget 10m allows; write less",
+        capsys.readouterr().err,
+    )
+
+
 def test_evaluation_after_a_rehearsal_is_what_it_was_before():
     state, data, task = state_of(ARCH, ema_decay=0.9), batches(3, arch=ARCH), task_for(ARCH)
     loader = loader_of(data)

@@ -270,6 +270,10 @@ def test_what_this_data_or_network_cannot_take_is_refused(settings, changes, exp
     assert str(caught.value) == expected
 
 
+def test_a_warm_up_is_not_held_against_epochs_that_a_time_budget_is_still_to_tell():
+    assert resolved(Config(warmup_epochs=50.0, time_budget="10h")).warmup_epochs == 50
+
+
 def test_more_classes_than_the_data_has_are_taken():
     assert resolved(Config(num_classes=1000)).num_classes == 1000
 
