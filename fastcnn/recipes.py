@@ -281,7 +281,6 @@ RECIPES: dict[str, Recipe] = {
             "warmup_epochs": 5.0,
             "min_lr": 1e-5,
             "aa": "rand-m9-mstd0.5-inc1",
-            "color_jitter": (0.3,),
             "reprob": 0.25,
             "label_smoothing": 0.1,
             "mixup": 0.8,
@@ -293,7 +292,8 @@ RECIPES: dict[str, Recipe] = {
         "https://github.com/facebookresearch/deit (Touvron et al. 2021, DeiT-S, table 9)",
         "79.8% top-1",
         processes=8,
-        differs="Random erasing fills with the mean colour, the source's with noise.",
+        differs="Random erasing fills with the mean colour, the source's with noise; the class token and the "
+        "positions are decayed too.",
     ),
     "cifar10-speed": Recipe(
         {

@@ -44,6 +44,13 @@ def test_a_recipe_runs_at_its_source_s_learning_rate(name):
         assert config.lr == settings["lr"]
 
 
+def test_colours_are_not_jittered_beside_timm_s_randaugment():  # timm's transforms leave the jitter out there
+    settings = [recipe.settings for recipe in RECIPES.values()]
+    of_timm = [each for each in settings if str(each.get("aa")).startswith("rand-")]
+    assert len(of_timm) == 2
+    assert not any("color_jitter" in each for each in of_timm)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_network_exists(name):
     models.constructor(RECIPES[name].settings["arch"])
