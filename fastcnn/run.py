@@ -14,7 +14,7 @@ from fastcnn.config import FIELDS, Config, to_plain, to_yaml
 from fastcnn.data.bad_files import NAMED_AT_MOST, BadFiles
 from fastcnn.data.batch import Loader
 from fastcnn.data.sources import NAMED, Source
-from fastcnn.distributed import Ranks, gather_to_all, gather_to_main, sum_over_ranks
+from fastcnn.distributed import Ranks, from_main, gather_to_all, gather_to_main, sum_over_ranks
 from fastcnn.engine import TrainState, stop_if_not_finite
 from fastcnn.errors import UserError
 from fastcnn.metrics import Metrics
@@ -108,6 +108,7 @@ class Run:
         """
         self.restore_weights(content)
         checkpoint.unpack_progress(self.state, content)
+        self.best = from_main(lambda: self._best_by(content))
         self.since_best = content.get("since_best", 0)
         if "average" in content:
             self.average.load_state_dict(content["average"])
@@ -134,6 +135,12 @@ class Run:
         elif self.ranks.is_main:
             for rank in content["ranks"]:
                 metrics.add(rank["metrics"])
+
+    def _best_by(self, content: dict[str, Any]) -> dict[str, float]:
+        """The best of a checkpoint; at the end of a run with that of the average, which is saved after it."""
+        path = self.folder / AVERAGE
+        average = checkpoint.load(path) if path.exists() else content
+        return average["best"] if average["step"] == content["step"] else content["best"]
 
     def restore_best(self) -> None:
         """Puts the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""

@@ -251,6 +251,21 @@ def test_an_average_of_the_first_epoch_has_its_statistics(train: Train, demo):
     assert weights["bn1.running_mean"].any()
 
 
+def test_a_run_that_goes_on_knows_that_its_average_was_the_best(train: Train, demo, monkeypatch, capsys):
+    from fastcnn import loop
+
+    accuracies = iter([10.0, 20.0, 30.0, 25.0, 22.0])  # of 2 epochs, their average, and once more
+    real = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *told: {**real(*told), "acc1": next(accuracies)})
+    flags = (*FLAGS, "--data", demo, "--lr", "0.05", "--average-last", "2")
+    assert train(*flags, "--epochs", "2") == 0
+    assert train(*flags, "--epochs", "2", "--resume") == 0
+    assert "best acc1 30.00%" in capsys.readouterr().out.splitlines()[-1]
+    assert train(*flags, "--epochs", "3", "--resume") == 0
+    assert torch.load("run/best.pt")["best"]["acc1"] == torch.load("run/last.pt")["best"]["acc1"] == 30
+    assert next(accuracies, None) is None
+
+
 def test_averaging_goes_on_after_a_resume(train: Train, demo, monkeypatch):
     arch = "--arch", "lenet5", "--lr", "0.05", "--epochs", "4", "--average-last", "3"
     flags = (*FLAGS, "--data", demo, *arch)
