@@ -230,7 +230,7 @@ def fit_epochs(
             early = verdict()
             if early is not None and early.avoidable:
                 report.say(early.sentence)
-    if state.done and run.average.epochs > 0 and pace.windows:
+    if state.done and run.average.epochs > 0 and run.averaged != state.step:
         val = _validate_average(run, task, val_loader, report)
     final = verdict()
     if final is not None:

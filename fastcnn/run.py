@@ -42,6 +42,8 @@ class Run:
     """Validations since."""
     average: Average = field(default_factory=Average)
     """Of the last epochs."""
+    averaged: int | None = None
+    """The step at which it was validated and saved."""
 
     def save(self, metrics: Metrics, is_best: bool = False) -> None:
         """Writes `last.pt`, and `best.pt` if this is it. All ranks call it; waits for the device.
@@ -54,6 +56,7 @@ class Run:
     def save_average(self, metrics: Metrics, is_best: bool) -> None:
         """Writes `average.pt`, and `best.pt` if this is it, when the average is in the network."""
         self._save(AVERAGE, metrics, is_best)
+        self.averaged = self.state.step
 
     def _save(self, name: str, metrics: Metrics, is_best: bool) -> None:
         stop_if_not_finite(self.state)
@@ -108,7 +111,6 @@ class Run:
         """
         self.restore_weights(content)
         checkpoint.unpack_progress(self.state, content)
-        self.best = from_main(lambda: self._best_by(content))
         self.since_best = content.get("since_best", 0)
         if "average" in content:
             self.average.load_state_dict(content["average"])
@@ -127,6 +129,9 @@ class Run:
                 raise UserError(f"--resume: saved in the middle of an epoch with {was}: go on with the same")
             self.loader.load_state_dict(at)
             self.state.step += schedule.steps_per_epoch - self.loader.steps_left // accum
+        best = from_main(lambda: self._find_average(content["step"]))
+        if best is not None:
+            self.best, self.averaged = best, self.state.step
         if len(content["ranks"]) == self.ranks.world_size:
             own = content["ranks"][self.ranks.rank]
             metrics.add(own["metrics"])
@@ -136,11 +141,11 @@ class Run:
             for rank in content["ranks"]:
                 metrics.add(rank["metrics"])
 
-    def _best_by(self, content: dict[str, Any]) -> dict[str, float]:
-        """The best of a checkpoint; at the end of a run with that of the average, which is saved after it."""
+    def _find_average(self, step: int) -> dict[str, float] | None:
+        """The best as it was saved with the average of a run that ended at this step, if it came to that."""
         path = self.folder / AVERAGE
-        average = checkpoint.load(path) if path.exists() else content
-        return average["best"] if average["step"] == content["step"] else content["best"]
+        content = checkpoint.load(path) if path.exists() else {"step": None}
+        return content["best"] if content["step"] == step else None
 
     def restore_best(self) -> None:
         """Puts the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""

@@ -266,6 +266,17 @@ def test_a_run_that_goes_on_knows_that_its_average_was_the_best(train: Train, de
     assert next(accuracies, None) is None
 
 
+def test_a_run_that_was_killed_before_its_average_makes_up_for_it(train: Train, demo, monkeypatch, capsys):
+    flags = (*FLAGS, "--data", demo, "--lr", "0.05", "--epochs", "2", "--average-last", "2")
+    kill_at(20, monkeypatch, lambda: train(*flags))
+    assert not Path("run/average.pt").exists()
+    for said in (True, False):
+        capsys.readouterr()
+        assert train(*flags, "--resume") == 0
+        assert ("average of the last 2 epochs" in capsys.readouterr().out) == said
+    assert torch.load("run/average.pt")["average"]["epochs"] == 2
+
+
 def test_averaging_goes_on_after_a_resume(train: Train, demo, monkeypatch):
     arch = "--arch", "lenet5", "--lr", "0.05", "--epochs", "4", "--average-last", "3"
     flags = (*FLAGS, "--data", demo, *arch)
