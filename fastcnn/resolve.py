@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastcnn.checks import check
-from fastcnn.config import FIELDS, Config, SchedName, flag, task_of
+from fastcnn.config import FIELDS, Config, SchedName, flag, task_of, to_plain
 from fastcnn.errors import UserError
 
 
@@ -171,27 +171,24 @@ def carry_over(
         The settings, and the reason of those that were "auto" and stay.
     """
     told = {f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default}
-    anew = set(NOT_CARRIED)
-    if device != saved["device"]:
-        anew |= {"amp_dtype", "channels_last", "compile"}
-    if "opt" in told:
-        anew |= {"lr", "weight_decay"} & set(chosen)
-    if not same_ranks or told & {
-        "batch_size",
-        "grad_accum_steps",
-        "lr_base",
-        "lr_base_size",
-        "lr_base_scale",
-    }:
-        anew |= {"lr"} & set(chosen)
-    if "epochs" in told:
-        anew |= {"warmup_epochs"} & set(chosen)
     if config.lr == "find":  # it was found
         told.discard("lr")
     if config.batch_size == "max":
         told.discard("batch_size")
     told.discard("time_budget")  # it has become epochs
-    if told & {"img_size", "progressive"}:
+    now = to_plain(config)
+    changed = {name for name in told if now[name] != saved.get(name, FIELDS[name].default)}
+    anew = set(NOT_CARRIED)
+    if device != saved["device"]:
+        anew |= {"amp_dtype", "channels_last", "compile"}
+    if "opt" in changed:
+        anew |= {"lr", "weight_decay"} & set(chosen)
+    bases = {"lr_base", "lr_base_size", "lr_base_scale"}
+    if not same_ranks or changed & {"batch_size", "grad_accum_steps", *bases}:
+        anew |= {"lr"} & set(chosen)
+    if "epochs" in changed:
+        anew |= {"warmup_epochs"} & set(chosen)
+    if changed & {"img_size", "progressive"}:
         anew |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)
     for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # one of them excludes the other
         if told & pair:

@@ -348,6 +348,15 @@ def test_what_was_chosen_is_chosen_anew_when_its_reason_has_changed(config, same
     assert {name for name in names if getattr(again, name) == "auto"} == anew
 
 
+def test_nothing_is_chosen_anew_where_the_same_is_told_again():
+    names = "opt", "batch_size", "epochs", "img_size", "lr_base"
+    again = Config(**{name: SAVED[name] for name in names}, lr="find")
+    chosen = ["lr", "weight_decay", "warmup_epochs", "val_img_size", "crop_padding"]
+    config, reasons = carry_over(again, SAVED, chosen, True, "cuda")
+    assert [getattr(config, name) for name in chosen] == [SAVED[name] for name in chosen]
+    assert list(reasons) == chosen
+
+
 def test_what_was_told_then_is_kept_whatever_has_changed():
     config, reasons = carry_over(Config(batch_size=7), SAVED, ["epochs"], False, "cuda")
     assert config.lr == TOLD["lr"]
