@@ -93,6 +93,12 @@ def test_the_numbers_of_a_sample_do_not_depend_on_the_others():
         assert np.array_equal(uniforms(1, 2, np.array(chosen, dtype=np.int64), 23), together[chosen])
 
 
+@pytest.mark.parametrize("first", [0, 1, 3, 23])
+def test_the_first_numbers_alone_are_the_same(first):
+    samples = np.array([5, 0, 49])
+    assert np.array_equal(uniforms(1, 2, samples, 23, first=first), uniforms(1, 2, samples, 23)[:, :first])
+
+
 def test_seeds_epochs_and_samples_have_numbers_of_their_own():
     numbers = [
         uniforms(seed, epoch, np.arange(1000), 23).ravel() for seed in (0, 1, 2) for epoch in (0, 1, 2)

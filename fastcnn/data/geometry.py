@@ -14,6 +14,7 @@ from fastcnn.data.batch import Transform
 from fastcnn.data.uniforms import uniforms
 
 _TRIES = 10  # torchvision's RandomResizedCrop
+_DRAWN = 3 + 2 * _TRIES  # flip, two of the place, and of each try area and ratio
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, sampl
         sizes: [N, 2] height and width of the images.
         samples: [N] their numbers, or those of their draws.
     """
-    u = uniforms(seed, epoch, samples, 3 + 2 * _TRIES)
+    used = _DRAWN if t.train_crop == "random-resized" else 3
+    u = uniforms(seed, epoch, samples, _DRAWN, first=used)
     if t.hflip_mode == "alternating":
-        first = uniforms(seed, 0, samples, 3 + 2 * _TRIES)[:, 0] < t.hflip
+        first = uniforms(seed, 0, samples, _DRAWN, first=1)[:, 0] < t.hflip
         flip = first ^ (epoch % 2 == 1 and t.hflip > 0)
     else:
         flip = u[:, 0] < t.hflip

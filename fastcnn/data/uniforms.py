@@ -8,7 +8,12 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(
-    seed: int, epoch: int, samples: np.ndarray, count: int, stream: tuple[int, ...] = ()
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    count: int,
+    stream: tuple[int, ...] = (),
+    first: int | None = None,
 ) -> np.ndarray:
     """Random numbers from 0 to 1 that depend on the seed, the epoch and the sample alone.
 
@@ -19,12 +24,14 @@ def uniforms(
         samples: [N] int64.
         count: numbers for each.
         stream: another one of the same seed and epoch, independent of the rest.
+        first: compute only so many of each sample's numbers; None: all.
 
     Returns:
-        [N, count] float64, 1 excluded.
+        [N, count], or [N, first], float64, 1 excluded.
     """
     key = np.random.SeedSequence((seed, epoch), spawn_key=stream).generate_state(1, np.uint64)[0]
-    place = samples.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
+    columns = np.arange(1, (count if first is None else first) + 1, dtype=np.uint64)
+    place = samples.astype(np.uint64)[:, None] * np.uint64(count) + columns
     with np.errstate(over="ignore"):
         z = key + place * _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
