@@ -24,6 +24,7 @@ from fastcnn.data.loader import ImageLoader, Place, Work
 from fastcnn.data.sources import Split, native_size
 from fastcnn.data.targets import Masks
 from fastcnn.data.threads import chunks, pool_for
+from fastcnn.data.to_device import to_device
 from fastcnn.data.torch_loader import TorchLoader
 from fastcnn.data.torch_ops import BATCHED, apply_to_batch
 
@@ -127,12 +128,11 @@ class CachedLoader(ImageLoader):
     def _next(self) -> tuple[Work, Tensor]:
         assert self._windows is not None
         work = next(self._source)
-        start = np.column_stack([work.images, work.geometry.shift + self._padding])
-        image, down, right = torch.from_numpy(start).to(self.device, non_blocking=True).unbind(1)
+        where = np.stack([work.images, *(work.geometry.shift + self._padding).T, work.geometry.flip])
+        image, down, right, flip = to_device(where, self.device)
         images = self._windows[image, down, right]
         if work.geometry.flip.any():
-            flip = torch.from_numpy(work.geometry.flip).to(self.device, non_blocking=True)
-            images = torch.where(flip[:, None, None, None], images.flip(2), images)
+            images = torch.where(flip.bool()[:, None, None, None], images.flip(2), images)
         images = apply_to_batch(images, work.steps, self.transform.fill)
         return work, images.permute(0, 3, 1, 2)
 

@@ -25,6 +25,7 @@ from fastcnn.data.decode import DecodeError
 from fastcnn.data.geometry import Geometry, eval_geometry, train_geometry
 from fastcnn.data.sources import Split
 from fastcnn.data.threads import chunks, pool_for
+from fastcnn.data.to_device import to_device
 from fastcnn.errors import BadImageError
 
 
@@ -142,8 +143,7 @@ class ImageLoader(ABC):
             assert work.place == self.place
             self._ahead = self._after(self.place)
             self.place = self.place._replace(step=self.place.step + 1)
-            targets = torch.from_numpy(self._targets_of(work)).to(self.device, non_blocking=True)
-            yield Batch(images, targets, self._mask(work))
+            yield Batch(images, to_device(self._targets_of(work), self.device), self._mask(work))
 
     @property
     def steps_left(self) -> int:
@@ -223,7 +223,7 @@ class ImageLoader(ABC):
         real = self.share.is_real(work.place.step)
         bad = np.fromiter((s in self.bad for s in work.samples.tolist()), bool, len(real))
         self.skipped += int((real & bad).sum())
-        return torch.from_numpy(real & ~bad).to(self.device, non_blocking=True)
+        return to_device(real & ~bad, self.device)
 
 
 @cache

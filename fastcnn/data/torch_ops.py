@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.augment import Step
 from fastcnn.data.colour import GREY, LINEAR, linear
+from fastcnn.data.to_device import to_device
 
 BATCHED = frozenset(("identity", "erase", *LINEAR))
 """What is done to whole batches."""
@@ -52,20 +53,18 @@ def apply_to_image(pixels: np.ndarray, steps: Sequence[Step], i: int, fill: Sequ
 def _erase(images: Tensor, step: Step, fill: Sequence[int]) -> Tensor:
     chosen = step.code == step.kinds.index("erase")
     box = np.where(chosen[:, None], step.values, 0).astype(np.int64)
-    top, left, height, width = torch.from_numpy(box).to(images.device, non_blocking=True)[..., None].unbind(1)
+    top, left, height, width = to_device(box, images.device)[..., None].unbind(1)
     rows, columns = (torch.arange(side, device=images.device) for side in images.shape[1:3])
     inside = ((rows >= top) & (rows < top + height))[:, :, None] & (
         (columns >= left) & (columns < left + width)
     )[:, None]
-    colour = torch.tensor(fill, dtype=torch.uint8).to(images.device, non_blocking=True)
+    colour = to_device(np.array(fill, dtype=np.uint8), images.device)
     return torch.where(inside[..., None], colour, images)
 
 
 def _recolour(images: Tensor, step: Step) -> Tensor:
     n, height, width, channels = images.shape
-    matrix, share, offset = (
-        torch.from_numpy(array).to(images.device, non_blocking=True) for array in linear(step, channels)
-    )
+    matrix, share, offset = (to_device(array, images.device) for array in linear(step, channels))
     pixels = images.reshape(n, height * width, channels).float()
     result = torch.bmm(pixels, matrix.transpose(1, 2)) + offset[:, None]
     if "contrast" in step.kinds:
