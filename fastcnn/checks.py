@@ -203,6 +203,10 @@ def _check_values(config: Config) -> None:
         raise UserError("--amp-dtype fp16 needs a CUDA GPU: on mps write bf16 or fp32")
     if config.device in ("cpu", "mps") and config.sync_bn:
         raise UserError("--sync-bn needs CUDA GPUs: leave it out, or write --device cuda")
+    if config.device in ("cpu", "mps") and config.cuda_graph:
+        raise UserError("--cuda-graph needs a CUDA GPU: leave it out, or write --device cuda")
+    if config.amp_dtype == "fp16" and config.cuda_graph:
+        raise UserError("--cuda-graph and --amp-dtype fp16: leave one out, or write --amp-dtype bf16")
     if config.warmup_epochs != "auto" and config.epochs != "auto" and config.warmup_epochs > config.epochs:
         raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g} is longer than --epochs {config.epochs:g}: write less"

@@ -221,6 +221,8 @@ class Config:
     """Keep images and weights in channels-last memory; the flag alone means on, --no-channels-last off."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on with CUDA, on the CPU in long runs if a trial is faster."""
+    cuda_graph: bool = False
+    """Record a training step and launch it by one call: for small networks, whose steps wait for launches."""
     sync_bn: bool = False
     """Batch norm statistics over all GPUs."""
     deterministic: bool = False

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -23,8 +24,10 @@ from torch.optim import Optimizer
 
 from fastcnn.data.batch import Batch, Loader
 from fastcnn.data.mixing import Mixing, mix_of, mixed, plain
+from fastcnn.data.to_device import to_device
 from fastcnn.distributed import average_buffers, is_distributed, sum_over_ranks
 from fastcnn.errors import TrainingError
+from fastcnn.graphs import CudaRecorder, RecordedSteps
 from fastcnn.metrics import Metrics
 from fastcnn.optim import EMA, add_momentum_buffers, set_learning_rate
 from fastcnn.schedules import Schedule, learning_rate
@@ -143,6 +146,8 @@ class TrainState:
     """Of which views of an image validation takes the mean."""
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(HostClock()))
     """Where the time of `train_epoch` goes."""
+    recorded: RecordedSteps | None = None
+    """What launches the device's work of a step by one call, if it is to."""
     step: int = 0
     """Updates made."""
     epoch: float = 0
@@ -180,6 +185,7 @@ def build_state(
     tta: Views = "none",
     clip_mode: ClipMode = "norm",
     ema_steps: int = 1,
+    cuda_graph: bool = False,
 ) -> TrainState:
     """Wraps a network that is already on `device`: normalization, then compilation, then DDP.
 
@@ -187,6 +193,7 @@ def build_state(
         accum_steps: batches of an update.
         clip_grad: largest norm of the gradient, or with `clip_mode` "value" its entries' largest size.
         ema_steps: updates from one of the moving average to the next.
+        cuda_graph: record the step; for one process on a GPU, without a gradient scaler.
     """
     eval_model: nn.Module = Normalized(network, mean, std, channels_last).to(device)
     if compile:
@@ -217,6 +224,7 @@ def build_state(
         seed,
         tta,
         watch,
+        RecordedSteps(optimizer, CudaRecorder(device)) if cuda_graph else None,
     )
 
 
@@ -227,6 +235,8 @@ def unfreeze(state: TrainState) -> None:
     state.frozen.release()
     state.frozen = None
     add_momentum_buffers(state.optimizer)
+    if state.recorded is not None:
+        state.recorded.forget()
     state.watch.forget()
     if isinstance(state.train_model, DistributedDataParallel):  # knows only what trained when it was built
         state.train_model = state.eval_model  # lets go of the old one, and of its hooks, before the new one
@@ -259,10 +269,27 @@ def to_training(state: TrainState) -> None:
 
 def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
     """One update from the mean gradient of `batches`, without waiting for the device."""
+    if state.mixing is not None:
+        mixing = state.mixing
+        batches = [
+            batch._replace(mix=_draw_mix(state, mixing, i, batch.images.shape[-1]))
+            for i, batch in enumerate(batches)
+        ]
+    set_learning_rate(state.optimizer, learning_rate(state.step, state.schedule))
+    if state.recorded is None:
+        _update(state, task, metrics, batches)
+    else:
+        state.recorded.run(partial(_update, state, task, metrics), batches, task, metrics)
+    if state.ema is not None:
+        state.ema.update()
+    state.step += 1
+
+
+def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[Batch]) -> None:
+    """What the device does in a step. It may be recorded: nothing here changes from step to step but what is
+    in tensors."""
     for i, batch in enumerate(batches):
         last = i + 1 == len(batches)
-        if state.mixing is not None:
-            batch = batch._replace(mix=_draw_mix(state, state.mixing, i, batch.images.shape[-1]))
         with _no_sync(state.train_model, not last):
             with state.autocast():
                 outputs = state.train_model(batch.images, batch.mix)
@@ -278,7 +305,6 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
             state.watch.reduced()
         metrics.update(loss, outputs, batch)
 
-    set_learning_rate(state.optimizer, learning_rate(state.step, state.schedule))
     norm = None
     if state.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
@@ -292,9 +318,6 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
         state.optimizer.found_inf = state.guard.found_inf  # type: ignore[attr-defined]
         state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
-        state.ema.update()
-    state.step += 1
 
 
 def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor:
@@ -304,10 +327,7 @@ def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor
     if mixing.goes_on(state.step // state.schedule.steps_per_epoch):
         rank = dist.get_rank() if is_distributed() else 0
         drawn = mix_of(mixing, state.seed, state.step, rank, part, size)
-    mix = torch.from_numpy(drawn)
-    if state.device.type == "cuda":
-        mix = mix.pin_memory()  # else the copy waits until it is made
-    return mix.to(state.device, non_blocking=True)
+    return to_device(drawn, state.device)
 
 
 def _clip(network: nn.Module, most: float, mode: ClipMode) -> Tensor:

@@ -218,8 +218,8 @@ def _worker(problem: Problem, switches: Switches, device: torch.device, name: st
     build: Callable[[], Any] = partial(build_step, problem, switches)
     if name == OWN:
         dtype, keep_memory = "bf16" if switches.bf16 else "fp32", False  # it prepares its process itself
-        compiled = switches.compile != "off"
-        build = partial(build_own_step, problem, dtype, switches.channels_last, compiled)
+        way = switches.channels_last, switches.compile != "off", switches.cuda_graph
+        build = partial(build_own_step, problem, dtype, *way)
     return Worker(build, device, keep_memory, first_calls=FIRST_CALLS)
 
 

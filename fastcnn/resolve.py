@@ -144,6 +144,8 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, dict[str, str]]:
     resolved = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})
     open_end: Any = "auto" if config.time_budget is not None else resolved.epochs  # it is still to tell them
     check(dataclasses.replace(resolved, epochs=open_end, lr_base=None))  # the learning rate is from lr_base
+    if config.cuda_graph and facts.world_size > 1:
+        raise UserError(f"--cuda-graph: for one process, and there are {facts.world_size}; leave it out")
     return resolved, {name: reason for name, (_, reason) in chosen.items()}
 
 
@@ -180,7 +182,7 @@ def carry_over(
     changed = {name for name in told if now[name] != saved.get(name, FIELDS[name].default)}
     anew = set(NOT_CARRIED)
     if device != saved["device"]:
-        anew |= {"amp_dtype", "channels_last", "compile"}
+        anew |= {"amp_dtype", "channels_last", "compile", "cuda_graph"}
     if "opt" in changed:
         anew |= {"lr", "weight_decay"} & set(chosen)
     bases = {"lr_base", "lr_base_size", "lr_base_scale"}

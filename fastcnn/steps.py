@@ -20,6 +20,7 @@ from fastcnn.config import Config, task_of
 from fastcnn.data import Batch, Share, Source, Transform, open_data
 from fastcnn.data.synthetic import SyntheticLoader
 from fastcnn.engine import Normalized, TrainState, build_state, train_step
+from fastcnn.graphs import BEFORE, CudaRecorder, Recorder
 from fastcnn.models.base import logits_of
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
@@ -174,7 +175,7 @@ def build_step(problem: Problem, switches: Switches) -> Callable[[], Tensor]:
 
     if switches.cuda_graph:
         trained_state = [*parameters, *network.parameters(), *network.buffers()]
-        return recorded(lambda: step(images), optimizer, trained_state)
+        return recorded(lambda: step(images), optimizer, trained_state, CudaRecorder(device))
     return lambda: step(images)
 
 
@@ -194,6 +195,7 @@ def build_own_state(
     ema_decay: float | None = None,
     clip_grad: float | None = None,
     bucket_cap_mb: int | None = None,
+    cuda_graph: bool = False,
 ) -> TrainState:
     """The problem's network as fastcnn trains it; arguments as those of `build_state`."""
     network = problem.network()
@@ -212,15 +214,19 @@ def build_own_state(
         ema_decay,
         clip_grad=clip_grad,
         bucket_cap_mb=bucket_cap_mb,
+        cuda_graph=cuda_graph,
     )
     state.train_model.train()
     return state
 
 
-def build_own_step(problem: Problem, dtype: str, channels_last: bool, compile: bool) -> Callable[[], Tensor]:
+def build_own_step(
+    problem: Problem, dtype: str, channels_last: bool, compile: bool, cuda_graph: bool = False
+) -> Callable[[], Tensor]:
     """fastcnn's step, as it trains: from uint8 images, with its metrics and its guard."""
     machine.prepare(torch.device(problem.device), torch.get_num_threads(), deterministic=False)
-    state = build_own_state(problem, machine.DTYPES[dtype], channels_last, compile)
+    way = machine.DTYPES[dtype], channels_last, compile
+    state = build_own_state(problem, *way, cuda_graph=cuda_graph)
     batch, task = problem.batch(), problem.task()
     metrics = task.metrics(state.device)
 
@@ -308,9 +314,8 @@ class Masters:
         torch._foreach_copy_(self.weights, self.masters)
 
 
-@torch.no_grad()
 def recorded(
-    step: Callable[[], Tensor], optimizer: torch.optim.Optimizer, state: Sequence[Tensor]
+    step: Callable[[], Tensor], optimizer: torch.optim.Optimizer, state: Sequence[Tensor], recorder: Recorder
 ) -> Callable[[], Tensor]:
     """The step as a CUDA graph: its kernels are launched by one call of the host.
 
@@ -318,25 +323,25 @@ def recorded(
         state: what the step changes besides the optimizer's momenta; it is put back after the steps before
             the recording.
     """
-    before = [tensor.clone() for tensor in state]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # compiles, allocates, chooses algorithms
-            with torch.enable_grad():
-                step()
-    torch.cuda.current_stream().wait_stream(side)
-    optimizer.zero_grad()  # so that gradients live in the graph's memory
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.enable_grad():
-        loss = step()
-    for tensor, value in zip(state, before):
-        tensor.copy_(value)
-    for momenta in optimizer.state.values():
-        momenta["momentum_buffer"].zero_()
+    loss = torch.empty(())
 
-    def replay() -> Tensor:
-        graph.replay()
+    def work() -> None:
+        nonlocal loss
+        loss = step()
+
+    before = [tensor.detach().clone() for tensor in state]
+    for _ in range(BEFORE):
+        recorder.prepare(work)
+    optimizer.zero_grad()  # so that gradients live in the graph's memory
+    replay = recorder.record(work)
+    with torch.no_grad():
+        for tensor, value in zip(state, before):
+            tensor.copy_(value)
+        for momenta in optimizer.state.values():
+            momenta["momentum_buffer"].zero_()
+
+    def repeat() -> Tensor:
+        replay()
         return loss
 
-    return replay
+    return repeat

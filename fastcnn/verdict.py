@@ -76,6 +76,8 @@ class Room:
     threads_help: bool
     """Whether the loader uses as many threads as it is given."""
     can_compile: bool
+    can_record: bool
+    """Whether a step may become a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,10 @@ def _faster_computing(config: Config, chosen: Collection[str], room: Room) -> li
 
 
 def _fewer_launches(config: Config, chosen: Collection[str], room: Room) -> list[str]:
-    compiled = config.compile == "on" or not room.can_compile
-    return [*([] if compiled else ["--compile on"]), *_larger_batch(config, room)]
+    tries = [] if config.compile == "on" or not room.can_compile else ["--compile on"]
+    if room.can_record and not config.cuda_graph and config.amp_dtype != "fp16":
+        tries.append("--cuda-graph")
+    return [*tries, *_larger_batch(config, room)]
 
 
 def _fewer_stops(config: Config, chosen: Collection[str], room: Room) -> list[str]:

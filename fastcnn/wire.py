@@ -105,6 +105,7 @@ class Plan:
             can_cache=fits and not (timed and not why_not("cached", self.source, *limit, MEMORY_SHARE)),
             threads_help=loads and (config.data_backend == "dali" or not needs_one_thread(train)),
             can_compile=importlib.util.find_spec("triton") is not None,
+            can_record=ranks.world_size == 1,
         )
 
 
@@ -415,6 +416,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         amp_dtype=machine.DTYPES[config.amp_dtype],
         channels_last=config.channels_last == "on",
         compile=config.compile == "on",
+        cuda_graph=config.cuda_graph and not config.test_only,
         ema_decay=config.model_ema_decay if config.model_ema else None,
         ema_steps=config.model_ema_steps,
         accum_steps=config.grad_accum_steps,

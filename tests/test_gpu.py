@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from fastcnn.config import OptName
 from fastcnn.data import Batch, Transform, build_loaders, has_dali
+from fastcnn.data.mixing import Mixing
 from fastcnn.data.sources import read_folder
 from fastcnn.distributed import Ranks
 from fastcnn.engine import TrainingError, TrainState, build_state, evaluate, stop_if_not_finite, train_step
+from fastcnn.graphs import BEFORE
 from fastcnn.models import build
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
@@ -29,31 +33,30 @@ def batch_on(device: torch.device, seed: int = 0) -> Batch:
 
 
 def state_on(
-    device: torch.device, dtype: torch.dtype, compile: bool = False, **settings: float
+    device: torch.device, dtype: torch.dtype, compile: bool = False, opt: OptName = "sgd", **settings: Any
 ) -> TrainState:
     torch.manual_seed(0)
     network = build("resnet18", num_classes=10).to(memory_format=torch.channels_last).to(device)
     schedule = Schedule(0.05, steps_per_epoch=10, epochs=1, kind="constant")
-    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=1e-4)
-    return build_state(
-        network,
-        (0.5,) * 3,
-        (0.25,) * 3,
-        optimizer,
-        schedule,
-        device,
-        dtype,
-        compile=compile,
-        ema_decay=settings.get("ema_decay"),
-        clip_grad=settings.get("clip_grad"),
-    )
+    optimizer = build_optimizer(network, opt, 0.05, weight_decay=1e-4)
+    scales = (0.5,) * 3, (0.25,) * 3
+    return build_state(network, *scales, optimizer, schedule, device, dtype, compile=compile, **settings)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_a_step_never_waits_for_the_device(dtype, compile):
+@pytest.mark.parametrize(
+    ("dtype", "cuda_graph"),
+    [
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.float16, False),
+        (torch.float32, True),
+        (torch.bfloat16, True),
+    ],
+)
+def test_a_step_never_waits_for_the_device(dtype, compile, cuda_graph):
     device = torch.device("cuda", 0)
-    state = state_on(device, dtype, compile, ema_decay=0.99, clip_grad=1.0)
+    state = state_on(device, dtype, compile, ema_decay=0.99, clip_grad=1.0, cuda_graph=cuda_graph)
     metrics, batch = TASK.metrics(device), batch_on(device)
     for _ in range(3):  # warm-up: compilation, cuDNN's choice, lazy initialization
         train_step(state, TASK, [batch], metrics)
@@ -79,6 +82,38 @@ def test_fp32_losses_are_the_cpus(compile):
             found.append(metrics.compute()["loss"])
         losses.append(found)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "rmsproptf", "muon"])
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_a_recorded_step_is_the_step(opt, compile):
+    torch.backends.cudnn.allow_tf32 = False
+    device = torch.device("cuda", 0)
+    mixing = Mixing(mixup=0.5, cutmix=1.0)
+    found = []
+    for cuda_graph in (False, True):
+        settings: dict[str, Any] = {"opt": opt, "cuda_graph": cuda_graph, "mixing": mixing, "ema_decay": 0.9}
+        state = state_on(device, torch.float32, compile, **settings)
+        metrics, losses = TASK.metrics(device), []
+        for step in range(BEFORE + 4):
+            metrics.reset()
+            train_step(state, TASK, [batch_on(device, step)], metrics)
+            losses.append(metrics.compute()["loss"])
+        found.append(losses)
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert len(set(found[1])) == BEFORE + 4
+
+
+@pytest.mark.parametrize("backend", ["torch", "cached"])
+def test_the_command_trains_recorded_steps_while_threads_load(train, demo, backend):
+    flags = ("--arch", "resnet20", "--data", demo, "--data-backend", backend, "--device", "cuda")
+    progressive = ("--img-size", "32", "--progressive", "24", "32") if backend == "torch" else ()
+    flags = (*flags, "--cuda-graph", "--batch-size", "8", "--output-dir", "run", *progressive)
+    assert train(*flags, "--epochs", "2") == 0
+    assert train(*flags, "--epochs", "3", "--resume") == 0
+    content = torch.load("run/last.pt")
+    assert content["epoch"] == 3
+    assert content["config"]["cuda_graph"] is True
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -69,6 +69,12 @@ def resolved(config: Config | None = None, **changes: Any) -> Config:
     return resolve(config or Config(), facts(**changes))[0]
 
 
+def test_one_process_alone_records_its_steps():
+    assert resolved(Config(cuda_graph=True)).cuda_graph
+    with pytest.raises(ValueError, match="--cuda-graph: for one process, and there are 2; leave it out"):
+        resolved(Config(cuda_graph=True), world_size=2)
+
+
 def test_the_last_of_progressive_sizes_is_the_image_size():
     config = resolved(Config(progressive=(160, 192)))
     assert (config.img_size, config.val_img_size, config.crop_padding) == (192, 192, 24)
@@ -299,6 +305,12 @@ def test_a_resumed_run_has_the_saved_settings_but_for_the_machines_and_this_star
 def test_a_resumed_run_does_what_it_is_told():
     config = resumed(Config(lr=0.9, epochs=99))
     assert (config.lr, config.epochs, config.batch_size) == (0.9, 99, TOLD["batch_size"])
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", False)])
+def test_a_recorded_step_is_kept_on_the_same_kind_of_device(device, expected):
+    saved = {**vars(Config(device="cuda", cuda_graph=True))}
+    assert carry_over(Config(), saved, (), True, device)[0].cuda_graph is expected
 
 
 @pytest.mark.parametrize(

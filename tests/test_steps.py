@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tape import TapeRecorder
 from torch import nn
 
 from fastcnn.models import build
@@ -60,6 +61,13 @@ def test_a_switch_changes_the_speed_not_the_losses(eager, changes, error):
 def test_compiled_steps_have_the_losses_of_eager_ones(eager, way):
     compiled = build_step(SMALL, Switches(compile=way, channels_last=True, fused=True))
     assert losses(compiled) == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fused": True}, {"bf16": True, "bf16_weights": True}])
+def test_a_recorded_step_begins_where_the_step_does(changes, monkeypatch):
+    usual = losses(build_step(SMALL, Switches(**changes)))
+    monkeypatch.setattr("fastcnn.steps.CudaRecorder", lambda device: TapeRecorder())
+    assert losses(build_step(SMALL, Switches(cuda_graph=True, **changes))) == pytest.approx(usual, rel=1e-2)
 
 
 @pytest.mark.gpu

@@ -40,7 +40,7 @@ CONFIG = Config(
     amp_dtype="bf16",
     log_interval=50,
 )
-ROOM = Room(cores=8, images=50_000, can_cache=False, threads_help=True, can_compile=True)
+ROOM = Room(cores=8, images=50_000, can_cache=False, threads_help=True, can_compile=True, can_record=False)
 CPU = torch.device("cpu")
 
 
@@ -543,6 +543,9 @@ ADVICE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("computing", {"compile": "on", "deterministic": True}, {}, "--no-deterministic"),
     ("launching", {"compile": "on"}, {}, "--batch-size 64"),
     ("launching", {}, {"images": 60}, "--compile on"),
+    ("launching", {}, {"can_record": True}, "--compile on or --cuda-graph or --batch-size 64"),
+    ("launching", {"compile": "on", "cuda_graph": True}, {"can_record": True}, "--batch-size 64"),
+    ("launching", {"compile": "on", "amp_dtype": "fp16"}, {"can_record": True}, "--batch-size 64"),
     ("synchronising", {"log_interval": 1, "checkpoint_steps": 5}, {}, "--log-interval 10 or --checkpoint-st"),
     ("synchronising", {"checkpoint_minutes": 0.5}, {"images": 640}, "--checkpoint-minutes 5"),
     ("communication", {"grad_accum_steps": 4}, {}, "--batch-size 64 or --grad-accum-steps 8"),
