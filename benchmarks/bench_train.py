@@ -8,8 +8,10 @@ process of its own with the allocator that it comes with:
   eager fp32 NCHW    torchvision's network as it comes, float images, torch.optim.SGD
   torchvision AMP    torchvision's reference recipe with --amp (references/classification/train.py)
   careful eager      channels-last, bf16 autocast, fused SGD, cuDNN benchmark
+  torch.compile      the same, compiled (on a GPU)
   timm               timm's network and step with --amp --amp-dtype bfloat16 --channels-last (train.py)
   fastcnn            its step on a uint8 batch, with what `auto` chooses here
+  fastcnn recorded   the same with --cuda-graph (on a GPU)
 
 The networks are the same ones with the same number of classes; timm's is left out where it has none.
 """
@@ -34,8 +36,8 @@ from fastcnn.distributed import Ranks, choose_device
 from fastcnn.steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Problem, build_own_step
 from fastcnn.worker import Worker, WorkerError, calls_of_a_turn, time_workers
 
-BASELINE, OURS = "eager fp32 NCHW", "fastcnn"
-SIDES = (BASELINE, "torchvision AMP", "careful eager", "timm", OURS)
+BASELINE, OURS, COMPILED, RECORDED = "eager fp32 NCHW", "fastcnn", "torch.compile", "fastcnn recorded"
+SIDES = (BASELINE, "torchvision AMP", "careful eager", COMPILED, "timm", RECORDED, OURS)
 DEVICE = choose_device("auto", Ranks())
 IN_TORCHVISION = {"alexnet_torchvision": "alexnet"}
 """Names of fastcnn's networks there, where they are others."""
@@ -58,8 +60,9 @@ def torchvision_network(problem: Problem) -> nn.Module:
     )
 
 
-def eager(problem: Problem, careful: bool = False) -> Callable[[], Tensor]:
+def eager(problem: Problem, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
     network = torchvision_network(problem)
+    run = torch.compile(network, dynamic=False) if compile else network
     images, targets = floats(problem, careful)
     if careful:
         network = network.to(memory_format=torch.channels_last)
@@ -71,7 +74,7 @@ def eager(problem: Problem, careful: bool = False) -> Callable[[], Tensor]:
     def step() -> Tensor:
         optimizer.zero_grad()
         with torch.autocast(problem.device, dtype=torch.bfloat16, enabled=careful):
-            loss = F.cross_entropy(network(images), targets)
+            loss = F.cross_entropy(run(images), targets)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -149,10 +152,12 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
         BASELINE: partial(eager, problem),
         "torchvision AMP": partial(torchvision_amp, problem),
         "careful eager": partial(eager, problem, careful=True),
+        COMPILED: partial(eager, problem, careful=True, compile=True),
         "timm": partial(timm_step, problem),
+        RECORDED: partial(build_own_step, problem, way.dtype, way.channels_last, compiled, cuda_graph=True),
         OURS: partial(build_own_step, problem, way.dtype, way.channels_last, compiled),
     }
-    left_out = {}
+    left_out = {} if DEVICE.type == "cuda" else dict.fromkeys((COMPILED, RECORDED), "needs a CUDA GPU")
     if row.arch in NOT_IN_TIMM:
         left_out["timm"] = "timm has no AlexNet"
     with ExitStack() as stack:
@@ -172,7 +177,9 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
         BASELINE: "fp32 NCHW",
         "torchvision AMP": f"{'fp16' if DEVICE.type == 'cuda' else 'bf16'} NCHW",
         "careful eager": "bf16 channels-last",
+        COMPILED: "bf16 channels-last",
         "timm": "bf16 channels-last",
+        RECORDED: str(way),
         OURS: str(way),
     }
     reference = workers[BASELINE].start.losses[0]

@@ -96,6 +96,24 @@ def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
     return text
 
 
+def costs_table(files: Files) -> str:
+    """Of training steps on a GPU, one row a file: each side's peak memory and its first step."""
+    contents = list(files.values())
+    sides = [name for name in all_sides(contents) if any(_costs(c, name) for c in contents)]
+    rows = [
+        [content["what"].removeprefix("train-"), *(_costs(content, side) for side in sides)]
+        for content in contents
+    ]
+    return table(["", *sides], rows) if sides else ""
+
+
+def _costs(content: Content, side: str) -> str:
+    found = content["sides"].get(side, {})
+    if found.get("peak_bytes") is None:
+        return ""
+    return f"{found['peak_bytes'] / 2**30:.1f} GiB, {found['first_seconds'][0]:.1f} s"
+
+
 def startup_table(files: Files) -> str:
     """One row a side: its seconds, and where they go."""
     rows = []
@@ -232,6 +250,8 @@ def page(machines: dict[str, Files]) -> str:
             extra = "arithmetic" if kind == "train" else None
             cells_of = startup_table(found) if kind == "startup" else comparison_table(found, kind, extra)
             parts += [f"### {title}\n", f"`{command}`\n", cells_of, "", f"{cells}\n{sources(found)}.\n"]
+            if kind == "train" and (costs := costs_table(found)):
+                parts += [costs, "\nPeak memory, and the first step with its compilation.\n"]
             if kind in PICTURES:
                 parts.append(f"![{title}](results/{machine}/{kind}.png)\n")
         for path, content in files.items():

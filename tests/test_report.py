@@ -51,6 +51,16 @@ def test_sides_for_a_gpu_alone_are_named_below_the_table_of_a_cpu():
     assert text.endswith("On a CUDA GPU also: tuned.")
 
 
+def test_what_steps_cost_on_a_gpu_is_told_below_how_fast_they_are():
+    content = comparison()
+    assert report.costs_table({Path("a"): content}) == ""
+    content["sides"]["fastcnn"] |= {"peak_bytes": 3 << 29, "first_seconds": [41.26, 0.1]}
+    text = report.costs_table({Path("a"): content})
+    assert text.splitlines()[0] == "|  | fastcnn |"
+    assert text.splitlines()[-1] == "| resnet18-64px-batch32 | 1.5 GiB, 41.3 s |"
+    assert text in report.page({"h200": {Path("a"): content}})
+
+
 def test_starts_are_told_in_seconds_with_where_they_go():
     content = comparison("startup-lenet5", left_out={}, unit="start")
     content["sides"]["fastcnn"]["stages"] = {"imports": 0.06, "data": 0.02}
