@@ -97,7 +97,7 @@ def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
 
 
 def costs_table(files: Files) -> str:
-    """Of training steps on a GPU, one row a file: each side's peak memory and its first step."""
+    """Of training steps, one row a file: each side's peak memory and its first step."""
     contents = list(files.values())
     sides = [name for name in all_sides(contents) if any(_costs(c, name) for c in contents)]
     rows = [

@@ -51,7 +51,7 @@ def test_sides_for_a_gpu_alone_are_named_below_the_table_of_a_cpu():
     assert text.endswith("On a CUDA GPU also: tuned.")
 
 
-def test_what_steps_cost_on_a_gpu_is_told_below_how_fast_they_are():
+def test_what_steps_cost_is_told_below_how_fast_they_are():
     content = comparison()
     assert report.costs_table({Path("a"): content}) == ""
     content["sides"]["fastcnn"] |= {"peak_bytes": 3 << 29, "first_seconds": [41.26, 0.1]}
