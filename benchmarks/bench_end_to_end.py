@@ -23,7 +23,8 @@ from fastcnn import bench
 from fastcnn.config import Config
 from fastcnn.data import Batch, Loader
 from fastcnn.distributed import Ranks, choose_device
-from fastcnn.engine import TrainState, train_epoch, train_step
+from fastcnn.engine import train_epoch, train_step
+from fastcnn.state import TrainState
 from fastcnn.tasks import Classification
 from fastcnn.wire import build, make_plan
 

@@ -33,8 +33,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastcnn import bench
 from fastcnn.data import Batch, Loader
-from fastcnn.engine import TrainState, evaluate, train_step
+from fastcnn.engine import evaluate, train_step
 from fastcnn.metrics import Metrics
+from fastcnn.state import TrainState
 from fastcnn.steps import Problem, build_own_state
 from fastcnn.tasks import Task
 

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn import bench, machine
 from fastcnn.distributed import Ranks, choose_device, process_group
-from fastcnn.engine import TrainState, train_step
+from fastcnn.engine import train_step
+from fastcnn.state import TrainState
 from fastcnn.steps import Problem, build_own_state
 
 ALONE, APART, TOGETHER = "alone", "apart", "together"

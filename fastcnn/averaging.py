@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcnn.checkpoint import pack_state
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import average_buffers
-from fastcnn.engine import TrainState, to_training
+from fastcnn.state import TrainState, to_training
 
 BATCHES = 100
 """Of training, over which the statistics of batch norm are taken anew, at most."""

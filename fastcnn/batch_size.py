@@ -10,10 +10,10 @@ from torch import nn
 
 from fastcnn.config import Config
 from fastcnn.distributed import gather_to_all
-from fastcnn.engine import Normalized
 from fastcnn.errors import UserError
 from fastcnn.machine import DTYPES
 from fastcnn.optim import build_optimizer
+from fastcnn.state import Normalized
 from fastcnn.warm_up import any_loss, random_images
 
 RESERVE = 0.1

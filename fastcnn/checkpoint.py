@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcnn.engine import TrainState
 from fastcnn.errors import UserError
 from fastcnn.optim import add_momentum_buffers
+from fastcnn.state import TrainState
 from fastcnn.transfer import build_network
 
 FORMAT = 2

@@ -13,14 +13,16 @@ from functools import partial
 from fastcnn.averaging import Average, put_in
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import any_rank, gather_to_main
-from fastcnn.engine import Window, evaluate, stop_if_not_finite, train_epoch, unfreeze
+from fastcnn.engine import Window, evaluate, train_epoch
 from fastcnn.gallery import Gallery
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.interrupt import StopRequest
 from fastcnn.metrics import Metrics
 from fastcnn.progressive import milestones_of, size_at
 from fastcnn.report import Report
 from fastcnn.run import PICTURE, Run
 from fastcnn.schedules import learning_rate
+from fastcnn.state import unfreeze
 from fastcnn.tasks import Task
 from fastcnn.verdict import Bound, Timing, Verdict
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import gather_to_all
-from fastcnn.engine import TrainState, to_training, train_step
+from fastcnn.engine import train_step
 from fastcnn.errors import UserError
 from fastcnn.rehearsal import updates
+from fastcnn.state import TrainState, to_training
 from fastcnn.tasks import Task
 
 UPDATES = 100

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.distributed import Ranks
-from fastcnn.engine import Normalized
 from fastcnn.models.base import logits_of
+from fastcnn.state import Normalized
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Of `--amp-dtype`."""

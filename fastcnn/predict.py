@@ -22,9 +22,9 @@ from fastcnn.data.batch import Share, Transform
 from fastcnn.data.manifest import scan
 from fastcnn.data.sources import Split, image_files
 from fastcnn.distributed import Ranks, choose_device
-from fastcnn.engine import Normalized
 from fastcnn.errors import UserError
 from fastcnn.gallery import rgb
+from fastcnn.state import Normalized
 from fastcnn.tasks import build_task
 
 

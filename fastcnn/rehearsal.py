@@ -19,8 +19,9 @@ import torch
 from fastcnn import checkpoint
 from fastcnn.data.batch import Batch, Loader
 from fastcnn.distributed import gather_to_all
-from fastcnn.engine import TrainState, evaluate_batch, to_training, train_step
+from fastcnn.engine import evaluate_batch, train_step
 from fastcnn.graphs import BEFORE
+from fastcnn.state import TrainState, to_training
 from fastcnn.tasks import Task
 
 LEAST = 3

@@ -19,8 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from fastcnn.curves import draw_curves
-from fastcnn.engine import TrainState
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState
 
 CURVES_EVERY = 30.0
 """Seconds between redrawings of the curves while a run goes on."""

@@ -15,9 +15,10 @@ from fastcnn.data.bad_files import NAMED_AT_MOST, BadFiles
 from fastcnn.data.batch import Loader
 from fastcnn.data.sources import NAMED, Source
 from fastcnn.distributed import Ranks, from_main, gather_to_all, gather_to_main, sum_over_ranks
-from fastcnn.engine import TrainState, stop_if_not_finite
 from fastcnn.errors import UserError
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.metrics import Metrics
+from fastcnn.state import TrainState
 
 AVERAGE = "average.pt"
 LAST, BEST, BAD_FILES, PICTURE = "last.pt", "best.pt", "bad-files.txt", "validation.png"

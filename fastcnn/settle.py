@@ -10,11 +10,11 @@ from fastcnn.budget import epochs_within, parse_time
 from fastcnn.config import Config
 from fastcnn.data.batch import Loader
 from fastcnn.distributed import Ranks, gather_to_all
-from fastcnn.engine import TrainState
 from fastcnn.errors import UserError
 from fastcnn.lr_finder import ADAPTIVE, RANGES, draw_trials, range_test, steepest
 from fastcnn.rehearsal import rehearsal, time_updates, time_validation
 from fastcnn.resolve import warmup_of
+from fastcnn.state import TrainState
 from fastcnn.tasks import Task
 
 MEASURING = 0.05

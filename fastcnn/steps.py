@@ -19,11 +19,12 @@ from fastcnn import machine, models
 from fastcnn.config import Config, task_of
 from fastcnn.data import Batch, Share, Source, Transform, open_data
 from fastcnn.data.synthetic import SyntheticLoader
-from fastcnn.engine import Normalized, TrainState, build_state, train_step
+from fastcnn.engine import train_step
 from fastcnn.graphs import BEFORE, CudaRecorder, Recorder
 from fastcnn.models.base import logits_of
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import Normalized, TrainState, build_state
 from fastcnn.tasks import Task, build_task
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm, accelerate
 

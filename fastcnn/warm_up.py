@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastcnn.checkpoint import random_state, restore_random_state
 from fastcnn.data.mixing import plain
-from fastcnn.engine import TrainState, to_training
+from fastcnn.state import TrainState, to_training
 
 
 def warm_up_sizes(

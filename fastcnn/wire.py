@@ -28,7 +28,6 @@ from fastcnn.data.look import some_images
 from fastcnn.data.mixing import Mixing
 from fastcnn.data.targets import Boxes
 from fastcnn.distributed import Ranks, from_main, gather_to_all, local_main_first, on_every_rank
-from fastcnn.engine import TrainState, build_state
 from fastcnn.errors import UserError
 from fastcnn.models.external import check_outputs, is_external, with_sync_bn
 from fastcnn.models.parts import image_sizes, map_strides
@@ -37,6 +36,7 @@ from fastcnn.progressive import never_reached
 from fastcnn.resolve import Facts, carry_over, resolve
 from fastcnn.run import check_resumable, choose_folder
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.verdict import Room
 from fastcnn.weights import download_pretrained, read_weights

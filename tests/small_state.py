@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastcnn.engine import TrainState, build_state
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state
 from fastcnn.transfer import Frozen, frozen_layers
 
 

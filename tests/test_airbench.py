@@ -19,12 +19,13 @@ from fastcnn.data import Batch, Transform
 from fastcnn.data.first_images import first_images
 from fastcnn.data.manifest import scan
 from fastcnn.data.sources import Source, Split
-from fastcnn.engine import build_state, train_step, unfreeze
+from fastcnn.engine import train_step
 from fastcnn.models import build
 from fastcnn.models.airbench import WHITEN_EPS, AirbenchNet, airbench_small
 from fastcnn.models.external import with_sync_bn
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import build_state, unfreeze
 from fastcnn.transfer import Frozen, frozen_layers
 
 CPU = torch.device("cpu")

@@ -16,11 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 from worker_two_detectors import validate
 
 from fastcnn.data import Batch
-from fastcnn.engine import TrainState, build_state, train_step
+from fastcnn.engine import train_step
 from fastcnn.models import build
 from fastcnn.models.yolo import AnchorOutputs, GridOutputs
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state
 from fastcnn.tasks import Detection
 from fastcnn.tasks.detection import best_boxes
 

@@ -16,19 +16,13 @@ from fastcnn.average_precision import mean_average_precision
 from fastcnn.config import OptName
 from fastcnn.data import Batch, Loader
 from fastcnn.data.targets import IGNORE
-from fastcnn.engine import (
-    Normalized,
-    TrainingError,
-    TrainState,
-    build_state,
-    evaluate,
-    stop_if_not_finite,
-    train_epoch,
-    train_step,
-)
+from fastcnn.engine import evaluate, train_epoch, train_step
+from fastcnn.errors import TrainingError
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.models import Outputs, build
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import Normalized, TrainState, build_state
 from fastcnn.tasks import Classification, Detection, Task
 from fastcnn.tasks.anchor_loss import anchor_loss
 from fastcnn.tasks.grid_loss import grid_loss

@@ -13,11 +13,14 @@ from fastcnn.data import Batch, Transform, build_loaders, has_dali
 from fastcnn.data.mixing import Mixing
 from fastcnn.data.sources import read_folder
 from fastcnn.distributed import Ranks
-from fastcnn.engine import TrainingError, TrainState, build_state, evaluate, stop_if_not_finite, train_step
+from fastcnn.engine import evaluate, train_step
+from fastcnn.errors import TrainingError
 from fastcnn.graphs import BEFORE
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.models import build
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state
 from fastcnn.tasks import Classification
 
 pytestmark = pytest.mark.gpu

@@ -15,12 +15,14 @@ from fastcnn import checkpoint
 from fastcnn.config import OptName
 from fastcnn.data import Batch
 from fastcnn.data.mixing import Mixing
-from fastcnn.engine import TrainState, build_state, stop_if_not_finite, train_step, unfreeze
+from fastcnn.engine import train_step
 from fastcnn.errors import TrainingError, UserError
 from fastcnn.graphs import BEFORE, RecordedSteps
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.models import build
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state, unfreeze
 from fastcnn.tasks import Classification
 from fastcnn.transfer import Frozen, frozen_layers
 

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
 from fastcnn.data.batch import Batch
-from fastcnn.engine import Normalized, build_state, stop_if_not_finite, train_step
+from fastcnn.engine import train_step
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.models import MODELS, ConvNet, Outputs, Stage, alexnet, build, convnext, layers, vit
 from fastcnn.models.cifar_resnet import CifarResNet, PadShortcut
 from fastcnn.models.lenet import LeNet5
@@ -25,6 +26,7 @@ from fastcnn.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
 from fastcnn.models.vgg import VGG
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import Normalized, build_state
 from fastcnn.tasks import Classification
 from fastcnn_kernels import DepthwiseConv2d
 

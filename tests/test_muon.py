@@ -13,11 +13,12 @@ from small_tasks import small_batch, task_for
 from torch import Tensor, nn
 
 from fastcnn.data import Batch
-from fastcnn.engine import build_state, train_step
+from fastcnn.engine import train_step
 from fastcnn.models import build
 from fastcnn.muon import BIAS_RATE, CLASSIFIER_RATE, Muon, muon_groups, orthogonal
 from fastcnn.optim import build_optimizer, set_learning_rate
 from fastcnn.schedules import Schedule
+from fastcnn.state import build_state
 
 SHAPES = ((4, 3, 3, 3), (4, 3, 3, 3), (20, 2, 3, 3), (7,), (5, 6))
 """Two banks of one shape, one that is higher than wide, and what SGD updates."""

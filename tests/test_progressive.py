@@ -23,10 +23,11 @@ from fastcnn.data.loader import ImageLoader
 from fastcnn.data.mixing import Mixing
 from fastcnn.data.sources import Source
 from fastcnn.distributed import Ranks
-from fastcnn.engine import TrainState, build_state, train_step
+from fastcnn.engine import train_step
 from fastcnn.optim import build_optimizer
 from fastcnn.progressive import milestones_of, never_reached, size_at, sizes_left
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state
 from fastcnn.transfer import Frozen
 from fastcnn.warm_up import warm_up_sizes
 
@@ -237,7 +238,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_with_its_size_to_the_sa
 
 def test_predictions_are_made_at_the_size_of_validation(train, demo, monkeypatch):
     from fastcnn.cli import main
-    from fastcnn.engine import Normalized
+    from fastcnn.state import Normalized
 
     flags = ("--compile", "off", "--data", demo, "--epochs", "1", "--img-size", "24", "--val-img-size", "40")
     assert train(*FLAGS, *flags) == 0

@@ -16,11 +16,12 @@ from torch import nn
 
 from fastcnn.data import Share, Transform, open_data
 from fastcnn.data.synthetic import SyntheticLoader
-from fastcnn.engine import TrainState, evaluate, train_step
+from fastcnn.engine import evaluate, train_step
 from fastcnn.errors import UserError
 from fastcnn.lr_finder import DIVERGED, Trial, range_test, steepest
 from fastcnn.rehearsal import rehearsal, time_updates, time_validation, updates
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState
 
 ARCH = "resnet20"
 

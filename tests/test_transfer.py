@@ -17,11 +17,12 @@ from torch import Tensor, nn
 import fastcnn
 from fastcnn.adapt import load_weights
 from fastcnn.data import shapes
-from fastcnn.engine import TrainState, build_state, evaluate, train_epoch, train_step, unfreeze
+from fastcnn.engine import evaluate, train_epoch, train_step
 from fastcnn.errors import UserError
 from fastcnn.models import MODELS, ConvNet, build
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import TrainState, build_state, unfreeze
 from fastcnn.transfer import Frozen, build_network, describe_frozen, frozen_layers, lr_scales
 from fastcnn.weights import download_pretrained
 

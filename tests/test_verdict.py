@@ -23,10 +23,12 @@ import fastcnn
 from fastcnn.config import FIELDS, Config
 from fastcnn.data import Batch, Loader
 from fastcnn.data.loader import ImageLoader
-from fastcnn.engine import FiniteGuard, Normalized, TrainState, Window, build_state, train_epoch, unfreeze
+from fastcnn.engine import Window, train_epoch
+from fastcnn.guard import FiniteGuard
 from fastcnn.models import build
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import Normalized, TrainState, build_state, unfreeze
 from fastcnn.stopwatch import CudaClock, HostClock, Stopwatch
 from fastcnn.transfer import Frozen
 from fastcnn.verdict import Room, Timing, Verdict, verdict

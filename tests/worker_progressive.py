@@ -12,9 +12,10 @@ from torch._dynamo.utils import counters
 
 from fastcnn.data import Batch
 from fastcnn.distributed import Ranks, process_group
-from fastcnn.engine import build_state, to_training, train_step
+from fastcnn.engine import train_step
 from fastcnn.optim import build_optimizer
 from fastcnn.schedules import Schedule
+from fastcnn.state import build_state, to_training
 from fastcnn.tasks import Classification
 from fastcnn.warm_up import warm_up_sizes
 

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.data import Batch, Loader
 from fastcnn.distributed import Ranks, gather_to_main, process_group
-from fastcnn.engine import TrainState, Window, train_epoch, unfreeze
+from fastcnn.engine import Window, train_epoch
 from fastcnn.models import build
+from fastcnn.state import TrainState, unfreeze
 from fastcnn.tasks import Classification
 from fastcnn.verdict import Timing
 

@@ -22,9 +22,11 @@ from fastcnn.distributed import (
     local_main_first,
     process_group,
 )
-from fastcnn.engine import stop_if_not_finite, train_step, unfreeze
+from fastcnn.engine import train_step
 from fastcnn.errors import TrainingError, UserError
+from fastcnn.guard import stop_if_not_finite
 from fastcnn.models import build
+from fastcnn.state import unfreeze
 from fastcnn.tasks import Classification
 
 CPU = torch.device("cpu")
