@@ -265,6 +265,8 @@ def page(machines: dict[str, Files]) -> str:
                 picture = path.with_suffix(".png").relative_to(HERE)
                 parts += [f"### Ladder: {name}\n", f"`{command}`\n", ladder_table(content), ""]
                 parts += [f"{describe(content)}.\n", f"![ladder]({picture})\n"]
+                if "costs" in content:
+                    parts += ["```", *ladder_report.cost_lines(content), "```\n"]
         others = [p for p, c in files.items() if c["what"] != "ladder" and "baseline" not in c]
         if others:
             listed = ", ".join(f"[{path.stem}](results/{machine}/{path.name})" for path in others)

@@ -5,6 +5,7 @@
 
 Each rung adds its switch to the best rung so far; it is timed in turn with that one and with eager PyTorch,
 and stays on if it is faster. Every rung is a process of its own, so that nothing of one is left to another.
+In the end the largest costs of the best step are taken from a trace of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fastcnn import bench, machine, roofline
+from fastcnn import bench, machine, roofline, step_costs
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
@@ -52,6 +53,8 @@ OWN = "fastcnn train"
 ON_CUDA = ("cuDNN benchmark", "CUDA graph", "our kernels", "accelerate", "4 input channels", "max-autotune")
 ON_CPU = ("keep memory", "bf16, our kernels")
 COMPILED = ("compile", "whole step compiled", "max-autotune")
+COSTS = 20
+"""So many of the best step's are written."""
 FIRST_CALLS = 10
 """Steps before timing, whose losses are compared with the baseline's."""
 QUICK_ROUNDS = 5
@@ -163,6 +166,16 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
                 workers.pop(name).close()
             content["rungs"].append(rung_result(rung, problem, content["roofline"]))
             yield content
+        try:
+            if switches.cuda_graph:  # whose kernels no trace tells the operations of
+                workers.pop(best).close()
+                switches = dataclasses.replace(switches, cuda_graph=False)
+                workers[best] = stack.enter_context(_worker(problem, switches, device))
+            costs = workers[best].ask(step_costs.measure)
+            content["costs"] = costs_result(costs, best, content["roofline"])
+        except WorkerError as error:
+            content["costs"] = {"left_out": f"failed: {error}"}
+        yield content
 
 
 def _measure(rung: Rung, workers: dict[str, Worker], best: str, rounds: int, calls: int) -> None:
@@ -258,6 +271,15 @@ def rung_result(rung: Rung, problem: Problem, bound: dict[str, Any]) -> dict[str
         "payoff_steps": rung.payoff_steps(),
         "peak_bytes": rung.start.peak_bytes,
         "loss_difference": rung.loss_difference,
+    }
+
+
+def costs_result(costs: list[step_costs.Cost], of: str, bound: dict[str, Any]) -> dict[str, Any]:
+    rates = bound["copy_bytes_per_second"], bound["product_flops_per_second"]
+    return {
+        "of": of,
+        "seconds": sum(cost.seconds for cost in costs),
+        "largest": [{**vars(cost), "floor_seconds": cost.floor(*rates)} for cost in costs[:COSTS]],
     }
 
 

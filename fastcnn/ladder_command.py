@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def show(settings: ladder.Settings, output: str | None, baseline: str | None, ma
         UserError: as `fastcnn.ladder.climb`, or a baseline of something else.
     """
     before = ladder_report.read(baseline) if baseline is not None else None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes among the lines
     content = None
     path = Path()
     for content in ladder.climb(settings):
@@ -26,10 +28,11 @@ def show(settings: ladder.Settings, output: str | None, baseline: str | None, ma
             name = f"{ladder.results_name(content['problem'])}.json"
             device = torch.device(content["problem"]["device"])
             path = Path(output or Path("benchmarks/results") / bench.machine_name(device) / name)
-        print(ladder_report.line(rungs[-1]), flush=True)
+        if "costs" not in content:
+            print(ladder_report.line(rungs[-1]), flush=True)
         bench.write_json(path, content)
     assert content is not None
-    print(ladder_report.LEGEND)
+    print(ladder_report.LEGEND, *ladder_report.cost_lines(content), sep="\n")
     picture = path.with_suffix(".png")
     ladder_report.draw(content, picture)
     print(path, picture, sep="\n")

@@ -55,6 +55,22 @@ def line(rung: Content) -> str:
     )
 
 
+def cost_lines(content: Content, most: int = 10) -> list[str]:
+    """The largest costs of the best step."""
+    costs = content["costs"]
+    if "left_out" in costs:
+        return [f"a trace of the best step {costs['left_out']}"]
+    lines = [f"{'ms':>8}{'of all':>8}{'floor':>8}{'calls':>7}  of the step {costs['of']!r}, traced"]
+    for cost in costs["largest"][:most]:
+        floor = cost["floor_seconds"]
+        lines.append(
+            f"{1000 * cost['seconds']:>8.2f}{cost['seconds'] / costs['seconds']:>8.0%}"
+            f"{'' if floor is None else f'{1000 * floor:.2f}':>8}{cost['calls']:>7g}  "
+            f"{cost['name']} {cost['shapes']}".rstrip()
+        )
+    return lines
+
+
 def _payoff(steps: float | None) -> str:
     return "never" if steps is None else f"{steps:,.0f} steps" if steps else ""
 

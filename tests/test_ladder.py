@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 import torch
 
-from fastcnn import cli, ladder, ladder_report, roofline
+from fastcnn import bench, cli, ladder, ladder_report, roofline, step_costs
 from fastcnn.errors import UserError
 from fastcnn.ladder import BASELINE, OWN, RUNGS, Settings
 from fastcnn.roofline import Ceilings, Operation
@@ -128,6 +128,8 @@ class FakeWorker:
         return self.seconds
 
     def ask(self, question):
+        if question is step_costs.measure:
+            return [step_costs.Cost("mm", "2x2 float32", 1, self.seconds, 0, 10**9, "float32")]
         return [Operation(10, 10**9, "float32")]
 
     def close(self) -> None:
@@ -140,25 +142,33 @@ class FakeWorker:
         self.close()
 
 
-@pytest.fixture
-def rungs(monkeypatch):
-    """`rungs(settings, **seconds)` climbs a ladder whose rungs take so long; others as long as the best."""
+class Climb:
+    """`climb(settings, **seconds)` climbs a ladder whose rungs take so long; others as long as the best."""
 
-    def run(settings: Settings = LENET, fails: str = "", clock=lambda: 0.0, **seconds: float):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self.built: list[Switches] = []
+        self.contents: list[dict] = []
+
+    def __call__(self, settings: Settings = LENET, fails: str = "", clock=lambda: 0.0, **seconds: float):
         seconds = {name.replace("_", " "): value for name, value in seconds.items()}
 
         def worker(problem, switches, device, name=BASELINE):
+            self.built.append(switches)
             if name == fails:
                 raise WorkerError("out of memory")
             return FakeWorker(seconds.get(name, 1.0), name)
 
-        monkeypatch.setattr(ladder, "_worker", worker)
-        monkeypatch.setattr(ladder, "Worker", lambda *args, **kwargs: FakeWorker(0.1, "ceiling"))
-        monkeypatch.setattr(FakeWorker, "closed", [])
-        contents = list(map(copy.deepcopy, ladder.climb(settings, clock)))
-        return {rung["name"]: rung for rung in contents[-1]["rungs"]}
+        self.monkeypatch.setattr(ladder, "_worker", worker)
+        self.monkeypatch.setattr(ladder, "Worker", lambda *args, **kwargs: FakeWorker(0.1, "ceiling"))
+        self.monkeypatch.setattr(FakeWorker, "closed", [])
+        self.contents = list(map(copy.deepcopy, ladder.climb(settings, clock)))
+        return {rung["name"]: rung for rung in self.contents[-1]["rungs"]}
 
-    return run
+
+@pytest.fixture
+def rungs(monkeypatch) -> Climb:
+    return Climb(monkeypatch)
 
 
 def test_what_is_faster_stays_on_and_what_is_not_goes(rungs):
@@ -170,6 +180,41 @@ def test_what_is_faster_stays_on_and_what_is_not_goes(rungs):
     assert found["bf16"]["speedup"]["median"] == 2
     assert found["fused optimizer"]["speedup"]["median"] == 2.5
     assert list(found) == [*RUNGS, OWN]
+
+
+def test_the_largest_costs_are_those_of_the_best_step(rungs):
+    rungs(bf16=0.5)
+    *before, last = rungs.contents
+    assert len(before) == len(RUNGS) + 1
+    assert all("costs" not in content for content in before)
+    (cost,) = last["costs"]["largest"]
+    assert (last["costs"]["of"], last["costs"]["seconds"], cost["seconds"]) == ("bf16", 0.5, 0.5)
+    assert cost["floor_seconds"] == pytest.approx(1e9 / last["roofline"]["copy_bytes_per_second"])
+    _, line = ladder_report.cost_lines(last)
+    assert line.split()[:2] == ["500.00", "100%"]
+    assert line.endswith("mm 2x2 float32")
+
+
+def test_a_recorded_step_is_traced_without_its_recording(rungs, monkeypatch):
+    monkeypatch.setattr(ladder, "choose_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(bench, "environment", lambda device: {})
+    rungs(Settings("lenet5", batch_size=4), CUDA_graph=0.5)
+    assert rungs.contents[-1]["costs"]["of"] == "CUDA graph"
+    assert [switches.cuda_graph for switches in rungs.built[-2:]] == [True, False]
+    assert FakeWorker.closed.index("CUDA graph") < FakeWorker.closed.index(BASELINE)
+
+
+def test_a_step_that_cannot_be_traced_costs_nothing_else(rungs, monkeypatch):
+    def ask(worker, question):
+        if question is step_costs.measure:
+            raise WorkerError("no memory for the trace")
+        return []
+
+    monkeypatch.setattr(FakeWorker, "ask", ask)
+    assert rungs(bf16=0.5)["bf16"]["kept"]
+    assert ladder_report.cost_lines(rungs.contents[-1]) == [
+        "a trace of the best step failed: no memory for the trace"
+    ]
 
 
 def test_compilation_pays_off_after_as_many_steps_as_win_its_seconds_back(rungs):
@@ -252,6 +297,8 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys):
             assert rung["seconds"]["median"] > 0
             assert rung["loss_difference"] < 2e-2
             assert rung["peak_bytes"] is None or rung["peak_bytes"] > 0
+    assert len(content["costs"]["largest"]) == ladder.COSTS
+    assert content["costs"]["largest"][0]["name"] in printed
     assert output.with_suffix(".png").stat().st_size > 10_000
     assert (
         cli.main(["bench", *flags, "--output", str(tmp_path / "b.json"), "--baseline", "nothing.json"]) == 2
