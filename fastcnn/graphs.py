@@ -115,7 +115,8 @@ class RecordedSteps:
             with _capturable(self.optimizer):
                 return self.recorder.record(work)
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
+            first = error.__context__ or error  # CUDA reports once more, in fewer words, at the end
+            reason = str(first).strip().partition("\n")[0]
             raise UserError(
                 f"--cuda-graph: a step of this network cannot be recorded ({reason}); leave it out"
             ) from error

@@ -204,6 +204,20 @@ def test_a_step_that_waits_for_the_device_is_refused():
     assert [g.get("capturable") for g in state.optimizer.param_groups] == [None] * 2
 
 
+def test_of_two_errors_in_a_recording_the_first_is_told():
+    class Fails(TapeRecorder):
+        def record(self, work: Any) -> Any:
+            try:
+                raise RuntimeError("the convolution waits\nfor the device")
+            finally:
+                raise RuntimeError("a previous error")
+
+    state, _ = state_of()
+    state.recorded = RecordedSteps(state.optimizer, Fails())
+    with pytest.raises(UserError, match=r"\(the convolution waits\)"):
+        trained(state)
+
+
 def test_adam_is_told_that_it_is_recorded_and_then_not_any_more():
     seen: list[bool] = []
     state, recorder = state_of(opt="adamw")
