@@ -35,6 +35,15 @@ from fastcnn.verdict import Timing
 
 def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
     """One update from the mean gradient of `batches`, without waiting for the device."""
+    update(state, task, batches, metrics)
+    if state.ema is not None:
+        state.ema.update()
+    state.step += 1
+
+
+def update(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
+    """The device's part of a step, with what the host tells it anew: how the batches are mixed, and the
+    learning rate."""
     if state.mixing is not None:
         mixing = state.mixing
         batches = [
@@ -46,14 +55,10 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
         _update(state, task, metrics, batches)
     else:
         state.recorded.run(partial(_update, state, task, metrics), batches, task, metrics)
-    if state.ema is not None:
-        state.ema.update()
-    state.step += 1
 
 
 def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[Batch]) -> None:
-    """What the device does in a step. It may be recorded: nothing here changes from step to step but what is
-    in tensors."""
+    """It may be recorded: nothing here changes from step to step but what is in tensors."""
     for i, batch in enumerate(batches):
         last = i + 1 == len(batches)
         with _no_sync(state.train_model, not last):

@@ -77,6 +77,7 @@ def fit_epochs(
     task: Task,
     val_loader: Loader,
     epoch_metrics: Metrics,
+    window_metrics: Metrics,
     report: Report,
     stop: StopRequest,
     log_interval: int,
@@ -86,6 +87,7 @@ def fit_epochs(
 
     Args:
         epoch_metrics: sums of the epoch under way when the run was saved, else empty.
+        window_metrics: sums since the last log line, empty as yet.
         stop: a signal's request; all ranks answer it together at a log line, a single process at once, and
             before a validation, which a resumed run makes up for.
         judge: says what bounds the run, from what all ranks measured.
@@ -94,7 +96,6 @@ def fit_epochs(
         fastcnn.errors.TrainingError: the loss became infinite or NaN.
     """
     state, config, world_size = run.state, run.config, run.ranks.world_size
-    window_metrics = task.metrics(state.device)
     pace = Pace(world_size)
     val: dict[str, float] = {}
     stopped = told = False

@@ -82,7 +82,7 @@ def fit(config: Config) -> Result:
     from fastcnn.settle import settle
     from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
-    from fastcnn.warm_up import warm_up_sizes
+    from fastcnn.warm_up import record_ahead, warm_up_sizes
     from fastcnn.wire import build, make_plan
 
     started = time.perf_counter()
@@ -129,9 +129,13 @@ def fit(config: Config) -> Result:
                     sizes = sizes_left(plan.config, state.schedule.epochs, state.epoch)
                     batch = int(plan.config.batch_size), int(plan.config.in_chans)
                     warm_up_sizes(state, sizes, int(plan.config.val_img_size), *batch)
+                window_metrics = task.metrics(device)
+                if plan.config.progressive is None and not state.done:
+                    record_ahead(state, task, train_loader, window_metrics)
                 interval = int(plan.config.log_interval)
                 judge = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
-                outcome = fit_epochs(run, task, val_loader, metrics, report, stop, interval, judge)
+                sums = metrics, window_metrics
+                outcome = fit_epochs(run, task, val_loader, *sums, report, stop, interval, judge)
                 report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
                 run.restore_best()
         finally:

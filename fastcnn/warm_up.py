@@ -1,16 +1,23 @@
-"""All graphs of a run whose images change their size are compiled before its first step."""
+"""What a run compiles and records before its first step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fastcnn.checkpoint import random_state, restore_random_state
+from fastcnn.data.batch import Loader
 from fastcnn.data.mixing import plain
+from fastcnn.engine import update
+from fastcnn.graphs import BEFORE
+from fastcnn.metrics import Metrics
+from fastcnn.rehearsal import updates
 from fastcnn.state import TrainState, to_training
+from fastcnn.tasks import Task
 
 
 def warm_up_sizes(
@@ -46,6 +53,27 @@ def warm_up_sizes(
     with torch.no_grad():
         for buffer, value in zip(buffers, before):
             buffer.copy_(value)
+    restore_random_state(generators, state.device)
+
+
+def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics) -> None:
+    """Records the step for the batches of `loader` and these metrics, if it is to be recorded; nothing of it
+    stays: as after a loss that is not finite, updates change nothing."""
+    if state.recorded is None:
+        return
+    generators, place = random_state(state.device), loader.state_dict()
+    flags = state.guard.found_inf, state.guard.bad_steps
+    changed = [*flags, *state.network.buffers()]
+    before = [tensor.clone() for tensor in changed]
+    to_training(state)
+    state.guard.found_inf.fill_(1)
+    for batches in islice(updates(loader, state.accum_steps), BEFORE + 1):
+        update(state, task, batches, metrics)
+    metrics.reset()
+    loader.load_state_dict(place)
+    with torch.no_grad():
+        for tensor, value in zip(changed, before):
+            tensor.copy_(value)
     restore_random_state(generators, state.device)
 
 

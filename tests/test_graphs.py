@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from fastcnn import checkpoint
 from fastcnn.config import OptName
-from fastcnn.data import Batch
+from fastcnn.data import Batch, Loader
 from fastcnn.data.mixing import Mixing
 from fastcnn.engine import train_step
 from fastcnn.errors import TrainingError, UserError
@@ -25,6 +26,7 @@ from fastcnn.schedules import Schedule
 from fastcnn.state import TrainState, build_state, unfreeze
 from fastcnn.tasks import Classification
 from fastcnn.transfer import Frozen, frozen_layers
+from fastcnn.warm_up import record_ahead
 
 CPU = torch.device("cpu")
 STEPS = BEFORE + 4
@@ -139,6 +141,50 @@ def test_other_metrics_have_their_own():
     assert recorder.recorded == 2
     assert first[0] == 6 * STEPS
     assert second[0] == 6 * (BEFORE + 1)
+
+
+class Listed:
+    """Batches as a loader, whose place is how many it gave."""
+
+    def __init__(self, data: list[Batch]) -> None:
+        self.data, self.epoch, self.given = data, 0, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self.data[self.given :]:
+            self.given += 1
+            yield item
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch, self.given = epoch, 0 if epoch != self.epoch else self.given
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "given": self.given}
+
+    def load_state_dict(self, place: dict[str, int]) -> None:
+        self.epoch, self.given = place["epoch"], place["given"]
+
+
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "adamw", "rmsproptf", "muon"])
+@pytest.mark.parametrize("given", [0, 1, 7, 8])
+def test_a_step_that_is_recorded_ahead_leaves_no_trace(opt, given):
+    data = [batch(seed=i) for i in range(8)]
+    task, results = Classification(10), []
+    for ahead in (False, True):
+        mixing = Mixing(mixup=0.5, prob=0.7)
+        state, recorder = state_of(opt=opt, record=ahead, mixing=mixing, ema_decay=0.9, accum_steps=2)
+        metrics, loader = task.metrics(CPU), Listed(data)
+        loader.given = given
+        record_ahead(state, task, cast(Loader, loader), metrics)
+        assert loader.state_dict() == {"epoch": 0, "given": given}
+        assert torch.equal(metrics.state(), torch.zeros(4).double())
+        for step in range(4):
+            train_step(state, task, data[2 * step : 2 * step + 2], metrics)
+        assert state.ema is not None
+        average = {f"ema.{name}": value for name, value in state.ema.average.items()}
+        results.append({**state.network.state_dict(), **average, "metrics": metrics.state()})
+    assert (recorder.prepared, recorder.recorded, recorder.replayed) == (BEFORE, 1, 1 + 4)
+    assert_same(*results)
+    stop_if_not_finite(state)
 
 
 def test_what_was_frozen_trains_after_unfreezing():
