@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py --minutes 20
     python benchmarks/gpu.py --minutes 20 --data /data/photos    # for the loaders, which need DALI
+    python benchmarks/gpu.py --minutes 8 --only ladder-resnet50  # items whose names begin so
     python benchmarks/gpu.py --minutes 5 --rehearse              # tiny sizes, also without a GPU
 
 The items are commands of their own, each in a process group that is ended when the time is over. They write
 JSON as they go; this script notes in benchmarks/results/MACHINE/progress.json what is done at which commit,
-and goes on after it the next time: an item that was cut off begins anew, but for the kernels, which go on
-after their last row.
+and goes on after it the next time, also at a later commit that changes nothing that is measured: an item that
+was cut off begins anew, but for the kernels, which go on after their last row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,10 @@ GRACE = 20.0
 """Seconds that a command has to end after it was asked to."""
 SPARE = 10.0
 """Seconds that are left for what comes after the last item."""
+TOLD = 0.75
+"""Share of an item's time after which its command is told to begin nothing more."""
+CODE = "fastcnn", "kernels", "benchmarks", ":(exclude)benchmarks/results", ":(exclude,glob)**/*.md"
+"""What the figures depend on."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Settings:
     """CIFAR-10 in folders, with train/ and test/."""
     airbench: str | None = None
     """airbench94_muon.py, for CIFAR-10 side by side."""
+    only: tuple[str, ...] = ()
+    """Items by the beginnings of their names; they share all the time."""
     rehearse: bool = False
     """Tiny sizes, to try the whole on any machine; results go to a temporary folder."""
     results: str | None = None
@@ -64,6 +71,8 @@ class Item:
     """Why it cannot be measured here."""
     resumes: bool = False
     """Whether it goes on by itself where it stopped, so that it is called again each time."""
+    takes_minutes: bool = False
+    """Whether its command is told how many it has."""
 
 
 def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
@@ -71,7 +80,6 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     python = sys.executable
     folder = results / bench.machine_name(device)
     tiny = settings.rehearse
-    minutes = settings.minutes
     no_gpu = "" if device.type == "cuda" else "needs a CUDA GPU"
     no_loader = ""
     if importlib.util.find_spec("nvidia.dali") is None:
@@ -87,7 +95,7 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         name = f"ladder-{arch}-{size}px-batch{batch}"
         output = str(folder / f"{name}.json")
         command = (python, "-m", "fastcnn.cli", "bench", "--arch", arch, *sizes, "--output", output)
-        return Item(name, (*command, "--minutes", f"{0.75 * share * minutes:g}"), share)
+        return Item(name, command, share, takes_minutes=True)
 
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--results", str(results))
     quick = ("--quick",) if tiny else ()
@@ -95,23 +103,40 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     first, *others = rows[:1] if tiny else rows
     data = ("--data", settings.data) if settings.data is not None else ()
     train = (*pytest, str(HERE / "bench_train.py"), *quick)
-    kernels = (python, str(HERE / "bench_kernels.py"), "--minutes", f"{0.16 * minutes:g}")
+    kernels = (python, str(HERE / "bench_kernels.py"))
     side_by_side = (
         *(python, str(HERE / "bench_cifar10.py"), "--data", str(settings.cifar10)),
         *("--airbench", str(settings.airbench), "--output", str(folder / "cifar10-speed.json")),
     )
     no_airbench = "" if settings.cifar10 and settings.airbench else "--cifar10 or --airbench was not given"
     return [
-        Item("kernels", kernels, 0.2, no_gpu, resumes=True),
+        Item("kernels", kernels, 0.2, no_gpu, resumes=True, takes_minutes=True),
         Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.15, no_gpu),
         Item(f"train-{first}", (*train, "-k", str(first)), 0.15),
         ladder("resnet50", 224, 256, 0.3),
         Item("cifar10-speed", side_by_side, 0.25, no_gpu or no_airbench),
-        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in others),
-        *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
         Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
+        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in others),
+        Item(
+            "batch32-kernels", (*kernels, "--batch-size", "32"), 0.2, no_gpu, resumes=True, takes_minutes=True
+        ),
+        *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
         Item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
     ]
+
+
+def chosen(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
+    """The items whose names begin with one of `names`, which share all the time.
+
+    Raises:
+        SystemExit: none does.
+    """
+    for name in names:
+        if not any(item.name.startswith(name) for item in items):
+            raise SystemExit(f"--only {name}: write beginnings of {', '.join(item.name for item in items)}")
+    found = [item for item in items if item.name.startswith(tuple(names))]
+    whole = sum(item.at_most for item in found)
+    return [replace(item, at_most=item.at_most / whole) for item in found]
 
 
 def run(
@@ -125,7 +150,7 @@ def run(
     """Works the items off until the time is over.
 
     Returns:
-        For each, what became of it; "done" also if it was done before at this commit.
+        For each, what became of it; "done" also if it was done before with the same code.
     """
     end = clock() + 60 * minutes - SPARE
     done = _done(progress, commit)
@@ -139,9 +164,12 @@ def run(
         elif left < SPARE:
             outcome[item.name] = "no time was left"
         else:
-            print(f"== {item.name}: {' '.join(item.command)}", flush=True)
+            limit = min(left, 60 * minutes * item.at_most)
+            told = ("--minutes", f"{TOLD * limit / 60:.2f}") if item.takes_minutes else ()
+            command = (*item.command, *told)
+            print(f"== {item.name}: {' '.join(command)}", flush=True)
             start = clock()
-            status = (call or _call)(item.command, min(left, 60 * minutes * item.at_most))
+            status = (call or _call)(command, limit)
             taken = clock() - start
             if status == 0:
                 outcome[item.name] = f"done in {taken:.0f} s"
@@ -154,10 +182,10 @@ def run(
 
 
 def _done(progress: Path, commit: str) -> dict[str, float]:
-    """What was finished at this commit; nothing where files differ from it."""
+    """What was finished with this commit's code; nothing where files differ from it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         content = json.loads(progress.read_text())
-        if content["commit"] == commit and commit and not commit.endswith("+"):
+        if bench.same_code(content["commit"], commit, *CODE):
             return dict(content["seconds"])
     return {}
 
@@ -195,7 +223,10 @@ def main(settings: Settings) -> int:
         return 0
     progress = results / bench.machine_name(device) / "progress.json"
     commit = bench.environment(device)["commit"]
-    outcome = run(plan(settings, device, results), settings.minutes, progress, commit)
+    items = plan(settings, device, results)
+    if settings.only:
+        items = chosen(items, settings.only)
+    outcome = run(items, settings.minutes, progress, commit)
     print(*(f"{name}: {what}" for name, what in outcome.items()), str(progress.parent), sep="\n")
     return 1 if any("status" in what for what in outcome.values()) else 0
 

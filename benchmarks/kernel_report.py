@@ -15,6 +15,9 @@ from fastcnn import bench, machine
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
 
+CODE = "kernels/fastcnn_kernels/*.py", "benchmarks/*kernel*.py", "fastcnn/bench.py"
+"""What the rows depend on."""
+
 
 def fields_of(layer: Depthwise | Norm) -> dict[str, int]:
     return {name: value for name, value in vars(layer).items() if name != "count"}
@@ -55,10 +58,15 @@ def begin(path: Path, settings: dict[str, Any], device: torch.device) -> dict[st
 
 def another(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """In what a file's report differs from one that begins, so that their rows do not belong together."""
-    commit = new["environment"]["commit"]
+    commit, before = new["environment"]["commit"], old["environment"].get("commit", "")
     if not commit or commit.endswith("+"):
         return "code that no commit has"
-    for part, beside in (("environment", {"date"}), ("settings", {"minutes", "output", "write_dispatch"})):
+    if not bench.same_code(before, commit, *CODE):
+        return f"another commit, {before or 'unknown'}, whose kernels differ"
+    for part, beside in (
+        ("environment", {"date", "commit"}),
+        ("settings", {"minutes", "output", "write_dispatch"}),
+    ):
         for name in (old[part].keys() | new[part].keys()) - beside:
             if old[part].get(name) != new[part].get(name):
                 return f"another {name}"

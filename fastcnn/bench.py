@@ -194,6 +194,23 @@ def _commit() -> str:
     return commit + ("+" if changed else "") if commit else os.environ.get("FASTCNN_COMMIT", "")
 
 
+def same_code(then: str, now: str, *paths: str) -> bool:
+    """Whether two commits, as files of results name them, have the same files at `paths`.
+
+    Args:
+        paths: git's pathspecs, from the repository's root.
+    """
+    if not then or not now or then.endswith("+") or now.endswith("+"):
+        return False  # of files that no commit has
+    if then == now:
+        return True
+    git = "git", "-C", str(Path(__file__).parents[1]), "diff", "--quiet", then, now, "--", *paths
+    try:  # 1: they differ; 128: there is no such commit here
+        return subprocess.run(git, capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

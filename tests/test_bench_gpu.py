@@ -92,6 +92,71 @@ def test_another_commit_or_changed_files_begin_anew(tmp_path, commit):
     assert machine.called == ["a"]
 
 
+def test_later_commits_go_on_unless_they_change_what_is_measured(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        person = "-c", "user.name=a", "-c", "user.email=a@b"
+        call = ("git", "-C", str(tmp_path), *person, *command)
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(file: str, text: str) -> str:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        git("add", ".")
+        git("commit", "-qm", "x")
+        return git("rev-parse", "--short", "HEAD")
+
+    git("init", "-q")
+    (tmp_path / "fastcnn").mkdir()
+    monkeypatch.setattr(gpu.bench, "__file__", str(tmp_path / "fastcnn" / "bench.py"))
+    first = commit("fastcnn/engine.py", "1")
+    results = commit("benchmarks/results/gpu/a.json", "{}")
+    words = commit("benchmarks/LOG.md", "it was fast")
+    tests = commit("tests/test_x.py", "1")
+    for later in (first, results, words, tests):
+        assert gpu.bench.same_code(first, later, *gpu.CODE)
+    code = commit("fastcnn/engine.py", "2")
+    assert not gpu.bench.same_code(first, code, *gpu.CODE)
+    assert gpu.bench.same_code(first, code, "kernels")
+    for unknown in ("", "0123456", f"{first}+"):
+        assert not gpu.bench.same_code(first, unknown, *gpu.CODE)
+        assert not gpu.bench.same_code(unknown, first, *gpu.CODE)
+
+    work([item("a")], 5, tmp_path / "p", Machine(a=1), commit=first)
+    assert work([item("a")], 5, tmp_path / "p", Machine(), commit=tests) == {"a": "done before"}
+    machine = Machine(a=1)
+    work([item("a")], 5, tmp_path / "p", machine, commit=code)
+    assert machine.called == ["a"]
+
+
+def test_chosen_items_share_all_the_time():
+    items = [item("train-a", 0.1), item("ladder-a", 0.3), item("train-b", 0.2), item("loader", 0.3)]
+    (alone,) = gpu.chosen(items, ["ladder"])
+    assert (alone.name, alone.at_most) == ("ladder-a", 1.0)
+    some = gpu.chosen(items, ["loader", "train"])
+    assert [(i.name, round(i.at_most, 3)) for i in some] == [
+        ("train-a", 0.167),
+        ("train-b", 0.333),
+        ("loader", 0.5),
+    ]
+    with pytest.raises(
+        SystemExit, match="--only leader: write beginnings of train-a, ladder-a, train-b, load"
+    ):
+        gpu.chosen(items, ["train", "leader"])
+
+
+def test_a_command_that_ends_by_itself_is_told_how_long_it_has(tmp_path):
+    told = []
+
+    def call(command, limit):
+        told.append((command, limit))
+        return 0
+
+    ladder = gpu.Item("a", ("a",), 0.5, takes_minutes=True)
+    gpu.run([ladder, item("b")], 10, tmp_path / "p", "abc", lambda: 0.0, call)
+    assert told == [(("a", "--minutes", "3.75"), 300), (("b",), 590)]
+
+
 def test_progress_is_written_after_each_item(tmp_path):
     path, machine = tmp_path / "sub" / "p", Machine(a=1, b=1)
 
@@ -136,7 +201,9 @@ def test_kernels_come_first_then_resnet50_then_the_others_then_the_loader():
         names = [item.name for item in gpu.plan(settings, cuda, Path("r"))]
     assert names[:2] == ["kernels", "accelerate"]
     assert names[2:4] == ["train-resnet50-224px-batch256", "ladder-resnet50-224px-batch256"]
-    assert names[-2:] == ["loader", "layers"]
+    assert names.index("loader") < names.index("train-efficientnet_b0-224px-batch256")
+    assert names.index("train-vit_b_16-224px-batch128") < names.index("batch32-kernels")
+    assert names[-1] == "layers"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

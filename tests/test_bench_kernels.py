@@ -219,7 +219,11 @@ def test_a_run_that_was_cut_goes_on_after_what_is_there(tmp_path, committed, cap
 
 @pytest.mark.parametrize(
     ("changes", "commit", "why"),
-    [({"rounds": 4}, "abc", "another rounds"), ({}, "abd", "another commit"), ({}, "abc+", "no commit has")],
+    [
+        ({"rounds": 4}, "abc", "another rounds"),
+        ({}, "abd", "another commit, abc, whose kernels differ"),
+        ({}, "abc+", "no commit has"),
+    ],
 )
 def test_a_file_of_something_else_is_kept_beside_the_new_one(
     tmp_path, committed, monkeypatch, capsys, changes, commit, why
