@@ -109,7 +109,9 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         *("--airbench", str(settings.airbench), "--output", str(folder / "cifar10-speed.json")),
     )
     no_airbench = "" if settings.cifar10 and settings.airbench else "--cifar10 or --airbench was not given"
+    ahead = (python, "-m", "fastcnn_kernels.precompile")
     return [
+        Item("precompile", ahead, 0.1, no_gpu, resumes=True),
         Item("kernels", kernels, 0.2, no_gpu, resumes=True, takes_minutes=True),
         Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.15, no_gpu),
         Item(f"train-{first}", (*train, "-k", str(first)), 0.15),

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from fastcnn.config import Config
-from fastcnn.distributed import gather_to_all
+from fastcnn.distributed import Ranks, gather_to_all
 from fastcnn.errors import UserError
 from fastcnn.machine import DTYPES
 from fastcnn.optim import build_optimizer
 from fastcnn.state import Normalized
-from fastcnn.warm_up import any_loss, random_images
+from fastcnn.warm_up import any_loss, kernels_ahead, random_images
 
 RESERVE = 0.1
 """Share of the free memory that is left for the loader, the moving average and fragmentation."""
@@ -44,7 +44,9 @@ def largest_that_fits(fits: Callable[[int], bool], cap: int) -> int:
     return low
 
 
-def find_batch_size(build: Callable[[], nn.Module], config: Config, cap: int, device: torch.device) -> int:
+def find_batch_size(
+    build: Callable[[], nn.Module], config: Config, cap: int, device: torch.device, ranks: Ranks
+) -> int:
     """The largest batch that can be trained and validated on this CUDA device, and on those of all ranks.
 
     Args:
@@ -58,6 +60,10 @@ def find_batch_size(build: Callable[[], nn.Module], config: Config, cap: int, de
     network = build().to(device)
     if config.channels_last == "on":
         network = network.to(memory_format=torch.channels_last)
+    sizes = config.progressive or (int(config.img_size),)
+    shapes = sizes, int(config.val_img_size), cap, int(config.in_chans)
+    with kernels_ahead(network, device, DTYPES[config.amp_dtype], *shapes, ranks):
+        pass
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
     limit = int((1 - RESERVE) * min(free + torch.cuda.memory_reserved(device), allowed))

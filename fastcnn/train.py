@@ -82,7 +82,7 @@ def fit(config: Config) -> Result:
     from fastcnn.settle import settle
     from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
-    from fastcnn.warm_up import record_ahead, warm_up_sizes
+    from fastcnn.warm_up import kernels_ahead, record_ahead, warm_up_sizes
     from fastcnn.wire import build, make_plan
 
     started = time.perf_counter()
@@ -125,10 +125,13 @@ def fit(config: Config) -> Result:
                     report.say(line)
                 if ranks.is_main:
                     run.write_bad_files()
-                if plan.config.compile == "on" and not state.done:
+                if not state.done:
                     sizes = sizes_left(plan.config, state.schedule.epochs, state.epoch)
                     batch = int(plan.config.batch_size), int(plan.config.in_chans)
-                    warm_up_sizes(state, sizes, int(plan.config.val_img_size), *batch)
+                    shapes = sizes, int(plan.config.val_img_size), *batch
+                    with kernels_ahead(state.network, device, state.amp_dtype, *shapes, ranks):
+                        if plan.config.compile == "on":
+                            warm_up_sizes(state, *shapes)
                 window_metrics = task.metrics(device)
                 if plan.config.progressive is None and not state.done:
                     record_ahead(state, task, train_loader, window_metrics)

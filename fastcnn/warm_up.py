@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fastcnn import machine
 from fastcnn.checkpoint import random_state, restore_random_state
 from fastcnn.data.batch import Loader
 from fastcnn.data.mixing import plain
+from fastcnn.distributed import Ranks
 from fastcnn.engine import update
 from fastcnn.graphs import BEFORE
 from fastcnn.metrics import Metrics
 from fastcnn.rehearsal import updates
 from fastcnn.state import TrainState, to_training
 from fastcnn.tasks import Task
+from fastcnn_kernels._support import why_not_triton
+from fastcnn_kernels.precompile import Call, calls_of, precompiling
+
+
+@contextmanager
+def kernels_ahead(
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Sequence[int],
+    val_size: int,
+    batch_size: int,
+    channels: int,
+    ranks: Ranks,
+) -> Iterator[None]:
+    """On a GPU, compiles the Triton kernels of a network's layers in processes of their own, beside what is
+    done inside; the first process of each machine does it.
+
+    Args:
+        dtype: of activations.
+        sizes: pixels a side of the training images.
+    """
+    if device.type != "cuda" or ranks.local_rank > 0 or why_not_triton(device) is not None:
+        yield
+        return
+    calls: list[Call] = []
+    with suppress(RuntimeError):  # a network that needs numbers: its kernels are compiled as they come
+        for size in (*sizes, val_size):
+            found = calls_of(network, (batch_size, channels, size, size), dtype)
+            calls += [call for call in found if size in sizes or call.kind in ("forward", "norm")]
+    capability, cores = torch.cuda.get_device_capability(device), machine.cores_per_process(ranks)
+    with precompiling(list(dict.fromkeys(calls)), capability, cores):
+        yield
 
 
 def warm_up_sizes(

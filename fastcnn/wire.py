@@ -196,7 +196,7 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
     cap = int(usual.batch_size)
     if config.batch_size == "max":
         cap = max(1, len(source.train) // ranks.world_size)
-    size = find_batch_size(lambda: _network(usual)[0], usual, cap, device)
+    size = find_batch_size(lambda: _network(usual)[0], usual, cap, device, ranks)
     why = reasons["batch_size"] if size == cap == usual.batch_size else "the most that fits the GPU"
     config, reasons = resolve(dataclasses.replace(config, batch_size=size), facts)
     return config, {**reasons, "batch_size": why}, source

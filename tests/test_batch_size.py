@@ -13,6 +13,7 @@ from torch import nn
 from fastcnn import batch_size
 from fastcnn.batch_size import MULTIPLE, find_batch_size, largest_that_fits
 from fastcnn.config import Config
+from fastcnn.distributed import Ranks
 from fastcnn.errors import UserError
 from fastcnn.models import build
 
@@ -102,13 +103,13 @@ def network() -> nn.Module:
 @pytest.mark.parametrize(("room", "expected"), [(100, 96), (1, 1), (5, 5), (500, 300)])
 def test_a_device_that_runs_out_of_memory_gets_what_fits(pretended, room, expected):
     pretended.room = room
-    assert find_batch_size(network, SETTINGS, 300, torch.device("cpu")) == expected
+    assert find_batch_size(network, SETTINGS, 300, torch.device("cpu"), Ranks()) == expected
 
 
 def test_what_is_kept_in_reserve_is_not_taken(pretended, monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 10**7 * pretended.tried[-1])
     assert (
-        find_batch_size(network, SETTINGS, 300, torch.device("cpu")) == 88
+        find_batch_size(network, SETTINGS, 300, torch.device("cpu"), Ranks()) == 88
     )  # 90% of the memory is 90 images'
 
 
@@ -117,7 +118,9 @@ def test_not_one_image_is_one_clear_line(pretended):
     with pytest.raises(
         UserError, match=r"--batch-size max: not one image of 32 px fits the GPU's memory; write"
     ):
-        find_batch_size(network, dataclasses.replace(SETTINGS, batch_size="max"), 8, torch.device("cpu"))
+        find_batch_size(
+            network, dataclasses.replace(SETTINGS, batch_size="max"), 8, torch.device("cpu"), Ranks()
+        )
 
 
 def test_max_needs_a_gpu(train, demo, capsys):

@@ -199,8 +199,8 @@ def test_kernels_come_first_then_resnet50_then_the_others_then_the_loader():
     with monkey.context() as m:
         m.setattr(gpu.bench, "machine_name", lambda device: "gpu")
         names = [item.name for item in gpu.plan(settings, cuda, Path("r"))]
-    assert names[:2] == ["kernels", "accelerate"]
-    assert names[2:4] == ["train-resnet50-224px-batch256", "ladder-resnet50-224px-batch256"]
+    assert names[:3] == ["precompile", "kernels", "accelerate"]
+    assert names[3:5] == ["train-resnet50-224px-batch256", "ladder-resnet50-224px-batch256"]
     assert names.index("loader") < names.index("train-efficientnet_b0-224px-batch256")
     assert names.index("train-vit_b_16-224px-batch128") < names.index("batch32-kernels")
     assert names[-1] == "layers"

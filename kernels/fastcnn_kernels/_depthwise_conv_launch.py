@@ -13,7 +13,7 @@ from triton import cdiv
 
 from fastcnn_kernels import _depthwise_conv_triton as kernels
 from fastcnn_kernels._patches import Axis, chunk, cut
-from fastcnn_kernels._support import why_no_kernel
+from fastcnn_kernels._support import run_kernel, why_no_kernel
 
 WARPS = 4
 LANES = 32 * WARPS
@@ -49,7 +49,7 @@ class Launch:
 
     def run(self, grid: tuple[int, ...], *arguments: object) -> None:
         # Triton 3.9 warns where the fusing of multiplication and addition is left to its default.
-        self.kernel[grid](*arguments, **self.constants, num_warps=WARPS, enable_fp_fusion=True)
+        run_kernel(self.kernel, grid, *arguments, **self.constants, num_warps=WARPS, enable_fp_fusion=True)
 
 
 class Shape(NamedTuple):

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastcnn_kernels._support import run_kernel
+
 WARPS = 4
 LANES = 32 * WARPS
 """Of a program."""
@@ -356,15 +358,17 @@ def _launch(
 ) -> None:
     input = tensors[-2]
     aligned = all(tensor.data_ptr() % LOAD_BYTES == 0 for tensor in tensors)
-    launch = plan(tuple(input.shape), _is_channels_last(input), input.dtype, size, relu, aligned)
-    kernel[(triton.cdiv(launch.lanes, LANES),)](
+    planned = plan(tuple(input.shape), _is_channels_last(input), input.dtype, size, relu, aligned)
+    run_kernel(
+        kernel,
+        (triton.cdiv(planned.lanes, LANES),),
         *tensors,
-        launch.lanes,
-        launch.stride,
+        planned.lanes,
+        planned.stride,
         alpha / size,
         float(beta),
         float(k),
-        **launch.constants,
+        **planned.constants,
         THREE_QUARTERS=beta == 0.75,
         num_warps=WARPS,
         enable_fp_fusion=True,

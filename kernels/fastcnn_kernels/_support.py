@@ -5,8 +5,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
+from typing import Any
 
 import torch
+
+only_compile = False
+"""Set in processes that fill Triton's cache: no kernel is launched any more."""
+
+
+def run_kernel(kernel: Any, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
+    """As `kernel[grid](*arguments, **constants)`."""
+    kernel.run(*arguments, grid=grid, warmup=only_compile, **constants)
 
 
 @functools.cache
