@@ -115,8 +115,8 @@ def test_what_was_compiled_is_what_a_launch_looks_for(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
-    command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", "sm_90", "--calls", told]
-    subprocess.run(command, env=environment, check=True)
+    command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", "sm_90", "--from-stdin"]
+    subprocess.run(command, env=environment, input=told, text=True, check=True)
     found = entries(tmp_path)
     assert len(found) >= 5  # taps, convolution, correlation, sums, normalization
     launched = hits("real")
@@ -150,8 +150,9 @@ def test_on_a_gpu_a_step_compiles_nothing_more(tmp_path):
     ]
     calls += [Call(kind, (2, 8, 5, 5), "bfloat16", 5) for kind in ("norm", "norm_grad")]
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", arch, "--calls"]
-    subprocess.run([*command, json.dumps([vars(call) for call in calls])], env=environment, check=True)
+    command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", arch, "--from-stdin"]
+    told = json.dumps([vars(call) for call in calls])
+    subprocess.run(command, env=environment, input=told, text=True, check=True)
     done = subprocess.run(
         [sys.executable, "-c", ON_A_GPU], env=environment, capture_output=True, text=True, check=True
     )

@@ -165,13 +165,16 @@ def _start(
     for part in range(min(processes, len(ordered))):
         process = subprocess.Popen(
             [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", "sm_{}{}".format(*capability)]
-            + ["--calls", json.dumps([vars(call) for call in ordered[part::processes]])],
-            stdin=subprocess.DEVNULL,
+            + ["--from-stdin"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if quiet else None,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         running.append(process)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps([vars(call) for call in ordered[part::processes]]).encode())
     return running
 
 
@@ -248,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="(%(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(%(default)s)")
-    parser.add_argument("--calls", help=argparse.SUPPRESS)
+    parser.add_argument("--from-stdin", action="store_true", help=argparse.SUPPRESS)
     settings = parser.parse_args(argv)
     if importlib.util.find_spec("triton") is None:
         parser.error("Triton is not installed: pip install triton")
@@ -258,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not number.isdecimal() or int(number) < 80:
         parser.error(f"--arch {settings.arch}: write sm_80 or a later one; there is no GPU here to ask")
     capability = int(number[:-1]), int(number[-1])
-    if settings.calls is not None:
-        told = [{**each, "input": tuple(each["input"])} for each in json.loads(settings.calls)]
+    if settings.from_stdin:
+        told = [{**each, "input": tuple(each["input"])} for each in json.load(sys.stdin)]
         compile_here([Call(**{**each, "padding": tuple(each["padding"])}) for each in told], int(number))
         return 0
     names = list(NETWORKS) if settings.layers == "all" else [settings.layers]
