@@ -213,7 +213,7 @@ def test_a_resumed_run_knows_how_long_it_has_waited(train: Train, demo):
     assert len(records("epoch")) == 4
 
 
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("ema", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_last_epochs_are_averaged_validated_and_saved(train: Train, demo, monkeypatch, capsys, ema):
     from fastcnn import averaging
 
