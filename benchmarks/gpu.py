@@ -113,12 +113,12 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     return [
         Item("precompile", ahead, 0.1, no_gpu, resumes=True),
         Item("kernels", kernels, 0.2, no_gpu, resumes=True, takes_minutes=True),
-        Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.15, no_gpu),
-        Item(f"train-{first}", (*train, "-k", str(first)), 0.15),
+        Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.25, no_gpu),
+        Item(f"train-{first}", (*train, "-k", str(first)), 0.3),
         ladder("resnet50", 224, 256, 0.3),
         Item("cifar10-speed", side_by_side, 0.25, no_gpu or no_airbench),
         Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
-        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.15) for row in others),
+        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.3) for row in others),
         Item(
             "batch32-kernels", (*kernels, "--batch-size", "32"), 0.2, no_gpu, resumes=True, takes_minutes=True
         ),
