@@ -20,7 +20,7 @@ BATCHES = 100
 
 
 class Average:
-    """A running mean of the weights that validation sees, on the CPU."""
+    """A running mean of the weights that validation sees after whole epochs, on the CPU."""
 
     def __init__(self) -> None:
         self.epochs = 0
@@ -34,6 +34,14 @@ class Average:
             if own.is_floating_point() and name in self.weights:
                 own = self.weights[name] + (own - self.weights[name]) / self.epochs
             self.weights[name] = own
+
+    def with_part(self, state: TrainState) -> Average:
+        """The mean with the weights of an epoch that was cut short. It is another one, so that a run that is
+        given more epochs and finishes that one does not count it twice."""
+        whole = Average()
+        whole.epochs, whole.weights = self.epochs, dict(self.weights)
+        whole.add(state)
+        return whole
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "weights": self.weights}

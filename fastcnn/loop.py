@@ -199,7 +199,7 @@ def fit_epochs(
         first_averaged = max(0, math.ceil(schedule.epochs) - config.average_last)
         if epoch == first_averaged:  # what a shorter run averaged is not of the last epochs any more
             run.average = Average()
-        if epoch >= first_averaged:
+        if epoch >= first_averaged and not cut:
             run.average.add(state)
         seconds += time.perf_counter() - start
         gives_up = config.patience is not None and run.since_best >= config.patience and not last
@@ -233,8 +233,11 @@ def fit_epochs(
             early = verdict()
             if early is not None and early.avoidable:
                 report.say(early.sentence)
-    if state.done and run.average.epochs > 0 and run.averaged != state.step:
-        val = _validate_average(run, task, val_loader, report)
+    average = run.average
+    if config.average_last > 0 and state.done and state.epoch % 1 > 0:
+        average = average.with_part(state)
+    if state.done and average.epochs > 0 and run.averaged != state.step:
+        val = _validate_average(average, run, task, val_loader, report)
     final = verdict()
     if final is not None:
         report.say(final.sentence)
@@ -243,16 +246,18 @@ def fit_epochs(
     return Outcome(val, pace.images_per_second(), stopped_by, sentence, seconds)
 
 
-def _validate_average(run: Run, task: Task, val_loader: Loader, report: Report) -> dict[str, float]:
+def _validate_average(
+    average: Average, run: Run, task: Task, val_loader: Loader, report: Report
+) -> dict[str, float]:
     """Puts the average of the last epochs into the network and saves it, as the best if it is."""
-    put_in(run.average, run.state, run.loader)
+    put_in(average, run.state, run.loader)
     val = evaluate(run.state, task, val_loader)
     stop_if_not_finite(run.state)
     is_best = val[task.best_metric] > run.best[task.best_metric]
     if is_best:
         run.best = {**val, "epoch": run.state.epoch}
-    count = run.average.epochs
-    report.say(f"average of the last {count} epochs  val {task.describe(val)}{' best' if is_best else ''}")
+    found = f"{task.describe(val)}{' best' if is_best else ''}"
+    report.say(f"average of the last {average.epochs} epochs  val {found}")
     run.save_average(task.metrics(run.state.device), is_best)
     return val
 

@@ -300,6 +300,26 @@ def test_a_run_that_is_given_more_epochs_averages_its_new_last_ones(train: Train
     assert "average of the last 2 epochs" in capsys.readouterr().out
 
 
+def test_an_epoch_that_was_cut_short_and_is_finished_later_is_averaged_once(train: Train, demo, capsys):
+    flags = (*FLAGS, "--data", demo, "--lr", "0.01", "--sched", "constant", "--warmup-epochs", "0")
+    assert train(*flags, "--average-last", "3", "--epochs", "1.5") == 0
+    assert "average of the last 2 epochs" in capsys.readouterr().out
+    assert train(*flags, "--average-last", "3", "--epochs", "3", "--resume") == 0
+    assert "average of the last 3 epochs" in capsys.readouterr().out
+    given_more = torch.load("run/average.pt")["weights"]
+    assert train(*flags, "--average-last", "3", "--epochs", "3", "--output-dir", "whole") == 0
+    for name, value in torch.load("whole/average.pt")["weights"].items():
+        torch.testing.assert_close(given_more[name], value)
+
+
+def test_of_the_last_epoch_alone_a_part_is_the_average(train: Train, demo, monkeypatch):
+    flags = (*FLAGS, "--data", demo, "--lr", "0.05", "--epochs", "1.5", "--average-last", "1")
+    kill_at(15, monkeypatch, lambda: train(*flags))
+    assert train(*flags, "--resume") == 0
+    last, average = torch.load("run/last.pt"), torch.load("run/average.pt")
+    assert all(torch.equal(value, average["weights"][name]) for name, value in last["weights"].items())
+
+
 def test_a_rate_for_some_images_of_a_step_trains_resumes_and_reads_back(train: Train, demo):
     flags = (*FLAGS, "--data", demo, "--lr-base", "0.1", "--lr-base-size", "128", "--lr-base-scale", "sqrt")
     assert train(*flags, "--epochs", "1") == 0
