@@ -98,7 +98,7 @@ def fit_epochs(
     state, config, world_size = run.state, run.config, run.ranks.world_size
     pace = Pace(world_size)
     val: dict[str, float] = {}
-    stopped = told = False
+    stopped = told = gives_up = False
     seconds = 0.0
 
     def verdict() -> Verdict | None:
@@ -148,6 +148,7 @@ def fit_epochs(
         return any_rank(bool(stop), state.device)
 
     schedule = state.schedule
+    first_averaged = max(0, math.ceil(schedule.epochs) - config.average_last)
     size = 0  # of progressive resizing
     while not state.done:
         epoch = int(state.epoch)
@@ -196,7 +197,6 @@ def fit_epochs(
             run.best = {**val, "epoch": state.epoch}
         if validates:
             run.since_best = 0 if is_best else run.since_best + 1
-        first_averaged = max(0, math.ceil(schedule.epochs) - config.average_last)
         if epoch == first_averaged:  # what a shorter run averaged is not of the last epochs any more
             run.average = Average()
         if epoch >= first_averaged and not cut:
@@ -236,7 +236,12 @@ def fit_epochs(
     average = run.average
     if config.average_last > 0 and state.done and state.epoch % 1 > 0:
         average = average.with_part(state)
-    if state.done and average.epochs > 0 and run.averaged != state.step:
+    if gives_up and state.epoch <= first_averaged:
+        average = Average()
+        if config.average_last > 0:
+            of = f"{config.average_last} of {math.ceil(schedule.epochs)}"
+            report.say(f"no average: the run ended before the last {of} epochs, which --average-last takes")
+    if (state.done or (gives_up and not stopped)) and average.epochs > 0 and run.averaged != state.step:
         val = _validate_average(average, run, task, val_loader, report)
     final = verdict()
     if final is not None:

@@ -320,6 +320,29 @@ def test_of_the_last_epoch_alone_a_part_is_the_average(train: Train, demo, monke
     assert all(torch.equal(value, average["weights"][name]) for name, value in last["weights"].items())
 
 
+def test_a_run_that_ends_early_averages_what_it_has_of_its_last_epochs(train: Train, demo, capsys):
+    flags = (*FLAGS, "--data", demo, "--lr", "0", "--patience", "2")
+    assert train(*flags, "--epochs", "4", "--average-last", "3") == 0  # ends after the third
+    assert "average of the last 2 epochs" in capsys.readouterr().out
+    assert torch.load("run/average.pt")["epoch"] == 3
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["", "after a shorter run"])
+def test_a_run_that_ends_before_its_last_epochs_says_that_there_is_no_average(
+    train: Train, demo, capsys, before
+):
+    flags = (*FLAGS, "--data", demo, "--lr", "0", "--average-last", "2")
+    if before:
+        assert train(*flags, "--epochs", "2") == 0
+        Path("run/average.pt").unlink()
+    capsys.readouterr()
+    assert train(*flags, "--epochs", "9", "--patience", "2", *(["--resume"] if before else [])) == 0
+    out = capsys.readouterr().out
+    assert "no average: the run ended before the last 2 of 9 epochs, which --average-last takes" in out
+    assert "average of" not in out
+    assert not Path("run/average.pt").exists()
+
+
 def test_a_rate_for_some_images_of_a_step_trains_resumes_and_reads_back(train: Train, demo):
     flags = (*FLAGS, "--data", demo, "--lr-base", "0.1", "--lr-base-size", "128", "--lr-base-scale", "sqrt")
     assert train(*flags, "--epochs", "1") == 0
