@@ -61,6 +61,14 @@ def put_in(average: Average, state: TrainState, loader: Loader) -> None:
         state.ema.restart()
 
 
+def batches_looked_at(network: nn.Module, loader: Loader) -> int:
+    """How many training batches `put_in` takes for the statistics, at most."""
+    has_statistics = any(
+        isinstance(module, _BatchNorm) and module.track_running_stats for module in network.modules()
+    )
+    return min(BATCHES, len(loader)) if has_statistics else 0
+
+
 def _take_statistics(state: TrainState, loader: Loader) -> None:
     to_training(state)
     fixed = {id(buffer) for buffer in state.frozen.buffers()} if state.frozen is not None else set()

@@ -40,12 +40,14 @@ def epochs_within(
     steps_per_epoch: int,
     val_seconds: float,
     val_interval: int = 1,
+    at_the_end: float = 0.0,
 ) -> float:
     """The most epochs, a multiple of 1 / steps_per_epoch, whose updates and validations fit a time.
 
     Args:
         budget: seconds of the whole run.
         elapsed: seconds that have passed already.
+        at_the_end: seconds of what follows the last validation.
 
     Returns:
         At least one update.
@@ -53,7 +55,7 @@ def epochs_within(
 
     def fits(steps: int) -> bool:
         taken = steps * step_seconds + validations(steps, steps_per_epoch, val_interval) * val_seconds
-        return elapsed + taken <= budget * (1 - RESERVE)
+        return elapsed + taken + at_the_end <= budget * (1 - RESERVE)
 
     low, high = 1, 2 + math.ceil(budget / step_seconds)
     while high - low > 1:  # the first update is trained in any case

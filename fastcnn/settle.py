@@ -6,6 +6,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+from fastcnn.averaging import batches_looked_at
 from fastcnn.budget import epochs_within, parse_time
 from fastcnn.config import Config
 from fastcnn.data.batch import Loader
@@ -59,18 +60,23 @@ def settle(
         with rehearsal(state, train_loader):
             step = time_updates(state, task, train_loader, MEASURING * budget / 2)
             val = time_validation(state, task, val_loader, MEASURING * budget / 4)
+        average = 0.0
+        if config.average_last > 0:  # looking at a batch takes no longer than training on it
+            looks = batches_looked_at(state.network, train_loader)
+            average = looks * step / state.accum_steps + val
         elapsed = max(gather_to_all(time.perf_counter() - started))
-        least = elapsed + step + val
+        least = elapsed + step + val + average
         if least > budget:
             raise UserError(
                 f"--time-budget {config.time_budget}: one update and its validation would end after "
                 f"{least:.0f} s; write more"
             )
         per_epoch = state.schedule.steps_per_epoch
-        epochs = epochs_within(budget, elapsed, step, per_epoch, val, config.val_interval)
+        epochs = epochs_within(budget, elapsed, step, per_epoch, val, config.val_interval, average)
         why = (
             f"what {config.time_budget} allow: {1000 * step:.0f} ms an update, {val:.1f} s a validation, "
-            f"{elapsed:.0f} s until here"
+            + (f"{average:.1f} s the average at the end, " if average else "")
+            + f"{elapsed:.0f} s until here"
         )
         config, reasons = dataclasses.replace(config, epochs=epochs), {**reasons, "epochs": why}
         if "warmup_epochs" in reasons:

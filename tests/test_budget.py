@@ -34,14 +34,18 @@ def test_validations_are_those_of_whole_epochs_and_of_the_end(steps, interval, e
 times = st.floats(0.001, 100, allow_nan=False)
 
 
-@given(st.floats(1, 10_000), st.floats(0, 5_000), times, st.integers(1, 2000), times, st.integers(1, 5))
-def test_what_is_planned_fits_and_one_more_update_does_not(budget, elapsed, step, per_epoch, val, interval):
-    epochs = epochs_within(budget, elapsed, step, per_epoch, val, interval)
+@given(
+    st.floats(1, 10_000), st.floats(0, 5_000), times, st.integers(1, 2000), times, st.integers(1, 5), times
+)
+def test_what_is_planned_fits_and_one_more_update_does_not(
+    budget, elapsed, step, per_epoch, val, interval, end
+):
+    epochs = epochs_within(budget, elapsed, step, per_epoch, val, interval, end)
     steps = round(epochs * per_epoch)
     assert steps >= 1
 
     def taken(count: int) -> float:
-        return elapsed + count * step + validations(count, per_epoch, interval) * val
+        return elapsed + count * step + validations(count, per_epoch, interval) * val + end
 
     assert steps == 1 or taken(steps) <= budget * (1 - RESERVE) * 1.000001
     assert taken(steps + 1) > budget * (1 - RESERVE) * 0.999999

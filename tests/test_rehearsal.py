@@ -197,6 +197,18 @@ def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(trai
     assert f"nothing left to train: it has {epochs:g} epochs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("arch", "budget"), [("lenet5", "1000s"), ("resnet20", "3060s")])
+def test_the_average_at_the_end_is_in_the_time_budget(train, demo, monkeypatch, capsys, arch, budget):
+    monkeypatch.setattr("fastcnn.settle.time_updates", lambda *_: 100.0)
+    monkeypatch.setattr("fastcnn.settle.time_validation", lambda *_: 200.0)
+    flags = "--arch", arch, "--data", demo, "--data-backend", "torch", "--batch-size", "8"
+    more = "--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off", "--output-dir", "run"
+    assert train(*flags, *more, "--time-budget", budget, "--average-last", "1") == 0
+    average = 200 + (20 * 100 if arch == "resnet20" else 0)  # batch norm's statistics, of 20 batches
+    assert f"200.0 s a validation, {average}.0 s the average at the end, " in capsys.readouterr().out
+    assert torch.load("run/average.pt")["step"] == 5
+
+
 def test_a_time_that_is_too_short_for_one_update_is_one_clear_line(train, demo, monkeypatch, capsys):
     monkeypatch.setattr("fastcnn.settle.time_updates", lambda *_: 3.0)
     monkeypatch.setattr("fastcnn.settle.time_validation", lambda *_: 4.0)
