@@ -188,7 +188,7 @@ def carry_over(
     bases = {"lr_base", "lr_base_size", "lr_base_scale"}
     if not same_ranks or changed & {"batch_size", "grad_accum_steps", *bases}:
         anew |= {"lr"} & set(chosen)
-    if "epochs" in changed:
+    if changed & {"epochs", "sched"}:
         anew |= {"warmup_epochs"} & set(chosen)
     if changed & {"img_size", "progressive"}:
         anew |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)
@@ -201,6 +201,27 @@ def carry_over(
         if name in FIELDS and name not in told and name not in anew
     }
     return dataclasses.replace(config, **kept), {name: "as before" for name in chosen if name in kept}
+
+
+def done_before(told: Config, config: Config) -> list[str]:
+    """One line for each setting that a run finds out as it begins, where it is told to one that goes on.
+
+    Args:
+        config: the settings that the run goes on with.
+    """
+    lines = []
+    if told.lr == "find" != config.lr:
+        lines.append(f"--lr find: the run goes on with its {_shown(config.lr)}; write a number for another")
+    if told.batch_size == "max":
+        lines.append(
+            f"--batch-size max: the run goes on with its {config.batch_size}; write a number for another"
+        )
+    if told.time_budget is not None:
+        epochs = _shown(config.epochs)
+        lines.append(
+            f"--time-budget {told.time_budget}: the run keeps its {epochs} epochs; write --epochs for others"
+        )
+    return lines
 
 
 def _as_setting(name: str, value: Any) -> Any:

@@ -33,7 +33,7 @@ from fastcnn.models.external import check_outputs, is_external, with_sync_bn
 from fastcnn.models.parts import image_sizes, map_strides
 from fastcnn.optim import build_optimizer
 from fastcnn.progressive import never_reached
-from fastcnn.resolve import Facts, carry_over, resolve
+from fastcnn.resolve import Facts, carry_over, done_before, resolve
 from fastcnn.run import check_resumable, choose_folder
 from fastcnn.schedules import Schedule
 from fastcnn.state import TrainState, build_state
@@ -66,6 +66,8 @@ class Plan:
     checkpoint: dict[str, Any] | None
     """What to go on from."""
     checkpoint_path: Path | None
+    done_before: list[str]
+    """Of settings that do nothing more in a run that goes on, for people."""
 
     def remarks(self, state: TrainState) -> list[str]:
         """What a person should know before the first step of this start."""
@@ -76,6 +78,7 @@ class Plan:
                 lines.append("warning: what is frozen is random; add --pretrained or --weights FILE")
         if self.checkpoint_path is not None:
             lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
+            lines += self.done_before
             if state.done:
                 lines.append(
                     f"nothing left to train: it has {state.epoch:g} epochs; write more with --epochs"
@@ -118,14 +121,16 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     folder, path = from_main(lambda: choose_folder(config))
     content = None
     kept: dict[str, str] = {}
+    done: list[str] = []
     if path is not None:
         content = local_main_first(lambda: checkpoint.load(path), ranks)
         if config.weights not in (None, content["config"].get("weights")):
             raise UserError(
                 f"--weights {config.weights}: the run goes on with the weights of {path}; leave it out"
             )
-        same_ranks = len(content["ranks"]) == ranks.world_size
-        config, kept = carry_over(config, content["config"], content["chosen"], same_ranks, device.type)
+        told, same_ranks = config, len(content["ranks"]) == ranks.world_size
+        config, kept = carry_over(told, content["config"], content["chosen"], same_ranks, device.type)
+        done = done_before(told, config)
     config, reasons, source = resolved(config, ranks, device)
     reasons = {**kept, **reasons}
     if config.anchors == "auto" and has_anchors(config.arch):
@@ -156,7 +161,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     config, reasons = _probe(config, reasons, network, source, ranks)
     if config.channels_last == "on":
         network = network.to(memory_format=torch.channels_last)
-    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path)
+    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path, done)
 
 
 def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config, dict[str, str], Source]:

@@ -194,7 +194,9 @@ def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(trai
     assert content["step"] == round(epochs * 20)
     assert content["config"]["time_budget"] is None
     assert train(*flags, *more, "--time-budget", "6s", "--resume") == 0
-    assert f"nothing left to train: it has {epochs:g} epochs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"nothing left to train: it has {epochs:g} epochs" in out
+    assert f"--time-budget 6s: the run keeps its {epochs:.4g} epochs; write --epochs for others" in out
 
 
 @pytest.mark.parametrize(("arch", "budget"), [("lenet5", "1000s"), ("resnet20", "3060s")])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastcnn.config import FIELDS, Config
-from fastcnn.resolve import NOT_CARRIED, Facts, carry_over, describe, resolve
+from fastcnn.resolve import NOT_CARRIED, Facts, carry_over, describe, done_before, resolve
 
 PHOTOS_ON_A_GPU = Facts(
     data_name="photos",
@@ -349,6 +349,7 @@ def test_the_arithmetic_is_kept_on_the_same_kind_of_device_only(device, dtype):
         (Config(lr_base=0.2), True, {"lr"}),
         (Config(opt="adamw"), True, {"lr", "weight_decay"}),
         (Config(epochs=9), True, {"warmup_epochs"}),
+        (Config(sched="onecycle"), True, {"warmup_epochs"}),
         (Config(lr=0.3), False, set()),
         (Config(img_size=64), True, {"val_img_size", "crop_padding"}),
         (Config(progressive=(64, 96)), True, {"img_size", "val_img_size", "crop_padding"}),
@@ -373,6 +374,39 @@ def test_what_was_told_then_is_kept_whatever_has_changed():
     config, reasons = carry_over(Config(batch_size=7), SAVED, ["epochs"], False, "cuda")
     assert config.lr == TOLD["lr"]
     assert reasons == {"epochs": "as before"}
+
+
+@pytest.mark.parametrize(
+    ("told", "lines"),
+    [
+        ({}, []),
+        ({"lr": 0.3, "epochs": 9, "batch_size": 7}, []),
+        ({"lr": "find"}, ["--lr find: the run goes on with its 0.25; write a number for another"]),
+        (
+            {"lr": "find", "batch_size": 7},
+            ["--lr find: the run goes on with its 0.25; write a number for another"],
+        ),
+        (
+            {"batch_size": "max"},
+            ["--batch-size max: the run goes on with its 12; write a number for another"],
+        ),
+        (
+            {"time_budget": "10m"},
+            ["--time-budget 10m: the run keeps its 6.5 epochs; write --epochs for others"],
+        ),
+    ],
+)
+def test_what_was_found_out_as_a_run_began_is_said_where_it_is_told_again(told, lines):
+    saved = {**SAVED, "lr": 0.25, "batch_size": 12, "epochs": 6.5}
+    config, _ = carry_over(Config(**told), saved, [], True, "cuda")
+    assert done_before(Config(**told), config) == lines
+
+
+def test_a_learning_rate_is_sought_again_where_what_it_was_found_for_has_changed():
+    told = Config(lr="find", batch_size=7)
+    config, _ = carry_over(told, SAVED, ["lr"], True, "cuda")
+    assert config.lr == "find"
+    assert done_before(told, config) == []
 
 
 # What a person reads
