@@ -18,6 +18,10 @@ from fastcnn.warm_up import any_loss, kernels_ahead, random_images
 
 RESERVE = 0.1
 """Share of the free memory that is left for the loader, the moving average and fragmentation."""
+OUT_OF_MEMORY = "out of memory", "STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"
+"""In the messages of PyTorch's allocator and the driver, of cuBLAS and cuDNN before 9, and of cuDNN 9."""
+NO_ALGORITHM = "Unable to find a valid cuDNN algorithm", "unable to find an engine to execute"
+"""PyTorch's, if each algorithm of cuDNN failed, maybe for want of a workspace, maybe for another reason."""
 MULTIPLE = 8
 """Of larger batches: what matrix products on a GPU like."""
 
@@ -82,13 +86,29 @@ def find_batch_size(
     return found
 
 
+def is_too_many(size: int, error: RuntimeError) -> bool:
+    """Whether an error means that so many images do not fit.
+
+    Not all that run out of memory are `torch.OutOfMemoryError`: libraries have memory of their own. Where
+    cuDNN finds no algorithm for even one image, it is not for want of memory.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return any(part in text for part in OUT_OF_MEMORY) or (
+        size > 1 and any(part in text for part in NO_ALGORITHM)
+    )
+
+
 def _fits(network: nn.Module, config: Config, size: int, limit: int, device: torch.device) -> bool:
     """Whether an update and a validation of so many images stay below `limit` bytes."""
     torch.cuda.reset_peak_memory_stats(device)
     try:
         _try(network, config, size, device)
         return torch.cuda.max_memory_reserved(device) <= limit
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_too_many(size, error):
+            raise
         return False
     finally:
         network.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from torch import nn
 
 from fastcnn import batch_size
-from fastcnn.batch_size import MULTIPLE, find_batch_size, largest_that_fits
+from fastcnn.batch_size import MULTIPLE, find_batch_size, is_too_many, largest_that_fits
 from fastcnn.config import Config
 from fastcnn.distributed import Ranks
 from fastcnn.errors import UserError
@@ -24,6 +24,7 @@ class Memory:
     def __init__(self, room: int, lost: int = 0) -> None:
         self.room, self.lost = room, lost
         self.tried: list[int] = []
+        self.error: Exception = torch.OutOfMemoryError()
 
     def fits(self, size: int) -> bool:
         self.tried.append(size)
@@ -80,7 +81,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Memory:
 
     def images(count: int, size: int, channels: int, device: torch.device) -> torch.Tensor:
         if not memory.fits(count):
-            raise torch.OutOfMemoryError
+            raise memory.error
         return real(min(count, 2), size, channels, device)
 
     monkeypatch.setattr(batch_size, "random_images", images)
@@ -104,6 +105,54 @@ def network() -> nn.Module:
 def test_a_device_that_runs_out_of_memory_gets_what_fits(pretended, room, expected):
     pretended.room = room
     assert find_batch_size(network, SETTINGS, 300, torch.device("cpu"), Ranks()) == expected
+
+
+NO_ALGORITHM = "Unable to find a valid cuDNN algorithm to run convolution"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR: the device is out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(NO_ALGORITHM),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+    ids=str,
+)
+def test_libraries_run_out_of_memory_in_their_own_words(error):
+    assert is_too_many(2, error)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (2, "CUDA error: an illegal memory access was encountered"),
+        (2, "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+        (2, "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+        (2, "shape '[4, 8]' is invalid for input of size 30"),
+        (1, NO_ALGORITHM),
+    ],
+)
+def test_other_errors_are_not_taken_for_too_many_images(size, text):
+    assert not is_too_many(size, RuntimeError(text))
+
+
+def test_a_library_that_runs_out_of_memory_is_tried_with_less(pretended):
+    pretended.error = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    assert find_batch_size(network, SETTINGS, 300, torch.device("cpu")) == 96
+
+
+def test_any_other_error_is_raised(pretended):
+    pretended.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        find_batch_size(network, SETTINGS, 300, torch.device("cpu"))
 
 
 def test_what_is_kept_in_reserve_is_not_taken(pretended, monkeypatch):
