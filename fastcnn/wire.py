@@ -56,6 +56,8 @@ class Plan:
     reasons: dict[str, str]
     """Of what was "auto"."""
     source: Source
+    transform: Transform
+    """How training images become samples."""
     network: nn.Module
     """On the CPU, as it starts, the same on every rank."""
     loaded: list[str]
@@ -149,19 +151,18 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         source = dataclasses.replace(source, mean=tuple(content["mean"]), std=tuple(content["std"]))
     elif config.pretrained or config.weights is not None:
         source, loaded = _start_from_weights(network, config, source, ranks)
+    transform = transform_of(config, source, reasons)
     if config.data_backend == "auto":
         sizes = int(config.batch_size), int(config.workers)
-        backend, why = from_main(
-            lambda: choose_backend(source, transform_of(config, source, reasons), *sizes, device, ranks)
-        )
+        backend, why = from_main(lambda: choose_backend(source, transform, *sizes, device, ranks))
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
     if content is None and not loaded and config.data_backend != "synthetic":
-        _start_from_images(network, config, source)
+        _start_from_images(network, config, source, transform)
     config, reasons = _probe(config, reasons, network, source, ranks)
     if config.channels_last == "on":
         network = network.to(memory_format=torch.channels_last)
-    return Plan(config, reasons, source, network, loaded, frozen, folder, content, path, done)
+    return Plan(config, reasons, source, transform, network, loaded, frozen, folder, content, path, done)
 
 
 def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config, dict[str, str], Source]:
@@ -283,7 +284,7 @@ def _start_from_weights(
     return dataclasses.replace(source, mean=mean, std=std), remarks
 
 
-def _start_from_images(network: nn.Module, config: Config, source: Source) -> None:
+def _start_from_images(network: nn.Module, config: Config, source: Source, transform: Transform) -> None:
     """Lets a network, or its backbone, that starts from training images see some of them, where its method
     `init_from_images` asks for that; all ranks get what rank 0 found.
 
@@ -294,7 +295,7 @@ def _start_from_images(network: nn.Module, config: Config, source: Source) -> No
         def compute(part: Any = part) -> dict[str, Tensor]:
             count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
             told = source.mean, source.std, count, int(config.workers)
-            part.init_from_images(first_images(source.train, transform_of(config, source, ()), *told))
+            part.init_from_images(first_images(source.train, transform, *told))
             return part.state_dict()
 
         part.load_state_dict(from_main(compute))
@@ -311,8 +312,10 @@ def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:
 def _augment(config: Config, source: Source) -> Augment:
     """What becomes of the pixels of training images."""
     components = IMAGENET_COMPONENTS
-    if config.lighting > 0 and config.lighting_pca == "data":
-        components = principal_components(some_images(source.train, COLOUR_SAMPLE, config.seed))
+    if config.lighting > 0 and config.lighting_pca == "data" and config.data_backend != "synthetic":
+        components = from_main(
+            lambda: principal_components(some_images(source.train, COLOUR_SAMPLE, config.seed))
+        )
     return Augment(
         aa=config.aa,
         color_jitter=config.color_jitter,
@@ -327,7 +330,7 @@ def _augment(config: Config, source: Source) -> Augment:
 
 
 def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Transform:
-    """How the images of a run whose settings are chosen become samples.
+    """How the images of a run whose settings are chosen become samples. All ranks call it.
 
     Args:
         chosen: settings that were "auto".
@@ -361,7 +364,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         lambda: build_loaders(
             source,
             config.data_backend,  # type: ignore[arg-type]
-            transform_of(config, source, plan.reasons),
+            plan.transform,
             int(config.batch_size),
             int(config.workers),
             ranks,

@@ -275,8 +275,9 @@ def test_a_backbone_starts_from_images_and_every_rank_gets_what_the_first_one_fo
     config = Config(arch="unet/airbench_small", img_size=8, in_chans=3, crop_padding=1, hflip=0.5, workers=1)
     config = dataclasses.replace(config, scale=(0.5, 1.0), train_crop="pad", crop_mode="center")
     source = Source("test", split_of(), split_of(), ("a", "b"))
+    transform = wire.transform_of(config, source, ())
     before = network.get_parameter("backbone.whiten.weight").clone()
-    wire._start_from_images(network, config, source)
+    wire._start_from_images(network, config, source, transform)
     found = network.get_parameter("backbone.whiten.weight").detach().clone()
     assert not torch.equal(found, before)
 
@@ -284,7 +285,7 @@ def test_a_backbone_starts_from_images_and_every_rank_gets_what_the_first_one_fo
         return {key: value + 1 for key, value in compute().items()}
 
     monkeypatch.setattr(wire, "from_main", another)
-    wire._start_from_images(network, config, source)
+    wire._start_from_images(network, config, source, transform)
     torch.testing.assert_close(network.get_parameter("backbone.whiten.weight").detach(), found + 1)
 
 
