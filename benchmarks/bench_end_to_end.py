@@ -24,9 +24,10 @@ from fastcnn.config import Config
 from fastcnn.data import Batch, Loader
 from fastcnn.distributed import Ranks, choose_device
 from fastcnn.engine import train_epoch, train_step
+from fastcnn.plan import make_plan
 from fastcnn.state import TrainState
 from fastcnn.tasks import Classification
-from fastcnn.wire import build, make_plan
+from fastcnn.wire import build
 
 BASELINE, TOGETHER = "one after the other", "together"
 MEASURED = ("loader alone", "step alone", TOGETHER)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 STAGES = {
-    "data": ("fastcnn.wire", "open_data"),
-    "loader probe": ("fastcnn.wire", "choose_backend"),
+    "data": ("fastcnn.plan", "open_data"),
+    "loader probe": ("fastcnn.plan", "choose_backend"),
     "arithmetic probe": ("fastcnn.machine", "probe_arithmetic"),
     "first step": ("fastcnn.loop", "train_epoch"),
 }

@@ -22,8 +22,9 @@ from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.gallery import rgb
 from fastcnn.pictures import grid
+from fastcnn.plan import resolved
 from fastcnn.tasks import build_task
-from fastcnn.wire import resolved, transform_of
+from fastcnn.transforms import transform_of
 
 ROWS, EPOCHS = 8, 7
 ALWAYS = ("train_crop", "hflip")

@@ -74,6 +74,7 @@ def fit(config: Config) -> Result:
     from fastcnn.engine import evaluate
     from fastcnn.interrupt import stop_on_signals
     from fastcnn.loop import fit_epochs
+    from fastcnn.plan import make_plan
     from fastcnn.progressive import sizes_left
     from fastcnn.report import open_report
     from fastcnn.resolve import describe
@@ -83,7 +84,7 @@ def fit(config: Config) -> Result:
     from fastcnn.tasks import build_task
     from fastcnn.verdict import verdict
     from fastcnn.warm_up import kernels_ahead, record_ahead, warm_up_sizes
-    from fastcnn.wire import build, make_plan
+    from fastcnn.wire import build
 
     started = time.perf_counter()
     check(config)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from small_tasks import small_batch, task_for
 from torch import Tensor, nn
 
-from fastcnn import checkpoint, wire
+from fastcnn import checkpoint, plan, transforms
 from fastcnn.config import Config
 from fastcnn.data import Batch, Transform
 from fastcnn.data.first_images import first_images
@@ -275,17 +275,17 @@ def test_a_backbone_starts_from_images_and_every_rank_gets_what_the_first_one_fo
     config = Config(arch="unet/airbench_small", img_size=8, in_chans=3, crop_padding=1, hflip=0.5, workers=1)
     config = dataclasses.replace(config, scale=(0.5, 1.0), train_crop="pad", crop_mode="center")
     source = Source("test", split_of(), split_of(), ("a", "b"))
-    transform = wire.transform_of(config, source, ())
+    transform = transforms.transform_of(config, source, ())
     before = network.get_parameter("backbone.whiten.weight").clone()
-    wire._start_from_images(network, config, source, transform)
+    plan._start_from_images(network, config, source, transform)
     found = network.get_parameter("backbone.whiten.weight").detach().clone()
     assert not torch.equal(found, before)
 
     def another(compute: Any) -> dict[str, Tensor]:
         return {key: value + 1 for key, value in compute().items()}
 
-    monkeypatch.setattr(wire, "from_main", another)
-    wire._start_from_images(network, config, source, transform)
+    monkeypatch.setattr(plan, "from_main", another)
+    plan._start_from_images(network, config, source, transform)
     torch.testing.assert_close(network.get_parameter("backbone.whiten.weight").detach(), found + 1)
 
 

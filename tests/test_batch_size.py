@@ -146,13 +146,13 @@ def test_other_errors_are_not_taken_for_too_many_images(size, text):
 
 def test_a_library_that_runs_out_of_memory_is_tried_with_less(pretended):
     pretended.error = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
-    assert find_batch_size(network, SETTINGS, 300, torch.device("cpu")) == 96
+    assert find_batch_size(network, SETTINGS, 300, torch.device("cpu"), Ranks()) == 96
 
 
 def test_any_other_error_is_raised(pretended):
     pretended.error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        find_batch_size(network, SETTINGS, 300, torch.device("cpu"))
+        find_batch_size(network, SETTINGS, 300, torch.device("cpu"), Ranks())
 
 
 def test_what_is_kept_in_reserve_is_not_taken(pretended, monkeypatch):

@@ -23,8 +23,8 @@ from fastcnn.config import Config
 from fastcnn.distributed import Ranks
 from fastcnn.models import MODELS, build
 from fastcnn.models.vit import resize_positions
+from fastcnn.plan import Plan, make_plan
 from fastcnn.weights import TORCHVISION, download_pretrained, has_pretrained, read_weights
-from fastcnn.wire import Plan, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastcnn import wire
+from fastcnn import transforms
 from fastcnn.config import Config
 from fastcnn.data.colour import IMAGENET_COMPONENTS
 from fastcnn.distributed import Ranks
-from fastcnn.wire import build, make_plan
+from fastcnn.plan import make_plan
+from fastcnn.wire import build
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ def test_the_colours_of_training_images_are_looked_at_once_by_the_first_rank(
 ):
     on_main: list[bool] = [False]
     looks: list[bool] = []
-    real = wire.some_images
+    real = transforms.some_images
 
     def from_main(compute: Callable[[], Any]) -> Any:
         on_main.append(True)
@@ -42,8 +43,8 @@ def test_the_colours_of_training_images_are_looked_at_once_by_the_first_rank(
         looks.append(on_main[-1])
         return real(*told)
 
-    monkeypatch.setattr(wire, "from_main", from_main)
-    monkeypatch.setattr(wire, "some_images", some_images)
+    monkeypatch.setattr(transforms, "from_main", from_main)
+    monkeypatch.setattr(transforms, "some_images", some_images)
     monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.01)
     plan = make_plan(config_of(str(demo)), Ranks(), CPU)
     _, *loaders = build(plan, Ranks(), CPU)
