@@ -3,6 +3,10 @@
 fastcnn summary resnet50
 fastcnn summary mobilenet_v2 --depth 3 --batch-size 32 --profile
 fastcnn models
+
+To count all networks takes many seconds, so what `fastcnn models` prints is a file, which is made by
+
+python -m fastcnn.tables > fastcnn/networks.txt
 """
 
 from __future__ import annotations
@@ -85,12 +89,13 @@ def show_summary(
     print("\n".join((*lines, "", *layer_table(result, depth))))
 
 
-def show_models() -> None:
-    """Prints the networks of `fastcnn.models` as they were published, by what they are for; MACs are
+def all_models() -> str:
+    """The networks of `fastcnn.models` as they were published, by what they are for; MACs are
     multiply-adds."""
     tables = {"network": MODELS, "segmentation": SEGMENTATION, "detection": DETECTION}
-    print("\n\n".join("\n".join(_models_table(title, names)) for title, names in tables.items()))
-    print("unet/NAME, yolo/NAME, yolov1/NAME: on any network of the first table, in place of resnet18")
+    lists = ("\n".join(_models_table(title, names)) for title, names in tables.items())
+    last = "unet/NAME, yolo/NAME, yolov1/NAME: on any network of the first table, in place of resnet18"
+    return "\n\n".join(lists) + f"\n{last}\n"
 
 
 def _models_table(title: str, names: Iterable[str]) -> list[str]:
@@ -238,3 +243,7 @@ def short(number: float) -> str:
     while number >= 999.5:
         number, power = number / 1000, power + 1
     return f"{number:#.3g}".rstrip(".") + "KMGTP"[power - 1] if power else str(number)
+
+
+if __name__ == "__main__":
+    print(all_models(), end="")

@@ -127,7 +127,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
     sources = [*(ROOT / "fastcnn").rglob("*.py"), *(ROOT / "kernels" / "fastcnn_kernels").rglob("*.py")]
     expected = {path.relative_to(ROOT).as_posix().removeprefix("kernels/") for path in sources}
     assert expected <= set(wheel)
-    assert {"fastcnn/py.typed", "fastcnn_kernels/py.typed"} <= set(wheel)
+    assert {"fastcnn/py.typed", "fastcnn_kernels/py.typed", "fastcnn/networks.txt"} <= set(wheel)
 
 
 def test_the_wheel_holds_the_license(wheel):

@@ -14,11 +14,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcnn.cli import main
+from fastcnn.cli import NETWORKS, main
 from fastcnn.layer_times import time_layers
 from fastcnn.models import DETECTION, MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.summary import Layer, Summary, summarize
-from fastcnn.tables import layer_table, short
+from fastcnn.tables import all_models, layer_table, short
 from fastcnn.weights import has_pretrained
 from fastcnn_kernels.depthwise_conv import FLOPS, DepthwiseConv2d
 
@@ -437,6 +437,17 @@ def test_models_lists_every_network_as_published(capsys):
     assert {name: row[3] == "yes" for name, row in rows.items()} == {
         name: has_pretrained(name) for name in rows
     }
+
+
+@pytest.mark.slow
+def test_the_committed_list_of_models_is_what_the_script_makes():
+    assert all_models() == NETWORKS.read_text()
+
+
+def test_the_list_of_models_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; from fastcnn.cli import main; main(['models'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (NETWORKS.read_text(), "")
 
 
 def test_help_needs_no_torch():
