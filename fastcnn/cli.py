@@ -75,9 +75,7 @@ def predict(argv: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="such as runs/yolo-demo/best.pt")
     parser.add_argument("images", type=Path, help="an image, or a folder of them")
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path("predictions"), help="of pictures (%(default)s)"
-    )
+    parser.add_argument("--output-dir", type=Path, help="of pictures (predictions, then predictions-2, ...)")
     parser.add_argument("-b", "--batch-size", type=_positive, default=16, help="images (%(default)s)")
     parser.add_argument("-j", "--workers", type=_positive, default=2, help="loading threads (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")

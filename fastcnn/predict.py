@@ -28,12 +28,13 @@ from fastcnn.state import Normalized
 from fastcnn.tasks import build_task
 
 
-def predict(path: Path, images: Path, output: Path, batch_size: int, workers: int, device: str) -> int:
-    """Writes a picture of each image into `output`, under its name, and prints a line for each.
+def predict(path: Path, images: Path, output: Path | None, batch_size: int, workers: int, device: str) -> int:
+    """Writes a picture of each image into a folder, under its name, and prints a line for each.
 
     Args:
         path: a checkpoint.
         images: an image, or a folder of them.
+        output: the folder of the pictures; None: predictions, then predictions-2, ...
         workers: loading threads.
         device: as of `--device`.
 
@@ -41,12 +42,15 @@ def predict(path: Path, images: Path, output: Path, batch_size: int, workers: in
         How many could not be decoded; they are named on stderr.
 
     Raises:
-        UserError: no such checkpoint, no images, or a folder that cannot be written to.
+        UserError: no such checkpoint, no images, or a folder that cannot be written to or has such pictures.
     """
     content = checkpoint.load(path, "fastcnn predict")
     network = checkpoint.load_network(path)
     where = choose_device(device, Ranks())
     root, names = _names(images)
+    taken = [name for name in names if output is not None and (output / f"{name}.png").exists()]
+    if taken:
+        raise UserError(f"--output-dir {output}: holds {taken[0]}.png already; write another folder")
     files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
     split = Split(np.zeros(len(names), dtype=np.int64), files)
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
@@ -57,6 +61,7 @@ def predict(path: Path, images: Path, output: Path, batch_size: int, workers: in
     model = Normalized(network, content["mean"], content["std"]).to(where).eval()
     task = build_task(Config(arch=content["arch"]), content["num_classes"])
     coming = iter(names)
+    folder = _new_folder() if output is None else output
     try:
         with torch.inference_mode():
             for batch in loader:
@@ -66,11 +71,12 @@ def predict(path: Path, images: Path, output: Path, batch_size: int, workers: in
                     if real:
                         print(f"{name}: {task.in_words(what, content['class_names'])}", flush=True)
                         picture = task.draw(rgb(pixels), what, content["class_names"])
-                        _save(picture, output / f"{name}.png")
+                        _save(picture, folder / f"{name}.png")
     finally:
         loader.close()
     for line in bad.lines():
         print(f"warning: bad image: {line}", file=sys.stderr)
+    print(f"wrote {folder}", file=sys.stderr)
     return len(bad)
 
 
@@ -96,6 +102,20 @@ def _transform(content: dict[str, Any]) -> Transform:
         crop_pct=config["crop_pct"],
         crop_mode=config.get("crop_mode", "center"),  # nor this
     )
+
+
+def _new_folder() -> Path:
+    """predictions, or predictions-2, -3, ...: the first that is free."""
+    for number in itertools.count(1):
+        folder = Path("predictions" if number == 1 else f"predictions-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; name another with --output-dir") from error
+        return folder
+    raise AssertionError("count() is endless")
 
 
 def _save(picture: Image.Image, path: Path) -> None:

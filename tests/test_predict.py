@@ -88,6 +88,23 @@ def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(trained, image
     ]
 
 
+def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    for folder in ("predictions", "predictions-2"):
+        assert main(["predict", str(trained), str(images / "a.jpg")]) == 0
+        assert capsys.readouterr().err == f"wrote {folder}\n"
+        Path(folder, "a.jpg.png").write_bytes(b"mine")
+    assert main(["predict", str(trained), str(images / "b.jpg"), "--output-dir", "predictions"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(trained), str(images), "--output-dir", "predictions"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "fastcnn: error: --output-dir predictions: holds a.jpg.png already; write another folder\n",
+    )
+    assert sorted(path.name for path in Path("predictions").iterdir()) == ["a.jpg.png", "b.jpg.png"]
+    assert {path.read_bytes() for path in Path().glob("predictions*/a.jpg.png")} == {b"mine"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
