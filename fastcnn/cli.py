@@ -89,13 +89,22 @@ def predict(argv: Sequence[str]) -> int:
 def preview(argv: Sequence[str]) -> int:
     from fastcnn.flags import parse
 
-    parser = Parser("fastcnn preview", add_help=False, allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=Path("preview.png"))
+    parser = Parser(
+        "fastcnn preview",
+        usage="%(prog)s [-h] [--output FILE] [FLAGS OF fastcnn train]",
+        description="Draw training images as they are augmented.",
+        epilog="All other flags are those of fastcnn train; those about data and loading matter:",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("preview.png"), metavar="FILE", help="the picture (%(default)s)"
+    )
     if {"-h", "--help"} & set(argv):
-        print("Draw training images as they are augmented. --output FILE names the picture (preview.png);")
-        print("all other flags are those of fastcnn train, of which those about data and loading matter:\n")
+        print(parser.format_help())
+        parse(["--help"])
     told, others = parser.parse_known_args(argv)
-    config = parse(others, "fastcnn preview")
+    config = parse(others, "fastcnn preview", idle=("amp_dtype", "sync_bn", "cuda_graph"))
     from fastcnn.preview import preview as draw
 
     draw(config, told.output)

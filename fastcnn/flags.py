@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ ALONE = {
 """What a flag means without a value."""
 
 
-def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
+def parse(argv: Sequence[str], prog: str = "fastcnn train", idle: Collection[str] = ()) -> Config:
     """Flags to Config: the defaults, then the `--recipe`, then the `--config` file, then the flags.
+
+    Args:
+        idle: settings that the command has no use for: they stay at their defaults.
 
     Raises:
         SystemExit: `--help`, with status 0.
@@ -41,6 +44,8 @@ def parse(argv: Sequence[str], prog: str = "fastcnn train") -> Config:
     recipe, file = _value_of("--recipe", argv), _value_of("--config", argv)
     base = from_recipe(recipe) if recipe is not None else Config()
     config = _read_flags(argv, from_yaml(file, base) if file is not None else base, prog)
+    usual: dict[str, Any] = {name: FIELDS[name].default for name in idle}
+    config = dataclasses.replace(config, **usual)
     check(config)
     return config
 

@@ -52,7 +52,8 @@ def preview(config: Config, output: Path) -> None:
     told = config
     ranks, device = Ranks(), choose_device(config.device, Ranks())
     backend = "torch" if config.data_backend == "auto" else config.data_backend
-    config, reasons, source = resolved(dataclasses.replace(config, data_backend=backend), ranks, device)
+    config = dataclasses.replace(config, data_backend=backend, batch_size=1)  # no larger one has to fit
+    config, reasons, source = resolved(config, ranks, device)
     if source.name == "synthetic" or backend == "synthetic":
         raise UserError("fastcnn preview: synthetic images are not loaded; write another --data or loader")
     source = source.with_channels(int(config.in_chans))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,25 @@ def test_the_command_writes_a_picture_and_says_so(photos, tmp_path, monkeypatch,
     assert cells(tmp_path / "preview.png").shape == (ROWS, 1 + EPOCHS, SIDE, SIDE, 3)
     assert main(["preview", *BASE, "--data", str(photos), "--output", "more/other.jpg"]) == 0
     assert (tmp_path / "more" / "other.jpg").exists()
+
+
+def test_help_lists_the_picture_among_the_flags(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["preview", "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: fastcnn preview [-h] [--output FILE]")
+    assert re.search(r"^  --output FILE +the picture \(preview.png\)$", out, re.M)
+    assert "--color-jitter" in out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--batch-size", "max"), ("--amp-dtype", "fp16"), ("--sync-bn",), ("--cuda-graph",)]
+)
+def test_what_training_alone_needs_a_gpu_for_needs_none(photos, tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.chdir(tmp_path)
+    assert main(["preview", *BASE, "--data", str(photos), *flags]) == 0
+    assert capsys.readouterr().out == "wrote preview.png\n"
 
 
 @pytest.mark.parametrize("backend", ["torch", "cached", *(["dali"] if has_dali() else [])])
