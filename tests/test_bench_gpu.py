@@ -157,6 +157,17 @@ def test_a_command_that_ends_by_itself_is_told_how_long_it_has(tmp_path):
     assert told == [(("a", "--minutes", "3.75"), 300), (("b",), 590)]
 
 
+@pytest.mark.parametrize(("seconds", "done"), [(200, True), (230, False)])
+def test_what_ended_for_want_of_time_is_not_done(tmp_path, seconds, done):
+    ladder = gpu.Item("a", ("a",), 0.5, takes_minutes=True)  # told to begin nothing after 225 of 300 seconds
+    outcome = work([ladder], 10, tmp_path / "p", Machine(a=seconds))
+    said = "done in 200 s" if done else "ended after 230 s, maybe not with everything"
+    assert outcome == {"a": said}
+    machine = Machine(a=seconds)
+    work([ladder], 10, tmp_path / "p", machine)
+    assert machine.called == ([] if done else ["a"])
+
+
 def test_progress_is_written_after_each_item(tmp_path):
     path, machine = tmp_path / "sub" / "p", Machine(a=1, b=1)
 
