@@ -104,6 +104,12 @@ def test_step_drops_after_every_decay_epochs_as_torch_s():
     assert rates(schedule) == pytest.approx(torchs(1.0, 21, lr_scheduler.StepLR, step_size=9, gamma=0.5))
 
 
+def test_step_drops_within_epochs_as_tensorflow_s_staircase_from_the_first_step_on():
+    schedule = Schedule(1.0, 5, 6, kind="step", decay_epochs=2.4, decay_rate=0.97, warmup_epochs=1)
+    warmup = [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert rates(schedule) == pytest.approx(warmup + [1.0] * 7 + [0.97] * 12 + [0.97**2] * 6)
+
+
 def test_multistep_drops_at_each_milestone_as_torch_s():
     schedule = Schedule(
         1.0, steps_per_epoch=2, epochs=6, kind="multistep", decay_milestones=(2, 4.5), decay_rate=0.1
