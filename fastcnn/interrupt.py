@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -12,13 +13,16 @@ from types import FrameType
 IMPATIENCE = 3.0
 """Seconds after which a further Ctrl-C ends the program at once. Not sooner: torchrun passes on the Ctrl-C
 that the terminal has sent already."""
+SAID = "fastcnn: ended at once by another Ctrl-C; --resume goes on from the last save, if there was one\n"
 
 
 class StopRequest:
-    """Set by a signal; `signal` is its number."""
+    """Set by a signal; `signal` is its number. Another Ctrl-C raises KeyboardInterrupt, or with `exits` ends
+    the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, exits: bool) -> None:
         self.signal: int | None = None
+        self.exits = exits
         self._since = 0.0
 
     def __bool__(self) -> bool:
@@ -28,13 +32,27 @@ class StopRequest:
         if self.signal is None:
             self.signal, self._since = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._since > IMPATIENCE:
+            if self.exits:
+                _exit()
             raise KeyboardInterrupt
 
 
+def _exit() -> None:
+    """Ends the process without cleaning up, which may take long; and in the middle of `torch.save`
+    KeyboardInterrupt becomes another error. Checkpoints are whole at any instant."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.write(2, SAID.encode())  # a print may be under way
+    os._exit(128 + signal.SIGINT)
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Catches SIGTERM and SIGINT inside the block; elsewhere than in the main thread it catches nothing."""
-    request = StopRequest()
+def stop_on_signals(exits: bool = False) -> Iterator[StopRequest]:
+    """Catches SIGTERM and SIGINT inside the block; elsewhere than in the main thread it catches nothing.
+
+    Args:
+        exits: whether a further Ctrl-C ends the process; else it raises KeyboardInterrupt.
+    """
+    request = StopRequest(exits)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -58,18 +58,22 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
         The exit status: 0, 1 if the loss was not finite, 2 for a user's mistake, 128 + n after signal n.
     """
     try:
-        result = fit(parse(sys.argv[1:] if argv is None else argv, prog))
+        result = fit(parse(sys.argv[1:] if argv is None else argv, prog), exits=True)
     except (UserError, TrainingError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BadImageError):
             print(f"fastcnn: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:  # before training, or for the second time
+    except KeyboardInterrupt:  # before training
         return 128 + signal.SIGINT
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
-def fit(config: Config) -> Result:
-    """Trains as `config` says, in every process that torchrun started; see `fastcnn.fit`."""
+def fit(config: Config, exits: bool = False) -> Result:
+    """Trains as `config` says, in every process that torchrun started; see `fastcnn.fit`.
+
+    Args:
+        exits: whether a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
+    """
     from fastcnn.distributed import Ranks, choose_device, from_main, process_group
     from fastcnn.engine import evaluate
     from fastcnn.interrupt import stop_on_signals
@@ -120,7 +124,7 @@ def fit(config: Config) -> Result:
             run.config, run.chosen = plan.config, tuple(plan.reasons)
             if ranks.is_main:
                 write_config(run.folder, plan.config)
-            with stop_on_signals() as stop, open_report(run.folder, ranks.is_main, state) as report:
+            with stop_on_signals(exits) as stop, open_report(run.folder, ranks.is_main, state) as report:
                 report.say(describe(plan.config, plan.reasons))
                 for line in (*ineffective(plan.config, plan.reasons), *plan.remarks(state), *run.bad_lines()):
                     report.say(line)

@@ -23,6 +23,7 @@ from PIL import Image
 import fastcnn
 from fastcnn.config import flag
 from fastcnn.data import has_dali
+from fastcnn.interrupt import SAID
 
 QUICK_SETTINGS: dict[str, Any] = {
     "amp_dtype": "fp32",  # these three: else the machine is tried for them
@@ -550,6 +551,49 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, ranks, s
     assert len(content["ranks"]) == ranks
     with pytest.raises(ProcessLookupError):  # no process of its session is left
         os.killpg(process.pid, 0)
+
+
+def test_another_ctrl_c_ends_the_process_at_once_with_one_line():
+    code = (
+        "import os, signal\n"
+        "from fastcnn import interrupt\n"
+        "interrupt.IMPATIENCE = 0\n"
+        "with interrupt.stop_on_signals(exits=True) as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(bool(stop), flush=True)\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally:\n"
+        "        print('cleaned up', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "True\n", SAID)
+
+
+@pytest.mark.slow
+def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp_path, monkeypatch, demo):
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "import os, signal, sys, torch\n"
+        "from fastcnn import interrupt, train\n"
+        "interrupt.IMPATIENCE = 0\n"
+        "save, saves = torch.save, []\n"
+        "def slow(content, file):\n"
+        "    class File:\n"
+        "        def write(self, data):\n"
+        "            if len(saves) == 3:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "            return file.write(data)\n"
+        "        flush = file.flush\n"
+        "    saves.append(1)\n"
+        "    save(content, File())\n"
+        "torch.save = slow\n"
+        "sys.exit(train.main())\n"
+    )
+    flags = (*QUICK, "--data", str(demo), "--epochs", "9", "--output-dir", "run", "--data-backend", "torch")
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, SAID)
+    assert torch.load("run/last.pt")["epoch"] == 2
 
 
 def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(
