@@ -214,7 +214,7 @@ def _check_values(config: Config) -> None:
 
 
 def _ascending(values: tuple[float, ...]) -> bool:
-    return all(math.isfinite(v) and v > 0 for v in values) and list(values) == sorted(values)
+    return all(v > 0 for v in values) and list(values) == sorted(values)
 
 
 def _rising_sizes(values: tuple[int, ...]) -> bool:
@@ -222,15 +222,11 @@ def _rising_sizes(values: tuple[int, ...]) -> bool:
 
 
 def _jitter(values: tuple[float, ...]) -> bool:
-    return (
-        len(values) in (1, 3, 4)
-        and all(0 <= v < math.inf for v in values)
-        and max(values[3:], default=0) <= 0.5
-    )
+    return len(values) in (1, 3, 4) and all(v >= 0 for v in values) and max(values[3:], default=0) <= 0.5
 
 
 def _weights(values: tuple[float, ...]) -> bool:
-    return all(0 <= v < math.inf for v in values) and sum(values) > 0
+    return all(v >= 0 for v in values) and sum(values) > 0
 
 
 def _strides(values: tuple[int, ...]) -> bool:
@@ -238,13 +234,14 @@ def _strides(values: tuple[int, ...]) -> bool:
 
 
 def _sides(values: tuple[float, ...]) -> bool:
-    return len(values) > 0 and len(values) % 2 == 0 and all(0 < v < math.inf for v in values)
+    return len(values) > 0 and len(values) % 2 == 0 and all(v > 0 for v in values)
 
 
 def _require(config: Config, name: str, holds: Any, advice: str) -> None:
     value = getattr(config, name)
     if value is None or isinstance(value, str):  # such as "auto"
         return
-    if not holds(value) or value == math.inf:
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    values = value if isinstance(value, tuple) else (value,)
+    if not holds(value) or math.inf in values:
+        shown = " ".join(map(str, values))
         raise UserError(f"{flag(name)} {shown}: {advice}")

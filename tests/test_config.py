@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -439,6 +439,35 @@ def test_a_keyword_of_another_type_is_refused_by_its_name(name, value):
 )
 def test_an_impossible_setting_names_its_flag_and_says_what_to_write(settings, expected):
     assert refusal(settings).startswith(expected)
+
+
+def kinds(hint: Any) -> list[Any]:
+    """A type and those that it is made of."""
+    return [hint, *(kind for inner in get_args(hint) for kind in kinds(inner))]
+
+
+def unbounded(number: float) -> list[tuple[str, Any]]:
+    """Each setting that holds a float, with this one; one of several with this one in each place."""
+    found: list[tuple[str, Any]] = []
+    for name, hint in get_type_hints(Config).items():
+        if float not in kinds(hint):
+            continue
+        if any(get_origin(kind) is tuple for kind in kinds(hint)):
+            found += [(name, (number, 0.5)), (name, (0.5, number))]
+            found += [(name, (number,))] if any(... in get_args(kind) for kind in kinds(hint)) else []
+        else:
+            found.append((name, number))
+    return found
+
+
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+def test_no_setting_takes_what_is_not_finite(number):
+    cases = unbounded(number)
+    assert {"lr", "ratio", "color_jitter", "decay_milestones", "epochs"} <= {name for name, _ in cases}
+    for name, value in cases:
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        with pytest.raises(ValueError, match=f"^{flag(name)} {shown}: write [^\n]*$"):
+            from_settings({name: value})
 
 
 @pytest.mark.parametrize(
