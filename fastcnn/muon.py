@@ -165,21 +165,27 @@ def muon_groups(
     """All parameters in groups for `Muon`, with what each has in place of a learning rate: "lr_scale", its
     share of the filters'.
 
-    Filters, parameters of 4 dimensions that are not the classifier's, are made orthogonal. The classifier,
-    its bias included, and what else has more than one dimension get `CLASSIFIER_RATE` over their inputs, and
-    biases and norms `BIAS_RATE`.
+    Weights of convolutions are made orthogonal, but for those that make the logits. The classifier, its bias
+    included, and weights of other layers get `CLASSIFIER_RATE` over their inputs, and biases and norms
+    `BIAS_RATE`. What else has more than one dimension, such as class tokens and embeddings of positions, is
+    no matrix that multiplies, and is not made orthogonal either (README of github.com/KellerJordan/Muon): it
+    gets `CLASSIFIER_RATE` over its last dimension.
 
     Args:
         weight_decay: a step takes away lr * weight_decay of all but filters, whatever their share of lr.
         lr_scales: further shares of the learning rate by the parameter's name; 1 where there is none.
     """
     heads = tuple(f"{name}." for name in classifier_names(model))
-    inputs = {name: p[0].numel() for name, p in model.named_parameters() if p.ndim > 1}
+    inputs = {
+        name: p[0].numel() if name.endswith("weight") else p.shape[-1]
+        for name, p in model.named_parameters()
+        if p.ndim > 1
+    }
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         head = name.startswith(heads)
         of_weight = inputs.get(f"{name.rpartition('.')[0]}.weight", 1)
-        if parameter.ndim == 4 and not head:
+        if parameter.ndim == 4 and name.endswith("weight") and not head:
             filters, rate = True, 1.0
         elif parameter.ndim > 1 or head:
             filters, rate = False, CLASSIFIER_RATE / inputs.get(name, of_weight)

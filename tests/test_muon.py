@@ -305,6 +305,50 @@ def test_a_1x1_convolution_that_makes_the_logits_is_no_bank_of_filters():
     assert not group["orthogonal"]
 
 
+class Positions(nn.Module):
+    """A class token, and positions as a row (ViT) and as a map (VOLO)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.row = nn.Parameter(torch.zeros(1, 10, 16))
+        self.map = nn.Parameter(torch.zeros(1, 3, 3, 16))
+        self.head = nn.Linear(16, 10)
+
+
+def test_embeddings_of_positions_are_no_banks_of_filters_and_move_as_the_class_token():
+    network = Positions()
+    of = {id(p): group for group in muon_groups(network, 0.0) for p in group["params"]}
+    assert of[id(network.patches.weight)]["orthogonal"]
+    for embedding in (network.class_token, network.row, network.map):
+        assert not of[id(embedding)]["orthogonal"]
+        assert of[id(embedding)]["lr_scale"] == pytest.approx(CLASSIFIER_RATE / 16)
+
+
+def test_weights_of_attention_and_of_linear_layers_have_rates_by_their_inputs():
+    network = build("vit_s_16", 10)
+    of = {name: group for group in muon_groups(network, 0.0) for name in names_in(network, group)}
+    layer = "encoder.layers.encoder_layer_0"
+    inputs = {
+        f"{layer}.self_attention.in_proj_weight": 384,
+        f"{layer}.mlp.3.weight": 4 * 384,
+        "heads.head.weight": 384,
+        "heads.head.bias": 384,
+        "class_token": 384,
+        "encoder.pos_embedding": 384,
+    }
+    for name, count in inputs.items():
+        assert of[name]["lr_scale"] == pytest.approx(CLASSIFIER_RATE / count), name
+    assert of[f"{layer}.ln_1.weight"]["lr_scale"] == BIAS_RATE
+    assert [name for name, group in of.items() if group["orthogonal"]] == ["conv_proj.weight"]
+
+
+def names_in(network: nn.Module, group: dict[str, Any]) -> list[str]:
+    members = {id(p) for p in group["params"]}
+    return [name for name, p in network.named_parameters() if id(p) in members]
+
+
 def test_the_optimizer_starts_with_momenta_and_its_rates_follow_the_schedule():
     network = build("airbench_small", 10)
     optimizer = build_optimizer(network, "muon", 0.24, 0.0)
