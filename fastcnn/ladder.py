@@ -26,7 +26,7 @@ from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
 from fastcnn.steps import Problem, Switches, build_own_step, build_step, has_kernels, has_slow_layers
-from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, time_workers
+from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, crowded, time_workers
 
 BASELINE = "eager fp32 NCHW"
 RUNGS: dict[str, dict[str, Any]] = {
@@ -167,6 +167,7 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
             content["rungs"].append(rung_result(rung, problem, content["roofline"]))
             yield content
         try:
+            content["crowded"] = baseline.ask(crowded)  # it took turns with all others
             if switches.cuda_graph:  # whose kernels no trace tells the operations of
                 workers.pop(best).close()
                 switches = dataclasses.replace(switches, cuda_graph=False)

@@ -33,6 +33,7 @@ def show(settings: ladder.Settings, output: str | None, baseline: str | None, ma
         bench.write_json(path, content)
     assert content is not None
     print(ladder_report.LEGEND, *ladder_report.cost_lines(content), sep="\n")
+    print("".join(f"{line}\n" for line in ladder_report.crowd_lines(content)), end="")
     picture = path.with_suffix(".png")
     ladder_report.draw(content, picture)
     print(path, picture, sep="\n")

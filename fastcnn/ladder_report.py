@@ -11,6 +11,7 @@ from typing import Any
 
 from fastcnn import bench
 from fastcnn.errors import UserError
+from fastcnn.verdict import WORTH_SAYING
 
 Content = dict[str, Any]
 
@@ -69,6 +70,17 @@ def cost_lines(content: Content, most: int = 10) -> list[str]:
             f"{cost['name']} {cost['shapes']}".rstrip()
         )
     return lines
+
+
+def crowd_lines(content: Content) -> list[str]:
+    """A warning if other work took the processor."""
+    share = content.get("crowded", 0.0)
+    if share < WORTH_SAYING:
+        return []
+    return [
+        f"warning: the processor was crowded: {share:.0%} of its time the first row waited for a core; do "
+        "not trust these figures, and measure while nothing else runs"
+    ]
 
 
 def _payoff(steps: float | None) -> str:

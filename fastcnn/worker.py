@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from fastcnn import bench, machine
+from fastcnn.stopwatch import HostClock
 
 Step = Callable[[], Any]
 """Does something once; what it returns may be a loss."""
@@ -197,6 +198,13 @@ def _serve(
         line = f"{type(cause).__name__}: {cause}".strip().partition("\n")[0]
         frame = traceback.extract_tb(cause.__traceback__)[-1]
         pipe.send((False, f"{line} ({Path(frame.filename).name}:{frame.lineno})"))
+
+
+def crowded(step: Step) -> float:
+    """A question to a worker: of the time that its main thread had something to do, the share without a core;
+    0 where nobody tells."""
+    waited = HostClock().crowded()
+    return waited / (waited + time.thread_time())
 
 
 def _peak_bytes(device: torch.device) -> int | None:

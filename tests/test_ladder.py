@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -15,7 +20,7 @@ from fastcnn.errors import UserError
 from fastcnn.ladder import BASELINE, OWN, RUNGS, Settings
 from fastcnn.roofline import Ceilings, Operation
 from fastcnn.steps import Problem, Switches, build_step
-from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, time_workers
+from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, crowded, time_workers
 
 CPU = torch.device("cpu")
 LENET = Settings("lenet5")
@@ -50,6 +55,31 @@ def test_workers_build_a_step_time_it_and_answer():
 
 def call(step):
     return step()
+
+
+def spinning_on_one_core():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    def step() -> None:
+        end = time.perf_counter() + 0.03
+        while time.perf_counter() < end:
+            pass
+
+    return step
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="the system does not tell")
+def test_a_worker_knows_whether_others_use_its_core():
+    others = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", others]) for _ in range(3)]
+    try:
+        with Worker(spinning_on_one_core, CPU) as worker:
+            worker.turn(15)
+            assert 0.3 < worker.ask(crowded) < 1
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_what_goes_wrong_in_a_worker_is_one_line():
@@ -119,6 +149,7 @@ class FakeWorker:
     """Takes as long as its switches say, without a process."""
 
     closed: list[str] = []
+    crowded = 0.0
 
     def __init__(self, seconds: float, name: str) -> None:
         self.seconds, self.name = seconds, name
@@ -130,6 +161,8 @@ class FakeWorker:
     def ask(self, question):
         if question is step_costs.measure:
             return [step_costs.Cost("mm", "2x2 float32", 1, self.seconds, 0, 10**9, "float32")]
+        if question is crowded:
+            return FakeWorker.crowded
         return [Operation(10, 10**9, "float32")]
 
     def close(self) -> None:
@@ -193,6 +226,17 @@ def test_the_largest_costs_are_those_of_the_best_step(rungs):
     _, line = ladder_report.cost_lines(last)
     assert line.split()[:2] == ["500.00", "100%"]
     assert line.endswith("mm 2x2 float32")
+
+
+def test_figures_taken_beside_other_work_are_not_to_be_trusted(rungs, monkeypatch):
+    rungs()
+    assert ladder_report.crowd_lines(rungs.contents[-1]) == []
+    monkeypatch.setattr(FakeWorker, "crowded", 0.31)
+    rungs()
+    assert ladder_report.crowd_lines(rungs.contents[-1]) == [
+        "warning: the processor was crowded: 31% of its time the first row waited for a core; do not trust "
+        "these figures, and measure while nothing else runs"
+    ]
 
 
 def test_a_recorded_step_is_traced_without_its_recording(rungs, monkeypatch):
