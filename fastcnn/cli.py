@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import signal
 import sys
@@ -140,7 +141,7 @@ def bench(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="about a minute: few rounds, and no compilation on the CPU"
     )
-    parser.add_argument("--minutes", type=float, help="begin no rung after so many")
+    parser.add_argument("--minutes", type=_minutes, help="begin no rung after so many")
     parser.add_argument(
         "--output", metavar="FILE", help="JSON file (benchmarks/results/MACHINE/ladder-....json)"
     )
@@ -164,6 +165,16 @@ def _several(text: str) -> int:
     if not text.isdecimal() or int(text) < 3:
         raise argparse.ArgumentTypeError(f"{text!r}: write 3 or more, for quartiles")
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: write more than 0")
+    return value
 
 
 def _share(text: str) -> float:

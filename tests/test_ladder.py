@@ -409,7 +409,18 @@ def test_shares_are_percent_or_numbers(text, share):
     assert cli._share(text) == share
 
 
-@pytest.mark.parametrize("flags", [["--max-regression", "five"], ["--rounds", "2"], ["--device", "tpu"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max-regression", "five"],
+        ["--rounds", "2"],
+        ["--device", "tpu"],
+        ["--minutes", "nan"],
+        ["--minutes", "inf"],
+        ["--minutes", "0"],
+        ["--minutes", "long"],
+    ],
+)
 def test_bad_flags_of_bench_are_one_line(flags, capsys):
     assert cli.main(["bench", *flags]) == 2
     assert capsys.readouterr().err.count("\n") == 1
