@@ -4,14 +4,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes; each takes up to 2 GB. Files stay whole, since tests of a file share what takes long to make.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: demo test check slow clean
+.PHONY: demo test check slow gates clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchrun -m fastcnn.train --arch resnet50
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu and not timing"
+	$(PYTEST) -m "timing and not slow and not gpu"
 
 # What CI runs beside the tests.
 check: $(VENV)/.installed-dev
@@ -20,7 +25,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) $(PARALLEL) -m "slow and not gpu and not timing and not gate"
+	$(PYTEST) -m "slow and timing and not gpu and not gate"
+
+# Counts, speed and generated pages against the files in the repository; a gate that is skipped fails.
+gates: $(VENV)/.installed-test
+	$(PYTEST) -m "gate and not gpu"
 
 clean:
 	rm -rf $(VENV)

@@ -42,6 +42,8 @@ from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
 
 DEVICE = choose_device("auto", Ranks())
 TURN_SECONDS, MOST_CALLS = 0.02, 50
+CALL_LIMIT = 120.0
+"""Seconds of a side's first call, compilation included, from which on it is left out."""
 CHECKED = 8
 """Images of which the results are compared."""
 
@@ -66,6 +68,8 @@ WAYS = {
 
 
 def why_left_out(row: Layer, side: str, quick: bool, device: torch.device) -> str | None:
+    if WAYS[side].dtype == torch.bfloat16 and not machine.is_native("bf16", device):
+        return machine.NO_BF16
     if side == COMPILED and quick:
         return "nothing is compiled with --quick"
     if side == OURS and row.kind not in ("depthwise", "lrn"):
@@ -197,8 +201,18 @@ def measure(row: Layer, quick: bool) -> bench.Comparison:
     few = min(CHECKED, row.batch_size)
     calls = prepare(few)
     exact = call_of(row, build(row, False), *tensors(row, few, DEVICE), Way(torch.float64, False))()
-    sides: dict[str, dict[str, Any]] = {side: differences(row, call(), exact) for side, call in calls.items()}
+    sides: dict[str, dict[str, Any]] = {}
+    for side, call in calls.items():
+        start = time.perf_counter()
+        found = call()
+        taken = time.perf_counter() - start
+        if taken > CALL_LIMIT and side != BASELINE:
+            reasons[side] = f"a call of {few} images took {taken:.0f} s"
+            del ways[side]
+        else:
+            sides[side] = differences(row, found, exact)
     del exact
+    calls = {side: call for side, call in calls.items() if side in ways}
     if few < row.batch_size:
         calls = prepare(row.batch_size)
     in_a_turn = calls_in_a_turn(calls[BASELINE], DEVICE)

@@ -13,7 +13,8 @@ process of its own with the allocator that it comes with:
   fastcnn            its step on a uint8 batch, with what `auto` chooses here
   fastcnn recorded   the same with --cuda-graph (on a GPU)
 
-The networks are the same ones with the same number of classes; timm's is left out where it has none.
+The networks are the same ones with the same number of classes; timm's is left out where it has none, and on a
+processor without bf16 arithmetic the sides in bf16 are.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from fastcnn.worker import Worker, WorkerError, calls_of_a_turn, time_workers
 BASELINE, OURS, COMPILED, RECORDED = "eager fp32 NCHW", "fastcnn", "torch.compile", "fastcnn recorded"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", COMPILED, "timm", RECORDED, OURS)
 DEVICE = choose_device("auto", Ranks())
+LIMIT = None if DEVICE.type == "cuda" else 300.0
+"""Seconds in which a side must answer on the CPU."""
 IN_TORCHVISION = {"alexnet_torchvision": "alexnet"}
 """Names of fastcnn's networks there, where they are others."""
 
@@ -158,6 +161,8 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
         OURS: partial(build_own_step, problem, way.dtype, way.channels_last, compiled),
     }
     left_out = {} if DEVICE.type == "cuda" else dict.fromkeys((COMPILED, RECORDED), "needs a CUDA GPU")
+    if not machine.is_native("bf16", DEVICE):
+        left_out |= dict.fromkeys(("torchvision AMP", "careful eager", "timm"), machine.NO_BF16)
     if row.arch in NOT_IN_TIMM:
         left_out["timm"] = "timm has no AlexNet"
     with ExitStack() as stack:
@@ -166,7 +171,7 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
             if name in left_out:
                 continue
             try:  # fastcnn's step prepares its process as a training does
-                workers[name] = stack.enter_context(Worker(build, DEVICE))
+                workers[name] = stack.enter_context(Worker(build, DEVICE, limit=LIMIT))
             except WorkerError as error:
                 if name == BASELINE:
                     raise

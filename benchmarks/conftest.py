@@ -16,8 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastcnn import bench
+
+ROW_LIMIT = 20 * 60
+"""Seconds of a row on a CPU; one that takes longer fails, and the others go on."""
 
 
 class Playback:
@@ -47,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
         item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=None if row is None else str(row)))
-        item.add_marker(pytest.mark.timeout(0))
+        item.add_marker(pytest.mark.timeout(0 if torch.cuda.is_available() else ROW_LIMIT))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -129,6 +129,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
     facts: dict[str, Any] = {
         "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -144,10 +145,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def machine_name(device: torch.device) -> str:
-    """A folder name for results: the GPU's, or the processor's and the number of threads."""
+    """A folder name for results: the GPU's, or the processor's with its vector instructions and threads."""
     if device.type == "cuda":
         return _as_name(torch.cuda.get_device_name(device))
-    return _as_name(f"{_processor()} {torch.get_num_threads()} threads")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return _as_name(f"{_processor()} {capability} {torch.get_num_threads()} threads")
 
 
 def ratios(first: list[float], second: list[float]) -> list[float]:

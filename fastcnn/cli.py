@@ -141,7 +141,11 @@ def bench(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="about a minute: few rounds, and no compilation on the CPU"
     )
-    parser.add_argument("--minutes", type=_minutes, help="begin no rung after so many")
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        help="time limit after which only the last rung begins (1 with --quick on a CPU)",
+    )
     parser.add_argument(
         "--output", metavar="FILE", help="JSON file (benchmarks/results/MACHINE/ladder-....json)"
     )

@@ -26,7 +26,15 @@ from fastcnn.distributed import Ranks, choose_device
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
 from fastcnn.steps import Problem, Switches, build_own_step, build_step, has_kernels, has_slow_layers
-from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, crowded, time_workers
+from fastcnn.worker import (
+    Start,
+    Worker,
+    WorkerError,
+    WorkerLimitError,
+    calls_of_a_turn,
+    crowded,
+    time_workers,
+)
 
 BASELINE = "eager fp32 NCHW"
 RUNGS: dict[str, dict[str, Any]] = {
@@ -58,6 +66,10 @@ COSTS = 20
 FIRST_CALLS = 10
 """Steps before timing, whose losses are compared with the baseline's."""
 QUICK_ROUNDS = 5
+QUICK_MINUTES = 1.0
+"""Default of `--minutes` with `--quick` on the CPU."""
+CPU_LIMIT, QUICK_LIMIT = 600.0, 20.0
+"""Seconds in which a process must answer on the CPU: build its step and call it `FIRST_CALLS` times."""
 CPU_SIZE = 64
 """Pixels a side on a CPU, where the published size would take minutes."""
 KEPT = 0.99
@@ -74,7 +86,13 @@ class Settings:
     quick: bool = False
     """Few rounds, and on the CPU nothing compiled: about a minute."""
     minutes: float | None = None
-    """Begin no rung after so many."""
+    """After which only the last rung begins; None: no limit, but `QUICK_MINUTES` with `quick` on the CPU."""
+
+    def limit(self, device: torch.device) -> float | None:
+        """Seconds in which a process must answer."""
+        if device.type != "cpu":
+            return None
+        return QUICK_LIMIT if self.quick else CPU_LIMIT
 
 
 @dataclass
@@ -125,18 +143,31 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
         torch.set_num_threads(machine.cores_per_process(Ranks()))  # workers take it over
     problem = describe_problem(settings, device)
     rounds = min(settings.rounds, QUICK_ROUNDS) if settings.quick else settings.rounds
+    minutes, limit = settings.minutes, settings.limit(device)
+    if minutes is None and settings.quick and device.type == "cpu":
+        minutes = QUICK_MINUTES
     begin, switches, best = clock(), Switches(), BASELINE
     with ExitStack() as stack:
         try:
-            baseline = stack.enter_context(_worker(problem, switches, device))
+            baseline = stack.enter_context(_worker(problem, switches, device, limit))
+        except WorkerLimitError as error:
+            raise UserError(
+                f"--arch {settings.arch}: {BASELINE} {error} for {problem.batch_size} images of "
+                f"{problem.img_size} px; lower --batch-size or --img-size"
+                + (", or leave out --quick" if settings.quick else "")
+            ) from None
         except WorkerError as error:
             raise UserError(f"--arch {settings.arch}: {error}") from None
+        try:
+            bound = measure_roofline(baseline, problem, device, rounds, limit)
+        except WorkerError as error:
+            raise UserError(f"--device {device.type}: the ceilings cannot be measured: {error}") from None
         content: dict[str, Any] = {
             "what": "ladder",
             "environment": bench.environment(device),
             "settings": vars(settings),
             "problem": vars(problem),
-            "roofline": measure_roofline(baseline, problem, device, rounds),
+            "roofline": bound,
             "rungs": [],
         }
         workers = {BASELINE: baseline}
@@ -145,12 +176,13 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
         for name, changes in [*RUNGS.items(), (OWN, {})]:
             rung = Rung(name, dataclasses.replace(switches, **changes))
             rung.left_out = _why_not(rung, settings, device, problem)
-            if not rung.left_out and settings.minutes is not None and clock() - begin > 60 * settings.minutes:
-                rung.left_out = f"{settings.minutes:g} minutes were over"
+            late = minutes is not None and clock() - begin > 60 * minutes and name != OWN
+            if late and not rung.left_out:
+                rung.left_out = f"time limit of {minutes:g} min reached (--minutes)"
             if not rung.left_out:
                 try:
                     if name != BASELINE:
-                        worker = _worker(problem, rung.switches, device, name)
+                        worker = _worker(problem, rung.switches, device, limit, name)
                         workers[name] = stack.enter_context(worker)
                     _measure(rung, workers, best, rounds, calls)
                     rung.start_before = start_before
@@ -171,7 +203,7 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
             if switches.cuda_graph:  # whose kernels no trace tells the operations of
                 workers.pop(best).close()
                 switches = dataclasses.replace(switches, cuda_graph=False)
-                workers[best] = stack.enter_context(_worker(problem, switches, device))
+                workers[best] = stack.enter_context(_worker(problem, switches, device, limit))
             costs = workers[best].ask(step_costs.measure)
             content["costs"] = costs_result(costs, best, content["roofline"])
         except WorkerError as error:
@@ -201,16 +233,25 @@ def describe_problem(settings: Settings, device: torch.device) -> Problem:
     return Problem(settings.arch, size, batch_size, device.type)
 
 
-def measure_roofline(baseline: Worker, problem: Problem, device: torch.device, rounds: int) -> dict[str, Any]:
-    """What a step must do, what the machine can, and the least seconds that follow, in fp32 and in bf16."""
-    makers = {"copy": partial(roofline.copy, problem.device)}
-    for dtype in ("float32", "bfloat16"):
-        makers[dtype] = partial(roofline.product, problem.device, dtype)
-    seconds: dict[str, list[float]] = {}
-    for name, make in makers.items():
-        with Worker(make, device, keep_memory=True) as worker:
-            seconds[name] = [worker.turn(1 if device.type == "cpu" else 10) for _ in range(rounds)]
-    found = roofline.ceilings(problem.device, seconds)
+def measure_roofline(
+    baseline: Worker, problem: Problem, device: torch.device, rounds: int, limit: float | None
+) -> dict[str, Any]:
+    """Work of a step, ceilings of the machine, and the lower bound in seconds that follows.
+
+    A dtype that the machine emulates has no ceiling and no bound.
+    """
+    dtypes = {
+        name: str(machine.DTYPES[name]).removeprefix("torch.")
+        for name in ("fp32", "bf16")
+        if machine.is_native(name, device)
+    }
+    found = roofline.Ceilings(
+        measure_ceiling(partial(roofline.copy, problem.device), device, rounds, limit),
+        {
+            name: measure_ceiling(partial(roofline.product, problem.device, name), device, rounds, limit)
+            for name in dtypes.values()
+        },
+    )
     operations: list[roofline.Operation] = baseline.ask(roofline.count)
     parameters = sum(p.numel() for p in dataclasses.replace(problem, device="meta").network().parameters())
     halves = [dataclasses.replace(o, bytes=o.bytes // 2, dtype="bfloat16") for o in operations]
@@ -221,20 +262,31 @@ def measure_roofline(baseline: Worker, problem: Problem, device: torch.device, r
         "copy_bytes_per_second": found.bytes_per_second,
         "product_flops_per_second": found.flops_per_second,
         "least_seconds": {
-            "fp32": roofline.lower_bound(operations, parameters, found),
-            "bf16": roofline.lower_bound(halves, parameters, found),
+            name: roofline.lower_bound(operations if name == "fp32" else halves, parameters, found)
+            for name in dtypes
         },
     }
 
 
-def _worker(problem: Problem, switches: Switches, device: torch.device, name: str = BASELINE) -> Worker:
+def measure_ceiling(
+    make: Callable[[], roofline.Probe], device: torch.device, rounds: int, limit: float | None
+) -> float:
+    """Work per second of the fastest round of a probe, in a process of its own."""
+    with Worker(make, device, keep_memory=True, limit=limit) as worker:
+        seconds = min(worker.turn(1 if device.type == "cpu" else 10) for _ in range(rounds))
+        return worker.ask(roofline.work_of) / seconds
+
+
+def _worker(
+    problem: Problem, switches: Switches, device: torch.device, limit: float | None, name: str = BASELINE
+) -> Worker:
     keep_memory = switches.keep_memory
     build: Callable[[], Any] = partial(build_step, problem, switches)
     if name == OWN:
         dtype, keep_memory = "bf16" if switches.bf16 else "fp32", False  # it prepares its process itself
         way = switches.channels_last, switches.compile != "off", switches.cuda_graph
         build = partial(build_own_step, problem, dtype, *way)
-    return Worker(build, device, keep_memory, first_calls=FIRST_CALLS)
+    return Worker(build, device, keep_memory, first_calls=FIRST_CALLS, limit=limit)
 
 
 def _why_not(rung: Rung, settings: Settings, device: torch.device, problem: Problem) -> str:
@@ -247,12 +299,15 @@ def _why_not(rung: Rung, settings: Settings, device: torch.device, problem: Prob
         return "no layer of ours"
     if name == "accelerate" and not has_slow_layers(problem):
         return "no layer that it could swap"
+    if rung.switches.bf16 and not machine.is_native("bf16", device):
+        return machine.NO_BF16
     if name in COMPILED and settings.quick and device.type == "cpu":
         return "left out by --quick"
     if name == "max-autotune" and rung.switches.compile == "off":
         return "compiled steps were not faster"
     if name == "bf16 weights" and not rung.switches.bf16:
-        return "bf16 was not faster"
+        native = machine.is_native("bf16", device)
+        return "bf16 was not faster" if native else machine.NO_BF16
     return ""
 
 

@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastcnn import bench
+from fastcnn import bench, machine
 from fastcnn.errors import UserError
 from fastcnn.verdict import WORTH_SAYING
 
 Content = dict[str, Any]
 
-MACHINE = ("gpu", "processor", "threads")
+MACHINE = ("gpu", "processor", "cpu_capability", "threads")
 """Of the environment, what a speed-up depends on."""
 
 HEADER = (
@@ -26,19 +26,25 @@ LEGEND = """\
 speed-up: times the first row, step by step in turn; + stays on in the rows below. of roofline: share of the
 speed that the machine's products and copies would allow. start: seconds of building and the first call, and
 after how many steps what is longer than before is won back. loss: largest difference from the first row's
-in ten steps."""
+in the first ten steps at most."""
 
 
 def head(content: Content) -> str:
     problem, environment, roofline = content["problem"], content["environment"], content["roofline"]
-    machine = environment.get("gpu") or f"{environment['processor']}, {environment['threads']} threads"
+    where = environment.get("gpu") or f"{environment['processor']}, {environment['threads']} threads"
     rates = roofline["product_flops_per_second"]
+    speeds = [
+        f"{rates[dtype] / 1e12:,.2f} TFLOP/s in {name}"
+        for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        if dtype in rates
+    ]
+    missing = "" if "bfloat16" in rates else f"; {machine.NO_BF16}"
     return (
-        f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}, on {machine}, "
+        f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}, on {where}, "
         f"torch {environment['torch']}\n"
         f"{roofline['flops'] / problem['batch_size'] / 1e9:.3g} GFLOP an image forward and backward; "
         f"this machine copies {roofline['copy_bytes_per_second'] / 1e9:,.0f} GB/s and multiplies matrices at "
-        f"{rates['float32'] / 1e12:,.2f} TFLOP/s in fp32, {rates['bfloat16'] / 1e12:,.2f} in bf16"
+        f"{', '.join(speeds)}{missing}"
     )
 
 
@@ -117,9 +123,9 @@ def draw(content: Content, path: Path) -> None:
         "training images a second (bars: median, lines: quartiles); roofline: "
         + ", ".join(f"{problem['batch_size'] / seconds:,.0f} in {dtype}" for dtype, seconds in least.items())
     )
-    machine = content["environment"].get("gpu") or content["environment"]["processor"]
+    where = content["environment"].get("gpu") or content["environment"]["processor"]
     axes.set_title(
-        f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}, {machine}; "
+        f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}, {where}; "
         "grey: did not stay on",
         fontsize=10,
     )
@@ -160,7 +166,7 @@ def regressions(now: Content, before: Content, most: float) -> tuple[list[str], 
     for part, names in (("problem", tuple(before["problem"])), ("environment", MACHINE)):
         theirs, ours = ({name: c[part].get(name) for name in names} for c in (before, now))
         if theirs != ours:
-            of = ", ".join(f"{name} {value}" for name, value in theirs.items() if value != ours[name])
+            of = ", ".join(f"{name} {v or 'unknown'}" for name, v in theirs.items() if v != ours[name])
             raise UserError(f"--baseline: it is of {of}; measure the same")
     # The first is 1 in both.
     known = {rung["name"]: rung for rung in before["rungs"][1:] if "left_out" not in rung}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import math
 import os
 import shutil
@@ -77,6 +78,8 @@ TRIAL_SECONDS = 0.5
 """Of a trial step, at most."""
 FEWEST = 4
 """Images of a trial step: batch norm needs some."""
+TRIAL_LIMIT = 10.0
+"""Seconds of the first trial step after which no other arithmetic is tried."""
 WORTH_COMPILING = 3600
 """Seconds of a run from which on compilation is tried on the CPU: it takes one or two minutes, and at best
 makes a step a tenth faster (benchmarks/LOG.md)."""
@@ -93,8 +96,8 @@ def probe_arithmetic(
 ) -> tuple[Arithmetic, str]:
     """Times a few forward and backward passes on the CPU in bf16 and fp32 and in both layouts, in turn.
 
-    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. Where the
-    processor has no instructions for bf16, it is not tried.
+    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. It is not
+    tried where the processor emulates it.
 
     Args:
         dtype, channels_last: as of the flags; what is not "auto" is not varied.
@@ -102,15 +105,20 @@ def probe_arithmetic(
     Returns:
         The fastest, and the figures as the reason.
     """
-    dtypes = [dtype] if dtype != "auto" else ["fp32", "bf16"] if has_fast_bf16() else ["fp32"]
+    if dtype != "auto" and not is_native(dtype):  # each trial could take minutes
+        return Arithmetic(dtype, channels_last != "off"), NO_BF16
+    skipped = dtype == "auto" and not is_native("bf16")
+    dtypes = [dtype] if dtype != "auto" else ["fp32"] if skipped else ["fp32", "bf16"]
     layouts = [channels_last == "on"] if channels_last != "auto" else [True, False]
     ways = [Arithmetic(name, layout) for layout in layouts for name in dtypes]
     if len(ways) == 1:
-        return ways[0], "this processor has no bf16"
+        return ways[0], NO_BF16
     count = max(FEWEST, min(batch_size, TRIAL_PIXELS // size**2))
     images = _random_images(count, size, channels)
     models = {layout: _trial_model(network, channels, layout) for layout in layouts}
     taken = _trial_step(models[layouts[0]], images[:FEWEST], ways[0], clock)
+    if taken > TRIAL_LIMIT:
+        return ways[0], f"a step of {FEWEST} images took {taken:.0f} s, too long to try others"
     if taken > 0:  # a slow network is tried on fewer
         count = max(FEWEST, min(count, int(FEWEST * TRIAL_SECONDS / taken)))
         images = images[:count]
@@ -123,7 +131,7 @@ def probe_arithmetic(
     if seconds[best] > MARGIN * seconds[ways[0]]:
         best = ways[0]
     figures = ", ".join(f"{way} {1000 * taken:.0f} ms" for way, taken in seconds.items())
-    return best, f"{count} images took {figures}"
+    return best, f"{count} images took {figures}" + (f"; {NO_BF16}" if skipped else "")
 
 
 def probe_compile(
@@ -142,6 +150,8 @@ def probe_compile(
     """
     if steps == 0:
         return False, "nothing is trained"
+    if not is_native(way.dtype):
+        return False, NO_BF16
     eager = _trial_model(network, channels, way.channels_last)
     some = _random_images(min(batch_size, 4), size, channels)
     usual = min(_trial_step(eager, some, way, clock) for _ in range(2)) * batch_size / len(some)
@@ -188,6 +198,45 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
-def has_fast_bf16() -> bool:
-    """Whether oneDNN computes in bf16 on this processor, rather than imitate it."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+EMULATED = 4
+"""Slowdown against a float32 product from which on a dtype counts as emulated."""
+NATIVE_DTYPES = "FASTCNN_NATIVE_DTYPES"
+"""Environment variable that lists the native dtypes, such as "fp32,bf16", and replaces the check."""
+NO_BF16 = "this processor has no bf16 arithmetic"
+
+
+def is_native(dtype: str, device: torch.device | None = None) -> bool:
+    """Whether a device computes in `dtype`, rather than emulate it.
+
+    An emulated product on the CPU takes 10 to 100 times as long as one in float32, and convolutions in an
+    emulated dtype fall back to slow reference code: neither is worth measuring.
+
+    Args:
+        dtype: of `DTYPES`.
+        device: default: the CPU. GPUs are taken to compute in all of `DTYPES`.
+    """
+    if dtype == "fp32" or (device is not None and device.type != "cpu"):
+        return True
+    override = os.environ.get(NATIVE_DTYPES)
+    return _is_native(dtype) if override is None else dtype in override.split(",")
+
+
+@functools.cache
+def _is_native(dtype: str) -> bool:
+    """oneDNN's answer; a yes, or a build without oneDNN, is checked by the time of a small product."""
+    if torch.backends.mkldnn.is_available():
+        supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported")
+        if not supported():
+            return False
+    return _product_seconds(DTYPES[dtype]) < EMULATED * _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype, side: int = 128) -> float:
+    """The shortest of five products of square matrices."""
+    a, b = torch.ones(2, side, side, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

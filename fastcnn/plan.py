@@ -82,6 +82,11 @@ class Plan:
         if self.source.name == "synthetic":
             lines.append("synthetic images and labels are random: only the speed means anything")
         lines += filter(None, [never_reached(self.config, state.schedule.epochs)])
+        if self.config.amp_dtype == "bf16" and not machine.is_native("bf16", state.device):
+            lines.append(
+                f"warning: --amp-dtype bf16: {machine.NO_BF16} and emulates it, many times slower; "
+                "use --amp-dtype fp32"
+            )
         if self.config.compile == "on":
             lines.append("compiling the network first: the first steps take long")
         return lines
@@ -125,6 +130,10 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         told, same_ranks = config, len(content["ranks"]) == ranks.world_size
         config, kept = carry_over(told, content["config"], content["chosen"], same_ranks, device.type)
         done = done_before(told, config)
+        dtype = config.amp_dtype
+        if "amp_dtype" in kept and not from_main(lambda: machine.is_native(dtype, device)):
+            config = dataclasses.replace(config, amp_dtype="auto")  # it was another processor
+            del kept["amp_dtype"]
     config, reasons, source = resolved(config, ranks, device)
     reasons = {**kept, **reasons}
     if config.anchors == "auto" and has_anchors(config.arch):

@@ -9,8 +9,8 @@ step comes (Williams, Waterman, Patterson, "Roofline", CACM 2009).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +23,12 @@ from torch.utils.flop_counter import flop_registry
 
 from fastcnn_kernels.depthwise_conv import FLOPS
 
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}
-"""Of the square matrices that measure a product."""
+PRODUCT_SIDES = {"cuda": (8192,), "cpu": (64, 128, 256, 512, 1024, 2048)}
+"""Sides of the square matrices that measure a product: the first whose product takes `LONG_ENOUGH`."""
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
 """More than most caches hold."""
+LONG_ENOUGH = 0.05
+"""Seconds of a call from which on a larger one would tell nothing more about the rate."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +100,51 @@ def lower_bound(operations: list[Operation], parameters: int, ceilings: Ceilings
     return seconds
 
 
-def copy(device: str) -> Callable[[], Tensor]:
-    """A copy that moves twice `COPY_BYTES`."""
+@dataclass(frozen=True)
+class Probe:
+    """A call that does a known amount of work."""
+
+    call: Callable[[], Tensor]
+    work: int
+    """Bytes moved, or FLOPs."""
+
+    def __call__(self) -> Tensor:
+        return self.call()
+
+
+def copy(device: str) -> Probe:
+    """A copy of `COPY_BYTES`, which are read and written."""
     source = torch.randn(COPY_BYTES[device] // 4, device=device)
-    return partial(torch.empty_like(source).copy_, source)
+    return Probe(partial(torch.empty_like(source).copy_, source), 2 * COPY_BYTES[device])
 
 
-def product(device: str, dtype: str) -> Callable[[], Tensor]:
-    """A product of random square matrices of `PRODUCT_SIDE`; on CUDA float32 is TF32, as in convolutions."""
+def product(device: str, dtype: str) -> Probe:
+    """A product of random square matrices; on CUDA float32 is TF32, as in convolutions."""
     torch.set_float32_matmul_precision("high")
-    side = PRODUCT_SIDE[device]
-    a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
-    return partial(torch.mm, a, b, out=torch.empty_like(a))
+
+    def make(side: int) -> Probe:
+        a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
+        return Probe(partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3)
+
+    return _grow(make, PRODUCT_SIDES[device])
 
 
-def ceilings(device: str, seconds: dict[str, list[float]]) -> Ceilings:
-    """From the times of calls of `copy` ("copy") and of `product` (by dtype): the best of each counts."""
-    best = {name: min(times) for name, times in seconds.items()}
-    flops = 2 * PRODUCT_SIDE[device] ** 3
-    moved = 2 * COPY_BYTES[device] / best.pop("copy", math.inf)
-    return Ceilings(moved, {name: flops / time for name, time in best.items()})
+def _grow(
+    make: Callable[[int], Probe], sizes: Sequence[int], clock: Callable[[], float] = time.perf_counter
+) -> Probe:
+    """The first size whose second call takes `LONG_ENOUGH`, else the last."""
+    *smaller, last = sizes
+    for size in smaller:
+        probe = make(size)
+        probe()
+        start = clock()
+        probe()
+        if clock() - start >= LONG_ENOUGH:
+            return probe
+    return make(last)
+
+
+def work_of(probe: Callable[[], Tensor]) -> int:
+    """Question to the worker of a probe."""
+    assert isinstance(probe, Probe)
+    return probe.work

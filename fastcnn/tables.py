@@ -154,6 +154,11 @@ def _add_times(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = choose_device(device, ranks)
+    if not machine.is_native(amp_dtype, place):
+        raise UserError(
+            f"--amp-dtype {amp_dtype}: this processor has no {amp_dtype} arithmetic, and emulated times "
+            "would mislead; use --amp-dtype fp32"
+        )
     machine.prepare(place, machine.cores_per_process(ranks), deterministic=False)
     network = network.train().to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.randn(shape, device=place).contiguous(memory_format=torch.channels_last)

@@ -28,8 +28,15 @@ Step = Callable[[], Any]
 """Does something once; what it returns may be a loss."""
 
 
+MIN_FIRST_CALLS, FIRST_SECONDS = 3, 2.0
+
+
 class WorkerError(RuntimeError):
     """What went wrong in a worker, in one line."""
+
+
+class WorkerLimitError(WorkerError):
+    """A worker was killed because it took too long."""
 
 
 @dataclass
@@ -52,13 +59,20 @@ class Worker:
         build: returns the step; a module's function, or a `partial` of one, since it is sent there.
         device: waited for at the end of each turn.
         keep_memory: whether glibc keeps freed memory there, as in a training of fastcnn's on the CPU.
-        first_calls: calls at the start, timed one by one.
+        first_calls: calls at the start, timed one by one; fewer, down to `MIN_FIRST_CALLS`, if they take
+            longer than `FIRST_SECONDS`.
+        limit: seconds for the start and for each answer, after which the process is killed; None: no limit.
     """
 
     def __init__(
-        self, build: Callable[[], Step], device: torch.device, keep_memory: bool = False, first_calls: int = 3
+        self,
+        build: Callable[[], Step],
+        device: torch.device,
+        keep_memory: bool = False,
+        first_calls: int = 3,
+        limit: float | None = None,
     ) -> None:
-        self.device = device
+        self.device, self._limit = device, limit
         if "forkserver" in multiprocessing.get_all_start_methods():
             context: Any = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])  # imports torch once for all workers
@@ -81,7 +95,7 @@ class Worker:
         """`question(step)` of the process; both must be possible to send.
 
         Raises:
-            WorkerError: the step failed, or the process ended.
+            WorkerError: the step failed, took longer than the limit, or the process ended.
         """
         try:
             self._pipe.send(question)
@@ -108,6 +122,9 @@ class Worker:
 
     def _receive(self) -> Any:
         try:
+            if not self._pipe.poll(self._limit):
+                self._process.kill()
+                raise WorkerLimitError(f"took longer than {self._limit:g} s")
             ok, value = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None
@@ -181,6 +198,8 @@ def _serve(
             start.first_seconds.append(time.perf_counter() - begin)
             if isinstance(result, torch.Tensor) and result.numel() == 1:
                 start.losses.append(float(result))
+            if sum(start.first_seconds) > FIRST_SECONDS and len(start.first_seconds) >= MIN_FIRST_CALLS:
+                break
         peak = _peak_bytes(device)
         start.peak_bytes = None if peak is None else peak - idle
         gc.collect()

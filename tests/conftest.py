@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
+from fastcnn import machine
 from fastcnn.data import shapes
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """For tiny tensors a second thread costs more than it brings; a run of the command sets its own."""
-    torch.set_num_threads(1)
+def good_neighbor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests share the machine with each other, and one process with those before."""
+    torch.set_num_threads(1)  # for tiny tensors a second one costs more than it brings
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)  # for good
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # seconds on a busy disk
+    if hasattr(os, "setpriority"):  # a loading thread that gives way would wait for the other tests
+        monkeypatch.setattr(os, "setpriority", lambda *priority: None)
 
 
 @pytest.fixture
@@ -27,16 +36,56 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcnn.machine.cores_per_process", lambda ranks: 1)
 
 
+@pytest.fixture
+def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that computes in bf16, as far as is asked."""
+    monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32,bf16")
+
+
+@pytest.fixture
+def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that emulates bf16."""
+    monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "whole_train" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.e2e)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A gate that is skipped fails: else nobody would know that it is open."""
+    report = yield
+    if report.skipped and item.get_closest_marker("gate") is not None:
+        report.outcome = "failed"
+        report.longrepr = f"a gate was skipped: {report.longrepr}"
+    return report
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays; to look through it again and again takes minutes."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.option.markexpr == "gpu" and not torch.cuda.is_available():
         terminalreporter.write_line("no CUDA device here: the tests marked gpu were skipped")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory() -> Iterator[None]:
+    """Large networks of one file are not kept while the others run."""
+    yield
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -86,10 +135,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> Callable[..., int]:
-    """`train("--arch", "lenet5", ...)` runs the command in an empty folder and returns its exit status."""
+def whole_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> Callable[..., int]:
+    """`whole_train("--arch", "lenet5", ...)` runs the command in an empty folder; its exit status."""
     from fastcnn.train import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.01)
     return lambda *flags: main([str(flag) for flag in flags])
+
+
+@pytest.fixture
+def train(whole_train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`whole_train` without two thirds of a short run's time: no loaders are timed and no curves drawn."""
+    monkeypatch.setattr("fastcnn.plan.choose_backend", lambda *_: ("torch", "not timed"))
+    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)
+    return whole_train

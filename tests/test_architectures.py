@@ -19,6 +19,7 @@ def test_every_note_that_is_referred_to_is_there_and_no_other():
     assert used == set(architectures.NOTES)
 
 
+@pytest.mark.gate
 @pytest.mark.slow
 def test_the_committed_table_is_what_the_script_makes():
     file = Path(__file__).parents[1] / "ARCHITECTURES.md"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,17 @@ def epochs(loader: Any, first: int = 0, count: int = 2) -> list[Batch]:
     return batches
 
 
+def each_augmentation(default: Iterable[str]) -> list[Any]:
+    """Of images in memory and of files; slow where they are in memory and not in `default`."""
+    marks = {name: () if name in default else pytest.mark.slow for name in AUGMENTATIONS}
+    return [
+        *(pytest.param(name, False, marks=mark) for name, mark in marks.items()),
+        *(("random", True), ("all", True)),
+    ]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("name", "files"), [*((name, False) for name in AUGMENTATIONS), ("random", True), ("all", True)]
-)
+@pytest.mark.parametrize(("name", "files"), each_augmentation(("rand", "cutout", "alternating")))
 def test_a_seed_decides_and_a_restored_loader_goes_on_with_the_same_pixels(
     loaders, small, photos, backend, name, files
 ):
@@ -118,7 +125,7 @@ def test_a_seed_decides_and_a_restored_loader_goes_on_with_the_same_pixels(
 
 
 @pytest.mark.parametrize(
-    ("name", "files"), [*((name, False) for name in AUGMENTATIONS), ("random", True), ("all", True)]
+    ("name", "files"), each_augmentation(("ra", "color_jitter", "lighting", "cutout", "reflect"))
 )
 def test_all_backends_make_the_same_samples(loaders, small, photos, name, files):
     """Bounds in values of 255: the crops are resampled within 2, and an operation may multiply that."""

@@ -85,6 +85,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Memory:
         return real(min(count, 2), size, channels, device)
 
     monkeypatch.setattr(batch_size, "random_images", images)
+    monkeypatch.setattr(batch_size.gc, "collect", lambda: 0)  # a second each, in a process of many tests
     for name, value in {
         "mem_get_info": (10**9, 10**9),
         "memory_reserved": 0,

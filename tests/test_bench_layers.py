@@ -9,6 +9,8 @@ import pytest
 import torch
 from sizes import LAYERS, Layer
 
+from fastcnn import machine
+
 CPU = torch.device("cpu")
 SMALL = (
     Layer("net", "conv", 8, 7, 12, 3, 2, 1),
@@ -70,7 +72,7 @@ def test_every_layer_has_a_name_of_its_own_and_the_side_that_it_says():
     assert "mobilenet_v2-depthwise3x3s2-144-56px-batch256" in names
 
 
-def test_a_side_that_cannot_be_measured_says_why():
+def test_a_side_that_cannot_be_measured_says_why(with_bf16):
     convolution, depthwise = SMALL[0], SMALL[2]
     assert bench_layers.why_left_out(convolution, bench_layers.OURS, False, CPU) == (
         "fastcnn_kernels has no layer for conv"
@@ -87,8 +89,25 @@ def test_a_side_that_cannot_be_measured_says_why():
     assert bench_layers.why_left_out(depthwise, bench_layers.COMPILED, False, CPU) is None
 
 
+def test_sides_in_bf16_need_a_processor_that_has_it(without_bf16):
+    for side in ("bf16 channels-last", bench_layers.OURS):
+        assert bench_layers.why_left_out(SMALL[2], side, False, CPU) == machine.NO_BF16
+        assert bench_layers.why_left_out(SMALL[2], side, False, torch.device("cuda")) is None
+    assert bench_layers.why_left_out(SMALL[2], bench_layers.COMPILED, False, CPU) is None
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sizes for a GPU are another table")
-def test_a_comparison_has_rates_and_differences_of_each_side():
+def test_a_side_whose_first_call_takes_long_is_left_out(monkeypatch, without_bf16):
+    monkeypatch.setattr(bench_layers, "CALL_LIMIT", 0)
+    bench_layers.measure.cache_clear()
+    found = bench_layers.measure(SMALL[2], quick=True).as_json()
+    bench_layers.measure.cache_clear()
+    assert set(found["sides"]) == {"fp32 NCHW"}
+    assert found["left_out"]["fp32 channels-last"] == "a call of 2 images took 0 s"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sizes for a GPU are another table")
+def test_a_comparison_has_rates_and_differences_of_each_side(with_bf16):
     found = bench_layers.measure(SMALL[2], quick=True).as_json()
     sides = {"fp32 NCHW", "fp32 channels-last", "bf16 channels-last", "fastcnn_kernels"}
     assert set(found["sides"]) == sides

@@ -99,8 +99,10 @@ def torchvisions(kind: str, images: np.ndarray, values: Sequence[tuple[float, ..
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [(1, 33), (3, 32), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 32), (3, 33)))],
+)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_operation_is_torchvisions_but_for_rounding(kind, channels, size, place):
     values = [(value,) for value in VALUES.get(kind, (0.0,))]

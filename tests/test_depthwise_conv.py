@@ -210,8 +210,16 @@ def test_on_the_cpu_slow_gradients_in_half_precision_are_float32_s_rounded_once(
         assert torch.equal(OPS.depthwise_conv2d_weight_grad(grad, x, weight, False, *geometry)[0], expected)
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("bias", "memory_format"),
+    [
+        (True, CHANNELS_LAST),
+        pytest.param(False, CHANNELS_LAST, marks=pytest.mark.slow),
+        (False, torch.contiguous_format),
+        pytest.param(True, torch.contiguous_format, marks=pytest.mark.slow),
+    ],
+    ids=["bias-nhwc", "nhwc", "nchw", "bias-nchw"],
+)
 def test_opcheck_passes_for_each_operation(bias, memory_format):
     x = random(2, 4, 7, 6, dtype=torch.float32).contiguous(memory_format=memory_format)
     weight = random(4, 1, 3, 3, dtype=torch.float32, seed=1)

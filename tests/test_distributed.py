@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import worker_two_ranks
+from ranks import run_ranks
 from worker_two_ranks import train
 
 from fastcnn.distributed import Ranks, choose_device
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    output = tmp_path_factory.mktemp("ranks")
-    worker = Path(__file__).with_name("worker_two_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(worker), str(output)], capture_output=True, text=True, timeout=200, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
+def results() -> list[dict[str, Any]]:
+    return run_ranks(worker_two_ranks.results)
 
 
 KINDS = ["lenet5", "lenet5 accumulated", "lenet5 unfrozen", "resnet20"]

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+from networks import STRUCTURES
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -133,7 +134,7 @@ def test_a_backbone_has_no_dropout_once_its_classifier_is_taken_away(arch):
 @pytest.mark.parametrize(
     ("arch", "option"),
     [
-        (arch, option)
+        pytest.param(arch, option, marks=() if arch in STRUCTURES else pytest.mark.slow)
         for arch, make in MODELS.items()
         for option in ("drop_rate", "drop_path_rate")
         if option in inspect.signature(make).parameters

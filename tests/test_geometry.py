@@ -146,9 +146,9 @@ def torchvisions(t: Transform, size: tuple[int, int], count: int = DRAWS) -> np.
 @pytest.mark.parametrize(
     ("size", "options"),
     [
-        ((500, 375), {}),
+        pytest.param((500, 375), {}, marks=pytest.mark.slow),
         ((30, 150), {}),  # some fit in no try
-        ((9, 7), {}),  # what is rounded matters
+        pytest.param((9, 7), {}, marks=pytest.mark.slow),  # what is rounded matters
         ((200, 64), {"scale": (0.3, 0.9), "ratio": (0.4, 1.2)}),
     ],
     ids=str,

@@ -6,15 +6,16 @@ KILLS=20 python -m pytest -m slow tests/test_kill.py -s
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import start_command
 
 from fastcnn.data import has_dali
 
@@ -39,27 +40,13 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(sys.platform != "linux", reason="starts processes by a fork server"),
 ]
-# A server that has imported everything forks a run in milliseconds.
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["torch", "torchvision", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks"])
 
 
-def run(folder: Path, data: Path, arch: str, backend: str) -> None:
-    from fastcnn.train import main
-
-    os.chdir(folder)
-    os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-    os.dup2(1, 2)
+def start(folder: Path, data: Path, arch: str, backend: str) -> BaseProcess:
     flags = ["--arch", arch, "--data", str(data), "--data-backend", backend, "--workers", "1", *FLAGS[arch]]
     flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "4", "--batch-size", "16"]
     flags += ["--log-interval", "3", "--checkpoint-steps", "1", "--resume", "auto", "--output-dir", "run"]
-    os._exit(main(flags))
-
-
-def start(folder: Path, data: Path, arch: str, backend: str) -> multiprocessing.process.BaseProcess:
-    process = server.Process(target=run, args=(folder, data, arch, backend))
-    process.start()
-    return process
+    return start_command(folder, *flags)
 
 
 def finish(folder: Path, data: Path, arch: str, backend: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,12 +16,20 @@ from typing import cast
 import pytest
 import torch
 
-from fastcnn import bench, cli, ladder, ladder_report, roofline, step_costs
+from fastcnn import bench, cli, ladder, ladder_report, machine, roofline, step_costs
 from fastcnn.errors import UserError
 from fastcnn.ladder import BASELINE, OWN, RUNGS, Settings
-from fastcnn.roofline import Ceilings, Operation
+from fastcnn.roofline import Ceilings, Operation, Probe
 from fastcnn.steps import Problem, Switches, build_step
-from fastcnn.worker import Start, Worker, WorkerError, calls_of_a_turn, crowded, time_workers
+from fastcnn.worker import (
+    Start,
+    Worker,
+    WorkerError,
+    WorkerLimitError,
+    calls_of_a_turn,
+    crowded,
+    time_workers,
+)
 
 CPU = torch.device("cpu")
 LENET = Settings("lenet5")
@@ -68,6 +77,7 @@ def spinning_on_one_core():
     return step
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="the system does not tell")
 def test_a_worker_knows_whether_others_use_its_core():
     others = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
@@ -98,6 +108,27 @@ def die(step):
     import os
 
     os._exit(7)
+
+
+def sleeping(seconds: float):
+    """A step whose every call takes so long."""
+    return partial(time.sleep, seconds)
+
+
+def test_a_start_or_an_answer_beyond_the_limit_ends_the_process():
+    begin = time.monotonic()
+    with pytest.raises(WorkerLimitError, match=r"^took longer than 0\.5 s$"):
+        Worker(partial(sleeping, 60), CPU, limit=0.5)
+    with Worker(partial(sleeping, 0.01), CPU, limit=5) as worker:
+        worker._limit = 0.5
+        with pytest.raises(WorkerLimitError):
+            worker.turn(1000)
+    assert time.monotonic() - begin < 30
+
+
+def test_first_calls_that_take_long_are_fewer():
+    with Worker(partial(sleeping, 0.7), CPU, first_calls=10) as worker:
+        assert len(worker.start.first_seconds) == 3
 
 
 # The roofline
@@ -135,11 +166,37 @@ def test_the_bound_takes_the_longer_of_computing_and_moving_for_each_operation()
     assert roofline.lower_bound([], 10, ceilings) == 10 * 20 / 100
 
 
-def test_ceilings_are_the_best_times(monkeypatch):
+@pytest.mark.parametrize(
+    ("cubic", "side"),
+    [
+        (1e-12, 2048),  # seconds of a product for side ** 3: as of a fast processor
+        (1e-9, 512),
+        (1e-6, 64),  # emulated
+    ],
+)
+def test_a_product_grows_until_it_takes_long_enough(monkeypatch, cubic, side):
+    now, made = [0.0], []
+
+    def make(size: int) -> Probe:
+        def call() -> torch.Tensor:
+            now[0] += cubic * size**3
+            return torch.empty(())
+
+        made.append(size)
+        return Probe(call, 2 * size**3)
+
+    found = roofline._grow(make, roofline.PRODUCT_SIDES["cpu"], clock=lambda: now[0])
+    assert found.work == 2 * side**3
+    assert made == [size for size in roofline.PRODUCT_SIDES["cpu"] if size <= side]
+
+
+def test_probes_know_their_work(monkeypatch):
     monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 500)
-    monkeypatch.setitem(roofline.PRODUCT_SIDE, "cpu", 10)
-    found = roofline.ceilings("cpu", {"copy": [2.0, 1.0], "float32": [4.0, 5.0]})
-    assert found == Ceilings(1000.0, {"float32": 500.0})
+    monkeypatch.setattr(roofline, "LONG_ENOUGH", 0)
+    copied, product = roofline.copy("cpu"), roofline.product("cpu", "float32")
+    assert (copied.work, product.work) == (1000, 2 * 64**3)
+    assert copied().shape == (125,)
+    assert product().shape == (64, 64)
 
 
 # The ladder
@@ -163,6 +220,8 @@ class FakeWorker:
             return [step_costs.Cost("mm", "2x2 float32", 1, self.seconds, 0, 10**9, "float32")]
         if question is crowded:
             return FakeWorker.crowded
+        if question is roofline.work_of:
+            return 10**9
         return [Operation(10, 10**9, "float32")]
 
     def close(self) -> None:
@@ -183,13 +242,17 @@ class Climb:
         self.built: list[Switches] = []
         self.contents: list[dict] = []
 
-    def __call__(self, settings: Settings = LENET, fails: str = "", clock=lambda: 0.0, **seconds: float):
+    def __call__(
+        self, settings: Settings = LENET, fails: str = "", slow: str = "", clock=lambda: 0.0, **seconds: float
+    ):
         seconds = {name.replace("_", " "): value for name, value in seconds.items()}
 
-        def worker(problem, switches, device, name=BASELINE):
+        def worker(problem, switches, device, limit, name=BASELINE):
             self.built.append(switches)
             if name == fails:
                 raise WorkerError("out of memory")
+            if name == slow:
+                raise WorkerLimitError(f"took longer than {limit:g} s")
             return FakeWorker(seconds.get(name, 1.0), name)
 
         self.monkeypatch.setattr(ladder, "_worker", worker)
@@ -200,7 +263,7 @@ class Climb:
 
 
 @pytest.fixture
-def rungs(monkeypatch) -> Climb:
+def rungs(monkeypatch, with_bf16) -> Climb:
     return Climb(monkeypatch)
 
 
@@ -249,10 +312,12 @@ def test_a_recorded_step_is_traced_without_its_recording(rungs, monkeypatch):
 
 
 def test_a_step_that_cannot_be_traced_costs_nothing_else(rungs, monkeypatch):
+    usual = FakeWorker.ask
+
     def ask(worker, question):
         if question is step_costs.measure:
             raise WorkerError("no memory for the trace")
-        return []
+        return usual(worker, question)
 
     monkeypatch.setattr(FakeWorker, "ask", ask)
     assert rungs(bf16=0.5)["bf16"]["kept"]
@@ -304,12 +369,56 @@ def test_what_needs_a_gpu_says_so_on_a_cpu(rungs):
     assert quick["compile"]["left_out"] == "left out by --quick"
 
 
-def test_no_rung_begins_after_its_minutes(rungs):
-    ticks = iter([0.0, *[30.0] * 3, *[61.0] * 99])
-    found = rungs(Settings("lenet5", device="cpu", minutes=1), clock=lambda: next(ticks))
-    late = [name for name, rung in found.items() if rung.get("left_out") == "1 minutes were over"]
+@pytest.mark.parametrize(
+    ("settings", "minutes"),
+    [
+        (Settings("lenet5", device="cpu", minutes=2), 2),
+        (Settings("lenet5", device="cpu", quick=True), ladder.QUICK_MINUTES),
+        (Settings("lenet5", device="cpu", quick=True, minutes=2), 2),
+    ],
+)
+def test_no_rung_begins_after_the_time_limit(rungs, settings, minutes):
+    ticks = iter([0.0, *[60.0 * minutes] * 3, *[60.0 * minutes + 1] * 99])
+    found = rungs(settings, clock=lambda: next(ticks))
+    reason = f"time limit of {minutes:g} min reached (--minutes)"
+    late = [name for name, rung in found.items() if rung.get("left_out") == reason]
     assert "bf16" in late
     assert BASELINE not in late
+    assert "seconds" in found[OWN]
+
+
+def test_without_bf16_nothing_is_measured_in_it_and_the_reason_is_printed(rungs, without_bf16):
+    found = rungs(Settings("mobilenet_v2", device="cpu"))
+    assert "channels-last" in found
+    for name in ("bf16", "bf16, our kernels", "bf16 weights"):
+        assert found[name]["left_out"] == machine.NO_BF16
+    assert not any(switches.bf16 for switches in rungs.built)
+    bound = rungs.contents[-1]["roofline"]
+    assert list(bound["least_seconds"]) == ["fp32"]
+    assert list(bound["product_flops_per_second"]) == ["float32"]
+    head = ladder_report.head(rungs.contents[-1])
+    assert head.endswith(f"TFLOP/s in fp32; {machine.NO_BF16}")
+
+
+def test_with_bf16_both_ceilings_are_printed(rungs):
+    rungs()
+    assert re.search(
+        r" at [\d.]+ TFLOP/s in fp32, [\d.]+ TFLOP/s in bf16$", ladder_report.head(rungs.contents[-1])
+    )
+
+
+def test_a_rung_beyond_its_limit_is_left_out_and_a_baseline_says_what_to_do(rungs):
+    quick = Settings("lenet5", device="cpu", quick=True)
+    found = rungs(quick, slow="bf16", fused_optimizer=0.5)
+    assert found["bf16"]["left_out"] == "failed: took longer than 20 s"
+    assert found["fused optimizer"]["kept"]
+    message = (
+        "took longer than 20 s for 32 images of 32 px; lower --batch-size or --img-size, or leave out --quick"
+    )
+    with pytest.raises(UserError, match=message):
+        rungs(quick, slow=BASELINE)
+    with pytest.raises(UserError, match="600 s for .* or --img-size$"):
+        rungs(Settings("lenet5", device="cpu"), slow=BASELINE)
 
 
 def test_the_share_of_the_roofline_is_the_bound_over_the_time(rungs):
@@ -328,15 +437,24 @@ def test_sizes_are_the_published_ones_on_a_gpu_and_small_on_a_cpu(arch, cuda, ex
     assert (problem.img_size, problem.batch_size) == (expected, 256 if cuda else 32)
 
 
-def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "native", [None, pytest.param("fp32", marks=pytest.mark.slow)], ids=["as it is", "without bf16"]
+)
+def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypatch, native):
+    if native is not None:
+        monkeypatch.setenv(machine.NATIVE_DTYPES, native)
     output = tmp_path / "ladder.json"
     flags = ["--arch", "lenet5", "-b", "4", "--rounds", "3", "--quick", "--device", "cpu"]
     assert cli.main(["bench", *flags, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(output.read_text())
     assert [rung["name"] for rung in content["rungs"]] == [*RUNGS, OWN]
+    assert any(rung.get("left_out") == machine.NO_BF16 for rung in content["rungs"]) != machine.is_native(
+        "bf16"
+    )
     for rung in content["rungs"]:
         assert rung["name"] in printed
+        assert "time limit" not in rung.get("left_out", "")
         if "left_out" not in rung:
             assert rung["seconds"]["median"] > 0
             assert rung["loss_difference"] < 2e-2

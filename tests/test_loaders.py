@@ -355,7 +355,7 @@ def test_all_backends_cut_the_same_crops(loaders, source, crop, torch_resizes, m
             assert difference.max() <= 2  # of 255
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("batch_size", [2, 5])
 @pytest.mark.parametrize(("old", "new"), [("dali", "torch"), ("torch", "cached"), ("cached", "dali")])
 def test_other_ranks_batches_and_backends_take_over_the_rest_of_an_epoch(
@@ -599,6 +599,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
     assert 2**20 < free_memory() < 2**44
 
 
+@pytest.mark.timing
 def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
     monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.1)
     source = read_folder(photos, None, 0)
@@ -616,7 +617,10 @@ def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads' own priorities")
 @pytest.mark.parametrize("gives_way", [True, False])
-def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(source, gives_way):
+def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(
+    source, gives_way, monkeypatch
+):
+    monkeypatch.undo()  # of what conftest.py does to priorities
     with pool_for(source.train, 2, gives_way) as pool:
         priority = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
     assert priority == (19 if gives_way else 0)

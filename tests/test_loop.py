@@ -225,7 +225,7 @@ def test_the_last_epochs_are_averaged_validated_and_saved(train: Train, demo, mo
         real(self, state)
 
     monkeypatch.setattr(averaging.Average, "add", add)
-    arch = "--arch", "resnet20", "--lr", "0.05", "--epochs", "4", "--average-last", "2"
+    arch = "--arch", "small_network:small", "--lr", "0.05", "--epochs", "4", "--average-last", "2"
     flags = (*FLAGS, "--data", demo, *arch, *(["--model-ema"] if ema else []))
     assert train(*flags) == 0
     assert len(seen) == 2
@@ -236,7 +236,7 @@ def test_the_last_epochs_are_averaged_validated_and_saved(train: Train, demo, mo
         torch.testing.assert_close(value, (seen[0][name] + seen[1][name]) / 2)
     assert (content["ema"] is not None) == ema
     assert all(torch.equal(content["model"][k], v) for k, v in content["weights"].items())
-    statistics = "bn1.running_mean"  # of the averaged network, not averaged ones
+    statistics = "1.running_mean"  # of the averaged network, not averaged ones
     assert not torch.allclose(content["weights"][statistics], (seen[0][statistics] + seen[1][statistics]) / 2)
     assert torch.load("run/last.pt")["epoch"] == 4
     assert train(*flags, "--resume", "run/average.pt", "--test-only") == 0
@@ -244,11 +244,11 @@ def test_the_last_epochs_are_averaged_validated_and_saved(train: Train, demo, mo
 
 
 def test_an_average_of_the_first_epoch_has_its_statistics(train: Train, demo):
-    arch = "--arch", "resnet20", "--lr", "0.05", "--epochs", "1", "--average-last", "1"
+    arch = "--arch", "small_network:small", "--lr", "0.05", "--epochs", "1", "--average-last", "1"
     assert train(*FLAGS, "--data", demo, *arch) == 0
     weights = torch.load("run/average.pt")["weights"]
-    assert weights["bn1.num_batches_tracked"] == 10
-    assert weights["bn1.running_mean"].any()
+    assert weights["1.num_batches_tracked"] == 10
+    assert weights["1.running_mean"].any()
 
 
 def test_a_run_that_goes_on_knows_that_its_average_was_the_best(train: Train, demo, monkeypatch, capsys):

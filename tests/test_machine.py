@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch import nn
 
 from fastcnn import machine
@@ -18,7 +21,7 @@ WAYS = ["fp32 channels-last", "bf16 channels-last", "fp32 NCHW", "bf16 NCHW"]
 
 def probe(monkeypatch, seconds: dict[str, float], bf16: bool = True, **told):
     """The choice where a step of each way, in the order of WAYS, takes so long."""
-    monkeypatch.setattr(machine, "has_fast_bf16", lambda: bf16)
+    monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32,bf16" if bf16 else "fp32")
     spans = [0.0, *itertools.chain.from_iterable((0.0, value) for value in seconds.values())]
     ticks = itertools.accumulate(itertools.chain([0.0, 0.0], spans[:1], itertools.cycle(spans[2:] + [0.0])))
     readings = iter(ticks)
@@ -40,9 +43,77 @@ def test_what_is_as_good_as_the_usual_way_does_not_replace_it(monkeypatch):
 
 def test_without_instructions_for_bf16_it_is_not_tried(monkeypatch):
     _, why = probe(monkeypatch, {"fp32 channels-last": 0.02, "fp32 NCHW": 0.03}, bf16=False)
-    assert "bf16" not in why
-    way, _ = probe(monkeypatch, {}, bf16=False, channels_last="on")
+    figures, _, reason = why.partition("; ")
+    assert "bf16" not in figures
+    assert reason == machine.NO_BF16
+    way, why = probe(monkeypatch, {}, bf16=False, channels_last="on")
     assert str(way) == "fp32 channels-last"
+    assert why == machine.NO_BF16
+
+
+def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch):
+    ticks = iter([0.0, machine.TRIAL_LIMIT + 1])
+    way, why = machine.probe_arithmetic(NETWORK, 8, 3, 4, dtype="fp32", clock=lambda: next(ticks))
+    assert str(way) == "fp32 channels-last"
+    assert why == "a step of 4 images took 11 s, too long to try others"
+
+
+@pytest.mark.parametrize(("channels_last", "layout"), [("auto", "channels-last"), ("off", "NCHW")])
+def test_a_dtype_that_is_asked_for_and_emulated_is_not_timed(without_bf16, channels_last, layout):
+    told = {"dtype": "bf16", "channels_last": channels_last}
+    way, why = machine.probe_arithmetic(NETWORK, 8, 3, 4, **told, clock=never)
+    assert (str(way), why) == (f"bf16 {layout}", machine.NO_BF16)
+    assert machine.probe_compile(NETWORK, 8, 3, 4, way, 10**9, clock=never) == (False, machine.NO_BF16)
+
+
+def never() -> float:
+    raise AssertionError("something was timed")
+
+
+# What the processor computes in
+
+
+@pytest.fixture
+def products(monkeypatch) -> Iterator[dict[torch.dtype, float]]:
+    """Seconds of a small product by dtype, in place of real ones."""
+    seconds = {torch.float32: 1e-4, torch.bfloat16: 1e-4, torch.float16: 1e-2}
+    monkeypatch.setattr(machine, "_product_seconds", lambda dtype: seconds[dtype])
+    monkeypatch.delenv(machine.NATIVE_DTYPES, raising=False)
+    machine._is_native.cache_clear()
+    yield seconds
+    machine._is_native.cache_clear()
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_dtype_is_native_if_onednn_supports_it_and_a_product_in_it_is_fast(
+    monkeypatch, products, has_onednn, supported
+):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    answer = SimpleNamespace(
+        _is_mkldnn_bf16_supported=lambda: supported, _is_mkldnn_fp16_supported=lambda: True
+    )
+    monkeypatch.setattr(torch.ops, "mkldnn", answer)
+    assert machine.is_native("bf16") is (supported or not has_onednn)
+    assert not machine.is_native("fp16")  # a hundred times slower, whatever was said of it
+    assert machine.is_native("fp32")
+
+
+def test_the_environment_says_what_is_native_and_gpus_have_all(monkeypatch, products):
+    monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32")
+    assert [machine.is_native(dtype) for dtype in machine.DTYPES] == [False, False, True]
+    monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32,fp16")
+    assert [machine.is_native(dtype) for dtype in machine.DTYPES] == [False, True, True]
+    assert all(machine.is_native(dtype, torch.device("cuda")) for dtype in machine.DTYPES)
+
+
+def test_this_processor_knows_in_a_moment():
+    machine._is_native.cache_clear()
+    begin = time.process_time()
+    answers = {dtype: machine._is_native(dtype) for dtype in ("bf16", "fp16")}
+    assert time.process_time() - begin < 2
+    measured = {dtype: machine._product_seconds(machine.DTYPES[dtype]) for dtype in answers}
+    assert all(measured[dtype] < 1 for dtype, native in answers.items() if native)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +185,17 @@ def test_a_compiled_trial_runs(monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_freed_memory_is_used_again_without_asking_the_system():
     """Blocks of 64 MiB: the default allocator maps each of them anew, page by page."""
-    code = """
-import resource, torch
-from fastcnn import machine
-machine.keep_freed_memory()
-def faults():
-    torch.ones(16 * 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-counts = [faults() for _ in range(6)]  # the first ones find the place
-assert counts[-1] - counts[2] < 1000, counts  # of three times 16,384 pages
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    (counts,) = run_ranks(page_faults, world_size=1)  # in a process of its own
+    assert counts[-1] - counts[2] < 1000  # of three times 16,384 pages
+
+
+def page_faults() -> list[int]:
+    """After each of six blocks; the first ones find the place."""
+    import resource
+
+    machine.keep_freed_memory()
+    counts = []
+    for _ in range(6):
+        torch.ones(16 * 2**20)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return counts

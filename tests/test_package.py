@@ -24,12 +24,14 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 # Speed
 
 
+@pytest.mark.timing
 def test_the_package_is_imported_in_a_tenth_of_a_second():
     # Timed inside, since the interpreter's own start is not the package's; the best, since others may run.
     code = "import time; start = time.perf_counter(); import fastcnn; print(time.perf_counter() - start)"
     assert min(float(python("-c", code).stdout) for _ in range(3)) < 0.1
 
 
+@pytest.mark.timing
 def test_help_answers_in_a_second():
     seconds = []
     for _ in range(3):

@@ -105,6 +105,7 @@ print(json.dumps(hits))
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_what_was_compiled_is_what_a_launch_looks_for(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import each
 from PIL import Image
 
 import fastcnn
@@ -51,7 +52,7 @@ def images(demo: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", ARCHS)
+@pytest.mark.parametrize("task", each(ARCHS, ["detection"]))
 def test_every_image_gets_a_line_and_a_picture(train, demo_cache, images, capsys, task):
     flags = (*ARCHS[task], "--epochs", "1", "--amp-dtype", "fp32", "--workers", "1", "--output-dir", "run")
     assert train(*flags) == 0

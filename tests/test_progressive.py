@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import worker_progressive
+from ranks import run_ranks
 from small_network import small
 from test_engine import CPU, TASK
 from test_train import interrupt_after, records
@@ -336,11 +336,7 @@ def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     assert counters["stats"]["unique_graphs"] == len(sizes) + 1 == 11
 
 
-def test_two_processes_warm_up_together_and_compile_nothing_later(tmp_path):
-    worker = Path(__file__).with_name("worker_progressive.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, worker, tmp_path], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+def test_two_processes_warm_up_together_and_compile_nothing_later():
+    first, second = run_ranks(worker_progressive.results)
     assert first["graphs"] == second["graphs"] == [4, 4]
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"]))

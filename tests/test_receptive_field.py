@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from networks import each
 from torch import Tensor, nn
 
 from fastcnn.models import MODELS, SEGMENTATION, ConvNet, build
@@ -234,7 +235,7 @@ def test_a_u_net_has_the_field_that_gradients_of_neighbours_show():
 # Every network of ours
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", each(MODELS))
 def test_every_network_has_a_field_at_every_layer(name):
     network = outline(name)
     fields = receptive_fields(network, image(network.default_image_size))

@@ -95,14 +95,10 @@ def test_a_readme_without_its_block_is_told(tmp_path):
         report.fill(path, report.README, {})
 
 
-def test_the_tables_in_the_repository_are_made_from_its_files():
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "report.py"), "--check"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.gate
+def test_the_tables_in_the_repository_are_made_from_its_files(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert report.main() == 0, capsys.readouterr().out
 
 
 def test_pictures_are_drawn(tmp_path):
@@ -110,6 +106,7 @@ def test_pictures_are_drawn(tmp_path):
     assert (tmp_path / "train.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_pytest_benchmark_is_played_what_was_measured(tmp_path):
     """The statistics of its own table are those of the times in turn."""
     (tmp_path / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())

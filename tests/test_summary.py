@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import torchvision
+from networks import each
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -223,6 +224,7 @@ class Residual(nn.Module):
         return self.relu(Slow.apply(self.conv(x) + shortcut))
 
 
+@pytest.mark.timing
 def test_time_is_that_of_the_layer_and_of_what_it_is_in():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), Residual())
     x = images(8, device="cpu")
@@ -255,7 +257,7 @@ def test_time_on_a_gpu_is_the_gpus():
 # Tables
 
 
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b7", "vit_b_16", "densenet121", "lenet5"])
+@pytest.mark.parametrize("name", each(["resnet50", "efficientnet_b7", "vit_b_16", "densenet121", "lenet5"]))
 def test_a_table_fits_into_100_columns(name):
     network = outline(name)
     summary = summarize(network, images(network.default_image_size, count=100))
@@ -368,7 +370,7 @@ def test_summary_takes_networks_from_elsewhere(capsys):
     assert "1,235,496 parameters" in capsys.readouterr().out
 
 
-def test_profile_adds_times_and_says_of_what(capsys):
+def test_profile_adds_times_and_says_of_what(with_bf16, capsys):
     assert main(["summary", "lenet5", "--profile", "--device", "cpu", "--amp-dtype", "bf16"]) == 0
     out, _ = capsys.readouterr()
     first, second, _, titles, *_ = out.splitlines()
@@ -377,6 +379,15 @@ def test_profile_adds_times_and_says_of_what(capsys):
     assert second.endswith(" in bf16, channels-last, without torch.compile; medians")
     assert "fwd ms  bwd ms" in titles
     assert " ms forward, " in out
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_profile_times_nothing_that_the_processor_emulates(without_bf16, capsys, dtype):
+    assert main(["summary", "lenet5", "--profile", "--device", "cpu", "--amp-dtype", dtype]) == 2
+    assert capsys.readouterr().err == (
+        f"fastcnn: error: --amp-dtype {dtype}: this processor has no {dtype} arithmetic, and emulated times "
+        "would mislead; use --amp-dtype fp32\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,7 +412,7 @@ def test_a_mistake_is_one_line_and_status_2(words, message, capsys):
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly():
-    words = [sys.executable, "-m", "fastcnn", "summary", "lenet5"]
+    words = [sys.executable, "-m", "fastcnn", "models"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None
         assert command.stderr is not None
@@ -439,6 +450,7 @@ def test_models_lists_every_network_as_published(capsys):
     }
 
 
+@pytest.mark.gate
 @pytest.mark.slow
 def test_the_committed_list_of_models_is_what_the_script_makes():
     assert all_models() == NETWORKS.read_text()

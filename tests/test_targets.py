@@ -20,7 +20,6 @@ from fastcnn.distributed import Ranks
 
 CPU = torch.device("cpu")
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
-BACKENDS = [pytest.param("dali", marks=needs_dali), "torch", "cached"]
 COUNT = 1000
 SIZE = 48
 IDENTITY = np.arange(256, dtype=np.uint8)
@@ -80,10 +79,20 @@ CASES = [
     pytest.param(False, Transform(SIZE, crop_mode="border"), id="validation with borders"),
     pytest.param(False, Transform(SIZE, crop_mode="center"), id="validation of the centre"),
 ]
+EVERY_CASE = pytest.mark.parametrize(("train", "transform"), CASES)
+BACKENDS = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("dali", marks=[needs_dali, pytest.mark.slow]),
+        "torch",
+        pytest.param("cached", marks=pytest.mark.slow),
+    ],
+)
+"""All cut the same crops, as tests of the loaders show by default."""
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("train", "transform"), CASES)
+@BACKENDS
+@EVERY_CASE
 def test_a_marker_stays_in_its_box_over_a_thousand_draws(backend, train, transform):
     images, boxes = marked()
     split = with_boxes(images, boxes)
@@ -107,8 +116,8 @@ def test_a_marker_stays_in_its_box_over_a_thousand_draws(backend, train, transfo
         assert dropped == 0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("train", "transform"), CASES)
+@BACKENDS
+@EVERY_CASE
 def test_a_mask_covers_its_marker_over_a_thousand_draws(backend, train, transform):
     images, _ = marked()
     outside = 0
@@ -122,7 +131,7 @@ def test_a_mask_covers_its_marker_over_a_thousand_draws(backend, train, transfor
     assert (outside > 0) == (transform.train_crop == "pad" or transform.crop_mode == "border")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@BACKENDS
 def test_small_images_of_one_size_move_alike_in_every_backend(backend):
     images, boxes = marked(200, square=SIZE)
     split = dataclasses.replace(with_boxes(images, boxes), images=np.stack(images))

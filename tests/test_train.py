@@ -18,9 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import worker_fits
+from networks import each
 from PIL import Image
+from ranks import run_ranks, start_command
 
 import fastcnn
+from fastcnn import machine
 from fastcnn.config import flag
 from fastcnn.data import has_dali
 from fastcnn.interrupt import SAID
@@ -43,11 +47,7 @@ def as_flags(settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 QUICK = as_flags({"arch": "lenet5", **QUICK_SETTINGS})
-BACKENDS = [
-    pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")),
-    "torch",
-    "cached",
-]
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 
 
 class Job(NamedTuple):
@@ -84,6 +84,30 @@ def job_of(task: str, demo: Path, annotated: Path) -> Job:
     return Job("lenet5", demo, 0.1, "acc1", {})
 
 
+def jobs(*default: str) -> pytest.MarkDecorator:
+    """A test's job of each task; of those not in `default`, slow."""
+    tasks = [task if task in default else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+    return pytest.mark.parametrize("job", tasks, indirect=True)
+
+
+JOBS_AND_BACKENDS = pytest.mark.parametrize(
+    ("job", "backend"),
+    [
+        pytest.param(
+            task, backend, marks=[*marks, *([] if first or task == TASKS[0] else [pytest.mark.slow])]
+        )
+        for task in TASKS
+        for backend, marks, first in (
+            ("dali", [needs_dali], False),
+            ("torch", [], True),
+            ("cached", [], False),
+        )
+    ],
+    indirect=["job"],
+)
+"""Classification by every backend and every task by torchvision's; the other pairs are slow."""
+
+
 @pytest.fixture(params=TASKS)
 def job(request: pytest.FixtureRequest, demo: Path, annotated: Path) -> Job:
     return job_of(request.param, demo, annotated)
@@ -94,10 +118,10 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_folder_of_jpegs_trains_and_leaves_everything_in_its_run_folder(train, job, capsys, backend):
+@JOBS_AND_BACKENDS
+def test_a_folder_of_jpegs_trains_and_leaves_everything_in_its_run_folder(whole_train, job, capsys, backend):
     flags = (*job.flags, "--data-backend", backend)
-    assert train(*flags, "--epochs", "3", "--lr", job.lr, "--momentum", "0.8") == 0
+    assert whole_train(*flags, "--epochs", "3", "--lr", job.lr, "--momentum", "0.8") == 0
     names = {path.name for path in job.folder.iterdir()}
     pictures = {"curves.png"} if job.metric == "acc1" else {"curves.png", "validation.png"}
     assert names >= {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", *pictures}
@@ -138,6 +162,7 @@ def test_tensorboard_gets_what_the_log_gets(train, demo):
     assert {"train/lr", "train/metrics/loss", "train/data_wait"} <= set(events.Tags()["scalars"])
 
 
+@jobs("classification", "segmentation")
 def test_the_saved_settings_repeat_the_run(train, job):
     own = {"acc1": ("--label-smoothing", "0.1"), "miou": ("--seg-loss", "dice"), "map": ()}[job.metric]
     assert train(*job.flags, "--epochs", "1", *own) == 0
@@ -148,7 +173,7 @@ def test_the_saved_settings_repeat_the_run(train, job):
     assert first["val"] == second["val"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@JOBS_AND_BACKENDS
 @pytest.mark.parametrize(
     "extra",
     [
@@ -161,7 +186,6 @@ def test_the_saved_settings_repeat_the_run(train, job):
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(
     train, job, backend, extra, monkeypatch
 ):
-    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)  # takes as long as the rest
     flags = (*job.flags, "--data-backend", backend, "--epochs", "2", "--lr", "0.01", *extra)
     flags += ("--deterministic", "--log-interval", "2")
     assert train(*flags, "--output-dir", "whole") == 0
@@ -200,6 +224,7 @@ def interrupt_after(step: int, run: Any) -> None:
         checkpoint.save = real
 
 
+@jobs("classification")
 def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(train, job, capsys):
     flags = (*job.flags, "--lr", "0.01", "--warmup-epochs", "0", "--resume", "auto")
     assert train(*flags, "--epochs", "1") == 0
@@ -225,12 +250,37 @@ def test_a_checkpoint_alone_says_how_to_go_on(train, demo, capsys):
     assert f"acc1 {epochs[-1]['val']['acc1']:.2f}%" in capsys.readouterr().out
 
 
+def test_a_dtype_that_another_processor_chose_is_chosen_again_where_it_is_emulated(
+    train, demo, monkeypatch, with_bf16, capsys
+):
+    flags = as_flags({"arch": "lenet5", **QUICK_SETTINGS, "amp_dtype": "auto"})
+    with monkeypatch.context() as patch:
+        way = machine.Arithmetic("bf16", True)
+        patch.setattr(machine, "probe_arithmetic", lambda *_: (way, "fastest"))
+        assert train(*flags, "--data", demo, "--epochs", "1") == 0
+    last = Path("runs/lenet5-shapes/last.pt")
+    assert torch.load(last)["config"]["amp_dtype"] == "bf16"
+    monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32")
+    capsys.readouterr()
+    assert train("--resume", last, "--epochs", "2") == 0
+    assert "--amp-dtype fp32" in re.sub(" +", " ", capsys.readouterr().out)
+    assert torch.load(last)["config"]["amp_dtype"] == "fp32"
+
+
+def test_an_emulated_dtype_is_used_where_it_was_asked_for_with_a_warning(train, demo, without_bf16, capsys):
+    flags = as_flags({"arch": "lenet5", **QUICK_SETTINGS, "amp_dtype": "bf16"})
+    assert train(*flags, "--data", demo, "--epochs", "1") == 0
+    assert f"warning: --amp-dtype bf16: {machine.NO_BF16} and emulates it" in capsys.readouterr().out
+    assert torch.load("runs/lenet5-shapes/last.pt")["config"]["amp_dtype"] == "bf16"
+
+
 @pytest.mark.parametrize(
     ("task", "batch_size", "steps"),
     [
-        *(("classification", size, steps) for size, steps in ((8, 6), (16, 3), (40, 1), (100, 0))),
+        *(("classification", size, steps) for size, steps in ((8, 6), (40, 1), (100, 0))),
+        pytest.param("classification", 16, 3, marks=pytest.mark.slow),
         ("segmentation", 8, 6),
-        ("detection", 8, 6),
+        pytest.param("detection", 8, 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_batch_size(
@@ -297,8 +347,8 @@ def test_bad_files_are_named_counted_and_listed_and_never_end_the_run(train, tmp
     assert records(Path("runs/lenet5-photos"), "epoch")[0]["val"]["bad"] == 2
 
 
-def test_the_fastest_loader_is_chosen_and_the_figures_are_said(train, demo, capsys):
-    assert train(*QUICK, "--data", demo, "--epochs", "1") == 0
+def test_the_fastest_loader_is_chosen_and_the_figures_are_said(whole_train, demo, capsys):
+    assert whole_train(*QUICK, "--data", demo, "--epochs", "1") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "--data-backend" in line)
     found = re.search(r"--data-backend +(\w+) +img/s alone: (.*)", line)
     assert found is not None
@@ -307,6 +357,7 @@ def test_the_fastest_loader_is_chosen_and_the_figures_are_said(train, demo, caps
     assert set(speeds) == {"torch", "cached", *(["dali"] if has_dali() else [])}
 
 
+@jobs("detection")
 def test_test_only_validates_a_checkpoint_and_changes_nothing(train, job, capsys):
     assert train(*job.flags, "--epochs", "2", "--lr", job.lr) == 0
     before = {path: path.read_bytes() for path in job.folder.iterdir()}
@@ -322,6 +373,7 @@ def test_test_only_validates_a_checkpoint_and_changes_nothing(train, job, capsys
     assert {path: path.read_bytes() for path in job.folder.iterdir()} == before
 
 
+@jobs("classification", "segmentation")
 def test_checkpoints_hold_plain_types_and_the_networks_own_names(train, job):
     assert train(*job.flags, "--epochs", "1", "--model-ema") == 0
     content = torch.load(job.folder / "best.pt", weights_only=True)
@@ -337,6 +389,7 @@ def test_checkpoints_hold_plain_types_and_the_networks_own_names(train, job):
     assert content["config"]["arch"] == job.arch
 
 
+@jobs("detection")
 def test_fit_is_the_command_from_python(tmp_path, monkeypatch, one_core, job):
     monkeypatch.chdir(tmp_path)
     result = fastcnn.fit(**job.settings, epochs=2, lr=job.lr, data_backend="torch")
@@ -349,7 +402,7 @@ def test_fit_is_the_command_from_python(tmp_path, monkeypatch, one_core, job):
     assert (outputs.raw if job.metric == "map" else outputs).shape == shapes[job.metric]
 
 
-@pytest.mark.parametrize("arch", ["lenet5", "unet/lenet5", "yolo/lenet5"])
+@pytest.mark.parametrize("arch", each(["lenet5", "unet/lenet5", "yolo/lenet5"], ["unet/lenet5"]))
 def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_path, capsys, arch):
     """And no settings but the epochs, and what does not fit so small a backbone."""
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
@@ -369,7 +422,8 @@ def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_pa
 
 
 def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(train, demo, capsys):
-    flags = (*QUICK, "--arch", "resnet20", "--data", demo, "--log-interval", "2", "--sched", "constant")
+    flags = (*QUICK, "--arch", "small_network:small", "--data", demo, "--log-interval", "2")
+    flags += ("--sched", "constant")
     assert train(*flags, "--epochs", "1", "--lr", "0.01", "--output-dir", "run") == 0
     before = Path("run/last.pt").read_bytes()
     capsys.readouterr()
@@ -392,9 +446,10 @@ def test_too_many_bad_files_found_while_training_stop_all_processes_with_one_lin
         png = bytearray(path.with_suffix(".png").read_bytes())
         png[len(png) // 2] ^= 0xFF
         path.with_suffix(".png").write_bytes(png)
-    process = start(*QUICK, "--data", "photos", "--epochs", "9", "--log-interval", "2", ranks=2)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
+    flags = (*QUICK, "--data", "photos", "--epochs", "9", "--log-interval", "2", "--data-backend", "torch")
+    statuses, _, errors = zip(*run_ranks(worker_fits.command, str(tmp_path), *flags))
+    assert set(statuses) == {2}
+    err = "".join(errors)
     assert len(re.findall(r"^warning: bad training image: .*png", err, re.MULTILINE)) >= 2
     assert len(re.findall(r"^fastcnn: error: --max-bad-fraction 0.01: \d of 160 .*", err, re.MULTILINE)) == 1
 
@@ -521,34 +576,54 @@ def test_a_second_run_does_not_overwrite_the_first(train, demo, capsys):
     assert "its arch is lenet5, this run's is lenet5_relu" in capsys.readouterr().err
 
 
-def start(*flags: str, ranks: int = 1) -> subprocess.Popen[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "fastcnn.train", *flags]
-    command += ["--data-backend", "torch"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-@pytest.mark.parametrize(
-    ("number", "ranks", "status"),
-    [(signal.SIGTERM, 1, 143), (signal.SIGINT, 1, 130), (signal.SIGTERM, 2, 1)],  # torchrun has its own: 1
-    ids=["SIGTERM", "SIGINT", "SIGTERM to torchrun"],
+ENDLESS = (
+    *(*QUICK, "--data-backend", "torch", "--epochs", "100000", "--output-dir", "run", "--log-interval", "5"),
+    "--data",
 )
-def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, ranks, status):
-    monkeypatch.chdir(tmp_path)
-    endless = ("--data", str(demo), "--epochs", "100000", "--output-dir", "run", "--log-interval", "5")
-    process = start(*QUICK, *endless, ranks=ranks)
+
+
+def wait_for_a_checkpoint() -> None:
     deadline = time.monotonic() + 100
     while not Path("run/last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
-    assert f"stopped by {signal.Signals(number).name}: go on with --resume run/last.pt" in out
+        time.sleep(0.05)
+
+
+def check_what_a_signal_leaves(number: signal.Signals, out: str, ranks: int) -> None:
+    assert f"stopped by {number.name}: go on with --resume run/last.pt" in out
     content = torch.load("run/last.pt")
     assert content["step"] >= max(record["step"] for record in records(Path("run"), "train"))
     assert len(content["ranks"]) == ranks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts processes by a fork server")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, status):
+    monkeypatch.chdir(tmp_path)
+    process = start_command(tmp_path, *ENDLESS, str(demo))
+    assert process.pid is not None
+    wait_for_a_checkpoint()
+    os.kill(process.pid, number)
+    process.join(60)
+    out = Path("out.txt").read_text()
+    assert process.exitcode == status, out
+    check_what_a_signal_leaves(number, out, 1)
+
+
+def test_a_signal_to_torchrun_saves_and_ends_all_processes(tmp_path, monkeypatch, demo):
+    monkeypatch.chdir(tmp_path)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastcnn.train"]
+    process = subprocess.Popen(
+        [sys.executable, *launch, *ENDLESS, str(demo)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_a_checkpoint()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err  # torchrun's own
+    check_what_a_signal_leaves(signal.SIGTERM, out, 2)
     with pytest.raises(ProcessLookupError):  # no process of its session is left
         os.killpg(process.pid, 0)
 
@@ -601,10 +676,9 @@ def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_pro
 ):
     flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--deterministic")
     interrupt_after(4, lambda: train(*flags, "--checkpoint-steps", "4"))  # of 10
-    process = start("--resume", "run/last.pt", "--log-interval", "1", ranks=2)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    assert "going on from run/last.pt, step 2" in out  # of 5
+    last = str(Path("run/last.pt").absolute())
+    resumed = {"resume": last, "log_interval": 1, "data_backend": "torch"}
+    run_ranks(worker_fits.results, [resumed])
     first, second = records(Path("run"), "epoch")
     assert first["train"]["samples"] == second["train"]["samples"] == 160
     assert [first["step"], second["step"]] == [5, 10]
@@ -612,13 +686,14 @@ def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_pro
 
 def test_two_processes_validate_every_image_once_and_only_the_first_speaks(tmp_path, monkeypatch, demo):
     monkeypatch.chdir(tmp_path)
-    process = start(*QUICK, "--data", str(demo), "--epochs", "2", "--output-dir", "run", ranks=2)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    flags = ("--data", str(demo), "--data-backend", "torch", "--epochs", "2", "--output-dir", "run")
+    (first, out, err), (second, silent, _) = run_ranks(worker_fits.command, str(tmp_path), *QUICK, *flags)
+    assert (first, second) == (0, 0), err
     epochs = records(Path("run"), "epoch")
     assert [record["val"]["samples"] for record in epochs] == [50, 50]
     assert [record["train"]["samples"] for record in epochs] == [160, 160]
     assert out.count("chosen for this data") == 1
+    assert silent == ""
     content = torch.load("run/last.pt")
     assert len(content["ranks"]) == 2
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in content["model"])
@@ -640,12 +715,7 @@ def of_two(tmp_path_factory, demo, annotated) -> tuple[Path, list[list[dict[str,
         own = {**job.settings, "data_backend": "torch", "workers": 1}
         runs.append({**own, "epochs": 4, "lr": job.lr, "output_dir": folder})
         runs += [{**own, "batch_size": n, "resume": folder, "test_only": True} for n in SIZES]
-    (root / "runs.json").write_text(json.dumps(runs))
-    worker = str(Path(__file__).with_name("worker_fits.py"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker]
-    done = subprocess.run([*launch, str(root / "runs.json")], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    return root, [json.loads((root / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return root, run_ranks(worker_fits.results, runs)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -676,10 +746,10 @@ def test_two_processes_train_and_validate_every_image_once_and_measure_what_one_
 @pytest.mark.slow
 def test_two_compiled_processes_train(tmp_path, monkeypatch, demo):
     monkeypatch.chdir(tmp_path)
-    flags = ("--data", str(demo), "--epochs", "2", "--output-dir", "run", "--compile", "on", "--lr", "0.1")
-    process = start(*QUICK, *flags, ranks=2)
-    _, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
+    run = ("--data", str(demo), "--epochs", "2", "--output-dir", "run", "--compile", "on")
+    flags = (*QUICK, *run, "--lr", "0.1", "--data-backend", "torch")
+    answers = run_ranks(worker_fits.command, str(tmp_path), *flags, timeout=280)
+    assert [status for status, _, _ in answers] == [0, 0], answers
     losses = [record["train"]["loss"] for record in records(Path("run"), "epoch")]
     assert losses[1] < losses[0]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import each
 from test_engine import CPU, MEAN, STD, TASK, batches, loader_of, step_twice_without_waiting
 from test_train import interrupt_after
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def test_layers_are_frozen_up_to_the_one_that_is_named(arch, until, last):
     assert names[-1] == last
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", each(MODELS))
 def test_the_backbone_is_all_but_the_last_group(arch):
     network = shell(arch)
     before = [p for p in network.parameters() if p.requires_grad]
@@ -290,7 +291,11 @@ MOBILE = (
 
 @pytest.mark.parametrize(
     ("saved", "extra"),
-    [(3, ()), (5, ()), (12, ()), (7, ADAPTIVE), (4, MOBILE)],
+    [
+        *(pytest.param(saved, (), marks=pytest.mark.slow) for saved in (3, 5, 12)),
+        (7, ADAPTIVE),
+        (4, MOBILE),
+    ],
     ids=["frozen", "between", "unfrozen", "unfrozen adamw", "frozen rmsprop and dropout"],
 )
 def test_a_frozen_run_resumed_ends_in_the_same_bits(train, demo, saved, extra):
@@ -409,7 +414,7 @@ def test_masks_and_boxes_start_from_a_network_for_classification(
 ):
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
     shutil.copytree(demo, tmp_path / "cache" / f"shapes-v{shapes.VERSION}")
-    quick = ("--epochs", "1", "--amp-dtype", "fp32", "--workers", "1")
+    quick = ("--epochs", "1", "--amp-dtype", "fp32", "--workers", "1", "--img-size", "32")
     assert train("--arch", "lenet5", *quick, "--output-dir", "first") == 0
     told = ("--weights", "first/best.pt", "--freeze", "backbone")
     assert train("--arch", arch, *quick, *told, "--output-dir", "second") == 0

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import FAMILIES, each
 from torch import Tensor, nn
 
 from fastcnn.adapt import load_weights
@@ -23,13 +24,6 @@ ONE_OF_EACH_FAMILY = (
     *("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_s_16"),
 )
 """Networks that are run for real."""
-DEEP = (
-    *("resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"),
-    *("resnet44", "resnet56", "resnet110", "efficientnet_b1", "efficientnet_b2", "convnext_small"),
-    *("densenet161", "densenet169", "densenet201", "convnext_base", "convnext_large", "vit_l_16"),
-    *("efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
-)
-"""Networks that differ from others only in that they are larger, and take longer."""
 
 
 def shell(name: str, num_classes: int = 5, in_chans: int = 3) -> ConvNet:
@@ -172,9 +166,7 @@ def test_a_decoder_is_bound_to_image_sizes_as_its_backbone_but_for_the_classifie
 # On every network
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in MODELS]
-)
+@pytest.mark.parametrize("name", each(MODELS, ONE_OF_EACH_FAMILY))
 def test_a_decoder_works_on_every_network_and_leaves_no_parameter_without_a_gradient(name):
     network = shell(f"unet/{name}", in_chans=1).train()
     sides = {network.default_image_size, network.minimum_image_size}
@@ -186,7 +178,7 @@ def test_a_decoder_works_on_every_network_and_leaves_no_parameter_without_a_grad
     assert [key for key, gradient in zip(names, gradients) if gradient is None] == []
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+@pytest.mark.parametrize("name", each(ONE_OF_EACH_FAMILY, FAMILIES))
 def test_a_decoder_on_a_network_of_each_family_trains(name):
     torch.manual_seed(0)
     network = build(f"unet/{name}", 3, 3).train()
@@ -376,8 +368,8 @@ def test_channels_last_memory_stays_so(make, size):
     assert in_another_layout(make(), 2, 3, *size) == []
 
 
-@pytest.mark.parametrize("name", ["unet_small", "unet/resnet18"])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", each(["unet_small", "unet/resnet18"], ["unet_small"]))
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_network_compiles_without_a_graph_break(name, training):
     torch._dynamo.reset()
     network = small(name).train(training)

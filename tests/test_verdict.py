@@ -16,6 +16,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+import worker_slow_ranks
+from ranks import run_ranks
 from test_engine import TASK, batches
 from torch import Tensor, nn
 
@@ -114,6 +116,7 @@ PLANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("plant", PLANTS)
 def test_on_the_cpu_what_is_slow_is_named(plant):
     slow = dict(PLANTS[plant])
@@ -128,6 +131,7 @@ def test_on_the_cpu_what_is_slow_is_named(plant):
     assert timing.steps == 12
 
 
+@pytest.mark.timing
 def test_a_log_line_at_the_end_of_an_epoch_counts_too():
     (batch,) = batches(1)
     loader = cast(Loader, [batch] * 4)
@@ -135,6 +139,7 @@ def test_a_log_line_at_the_end_of_an_epoch_counts_too():
     assert judge(timing, device="cpu").bound == "synchronising"
 
 
+@pytest.mark.timing
 def test_a_window_of_any_length_is_measured_by_its_first_steps():
     state = state_of(Network())
     state.watch = Stopwatch(HostClock(), at_most=3)
@@ -144,6 +149,7 @@ def test_a_window_of_any_length_is_measured_by_its_first_steps():
     assert 0.05 < timing.synchronising < 0.1  # 3 of 10 steps bear 3 tenths of the log line
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="the system does not tell")
 def test_a_core_that_others_use_too_is_noticed():
     def spin() -> None:
@@ -166,6 +172,7 @@ def test_a_core_that_others_use_too_is_noticed():
     assert " The processor is crowded: " in judge(timing, device="cpu").sentence
 
 
+@pytest.mark.timing
 def test_measuring_costs_microseconds_a_step():
     watch = Stopwatch(HostClock())
 
@@ -422,18 +429,12 @@ def test_on_a_gpu_what_starves_it_is_named_without_waiting_for_it(settings, boun
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Timing]]:
+def ranks() -> dict[str, list[Timing]]:
     """Of two processes, by what is slow."""
-    output = tmp_path_factory.mktemp("slow") / "timings.json"
-    worker = Path(__file__).with_name("worker_slow_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(worker), str(output)], capture_output=True, text=True, timeout=200, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    return {name: [Timing(*t) for t in times] for name, times in json.loads(output.read_text()).items()}
+    return run_ranks(worker_slow_ranks.results)[0]
 
 
+@pytest.mark.timing
 def test_a_slow_exchange_of_gradients_is_named(ranks):
     assert judge(*ranks["reduce"], device="cpu").bound == "communication"
     for timing in ranks["reduce"]:
@@ -441,6 +442,7 @@ def test_a_slow_exchange_of_gradients_is_named(ranks):
         assert timing.data < 0.2 * timing.communication
 
 
+@pytest.mark.timing
 def test_the_rank_that_the_others_wait_for_is_named_with_what_holds_it_up(ranks):
     slow_loader = judge(*ranks["loader of rank 1"], device="cpu")
     assert slow_loader.bound == "data"
@@ -451,11 +453,13 @@ def test_the_rank_that_the_others_wait_for_is_named_with_what_holds_it_up(ranks)
     assert "It computes longest" in slow_network.sentence
 
 
+@pytest.mark.timing
 def test_of_accumulated_batches_only_the_last_exchange_counts(ranks):
     for timing in ranks["accumulated"]:  # an exchange takes 0.1 s, a forward pass 0.2 s
         assert 0.1 < timing.communication / timing.steps < 0.2
 
 
+@pytest.mark.timing
 def test_after_unfreezing_it_is_another_gradient_that_comes_last(ranks):
     for timing in ranks["unfrozen"]:  # an exchange takes 0.1 s, the backward pass before the classifier 0.2 s
         assert 0.1 < timing.communication / timing.steps < 0.2
@@ -581,6 +585,7 @@ def slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageLoader, "__iter__", slow)
 
 
+@pytest.mark.timing
 def test_a_run_says_it_after_the_first_epoch_and_at_its_end(train, demo, one_core, slow_loader, capsys):
     assert train(*QUICK, "--data", demo, "--batch-size", "16", "--epochs", "3") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -595,6 +600,7 @@ def test_a_run_says_it_after_the_first_epoch_and_at_its_end(train, demo, one_cor
         assert record["shares"]["data"] > 0.5
 
 
+@pytest.mark.timing
 def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeypatch, capsys):
     real = Normalized.forward
 
@@ -611,6 +617,7 @@ def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeyp
     assert out.count("Bound by") == 1
 
 
+@pytest.mark.timing
 def test_fit_hands_the_verdict_over(tmp_path, monkeypatch, demo, one_core, slow_loader):
     monkeypatch.chdir(tmp_path)
     settings = {"arch": "lenet5", "data": demo, "data_backend": "torch", "amp_dtype": "fp32", "epochs": 1}

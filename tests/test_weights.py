@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from networks import each
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
@@ -86,7 +87,7 @@ def test_every_network_of_the_table_is_ours_and_has_weights_in_torchvision():
     assert all(get_model_weights(name).DEFAULT.url for name in TORCHVISION.values())
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", each(TORCHVISION))
 def test_a_network_of_the_table_has_torchvisions_keys_and_shapes(name):
     options = {"init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):

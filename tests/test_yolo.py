@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import FAMILIES, each
 from torch import nn
 
 from fastcnn.errors import UserError
@@ -13,21 +14,6 @@ from fastcnn.models import DETECTION, MODELS, ConvNet, build
 from fastcnn.models.parts import image_sizes
 from fastcnn.models.yolo import YOLO, Pyramid
 from fastcnn.transfer import frozen_layers, lr_scales
-
-CHEAP = (
-    *(
-        "lenet5",
-        "alexnet",
-        "vgg11",
-        "vgg16_cifar_wide",
-        "googlenet",
-        "resnet18",
-        "resnet20",
-        "resnet50_short",
-    ),
-    *("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "convnext_tiny", "vit_b_32"),
-)
-"""Backbones of the default tests, of nearly all families."""
 
 
 def shell(name: str, num_classes: int = 3, **options: Any) -> ConvNet:
@@ -44,9 +30,7 @@ def meta(height: int, width: int, channels: int = 3) -> torch.Tensor:
     return torch.empty(2, channels, height, width, device="meta")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("name", each(MODELS, (*FAMILIES, "googlenet", "resnet50_short")))
 def test_every_backbone_gives_outputs_from_all_of_its_parameters(name):
     strides = strides_of(name)
     anchors = range(1, 1 + 4 * len(strides))  # two for each stride
@@ -59,8 +43,8 @@ def test_every_backbone_gives_outputs_from_all_of_its_parameters(name):
     grid_outputs = grid(meta(96, 128))
     assert grid_outputs.raw.shape == (2, 7, 7, 2 * 5 + 3)
     (outputs.raw.sum() + grid_outputs.raw.sum()).backward()
-    for each in (network, grid):
-        assert [key for key, p in each.named_parameters() if p.requires_grad and p.grad is None] == []
+    for detector in (network, grid):
+        assert [key for key, p in detector.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", ["yolo", "yolov1", "yolo/vgg11", "yolo/googlenet", "yolov1/mobilenet_v2"])
@@ -218,9 +202,7 @@ def test_an_unknown_backbone_suggests_the_nearest():
         build("yolov1", grid=3)
 
 
-@pytest.mark.parametrize(
-    "name", ["yolo/resnet20", "yolov1/resnet20", pytest.param("yolo", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", each(["yolo/resnet20", "yolov1/resnet20", "yolo"], []))
 def test_a_detector_compiles_without_a_graph_break_and_says_the_same(name):
     torch._dynamo.reset()
     torch.manual_seed(0)

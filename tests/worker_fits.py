@@ -1,25 +1,24 @@
-"""What the processes of tests/test_train.py run, under torchrun: trainings and validations, one after the
-other."""
+"""What two ranks run for tests/test_train.py: trainings and validations, one after the other."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
-import torch
+import contextlib
+import io
+import os
+from typing import Any
 
 import fastcnn
-from fastcnn.distributed import Ranks, process_group
+from fastcnn.train import main
 
 
-def main(file: Path) -> None:
-    """Reads the settings of each from `file`, and writes what each validated beside it."""
-    ranks = Ranks.from_environment()
-    with process_group(ranks, torch.device("cpu")):
-        found = [fastcnn.fit(**settings).val for settings in json.loads(file.read_text())]
-    file.with_name(f"{ranks.rank}.json").write_text(json.dumps(found))
+def results(runs: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """What each run, given by its settings, validated at its end."""
+    return [fastcnn.fit(**settings).val for settings in runs]
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def command(folder: str, *flags: str) -> tuple[int, str, str]:
+    """Exit status, output and errors of the command in a folder."""
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = main(list(flags))
+    return status, out.getvalue(), err.getvalue()

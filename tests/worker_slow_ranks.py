@@ -1,13 +1,9 @@
-"""What the processes of tests/test_verdict.py run, under torchrun."""
+"""What two ranks run for tests/test_verdict.py."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.data import Batch, Loader
-from fastcnn.distributed import Ranks, gather_to_main, process_group
+from fastcnn.distributed import Ranks, gather_to_main
 from fastcnn.engine import Window, train_epoch
 from fastcnn.models import build
 from fastcnn.state import TrainState, unfreeze
@@ -92,22 +88,13 @@ def timings(
     return gather_to_main(seen[-1])
 
 
-def main(output: Path) -> None:
-    torch.set_num_threads(1)
-    ranks = Ranks.from_environment()
-    with process_group(ranks, CPU):
-        nap = 2 * NAP if ranks.rank == 1 else 0.0
-        found = {
-            "reduce": timings(reduce=True),
-            "loader of rank 1": timings(load=nap),
-            "network of rank 1": timings(forward=nap),
-            "accumulated": timings(reduce=True, forward=2 * NAP, accumulate=2),
-            "unfrozen": timings(reduce=True, backward=2 * NAP, frozen=True),
-        }
-        if ranks.is_main:
-            plain = {name: [dataclasses.astuple(t) for t in times] for name, times in found.items()}
-            output.write_text(json.dumps(plain))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def results() -> dict[str, list[Timing]]:
+    """The timings of all ranks on rank 0, by what is slow."""
+    nap = 2 * NAP if Ranks.from_environment().rank == 1 else 0.0
+    return {
+        "reduce": timings(reduce=True),
+        "loader of rank 1": timings(load=nap),
+        "network of rank 1": timings(forward=nap),
+        "accumulated": timings(reduce=True, forward=2 * NAP, accumulate=2),
+        "unfrozen": timings(reduce=True, backward=2 * NAP, frozen=True),
+    }

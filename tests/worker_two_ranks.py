@@ -1,9 +1,6 @@
-"""What the processes of tests/test_distributed.py run, under torchrun."""
+"""What two ranks run for tests/test_distributed.py."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,7 +17,6 @@ from fastcnn.distributed import (
     from_main,
     gather_to_main,
     local_main_first,
-    process_group,
 )
 from fastcnn.engine import train_step
 from fastcnn.errors import TrainingError, UserError
@@ -107,33 +103,27 @@ def mistake_on_one(ranks: Ranks) -> str:
     return ""
 
 
-def main(output: Path) -> None:
+def results() -> dict[str, object]:
     ranks = Ranks.from_environment()
-    with process_group(ranks, CPU):
-        norm = nn.BatchNorm2d(2)
-        norm.running_mean = torch.tensor([1.0, 2.0]) + ranks.rank
-        norm.running_var = torch.tensor([1.0, 2.0]) + ranks.rank
-        average_buffers(norm, fixed=[norm.running_var])
-        result = {
-            "lenet5": train("lenet5", ranks.rank, ranks.world_size),
-            "lenet5 accumulated": train("lenet5", ranks.rank, ranks.world_size, accumulate=2),
-            "resnet20": train("resnet20", ranks.rank, ranks.world_size),
-            "unet/lenet5": train("unet/lenet5", ranks.rank, ranks.world_size),
-            "yolo/lenet5": train("yolo/lenet5", ranks.rank, ranks.world_size),
-            "yolo/lenet5 accumulated": train("yolo/lenet5", ranks.rank, ranks.world_size, accumulate=2),
-            "lenet5 unfrozen": train("lenet5", ranks.rank, ranks.world_size, unfreeze_at=2, bucket_cap_mb=3),
-            "spoiled": train("lenet5", ranks.rank, ranks.world_size, spoil=True),
-            "any": [any_rank(ranks.rank == 1, CPU), any_rank(False, CPU)],
-            "from main": from_main(lambda: f"rank {ranks.rank}"),
-            "gathered": gather_to_main(ranks.rank),
-            "mistake": mistake_on_one(ranks),
-            "mixes": mixes(ranks.rank),
-            "mean": norm.running_mean,
-            "fixed": norm.running_var,
-            "backend": dist.get_backend(),
-        }
-        torch.save(result, output / f"{ranks.rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean = torch.tensor([1.0, 2.0]) + ranks.rank
+    norm.running_var = torch.tensor([1.0, 2.0]) + ranks.rank
+    average_buffers(norm, fixed=[norm.running_var])
+    return {
+        "lenet5": train("lenet5", ranks.rank, ranks.world_size),
+        "lenet5 accumulated": train("lenet5", ranks.rank, ranks.world_size, accumulate=2),
+        "resnet20": train("resnet20", ranks.rank, ranks.world_size),
+        "unet/lenet5": train("unet/lenet5", ranks.rank, ranks.world_size),
+        "yolo/lenet5": train("yolo/lenet5", ranks.rank, ranks.world_size),
+        "yolo/lenet5 accumulated": train("yolo/lenet5", ranks.rank, ranks.world_size, accumulate=2),
+        "lenet5 unfrozen": train("lenet5", ranks.rank, ranks.world_size, unfreeze_at=2, bucket_cap_mb=3),
+        "spoiled": train("lenet5", ranks.rank, ranks.world_size, spoil=True),
+        "any": [any_rank(ranks.rank == 1, CPU), any_rank(False, CPU)],
+        "from main": from_main(lambda: f"rank {ranks.rank}"),
+        "gathered": gather_to_main(ranks.rank),
+        "mistake": mistake_on_one(ranks),
+        "mixes": mixes(ranks.rank),
+        "mean": norm.running_mean,
+        "fixed": norm.running_var,
+        "backend": dist.get_backend(),
+    }
