@@ -23,7 +23,7 @@ import torch
 from fastcnn.distributed import Ranks, process_group
 
 SERVER = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-PRELOAD = ["fastcnn.worker", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks", "torchvision", "timm", "ranks"]
+PRELOAD = ["fastcnn.worker", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks", "torchvision", "ranks"]
 """What the server imports once; a fork has it in milliseconds. It starts no threads and no DALI."""
 
 

@@ -99,7 +99,10 @@ def classes(model: nn.Module) -> list[type]:
 # Real networks
 
 
-@pytest.mark.parametrize(("library", "name"), NETWORKS)
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] * (i > 1)) for i, pair in enumerate(NETWORKS)],
+)
 def test_every_depthwise_layer_is_swapped_and_nothing_else_changes(library, name):
     model, count = network(library, name), DEPTHWISE[library][name]
     original = copy.deepcopy(model)

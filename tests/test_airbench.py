@@ -240,6 +240,7 @@ def runs(train, demo):
     return lambda output, *more: train(*flags, "--output-dir", output, *more)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_its_training_images_and_goes_on_as_it_was(runs, tmp_path, demo, monkeypatch):
     seen: list[Tensor] = []
     start = AirbenchNet.init_from_images

@@ -215,7 +215,7 @@ def test_on_the_cpu_slow_gradients_in_half_precision_are_float32_s_rounded_once(
     [
         (True, CHANNELS_LAST),
         pytest.param(False, CHANNELS_LAST, marks=pytest.mark.slow),
-        (False, torch.contiguous_format),
+        pytest.param(False, torch.contiguous_format, marks=pytest.mark.slow),
         pytest.param(True, torch.contiguous_format, marks=pytest.mark.slow),
     ],
     ids=["bias-nhwc", "nhwc", "nchw", "bias-nchw"],

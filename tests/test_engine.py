@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import each
 from small_tasks import ARCHS, OPTIONS, small_batch, task_for
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ def plain_loss(outputs: Any, batch: Batch) -> Tensor:
     return grid_loss(outputs, batch.targets, batch.mask, 10)
 
 
-@pytest.mark.parametrize("arch", [*ARCHS, "resnet20"])
+@pytest.mark.parametrize("arch", each([*ARCHS, "resnet20"], ARCHS))
 def test_losses_are_those_of_a_hand_written_loop(arch):
     data = batches(2, arch=arch) * 3
     lr = {"lenet5": 0.2, "yolov1/lenet5": 0.001}.get(arch, 0.02)
@@ -123,7 +124,7 @@ def set_batch_norm_to_evaluation(state: TrainState) -> None:
             module.eval()
 
 
-@pytest.mark.parametrize("arch", [*ARCHS, "resnet20"])
+@pytest.mark.parametrize("arch", each([*ARCHS, "resnet20"], ARCHS))
 def test_accumulated_batches_equal_one_large_batch(arch):
     """Where each has as many samples, and these as many pixels, or predictions that train."""
     small, task = batches(12, size=4, arch=arch), task_for(arch)

@@ -147,7 +147,7 @@ def torchvisions(t: Transform, size: tuple[int, int], count: int = DRAWS) -> np.
     ("size", "options"),
     [
         pytest.param((500, 375), {}, marks=pytest.mark.slow),
-        ((30, 150), {}),  # some fit in no try
+        pytest.param((30, 150), {}, marks=pytest.mark.slow),  # some fit in no try
         pytest.param((9, 7), {}, marks=pytest.mark.slow),  # what is rounded matters
         ((200, 64), {"scale": (0.3, 0.9), "ratio": (0.4, 1.2)}),
     ],

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import each
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -306,7 +307,7 @@ def test_random_resized_crops_cover_the_stated_share_of_the_area(loaders, tmp_pa
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("stop_after", [0, 3, 5, 8])
+@pytest.mark.parametrize("stop_after", each([0, 3, 5, 8], [3]))
 def test_a_restored_loader_goes_on_with_the_same_pixels(loaders, source, backend, stop_after):
     def batches(loader: Any, start: int) -> Iterator[Batch]:
         for epoch in range(start, 3):
@@ -355,7 +356,7 @@ def test_all_backends_cut_the_same_crops(loaders, source, crop, torch_resizes, m
             assert difference.max() <= 2  # of 255
 
 
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("world_size", each([1, 2, 3], [3]))
 @pytest.mark.parametrize("batch_size", [2, 5])
 @pytest.mark.parametrize(("old", "new"), [("dali", "torch"), ("torch", "cached"), ("cached", "dali")])
 def test_other_ranks_batches_and_backends_take_over_the_rest_of_an_epoch(

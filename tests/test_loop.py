@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from networks import each
+from runs import interrupt_after, records
 
 import fastcnn
 from fastcnn.report import Report
@@ -23,36 +24,7 @@ FLAGS = (
 """10 updates an epoch on the demo set of the tests."""
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take as long as the rest."""
-    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)
-
-
-def records(kind: str, folder: str = "run") -> list[dict[str, Any]]:
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the program catches it."""
-
-
-def kill_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
-    """Ends a run right after the checkpoint of a step."""
-    from fastcnn import checkpoint
-
-    real = checkpoint.save
-
-    def save_then_die(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
-        real(path, content, best)
-        if content["step"] == step:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(Killed):
-            run()
+RUN = Path("run")
 
 
 # Epochs that are not whole
@@ -60,7 +32,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) 
 
 def test_the_last_epoch_may_be_a_part_and_is_validated_and_saved(train: Train, demo, capsys):
     assert train(*FLAGS, "--data", demo, "--epochs", "1.5", "--log-interval", "5") == 0
-    first, last = records("epoch")
+    first, last = records(RUN, "epoch")
     assert [(r["step"], r["epoch"], r["train"]["samples"]) for r in (first, last)] == [
         (10, 1, 160),
         (15, 1.5, 80),
@@ -76,7 +48,7 @@ def test_the_last_epoch_may_be_a_part_and_is_validated_and_saved(train: Train, d
 
 def test_less_than_an_epoch_is_a_run(train: Train, demo):
     assert train(*FLAGS, "--data", demo, "--epochs", "0.26") == 0
-    (only,) = records("epoch")
+    (only,) = records(RUN, "epoch")
     assert (only["step"], only["epoch"]) == (3, 0.26)
 
 
@@ -88,46 +60,42 @@ def test_less_than_an_update_is_refused(train: Train, demo, capsys):
 
 def test_a_part_too_small_for_an_update_adds_no_epoch(train: Train, demo):
     assert train(*FLAGS, "--data", demo, "--epochs", "1.04") == 0
-    assert [record["step"] for record in records("epoch")] == [10]
+    assert [record["step"] for record in records(RUN, "epoch")] == [10]
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
-def test_a_run_killed_within_the_cut_epoch_ends_in_the_same_bits(
-    train: Train, demo, monkeypatch, accumulated
-):
+@pytest.mark.parametrize("accumulated", each([1, 3], [3]))
+def test_a_run_killed_within_the_cut_epoch_ends_in_the_same_bits(train: Train, demo, accumulated):
     steps = 10 // accumulated
     flags = (*FLAGS, "--data", demo, "--epochs", "1.7", "--grad-accum-steps", accumulated, "--deterministic")
     assert train(*flags, "--output-dir", "whole") == 0
-    kill_at(steps + 1, monkeypatch, lambda: train(*flags, "--checkpoint-steps", steps + 1))
+    interrupt_after(steps + 1, lambda: train(*flags, "--checkpoint-steps", steps + 1))
     assert torch.load("run/last.pt")["epoch"] == 1
     assert train(*flags, "--resume") == 0
     whole, parts = torch.load("whole/last.pt"), torch.load("run/last.pt")
     assert whole["step"] == parts["step"] == round(1.7 * steps)
     assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
-    a, b = records("epoch", "whole"), records("epoch")
+    a, b = records(Path("whole"), "epoch"), records(RUN, "epoch")
     assert [(r["step"], r["train"], r["val"]) for r in a] == [(r["step"], r["train"], r["val"]) for r in b]
 
 
-def test_a_cut_epoch_that_was_trained_and_not_validated_is_validated_when_resumed(
-    train: Train, demo, monkeypatch
-):
+def test_a_cut_epoch_that_was_trained_and_not_validated_is_validated_when_resumed(train: Train, demo):
     flags = (*FLAGS, "--data", demo, "--epochs", "1.5")
-    kill_at(15, monkeypatch, lambda: train(*flags, "--checkpoint-steps", "15"))
-    assert len(records("epoch")) == 1
+    interrupt_after(15, lambda: train(*flags, "--checkpoint-steps", "15"))
+    assert len(records(RUN, "epoch")) == 1
     assert train(*flags, "--resume") == 0
-    assert [(r["step"], r["epoch"]) for r in records("epoch")] == [(10, 1), (15, 1.5)]
-    assert records("epoch")[1]["train"]["samples"] == 80
+    assert [(r["step"], r["epoch"]) for r in records(RUN, "epoch")] == [(10, 1), (15, 1.5)]
+    assert records(RUN, "epoch")[1]["train"]["samples"] == 80
 
 
 @pytest.mark.parametrize(
     ("batch_size", "end"),
     [(8, (31, 1.55)), (32, (8, 1.55)), (100, (2, 2))],  # of 20, 5 and 1 an epoch
 )
-def test_a_cut_epoch_goes_on_with_another_batch_size(train: Train, demo, monkeypatch, batch_size, end):
+def test_a_cut_epoch_goes_on_with_another_batch_size(train: Train, demo, batch_size, end):
     flags = (*FLAGS, "--data", demo, "--epochs", "1.55", "--lr", "0.01", "--warmup-epochs", "0")
-    kill_at(12, monkeypatch, lambda: train(*flags, "--checkpoint-steps", "12"))
+    interrupt_after(12, lambda: train(*flags, "--checkpoint-steps", "12"))
     assert train("--resume", "run/last.pt", "--batch-size", batch_size) == 0
-    assert [(r["step"], r["epoch"]) for r in records("epoch")] == [(10, 1), end]
+    assert [(r["step"], r["epoch"]) for r in records(RUN, "epoch")] == [(10, 1), end]
 
 
 def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_given_more(
@@ -139,7 +107,7 @@ def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_g
     assert train(*flags, "--epochs", "1.5", "--resume") == 0
     assert "nothing left to train: it has 1.5 epochs; write more with --epochs" in capsys.readouterr().out
     assert train(*flags, "--epochs", "3", "--resume") == 0
-    epochs = records("epoch")
+    epochs = records(RUN, "epoch")
     assert [(r["step"], r["epoch"]) for r in epochs] == [(10, 1), (15, 1.5), (20, 2), (30, 3)]
     assert [r["train"]["samples"] for r in epochs] == [160, 80, 160, 160]
 
@@ -188,11 +156,11 @@ def test_the_result_has_the_best_epochs_weights_and_the_last_checkpoint_the_last
     weights = result.network.state_dict()
     assert all(torch.equal(value, best["weights"][name]) for name, value in weights.items())
     assert result.best["epoch"] == best["epoch"]
-    assert result.val["loss"] == records("epoch", str(tmp_path / "run"))[-1]["val"]["loss"]
+    assert result.val["loss"] == records(tmp_path / "run", "epoch")[-1]["val"]["loss"]
     assert last["epoch"] == 4
     assert 0 < result.seconds
     assert result.seconds == pytest.approx(
-        sum(r["seconds"] for r in records("epoch", str(tmp_path / "run"))), rel=0.5
+        sum(r["seconds"] for r in records(tmp_path / "run", "epoch")), rel=0.5
     )
 
 
@@ -200,7 +168,7 @@ def test_a_run_without_patience_stops_when_nothing_gets_better(train: Train, dem
     flags = (*FLAGS, "--data", demo, "--lr", "0", "--epochs", "9", "--patience", "2")
     assert train(*flags) == 0
     assert "stopping: the last 2 validations were no better than the best one" in capsys.readouterr().out
-    assert len(records("epoch")) == 3  # the first is the best
+    assert len(records(RUN, "epoch")) == 3  # the first is the best
     content = torch.load("run/last.pt")
     assert (content["epoch"], content["since_best"]) == (3, 2)
     assert torch.load("run/best.pt")["epoch"] == 1
@@ -210,7 +178,7 @@ def test_a_resumed_run_knows_how_long_it_has_waited(train: Train, demo):
     flags = (*FLAGS, "--data", demo, "--lr", "0", "--sched", "constant")
     assert train(*flags, "--epochs", "2", "--patience", "3") == 0
     assert train(*flags, "--epochs", "9", "--patience", "3", "--resume") == 0
-    assert len(records("epoch")) == 4
+    assert len(records(RUN, "epoch")) == 4
 
 
 @pytest.mark.parametrize("ema", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -266,9 +234,9 @@ def test_a_run_that_goes_on_knows_that_its_average_was_the_best(train: Train, de
     assert next(accuracies, None) is None
 
 
-def test_a_run_that_was_killed_before_its_average_makes_up_for_it(train: Train, demo, monkeypatch, capsys):
+def test_a_run_that_was_killed_before_its_average_makes_up_for_it(train: Train, demo, capsys):
     flags = (*FLAGS, "--data", demo, "--lr", "0.05", "--epochs", "2", "--average-last", "2")
-    kill_at(20, monkeypatch, lambda: train(*flags))
+    interrupt_after(20, lambda: train(*flags))
     assert not Path("run/average.pt").exists()
     for said in (True, False):
         capsys.readouterr()
@@ -277,13 +245,13 @@ def test_a_run_that_was_killed_before_its_average_makes_up_for_it(train: Train, 
     assert torch.load("run/average.pt")["average"]["epochs"] == 2
 
 
-def test_averaging_goes_on_after_a_resume(train: Train, demo, monkeypatch):
+def test_averaging_goes_on_after_a_resume(train: Train, demo):
     arch = "--arch", "lenet5", "--lr", "0.05", "--epochs", "4", "--average-last", "3"
     flags = (*FLAGS, "--data", demo, *arch)
     assert train(*flags) == 0
     whole = torch.load("run/average.pt")["weights"]
     Path("run").rename("whole")
-    kill_at(30, monkeypatch, lambda: train(*flags))
+    interrupt_after(30, lambda: train(*flags))
     assert train(*flags, "--resume") == 0
     resumed = torch.load("run/average.pt")["weights"]
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
@@ -312,9 +280,9 @@ def test_an_epoch_that_was_cut_short_and_is_finished_later_is_averaged_once(trai
         torch.testing.assert_close(given_more[name], value)
 
 
-def test_of_the_last_epoch_alone_a_part_is_the_average(train: Train, demo, monkeypatch):
+def test_of_the_last_epoch_alone_a_part_is_the_average(train: Train, demo):
     flags = (*FLAGS, "--data", demo, "--lr", "0.05", "--epochs", "1.5", "--average-last", "1")
-    kill_at(15, monkeypatch, lambda: train(*flags))
+    interrupt_after(15, lambda: train(*flags))
     assert train(*flags, "--resume") == 0
     last, average = torch.load("run/last.pt"), torch.load("run/average.pt")
     assert all(torch.equal(value, average["weights"][name]) for name, value in last["weights"].items())

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import QUICK, interrupt_after, records
 from test_engine import CPU, MEAN, STD, TASK, batches, forbid_waiting, loader_of, losses, state_of
-from test_train import QUICK, interrupt_after, records
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -218,8 +218,7 @@ def test_mixup_cutmix_and_none_are_one_graph(backend, monkeypatch):
     assert not counters["graph_break"]
 
 
-def test_a_resumed_run_mixes_what_it_would_have(train, demo, monkeypatch):
-    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)
+def test_a_resumed_run_mixes_what_it_would_have(train, demo):
     flags = (*QUICK, "--data", demo, "--data-backend", "torch", "--epochs", "2", "--deterministic")
     flags += ("--mixup", "0.8", "--cutmix", "1", "--mixup-prob", "0.9")
     assert train(*flags, "--output-dir", "whole") == 0

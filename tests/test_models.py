@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from networks import FAMILIES, STRUCTURES, each
+from ranks import start_command
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
@@ -343,17 +342,19 @@ def test_a_network_trains_a_step_and_evaluates_in_channels_last(name):
     ],
 )
 def test_a_network_of_each_family_trains_by_the_command(name, photos, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "-m", "fastcnn.train"]
-    flags = ["--arch", name, "--data", photos, "--batch-size", "8", "--epochs", "1", "--amp-dtype", "auto"]
+    flags = ["--arch", name, "--data", str(photos), "--batch-size", "8", "--epochs", "1"]
+    flags += ["--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off"]
     size = 32 if outline(name).default_image_size == 32 else 96
-    flags += ["--img-size", str(size), "--output-dir", tmp_path / "run", "--data-backend", "torch"]
-    done = subprocess.run([*torchrun, *flags], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "of 7 images (epoch 1)" in done.stdout
+    flags += ["--img-size", str(size), "--output-dir", "run", "--data-backend", "torch"]
+    process = start_command(tmp_path, *flags)
+    process.join()
+    out = (tmp_path / "out.txt").read_text()
+    assert process.exitcode == 0, out
+    assert "of 7 images (epoch 1)" in out
     assert (tmp_path / "run" / "best.pt").is_file()
 
 
-@pytest.mark.parametrize("name", each(MODELS, ["mobilenet_v2"]))
+@pytest.mark.parametrize("name", each(MODELS, []))
 def test_a_network_compiles_without_a_graph_break(name):
     """Training and evaluating, under autocast; traced without numbers."""
     network = build(name, 10)
@@ -576,7 +577,7 @@ def test_inception_v1_has_5x5_convolutions_and_torchvision_s_googlenet_has_none(
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in MODELS if n.startswith(("mobilenet", "efficientnet", "convnext"))]
+    "name", each(n for n in MODELS if n.startswith(("mobilenet", "efficientnet", "convnext")))
 )
 def test_depthwise_layers_are_those_of_fastcnn_kernels(name):
     depthwise = [
@@ -655,7 +656,7 @@ def test_vit_says_which_sizes_it_takes():
         network(torch.empty(1, 3, 224, 200, device="meta"))
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", each(VITS))
 def test_vit_s_stage_is_the_map_of_its_tokens(name):
     network = shell(name)
     (features,) = network.forward_stages(images(network))

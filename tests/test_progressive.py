@@ -10,9 +10,9 @@ import pytest
 import torch
 import worker_progressive
 from ranks import run_ranks
+from runs import interrupt_after, records
 from small_network import small
 from test_engine import CPU, TASK
-from test_train import interrupt_after, records
 from torch import Tensor
 
 from fastcnn.checks import check
@@ -42,12 +42,6 @@ FLAGS = (
     *("--workers", "1", "--data-backend", "torch", "--output-dir", "run", "--lr", "0.05"),
 )
 """10 updates an epoch on the demo set of the tests."""
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take as long as the rest."""
-    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)
 
 
 # Which size when
@@ -336,6 +330,7 @@ def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     assert counters["stats"]["unique_graphs"] == len(sizes) + 1 == 11
 
 
+@pytest.mark.slow
 def test_two_processes_warm_up_together_and_compile_nothing_later():
     first, second = run_ranks(worker_progressive.results)
     assert first["graphs"] == second["graphs"] == [4, 4]

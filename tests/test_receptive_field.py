@@ -84,7 +84,11 @@ def with_strides_as_in_the_paper(network: ConvNet) -> ConvNet:
 
 @pytest.mark.parametrize(
     ("name", "here", "published"),
-    [("resnet50", 427, 483), ("resnet101", 971, 1027), ("resnet152", 1451, 1507)],
+    [
+        ("resnet50", 427, 483),
+        pytest.param("resnet101", 971, 1027, marks=pytest.mark.slow),
+        pytest.param("resnet152", 1451, 1507, marks=pytest.mark.slow),
+    ],
 )
 def test_published_resnets_have_their_strides_elsewhere(name, here, published):
     # The 3x3 convolutions with stride 2 see the finer map here, and the coarser one there.

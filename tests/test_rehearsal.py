@@ -199,6 +199,7 @@ def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(trai
     assert f"--time-budget 6s: the run keeps its {epochs:.4g} epochs; write --epochs for others" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "budget"), [("lenet5", "1000s"), ("resnet20", "3060s")])
 def test_the_average_at_the_end_is_in_the_time_budget(train, demo, monkeypatch, capsys, arch, budget):
     monkeypatch.setattr("fastcnn.settle.time_updates", lambda *_: 100.0)

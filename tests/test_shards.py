@@ -522,6 +522,7 @@ for data in patterns:
 """
 
 
+@pytest.mark.slow
 @needs_dali
 def test_remote_shards_are_copied_once_and_read_as_local_ones(bucket, tmp_path):
     large = {"large.jpg": np.random.default_rng(0).bytes(3_000_000), "large.cls": b"1"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -22,31 +21,13 @@ import worker_fits
 from networks import each
 from PIL import Image
 from ranks import run_ranks, start_command
+from runs import QUICK, QUICK_SETTINGS, as_flags, interrupt_after, records
 
 import fastcnn
 from fastcnn import machine
-from fastcnn.config import flag
 from fastcnn.data import has_dali
 from fastcnn.interrupt import SAID
 
-QUICK_SETTINGS: dict[str, Any] = {
-    "amp_dtype": "fp32",  # these three: else the machine is tried for them
-    "channels_last": "on",
-    "compile": "off",
-    "batch_size": 16,
-    "workers": 1,
-}
-
-
-def as_flags(settings: dict[str, Any]) -> tuple[str, ...]:
-    """What `fastcnn.fit` takes, for the command line."""
-    words: list[str] = []
-    for name, value in settings.items():
-        words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
-    return tuple(words)
-
-
-QUICK = as_flags({"arch": "lenet5", **QUICK_SETTINGS})
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 
 
@@ -111,11 +92,6 @@ JOBS_AND_BACKENDS = pytest.mark.parametrize(
 @pytest.fixture(params=TASKS)
 def job(request: pytest.FixtureRequest, demo: Path, annotated: Path) -> Job:
     return job_of(request.param, demo, annotated)
-
-
-def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 @JOBS_AND_BACKENDS
@@ -183,9 +159,7 @@ def test_the_saved_settings_repeat_the_run(train, job):
         ),
     ],
 )
-def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(
-    train, job, backend, extra, monkeypatch
-):
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(train, job, backend, extra):
     flags = (*job.flags, "--data-backend", backend, "--epochs", "2", "--lr", "0.01", *extra)
     flags += ("--deterministic", "--log-interval", "2")
     assert train(*flags, "--output-dir", "whole") == 0
@@ -200,28 +174,6 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(
         assert all(torch.equal(tensor, averages[name]) for name, tensor in whole["ema"]["average"].items())
     a, b = records(Path("whole"), "epoch"), records(Path("parts"), "epoch")
     assert [(r["step"], r["train"], r["val"]) for r in a] == [(r["step"], r["train"], r["val"]) for r in b]
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the program catches it."""
-
-
-def interrupt_after(step: int, run: Any) -> None:
-    from fastcnn import checkpoint
-
-    real = checkpoint.save
-
-    def save_then_die(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
-        real(path, content, best)
-        if content["step"] == step:
-            raise Killed
-
-    checkpoint.save = save_then_die
-    try:
-        with pytest.raises(Killed):
-            run()
-    finally:
-        checkpoint.save = real
 
 
 @jobs("classification")
@@ -671,9 +623,7 @@ def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp
     assert torch.load("run/last.pt")["epoch"] == 2
 
 
-def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(
-    train, tmp_path, monkeypatch, demo
-):
+def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(train, tmp_path, demo):
     flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--deterministic")
     interrupt_after(4, lambda: train(*flags, "--checkpoint-steps", "4"))  # of 10
     last = str(Path("run/last.pt").absolute())
@@ -713,7 +663,7 @@ def of_two(tmp_path_factory, demo, annotated) -> tuple[Path, list[list[dict[str,
     for task in TASKS:
         job, folder = job_of(task, demo, annotated), str(root / task)
         own = {**job.settings, "data_backend": "torch", "workers": 1}
-        runs.append({**own, "epochs": 4, "lr": job.lr, "output_dir": folder})
+        runs.append({**own, "epochs": 2, "lr": job.lr, "output_dir": folder})
         runs += [{**own, "batch_size": n, "resume": folder, "test_only": True} for n in SIZES]
     return root, run_ranks(worker_fits.results, runs)
 

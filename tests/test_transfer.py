@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from networks import each
+from runs import interrupt_after
 from test_engine import CPU, MEAN, STD, TASK, batches, loader_of, step_twice_without_waiting
-from test_train import interrupt_after
 from torch import Tensor, nn
 
 import fastcnn
@@ -293,7 +293,7 @@ MOBILE = (
     ("saved", "extra"),
     [
         *(pytest.param(saved, (), marks=pytest.mark.slow) for saved in (3, 5, 12)),
-        (7, ADAPTIVE),
+        pytest.param(7, ADAPTIVE, marks=pytest.mark.slow),
         (4, MOBILE),
     ],
     ids=["frozen", "between", "unfrozen", "unfrozen adamw", "frozen rmsprop and dropout"],

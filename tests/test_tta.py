@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import QUICK
 from test_engine import TASK, batches, loader_of, losses, state_of
-from test_train import QUICK
 from torch import Tensor, nn
 
 from fastcnn.engine import evaluate

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.axes import Axes
-from test_train import QUICK, interrupt_after, records
+from runs import QUICK, interrupt_after, records
 
 from fastcnn.curves import draw_curves
 
@@ -18,7 +18,12 @@ FLAGS = (*QUICK, "--data-backend", "torch", "--lr", "0.05", "--output-dir", "run
 
 @pytest.mark.parametrize(
     ("interval", "epochs", "expected"),
-    [(2, "4", [2, 4]), (2, "3", [2, 3]), (3, "3.5", [3, 3.5]), (9, "2", [2])],
+    [
+        pytest.param(2, "4", [2, 4], marks=pytest.mark.slow),
+        (2, "3", [2, 3]),
+        (3, "3.5", [3, 3.5]),
+        pytest.param(9, "2", [2], marks=pytest.mark.slow),
+    ],
 )
 def test_every_so_many_epochs_and_the_last_are_validated(train, demo, interval, epochs, expected):
     assert train(*FLAGS, "--data", demo, "--epochs", epochs, "--val-interval", interval) == 0
