@@ -139,9 +139,12 @@ def check_many(kernel: int, stride: int, dtype: torch.dtype) -> None:
 
 
 CASES = [
-    (kernel, dtype) for kernel in EXAMPLES for dtype in DTYPES if RANDOM or kernel == 3 or dtype != DTYPES[2]
+    (kernel, dtype)
+    for kernel in EXAMPLES
+    for dtype in DTYPES
+    if RANDOM or kernel == 3 or dtype == (torch.bfloat16 if kernel == 5 else torch.float32)
 ]
-"""float16 takes the paths of bfloat16."""
+"""What a dtype changes is the same for each size."""
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), CASES, ids=str)

@@ -103,7 +103,7 @@ def each_augmentation(default: Iterable[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "files"), each_augmentation(("rand", "cutout", "alternating")))
+@pytest.mark.parametrize(("name", "files"), each_augmentation(("cutout", "alternating")))
 def test_a_seed_decides_and_a_restored_loader_goes_on_with_the_same_pixels(
     loaders, small, photos, backend, name, files
 ):

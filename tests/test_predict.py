@@ -17,7 +17,7 @@ from fastcnn.data import shapes
 ARCHS = {
     "classification": ("--arch", "lenet5"),
     "segmentation": ("--arch", "unet/lenet5"),
-    "detection": ("--arch", "yolo/lenet5"),
+    "detection": ("--arch", "yolo/lenet5", "--img-size", "32", "--strides", "4"),
     "detection in a grid": ("--arch", "yolov1/lenet5"),
 }
 

@@ -306,7 +306,13 @@ def count_graphs(monkeypatch: pytest.MonkeyPatch, backend: str) -> list[int]:
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("extra", [(), ("--mixup", "0.2", "--cutmix", "1", "--tta", "flip", "--model-ema")])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("--mixup", "0.2", "--cutmix", "1", "--tta", "flip", "--model-ema"),
+    ],
+)
 def test_a_run_over_three_sizes_compiles_nothing_after_its_start(train, demo, monkeypatch, backend, extra):
     from torch._dynamo.utils import counters
 
@@ -320,6 +326,7 @@ def test_a_run_over_three_sizes_compiles_nothing_after_its_start(train, demo, mo
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     from torch._dynamo.utils import counters
 

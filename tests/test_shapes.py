@@ -109,6 +109,7 @@ def test_each_shape_fills_its_box_in_its_own_way():
     assert np.std(fill["triangle"]) < np.std(fill["square"])
 
 
+@pytest.mark.slow
 def test_hue_alone_gets_half_of_the_images(small):
     def hues(split):
         for label, folder in enumerate(FOLDERS):

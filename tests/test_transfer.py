@@ -408,7 +408,8 @@ def test_a_backbone_takes_the_weights_of_the_whole_network(arch):
     assert all(torch.equal(value, loaded[name]) for name, value in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("arch", ["unet/lenet5", pytest.param("yolo/lenet5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["unet/lenet5", "yolo/lenet5"])
 def test_masks_and_boxes_start_from_a_network_for_classification(
     train, demo, tmp_path, monkeypatch, capsys, arch
 ):

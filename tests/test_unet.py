@@ -178,7 +178,7 @@ def test_a_decoder_works_on_every_network_and_leaves_no_parameter_without_a_grad
     assert [key for key, gradient in zip(names, gradients) if gradient is None] == []
 
 
-@pytest.mark.parametrize("name", each(ONE_OF_EACH_FAMILY, FAMILIES))
+@pytest.mark.parametrize("name", each(ONE_OF_EACH_FAMILY, ["lenet5", "resnet18", "vit_s_16"]))
 def test_a_decoder_on_a_network_of_each_family_trains(name):
     torch.manual_seed(0)
     network = build(f"unet/{name}", 3, 3).train()
