@@ -16,8 +16,8 @@ demo: $(VENV)/.installed
 	$(BIN)/torchrun -m fastcnn.train --arch resnet50
 
 test: $(VENV)/.installed-test
-	$(PYTEST) $(PARALLEL) -m "not slow and not gpu and not timing"
-	$(PYTEST) -m "timing and not slow and not gpu" $(TIMED)
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu and not timing"; status=$$?; \
+	$(PYTEST) -m "timing and not slow and not gpu" $(TIMED) && exit $$status
 
 # What CI runs beside the tests.
 check: $(VENV)/.installed-dev

@@ -54,6 +54,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.timeout(0 if torch.cuda.is_available() else ROW_LIMIT))
 
 
+FAILED: set[tuple[str, str]] = set()
+"""Rows that failed, by file: all sides of a row are measured together, and not again for each."""
+
+
+def _row_of(item: pytest.Item) -> tuple[str, str] | None:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return (item.path.name, str(params["row"])) if "row" in params else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    row = _row_of(item)
+    if row in FAILED:
+        pytest.fail(f"{row[1]}: failed with another side", pytrace=False)
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
+    row = _row_of(item)
+    if row is not None and call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
+        FAILED.add(row)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
     for reason in dict.fromkeys(why[2] for why in skipped if isinstance(why, tuple)):

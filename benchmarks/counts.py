@@ -264,6 +264,10 @@ def compare(versions: str, before: Counts, now: Counts, exact: bool = True) -> l
     lines = []
     for what in sorted(before.keys() | now.keys()):
         was, is_now = before.get(what, {}), now.get(what, {})
+        if not exact and not (was and is_now):
+            then, today = ("counted" if counts else "nothing" for counts in (was, is_now))
+            lines.append(f"{versions}, {what}: {then} before, {today} now")
+            continue
         for name in sorted(was.keys() | is_now.keys()):
             a, b = was.get(name), is_now.get(name)
             if exact:
@@ -281,6 +285,10 @@ def compare(versions: str, before: Counts, now: Counts, exact: bool = True) -> l
 def check(before: Found, now: Found, path: Path) -> int:
     """Prints what was compared with what, and each difference. Returns the exit status."""
     status = 0
+    known, seen = ({versions.split()[0] for versions in found} for found in (before, now))
+    for library in sorted(known - seen) if sys.platform == "linux" else ():  # Triton is for Linux
+        print(f"{library}: nothing was counted; install it")
+        status = 1
     for versions, counts in sorted(now.items()):
         other = nearest(versions, list(before))
         if other is None:

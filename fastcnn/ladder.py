@@ -69,7 +69,7 @@ QUICK_ROUNDS = 5
 QUICK_MINUTES = 1.0
 """Default of `--minutes` with `--quick` on the CPU."""
 CPU_LIMIT, QUICK_LIMIT = 600.0, 20.0
-"""Seconds in which a process must answer on the CPU: build its step and call it `FIRST_CALLS` times."""
+"""Seconds in which a process must start, or answer a question, on the CPU."""
 CPU_SIZE = 64
 """Pixels a side on a CPU, where the published size would take minutes."""
 KEPT = 0.99
@@ -176,7 +176,7 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
         for name, changes in [*RUNGS.items(), (OWN, {})]:
             rung = Rung(name, dataclasses.replace(switches, **changes))
             rung.left_out = _why_not(rung, settings, device, problem)
-            late = minutes is not None and clock() - begin > 60 * minutes and name != OWN
+            late = minutes is not None and clock() - begin > 60 * minutes and name not in (BASELINE, OWN)
             if late and not rung.left_out:
                 rung.left_out = f"time limit of {minutes:g} min reached (--minutes)"
             if not rung.left_out:
@@ -190,6 +190,9 @@ def climb(settings: Settings, clock: Callable[[], float] = time.monotonic) -> It
                     rung.left_out = f"failed: {error}"
                     if name == BASELINE:
                         raise UserError(f"--arch {settings.arch}: {error}") from None
+                    for other in (BASELINE, best):
+                        if not workers[other].is_alive():  # nothing can be compared with it any more
+                            raise UserError(f"--arch {settings.arch}: {other} {error}") from None
             if rung.kept and best != BASELINE:
                 workers.pop(best).close()
             if rung.kept:

@@ -26,7 +26,7 @@ LEGEND = """\
 speed-up: times the first row, step by step in turn; + stays on in the rows below. of roofline: share of the
 speed that the machine's products and copies would allow. start: seconds of building and the first call, and
 after how many steps what is longer than before is won back. loss: largest difference from the first row's
-in the first ten steps at most."""
+in the first steps (ten, or as few as three of slow ones)."""
 
 
 def head(content: Content) -> str:
@@ -165,8 +165,10 @@ def regressions(now: Content, before: Content, most: float) -> tuple[list[str], 
     """
     for part, names in (("problem", tuple(before["problem"])), ("environment", MACHINE)):
         theirs, ours = ({name: c[part].get(name) for name in names} for c in (before, now))
+        if part == "environment" and (ours["gpu"] or theirs["cpu_capability"] is None):
+            theirs["cpu_capability"] = ours["cpu_capability"]  # of no matter, or of a file without it
         if theirs != ours:
-            of = ", ".join(f"{name} {v or 'unknown'}" for name, v in theirs.items() if v != ours[name])
+            of = ", ".join(f"{name} {value}" for name, value in theirs.items() if value != ours[name])
             raise UserError(f"--baseline: it is of {of}; measure the same")
     # The first is 1 in both.
     known = {rung["name"]: rung for rung in before["rungs"][1:] if "left_out" not in rung}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.distributed import Ranks
+from fastcnn.errors import UserError
 from fastcnn.models.base import logits_of
 from fastcnn.state import Normalized
 
@@ -214,11 +215,20 @@ def is_native(dtype: str, device: torch.device | None = None) -> bool:
     Args:
         dtype: of `DTYPES`.
         device: default: the CPU. GPUs are taken to compute in all of `DTYPES`.
+
+    Raises:
+        UserError: $FASTCNN_NATIVE_DTYPES names something else.
     """
     if dtype == "fp32" or (device is not None and device.type != "cpu"):
         return True
     override = os.environ.get(NATIVE_DTYPES)
-    return _is_native(dtype) if override is None else dtype in override.split(",")
+    if override is None:
+        return _is_native(dtype)
+    names = [name.strip() for name in override.split(",")]
+    for name in names:
+        if name not in DTYPES:
+            raise UserError(f"{NATIVE_DTYPES}={override}: write some of {', '.join(DTYPES)}, not {name!r}")
+    return dtype in names
 
 
 @functools.cache

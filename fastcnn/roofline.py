@@ -84,7 +84,7 @@ class Ceilings:
     bytes_per_second: float
     """Of a large copy: bytes read and bytes written."""
     flops_per_second: dict[str, float]
-    """Of a product of matrices, by dtype, such as "bfloat16"."""
+    """Of a product of matrices, by dtype, such as "bfloat16". One without counts as float32."""
 
 
 def lower_bound(operations: list[Operation], parameters: int, ceilings: Ceilings) -> float:
@@ -95,7 +95,7 @@ def lower_bound(operations: list[Operation], parameters: int, ceilings: Ceilings
     """
     seconds = 5 * 4 * parameters / ceilings.bytes_per_second
     for operation in operations:
-        rate = ceilings.flops_per_second[operation.dtype]
+        rate = ceilings.flops_per_second.get(operation.dtype, ceilings.flops_per_second["float32"])
         seconds += max(operation.flops / rate, operation.bytes / ceilings.bytes_per_second)
     return seconds
 
@@ -132,14 +132,17 @@ def product(device: str, dtype: str) -> Probe:
 def _grow(
     make: Callable[[int], Probe], sizes: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> Probe:
-    """The first size whose second call takes `LONG_ENOUGH`, else the last."""
+    """The first size whose calls take `LONG_ENOUGH`, also the faster of two; else the last."""
     *smaller, last = sizes
     for size in smaller:
         probe = make(size)
-        probe()
-        start = clock()
-        probe()
-        if clock() - start >= LONG_ENOUGH:
+        probe()  # allocates
+        seconds = []
+        for _ in range(2):
+            start = clock()
+            probe()
+            seconds.append(clock() - start)
+        if min(seconds) >= LONG_ENOUGH:
             return probe
     return make(last)
 

@@ -61,11 +61,13 @@ class Cost:
         """The least seconds of all calls, where it is known what they do.
 
         Args:
-            flops_per_second: of products, for "float32" and "bfloat16", which stands for float16 too.
+            flops_per_second: of products, for "float32" and, if it is native, "bfloat16", which stands for
+                float16 too.
         """
         if self.bytes == 0:
             return None
-        rate = flops_per_second["bfloat16" if self.dtype == "float16" else self.dtype] if self.flops else 1.0
+        dtype = "bfloat16" if self.dtype == "float16" else self.dtype
+        rate = flops_per_second.get(dtype, flops_per_second["float32"]) if self.flops else 1.0
         return self.calls * max(self.bytes / bytes_per_second, self.flops / rate)
 
 

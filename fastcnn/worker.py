@@ -29,6 +29,7 @@ Step = Callable[[], Any]
 
 
 MIN_FIRST_CALLS, FIRST_SECONDS = 3, 2.0
+"""So many first calls are made in any case; after so many seconds, without the first call's, no others."""
 
 
 class WorkerError(RuntimeError):
@@ -72,7 +73,7 @@ class Worker:
         first_calls: int = 3,
         limit: float | None = None,
     ) -> None:
-        self.device, self._limit = device, limit
+        self.device, self._limit, self._over_limit = device, limit, False
         if "forkserver" in multiprocessing.get_all_start_methods():
             context: Any = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])  # imports torch once for all workers
@@ -107,6 +108,9 @@ class Worker:
         """Seconds of a call, when the step is called so many times and the device waited for."""
         return self.ask(_Turn(calls, self.device))
 
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
     def close(self) -> None:
         self._pipe.close()
         self._process.join(10)
@@ -124,7 +128,8 @@ class Worker:
         try:
             if not self._pipe.poll(self._limit):
                 self._process.kill()
-                raise WorkerLimitError(f"took longer than {self._limit:g} s")
+                self._over_limit = True
+                raise self._ended()
             ok, value = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None
@@ -134,6 +139,8 @@ class Worker:
 
     def _ended(self) -> WorkerError:
         self._process.join(10)
+        if self._over_limit:
+            return WorkerLimitError(f"took longer than {self._limit:g} s")
         code = self._process.exitcode
         return WorkerError(
             "the process was killed: there was too little memory, as a rule"
@@ -198,7 +205,7 @@ def _serve(
             start.first_seconds.append(time.perf_counter() - begin)
             if isinstance(result, torch.Tensor) and result.numel() == 1:
                 start.losses.append(float(result))
-            if sum(start.first_seconds) > FIRST_SECONDS and len(start.first_seconds) >= MIN_FIRST_CALLS:
+            if sum(start.first_seconds[1:]) > FIRST_SECONDS and len(start.first_seconds) >= MIN_FIRST_CALLS:
                 break
         peak = _peak_bytes(device)
         start.peak_bytes = None if peak is None else peak - idle

@@ -22,7 +22,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 CUT = 1 if DEVICE.type == "cuda" else 2
 WHOLE = "WHOLE_GRID" in os.environ
-EXAMPLES = 320 if WHOLE and DEVICE.type == "cpu" else 20  # for a GPU each is compiled
+EXAMPLES = 60 if DEVICE.type == "cuda" else 320 if WHOLE else 20  # for a GPU each is compiled
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ import pickle
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from fastcnn.distributed import Ranks, process_group
 
 SERVER = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-PRELOAD = ["fastcnn.worker", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks", "torchvision", "ranks"]
+PRELOAD = ["fastcnn.worker", "fastcnn.wire", "fastcnn.loop", "fastcnn.tasks", "torchvision"]
 """What the server imports once; a fork has it in milliseconds. It starts no threads and no DALI."""
 
 
@@ -34,17 +34,22 @@ def warm() -> Any:
     return SERVER
 
 
-def start_command(folder: Path, *flags: str) -> BaseProcess:
-    """Starts `python -m fastcnn.train` with these flags in a folder; its output goes to out.txt there."""
-    process = warm().Process(target=_command, args=(folder, flags))
+@contextlib.contextmanager
+def command(folder: Path, *flags: str) -> Iterator[BaseProcess]:
+    """`python -m fastcnn.train` with these flags in a folder, its output in out.txt; killed at the end."""
+    process = warm().Process(target=_command, args=(folder, flags, dict(os.environ)))
     process.start()
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
-def _command(folder: Path, flags: tuple[str, ...]) -> None:
+def _command(folder: Path, flags: tuple[str, ...], environment: dict[str, str]) -> None:
     from fastcnn.train import main
 
-    _share_the_machine()
+    _become(environment)
     os.chdir(folder)
     os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
@@ -58,7 +63,7 @@ def run_ranks(work: Callable[..., Any], *args: Any, world_size: int = 2, timeout
     module; arguments and results can be pickled.
 
     Raises:
-        AssertionError: a rank failed, with its traceback, or did not answer in `timeout` seconds.
+        AssertionError: ranks failed, with their tracebacks, or did not answer in `timeout` seconds.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -66,45 +71,41 @@ def run_ranks(work: Callable[..., Any], *args: Any, world_size: int = 2, timeout
     pipes, processes = [], []
     for rank in range(world_size):
         ours, theirs = SERVER.Pipe()
-        job = theirs, rank, world_size, port, work, args
+        ranks = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
+        variables = {name: str(value) for name, value in ranks.items()}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        job = theirs, {**os.environ, **variables}, work, args
         process = warm().Process(target=_serve, args=job, daemon=True)
         process.start()
         theirs.close()
         pipes.append(ours)
         processes.append(process)
     try:
-        answers = [_answer(pipe, rank, timeout) for rank, pipe in enumerate(pipes)]
+        answers = [_answer(pipe, timeout) for pipe in pipes]
     finally:
         for process in processes:
             process.join(5)
             process.kill()
             process.join()
-    return answers
+    failures = [f"rank {rank}: {failure}" for rank, (failure, _) in enumerate(answers) if failure]
+    assert not failures, "\n".join(failures)
+    return [result for _, result in answers]
 
 
-def _share_the_machine() -> None:
-    """A loading thread that gives way would wait for the other tests."""
-    if hasattr(os, "setpriority"):
-        os.setpriority = lambda *priority: None
-
-
-def _answer(pipe: Connection, rank: int, timeout: float) -> Any:
-    assert pipe.poll(timeout), f"rank {rank} did not answer in {timeout:g} s"
+def _answer(pipe: Connection, timeout: float) -> tuple[str, Any]:
+    """What went wrong, and the result."""
+    if not pipe.poll(timeout):
+        return f"no answer in {timeout:g} s", None
     try:
-        failure, result = pickle.loads(pipe.recv_bytes())
+        return pickle.loads(pipe.recv_bytes())
     except EOFError:
-        raise AssertionError(f"rank {rank} ended without a result") from None
-    assert not failure, f"rank {rank}\n{failure}"
-    return result
+        return "ended without a result", None
 
 
 def _serve(
-    pipe: Connection, rank: int, world_size: int, port: int, work: Callable[..., Any], args: tuple[Any, ...]
+    pipe: Connection, environment: dict[str, str], work: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    ranks = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
-    os.environ |= {name: str(value) for name, value in ranks.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    _share_the_machine()
+    _become(environment)
     torch.set_num_threads(1)
     failure, result = "", None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -114,3 +115,11 @@ def _serve(
         except BaseException:
             failure = traceback.format_exc()
     pipe.send_bytes(pickle.dumps((failure, result)))
+
+
+def _become(environment: dict[str, str]) -> None:
+    """The environment of the test, not of the server; loading threads do not give way to other tests."""
+    os.environ.clear()
+    os.environ.update(environment)
+    if hasattr(os, "setpriority"):
+        os.setpriority = lambda *priority: None

@@ -121,6 +121,18 @@ def test_other_versions_are_compared_with_the_nearest_which_is_said(tmp_path, ca
     assert line == (f"torch 2.14, a: {wrong}" if wrong else "torch 2.14: within bounds")
 
 
+def test_what_is_not_counted_any_more_fails_the_check_of_other_versions_too(tmp_path, capsys):
+    before: counts.Found = {"torch 2.15": {"a": {"waits": 0}, "b": {"waits": 0}}, "triton 3.9": {}}
+    path = tmp_path / "counts.json"
+    assert counts.check(before, {"torch 2.14": {"a": {"waits": 0}, "c": {"waits": 0}}}, path) == 1
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "torch 2.14, b: counted before, nothing now",
+        "torch 2.14, c: nothing before, counted now",
+    ]
+    assert counts.check(before, {"torch 2.15": before["torch 2.15"]}, path) == 1
+    assert capsys.readouterr().out.splitlines()[0] == "triton: nothing was counted; install it"
+
+
 def test_a_library_that_was_never_counted_fails_the_check(tmp_path, capsys):
     assert counts.check({"torch 2.15": {}}, {"triton 4.0": {}}, tmp_path / "counts.json") == 1
     assert "triton 4.0: " in capsys.readouterr().out

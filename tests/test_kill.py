@@ -10,12 +10,13 @@ import os
 import random
 import sys
 import time
+from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import start_command
+from ranks import command
 
 from fastcnn.data import has_dali
 
@@ -36,23 +37,24 @@ FLAGS = {
 }
 
 pytestmark = [
+    pytest.mark.e2e,
     pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(sys.platform != "linux", reason="starts processes by a fork server"),
 ]
 
 
-def start(folder: Path, data: Path, arch: str, backend: str) -> BaseProcess:
+def start(folder: Path, data: Path, arch: str, backend: str) -> AbstractContextManager[BaseProcess]:
     flags = ["--arch", arch, "--data", str(data), "--data-backend", backend, "--workers", "1", *FLAGS[arch]]
     flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "4", "--batch-size", "16"]
     flags += ["--log-interval", "3", "--checkpoint-steps", "1", "--resume", "auto", "--output-dir", "run"]
-    return start_command(folder, *flags)
+    return command(folder, *flags)
 
 
 def finish(folder: Path, data: Path, arch: str, backend: str) -> None:
-    process = start(folder, data, arch, backend)
-    process.join()
-    assert process.exitcode == 0, (folder / "out.txt").read_text()
+    with start(folder, data, arch, backend) as process:
+        process.join(300)
+        assert process.exitcode == 0, (folder / "out.txt").read_text()
 
 
 @pytest.mark.parametrize(("arch", "backend", "kills"), CASES)
@@ -71,15 +73,13 @@ def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, annot
     while killed < kills:
         folder = tmp_path / f"killed-{killed}-{instants.random()}"
         folder.mkdir()
-        process = start(folder, *case)
-        process.join(instants.uniform(0.1, 0.9) * seconds)
-        if killed % 2:  # half of them in the middle of the next save
-            while process.exitcode is None and not (folder / "run" / ".last.pt.new").exists():
-                pass
-        if process.exitcode is not None:  # it was faster than the timed one
-            continue
-        process.kill()
-        process.join()
+        with start(folder, *case) as process:
+            process.join(instants.uniform(0.1, 0.9) * seconds)
+            if killed % 2:  # half of them in the middle of the next save
+                while process.exitcode is None and not (folder / "run" / ".last.pt.new").exists():
+                    pass
+            if process.exitcode is not None:  # it was faster than the timed one
+                continue
         killed += 1
         in_a_save += (folder / "run" / ".last.pt.new").exists()
         before_the_first += not (folder / "run" / "last.pt").exists()

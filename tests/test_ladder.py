@@ -121,13 +121,15 @@ def test_a_start_or_an_answer_beyond_the_limit_ends_the_process():
         Worker(partial(sleeping, 60), CPU, limit=0.5)
     with Worker(partial(sleeping, 0.01), CPU, limit=5) as worker:
         worker._limit = 0.5
-        with pytest.raises(WorkerLimitError):
-            worker.turn(1000)
+        for _ in range(2):  # and it is said again
+            with pytest.raises(WorkerLimitError):
+                worker.turn(1000)
+        assert not worker.is_alive()
     assert time.monotonic() - begin < 30
 
 
 def test_first_calls_that_take_long_are_fewer():
-    with Worker(partial(sleeping, 0.7), CPU, first_calls=10) as worker:
+    with Worker(partial(sleeping, 1.1), CPU, first_calls=10) as worker:
         assert len(worker.start.first_seconds) == 3
 
 
@@ -206,10 +208,13 @@ class FakeWorker:
     """Takes as long as its switches say, without a process."""
 
     closed: list[str] = []
+    built: list[str] = []
     crowded = 0.0
+    alive = True
 
     def __init__(self, seconds: float, name: str) -> None:
         self.seconds, self.name = seconds, name
+        FakeWorker.built.append(name)
         self.start = Start(0.5, [(2.0 if name == "compile" else 1.0) + seconds], [2.0, 1.0], 100)
 
     def turn(self, calls: int = 1) -> float:
@@ -223,6 +228,9 @@ class FakeWorker:
         if question is roofline.work_of:
             return 10**9
         return [Operation(10, 10**9, "float32")]
+
+    def is_alive(self) -> bool:
+        return self.alive
 
     def close(self) -> None:
         FakeWorker.closed.append(self.name)
@@ -258,6 +266,7 @@ class Climb:
         self.monkeypatch.setattr(ladder, "_worker", worker)
         self.monkeypatch.setattr(ladder, "Worker", lambda *args, **kwargs: FakeWorker(0.1, "ceiling"))
         self.monkeypatch.setattr(FakeWorker, "closed", [])
+        self.monkeypatch.setattr(FakeWorker, "built", [])
         self.contents = list(map(copy.deepcopy, ladder.climb(settings, clock)))
         return {rung["name"]: rung for rung in self.contents[-1]["rungs"]}
 
@@ -387,6 +396,34 @@ def test_no_rung_begins_after_the_time_limit(rungs, settings, minutes):
     assert "seconds" in found[OWN]
 
 
+def test_the_first_and_the_last_rung_are_measured_however_late_it_is(rungs):
+    ticks = iter([0.0, *[1e9] * 99])
+    found = rungs(Settings("lenet5", device="cpu", minutes=0.01), clock=lambda: next(ticks))
+    assert [name for name, rung in found.items() if "seconds" in rung] == [BASELINE, OWN]
+
+
+@pytest.mark.parametrize("dead", [BASELINE, "bf16"])
+def test_a_ladder_ends_with_what_everything_is_compared_with(rungs, monkeypatch, dead):
+    turn = FakeWorker.turn
+
+    def fails(worker: FakeWorker, calls: int = 1) -> float:
+        if worker.name == dead and "fused optimizer" in FakeWorker.built:
+            worker.alive = False
+            raise WorkerLimitError("took longer than 600 s")
+        return turn(worker, calls)
+
+    monkeypatch.setattr(FakeWorker, "turn", fails)
+    with pytest.raises(UserError, match=f"^--arch lenet5: {dead} took longer than 600 s$"):
+        rungs(bf16=0.5)
+
+
+def test_what_has_no_ceiling_counts_as_float32():
+    operations = [Operation(4000, 0, "bfloat16")]
+    assert roofline.lower_bound(operations, 0, Ceilings(1.0, {"float32": 1000.0})) == 4
+    cost = step_costs.Cost("mm", "", 1, 1.0, 4000, 1, "bfloat16")
+    assert cost.floor(1e9, {"float32": 1000.0}) == 4
+
+
 def test_without_bf16_nothing_is_measured_in_it_and_the_reason_is_printed(rungs, without_bf16):
     found = rungs(Settings("mobilenet_v2", device="cpu"))
     assert "channels-last" in found
@@ -444,7 +481,7 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypa
     if native is not None:
         monkeypatch.setenv(machine.NATIVE_DTYPES, native)
     output = tmp_path / "ladder.json"
-    flags = ["--arch", "lenet5", "-b", "4", "--rounds", "3", "--quick", "--device", "cpu"]
+    flags = ["--arch", "lenet5", "-b", "4", "--rounds", "3", "--quick", "--device", "cpu", "--minutes", "10"]
     assert cli.main(["bench", *flags, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(output.read_text())
@@ -511,6 +548,11 @@ def test_rungs_with_other_switches_are_not_compared(measured):
 def test_a_baseline_of_something_else_is_refused(measured, tmp_path):
     with pytest.raises(UserError, match="it is of arch resnet18; measure the same"):
         ladder_report.regressions(measured, {**measured, "problem": {"arch": "resnet18"}}, 0.05)
+    of_avx2 = {**measured, "environment": {"processor": "EPYC", "cpu_capability": "AVX2"}}
+    of_avx512 = {**measured, "environment": {"processor": "EPYC", "cpu_capability": "AVX512"}}
+    with pytest.raises(UserError, match="it is of cpu_capability AVX2; measure the same"):
+        ladder_report.regressions(of_avx512, of_avx2, 0.05)
+    assert ladder_report.regressions(of_avx512, measured, 0.05)[0] == []  # of a file from before
     with pytest.raises(UserError, match="it is of processor M1"):
         ladder_report.regressions(measured, {**measured, "environment": {"processor": "M1"}}, 0.05)
     with pytest.raises(UserError, match="no rung in common"):

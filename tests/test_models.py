@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from networks import FAMILIES, STRUCTURES, each
-from ranks import start_command
+from ranks import command
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
@@ -327,6 +327,7 @@ def test_a_network_trains_a_step_and_evaluates_in_channels_last(name):
     assert logits.isfinite().all()
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -348,10 +349,10 @@ def test_a_network_of_each_family_trains_by_the_command(name, photos, tmp_path):
     flags += ["--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off"]
     size = 32 if outline(name).default_image_size == 32 else 96
     flags += ["--img-size", str(size), "--output-dir", "run", "--data-backend", "torch"]
-    process = start_command(tmp_path, *flags)
-    process.join()
-    out = (tmp_path / "out.txt").read_text()
-    assert process.exitcode == 0, out
+    with command(tmp_path, *flags) as process:
+        process.join(250)
+        out = (tmp_path / "out.txt").read_text()
+        assert process.exitcode == 0, out
     assert "of 7 images (epoch 1)" in out
     assert (tmp_path / "run" / "best.pt").is_file()
 

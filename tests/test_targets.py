@@ -80,7 +80,7 @@ CASES = [
     pytest.param(False, Transform(SIZE, crop_mode="center"), id="validation of the centre"),
 ]
 EVERY_CASE = pytest.mark.parametrize(("train", "transform"), CASES)
-BACKENDS = pytest.mark.parametrize(
+EVERY_BACKEND = pytest.mark.parametrize(
     "backend",
     [
         pytest.param("dali", marks=[needs_dali, pytest.mark.slow]),
@@ -91,7 +91,7 @@ BACKENDS = pytest.mark.parametrize(
 """All cut the same crops, as tests of the loaders show by default."""
 
 
-@BACKENDS
+@EVERY_BACKEND
 @EVERY_CASE
 def test_a_marker_stays_in_its_box_over_a_thousand_draws(backend, train, transform):
     images, boxes = marked()
@@ -116,7 +116,7 @@ def test_a_marker_stays_in_its_box_over_a_thousand_draws(backend, train, transfo
         assert dropped == 0
 
 
-@BACKENDS
+@EVERY_BACKEND
 @EVERY_CASE
 def test_a_mask_covers_its_marker_over_a_thousand_draws(backend, train, transform):
     images, _ = marked()
@@ -131,7 +131,7 @@ def test_a_mask_covers_its_marker_over_a_thousand_draws(backend, train, transfor
     assert (outside > 0) == (transform.train_crop == "pad" or transform.crop_mode == "border")
 
 
-@BACKENDS
+@EVERY_BACKEND
 def test_small_images_of_one_size_move_alike_in_every_backend(backend):
     images, boxes = marked(200, square=SIZE)
     split = dataclasses.replace(with_boxes(images, boxes), images=np.stack(images))

@@ -20,7 +20,7 @@ import torch
 import worker_fits
 from networks import each
 from PIL import Image
-from ranks import run_ranks, start_command
+from ranks import command, run_ranks
 from runs import QUICK, QUICK_SETTINGS, as_flags, interrupt_after, records
 
 import fastcnn
@@ -75,10 +75,10 @@ JOBS_AND_BACKENDS = pytest.mark.parametrize(
     ("job", "backend"),
     [
         pytest.param(
-            task, backend, marks=[*marks, *([] if first or task == TASKS[0] else [pytest.mark.slow])]
+            task, backend, marks=[*marks, *([] if default or task == TASKS[0] else [pytest.mark.slow])]
         )
         for task in TASKS
-        for backend, marks, first in (
+        for backend, marks, default in (
             ("dali", [needs_dali], False),
             ("torch", [], True),
             ("cached", [], False),
@@ -536,7 +536,8 @@ ENDLESS = (
 
 def wait_for_a_checkpoint() -> None:
     deadline = time.monotonic() + 100
-    while not Path("run/last.pt").exists() and time.monotonic() < deadline:
+    while not Path("run/last.pt").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -547,20 +548,22 @@ def check_what_a_signal_leaves(number: signal.Signals, out: str, ranks: int) -> 
     assert len(content["ranks"]) == ranks
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="starts processes by a fork server")
+@pytest.mark.e2e
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, status):
     monkeypatch.chdir(tmp_path)
-    process = start_command(tmp_path, *ENDLESS, str(demo))
-    assert process.pid is not None
-    wait_for_a_checkpoint()
-    os.kill(process.pid, number)
-    process.join(60)
-    out = Path("out.txt").read_text()
-    assert process.exitcode == status, out
+    with command(tmp_path, *ENDLESS, str(demo)) as process:
+        assert process.pid is not None
+        wait_for_a_checkpoint()
+        os.kill(process.pid, number)
+        process.join(60)
+        out = Path("out.txt").read_text()
+        assert process.exitcode == status, out
     check_what_a_signal_leaves(number, out, 1)
 
 
+@pytest.mark.e2e
 def test_a_signal_to_torchrun_saves_and_ends_all_processes(tmp_path, monkeypatch, demo):
     monkeypatch.chdir(tmp_path)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastcnn.train"]
@@ -626,9 +629,10 @@ def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp
 def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(train, tmp_path, demo):
     flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--deterministic")
     interrupt_after(4, lambda: train(*flags, "--checkpoint-steps", "4"))  # of 10
-    last = str(Path("run/last.pt").absolute())
-    resumed = {"resume": last, "log_interval": 1, "data_backend": "torch"}
-    run_ranks(worker_fits.results, [resumed])
+    more = ("--log-interval", "1", "--data-backend", "torch")
+    answers = run_ranks(worker_fits.command, str(tmp_path), "--resume", "run/last.pt", *more)
+    assert [status for status, _, _ in answers] == [0, 0], answers
+    assert "going on from run/last.pt, step 2" in answers[0][1]  # of 5
     first, second = records(Path("run"), "epoch")
     assert first["train"]["samples"] == second["train"]["samples"] == 160
     assert [first["step"], second["step"]] == [5, 10]
