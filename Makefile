@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Test processes; each takes up to 2 GB. Files stay whole, since tests of a file share what takes long to make.
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+FLAGS :=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FLAGS)
 PARALLEL := -n $(JOBS) --dist loadfile
 TIMED := $(shell grep -l "pytest.mark.timing" tests/test_*.py)
 
@@ -26,7 +27,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 slow: $(VENV)/.installed-test
-	$(PYTEST) $(PARALLEL) -m "slow and not gpu and not timing and not gate"
+	$(PYTEST) $(PARALLEL) --no-loadscope-reorder -m "slow and not gpu and not timing and not gate"
 	$(PYTEST) -m "slow and timing and not gpu and not gate" $(TIMED) || [ $$? -eq 5 ]  # 5: there is none
 
 # Counts, speed and generated pages against the files in the repository; a gate that is skipped fails.

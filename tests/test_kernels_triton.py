@@ -50,7 +50,7 @@ def check(results: dict[str, tuple[int, str]]) -> None:
         assert "skipped" not in output
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "whole"])
 def test_the_kernels_agree_with_float64(whole):
     check(run_grids(whole))

@@ -710,6 +710,7 @@ def test_two_compiled_processes_train(tmp_path, monkeypatch, demo):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_network_learns_shapes_beside_colours(train, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path))
     assert train("--arch", "resnet20") == 0
