@@ -65,7 +65,7 @@ COSTS = 20
 """So many of the best step's are written."""
 FIRST_CALLS = 10
 """Steps before timing, whose losses are compared with the baseline's."""
-QUICK_ROUNDS = 5
+QUICK_ROUNDS = 4
 QUICK_MINUTES = 1.0
 """Default of `--minutes` with `--quick` on the CPU."""
 CPU_LIMIT, QUICK_LIMIT = 600.0, 20.0

@@ -28,7 +28,7 @@ Step = Callable[[], Any]
 """Does something once; what it returns may be a loss."""
 
 
-MIN_FIRST_CALLS, FIRST_SECONDS = 3, 2.0
+MIN_FIRST_CALLS, FIRST_SECONDS = 3, 1.0
 """So many first calls are made in any case; after so many seconds, without the first call's, no others."""
 
 
