@@ -309,8 +309,7 @@ def _why_not(rung: Rung, settings: Settings, device: torch.device, problem: Prob
     if name == "max-autotune" and rung.switches.compile == "off":
         return "compiled steps were not faster"
     if name == "bf16 weights" and not rung.switches.bf16:
-        native = machine.is_native("bf16", device)
-        return "bf16 was not faster" if native else machine.NO_BF16
+        return "bf16 was not faster" if machine.is_native("bf16", device) else machine.NO_BF16
     return ""
 
 

@@ -61,8 +61,8 @@ def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch):
 
 @pytest.mark.parametrize(("channels_last", "layout"), [("auto", "channels-last"), ("off", "NCHW")])
 def test_a_dtype_that_is_asked_for_and_emulated_is_not_timed(without_bf16, channels_last, layout):
-    told = {"dtype": "bf16", "channels_last": channels_last}
-    way, why = machine.probe_arithmetic(NETWORK, 8, 3, 4, **told, clock=never)
+    overrides = {"dtype": "bf16", "channels_last": channels_last}
+    way, why = machine.probe_arithmetic(NETWORK, 8, 3, 4, **overrides, clock=never)
     assert (str(way), why) == (f"bf16 {layout}", machine.NO_BF16)
     assert machine.probe_compile(NETWORK, 8, 3, 4, way, 10**9, clock=never) == (False, machine.NO_BF16)
 
