@@ -1,8 +1,11 @@
-"""What tests of whole runs share: quick settings, the log of a run, and a run that is killed."""
+"""Helpers for tests of whole runs: quick settings, the log of a run, a killed run, a pytest of its own."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,3 +58,30 @@ def interrupt_after(step: int, run: Callable[[], Any]) -> None:
         patch.setattr(checkpoint, "save", save_then_die)
         with pytest.raises(Killed):
             run()
+
+
+def start_pytest(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start pytest as a user would: the variables that mark a child process of pytest are not inherited.
+
+    Under PYTEST_XDIST_WORKER, for example, pytest-benchmark measures nothing and writes no file.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
+        cwd=cwd,
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_pytest(*words: str, cwd: Path) -> str:
+    """Return the output of a pytest that must pass."""
+    process = start_pytest(*words, cwd=cwd)
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    return output

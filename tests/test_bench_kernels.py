@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import run_pytest
 
 from fastcnn_kernels import dispatch
 from fastcnn_kernels._support import say_once
@@ -255,11 +255,9 @@ def test_under_pytest_each_row_is_a_comparison_of_its_sides(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_under_pytest_without_a_gpu_one_test_says_so():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench_kernels.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=BENCHMARKS)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("no CUDA device here: nothing was measured") == 1
-    assert "1 skipped" in done.stdout
+    output = run_pytest("bench_kernels.py", cwd=BENCHMARKS)
+    assert output.count("no CUDA device here: nothing was measured") == 1
+    assert "1 skipped" in output
 
 
 def test_the_file_is_written_after_each_row(tmp_path):

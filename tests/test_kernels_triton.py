@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import start_pytest
 
 pytest.importorskip("triton")
 
@@ -23,22 +24,12 @@ GRIDS = {
 
 
 def run_grids(whole: bool, python_path: Path | None = None) -> dict[str, tuple[int, str]]:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     if whole:
         environment["WHOLE_GRID"] = "1"
     if python_path is not None:
         environment["PYTHONPATH"] = str(python_path)
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name, words in GRIDS.items()
-    }
+    processes = {name: start_pytest(*words, cwd=ROOT, **environment) for name, words in GRIDS.items()}
     outputs = {name: process.communicate()[0] for name, process in processes.items()}
     return {name: (process.returncode, outputs[name]) for name, process in processes.items()}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from runs import run_pytest
 
 from fastcnn import bench
 
@@ -121,17 +122,7 @@ def test_played(play, save):
     play(comparison, "a")
 """
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-json", "b.json"]
-        + ["--results", "out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    import json
-
+    run_pytest("--benchmark-json", "b.json", "--results", "out", cwd=tmp_path)
     (found,) = json.loads((tmp_path / "b.json").read_text())["benchmarks"]
     assert (found["stats"]["min"], found["stats"]["median"], found["stats"]["max"]) == (0.5, 1.5, 4.0)
     assert found["extra_info"]["img a second"] == 2
