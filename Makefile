@@ -9,7 +9,7 @@ JOBS ?= 2
 FLAGS :=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FLAGS)
 PARALLEL := -n $(JOBS) --dist loadfile
-TIMED := $(shell grep -l "pytest.mark.timing" tests/test_*.py)
+TIMED := $(shell grep -rl "pytest.mark.timing" tests --include="test_*.py")
 
 .PHONY: demo test check slow gates clean
 
@@ -24,6 +24,7 @@ test: $(VENV)/.installed-test
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 slow: $(VENV)/.installed-test

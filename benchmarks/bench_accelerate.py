@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import pytest
 
-from fastcnn import bench
-from fastcnn.distributed import Ranks, choose_device
-from fastcnn.steps import Problem, Switches, build_step
-from fastcnn.worker import Worker, calls_of_a_turn, time_workers
+from fastcnn.bench import timing
+from fastcnn.bench.training_steps import Optimizations, Workload, build_step
+from fastcnn.bench.worker import Worker, calls_of_a_turn, time_workers
+from fastcnn.runtime.distributed import Ranks, choose_device
 
 DEVICE = choose_device("auto", Ranks())
 BASELINE, OURS = "eager", "fastcnn accelerate"
-CAREFUL = Switches(cudnn_benchmark=True, channels_last=True, bf16=True, fused=True)
+CAREFUL = Optimizations(cudnn_benchmark=True, channels_last=True, bf16=True, fused=True)
 SIDES = {BASELINE: CAREFUL, OURS: dataclasses.replace(CAREFUL, kernels="accelerate")}
 
 
@@ -49,8 +49,8 @@ ROWS = (
 
 
 @functools.cache
-def measure(row: Row, quick: bool) -> bench.Comparison:
-    problem = Problem(row.arch, row.img_size, row.batch_size, DEVICE.type)
+def measure(row: Row, quick: bool) -> timing.Comparison:
+    problem = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(Worker(partial(build_step, problem, switches), DEVICE))
@@ -68,7 +68,7 @@ def measure(row: Row, quick: bool) -> bench.Comparison:
         for name, worker in workers.items()
     }
     settings = {**row._asdict(), "calls": calls}
-    return bench.Comparison(
+    return timing.Comparison(
         f"accelerate-{row}", BASELINE, seconds, DEVICE, row.batch_size, settings=settings, sides=sides
     )
 

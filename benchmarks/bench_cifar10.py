@@ -25,11 +25,12 @@ import numpy as np
 import torch
 import tyro
 
-from fastcnn import bench
-from fastcnn.data import open_source
-from fastcnn.data.bad_files import BadFiles
-from fastcnn.data.cached import decode_all
-from fastcnn.data.sources import Split
+from fastcnn.bench import timing
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.cached import decode_all
+from fastcnn.data.sources.dataset import Split
+from fastcnn.data.sources.open import open_source
+from fastcnn.runtime import environment
 
 HERE = Path(__file__).parent
 
@@ -125,7 +126,7 @@ def main() -> int:
         print("bench_cifar10.py: needs an NVIDIA GPU, which airbench is written for", file=sys.stderr)
         return 2
     device = torch.device("cuda", 0)
-    path = bench.results_file(HERE, "cifar10-speed", settings.output, device)
+    path = timing.results_file(HERE, "cifar10-speed", settings.output, device)
     source = open_source(settings.data, settings.data_root, None, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,7 +135,7 @@ def main() -> int:
             write_tensors(split, source.class_names, folder / "cifar10" / file)
         content: dict[str, Any] = {
             "what": "cifar10-speed",
-            "environment": bench.environment(device),
+            "environment": environment.environment(device),
             "data": settings.data,
         }
         for side, measure in (
@@ -143,7 +144,7 @@ def main() -> int:
             ("fastcnn --cuda-graph", lambda: run_ours(settings, folder, cuda_graph=True)),
         ):
             content[side] = found = measure()
-            bench.write_json(path, content)
+            timing.write_json(path, content)
             accuracy, seconds = found["acc1"], found["seconds"]
             print(
                 f"{side}: {accuracy['mean']:.2f}% (deviation {accuracy['deviation']:.2f}) in "

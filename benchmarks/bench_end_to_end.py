@@ -4,8 +4,8 @@
     python -m pytest benchmarks/bench_end_to_end.py --data /data/photos
 
 Where both share the processor's cores, a training can take no less than one after the other: that is the
-baseline, and "together" is what `fastcnn.engine.train_epoch` takes, with all that it does besides. On a GPU,
-where they can overlap, it may be faster. A turn is an epoch.
+baseline; "together" times `fastcnn.engine.epoch.train_epoch` as a whole. On a GPU, where they can overlap,
+it may be faster. A turn is an epoch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from typing import NamedTuple
 
 import pytest
 
-from fastcnn import bench
+from fastcnn.bench import timing
 from fastcnn.config import Config
-from fastcnn.data import Batch, Loader
-from fastcnn.distributed import Ranks, choose_device
-from fastcnn.engine import train_epoch, train_step
-from fastcnn.plan import make_plan
-from fastcnn.state import TrainState
-from fastcnn.tasks import Classification
-from fastcnn.wire import build
+from fastcnn.data.batch import Batch
+from fastcnn.data.loaders.base import Loader
+from fastcnn.engine.epoch import train_epoch
+from fastcnn.engine.state import TrainState
+from fastcnn.engine.step import train_step
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.setup.build import build
+from fastcnn.setup.plan import make_plan
+from fastcnn.tasks.classification import Classification
 
 BASELINE, TOGETHER = "one after the other", "together"
 MEASURED = ("loader alone", "step alone", TOGETHER)
@@ -51,7 +53,7 @@ DEVICE = choose_device("auto", Ranks())
 def load(loader: Loader) -> Batch:
     for batch in loader:
         last = batch
-    bench.wait_for(DEVICE)
+    timing.wait_for(DEVICE)
     return last
 
 
@@ -60,17 +62,17 @@ def compute(state: TrainState, task: Classification, batch: Batch, steps: int) -
     state.train_model.train()
     for _ in range(steps):
         train_step(state, task, [batch], metrics)
-    bench.wait_for(DEVICE)
+    timing.wait_for(DEVICE)
 
 
 def train(state: TrainState, task: Classification, loader: Loader) -> None:
     metrics = task.metrics(DEVICE)
     train_epoch(state, task, loader, metrics, 10, lambda: None, lambda _: False)
-    bench.wait_for(DEVICE)
+    timing.wait_for(DEVICE)
 
 
 @functools.cache
-def measure(row: Row, data: str | None, quick: bool) -> bench.Comparison:
+def measure(row: Row, data: str | None, quick: bool) -> timing.Comparison:
     ranks = Ranks()
     told = Config(arch=row.arch, data_backend=row.backend, output_dir="unused")  # type: ignore[arg-type]
     if data is not None:
@@ -97,14 +99,14 @@ def measure(row: Row, data: str | None, quick: bool) -> bench.Comparison:
             train(state, task, loader)
         return time.perf_counter() - start
 
-    seconds = bench.in_turn({name: partial(turn, name) for name in MEASURED}, 3 if quick else 7, warmup=1)
+    seconds = timing.in_turn({name: partial(turn, name) for name in MEASURED}, 3 if quick else 7, warmup=1)
     both = zip(seconds["loader alone"], seconds["step alone"])
     seconds = {BASELINE: [load + step for load, step in both], **seconds}
     loader.close()
     val_loader.close()
     config = plan.config
     chosen = {name: getattr(config, name) for name in ("amp_dtype", "channels_last", "compile", "workers")}
-    return bench.Comparison(
+    return timing.Comparison(
         f"end-to-end-{row}-{plan.source.name}-{config.img_size}px",
         BASELINE,
         seconds,

@@ -47,7 +47,8 @@ from kernel_times import (
     trouble,
 )
 
-from fastcnn import bench, machine
+from fastcnn.bench import timing
+from fastcnn.runtime import machine
 from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 
@@ -121,7 +122,7 @@ def run(
     """Measures, prints and writes. Returns the exit status: 1 if a result was wrong or anything failed."""
     start, items, layers = clock(), plan(settings), layers_of(settings.networks)
     name = f"kernels-{settings.dtype}-batch{'-'.join(map(str, settings.batch_size))}"
-    path = bench.results_file(Path(__file__).parent, name, settings.output, device)
+    path = timing.results_file(Path(__file__).parent, name, settings.output, device)
     report = begin(path, vars(settings), device)
     parts: dict[str, list[dict[str, Any]]] = {"device": report["rows"], "host": report["host"]}
     budget = math.inf if settings.minutes is None else 60 * settings.minutes
@@ -231,7 +232,7 @@ def row_name(row: Item) -> str:
 @functools.cache
 def comparison_of(
     row: Item, quick: bool, device: torch.device, measure: Measure = device_times
-) -> bench.Comparison:
+) -> timing.Comparison:
     """The seconds are the GPU's. Raises AssertionError for a wrong result."""
     times: dict[str, list[float]] = {}
 
@@ -245,7 +246,7 @@ def comparison_of(
     with triton_only(compile_anew=False):
         found = measure_row(row, machine.DTYPES["bf16"], 3 if quick else 20, device, keep)
     assert "wrong" not in found, found["wrong"]
-    return bench.Comparison(
+    return timing.Comparison(
         f"kernel-{row_name(row)}",
         "eager",
         {side: [value / 1e6 for value in values] for side, values in times.items()},

@@ -36,8 +36,9 @@ from sizes import LAYERS, Layer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcnn import bench, machine
-from fastcnn.distributed import Ranks, choose_device
+from fastcnn.bench import timing
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
 
 DEVICE = choose_device("auto", Ranks())
@@ -179,13 +180,13 @@ def calls_in_a_turn(call: Callable[[], Any], device: torch.device) -> int:
     for _ in range(3):
         start = time.perf_counter()
         call()
-        bench.wait_for(device)
+        timing.wait_for(device)
         seconds.append(time.perf_counter() - start)
     return min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / min(seconds))))
 
 
 @functools.cache
-def measure(row: Layer, quick: bool) -> bench.Comparison:
+def measure(row: Layer, quick: bool) -> timing.Comparison:
     torch.set_num_threads(machine.cores_per_process(Ranks()))
     torch.backends.cudnn.benchmark = True
     torch._dynamo.reset()  # else the ninth layer is one recompilation too many, and is not compiled
@@ -218,7 +219,7 @@ def measure(row: Layer, quick: bool) -> bench.Comparison:
     in_a_turn = calls_in_a_turn(calls[BASELINE], DEVICE)
     rounds = 3 if quick else 15
     warmup = 1 if quick else 3
-    seconds = bench.time_in_turn(calls, rounds, warmup, DEVICE, in_a_turn)
+    seconds = timing.time_in_turn(calls, rounds, warmup, DEVICE, in_a_turn)
     for side, way in ways.items():
         median, flops = statistics.median(seconds[side]), operations(row)
         moved = least_bytes(row, way.dtype.itemsize)
@@ -229,7 +230,7 @@ def measure(row: Layer, quick: bool) -> bench.Comparison:
             "gflop_per_second": flops / median / 1e9,
             "gb_per_second": moved / median / 1e9,
         }
-    return bench.Comparison(
+    return timing.Comparison(
         f"layer-{row}",
         BASELINE,
         seconds,

@@ -50,12 +50,14 @@ from loader_sides import (
 )
 from sizes import LOAD, Load
 
-from fastcnn import bench, machine
-from fastcnn.data import Source, shapes
-from fastcnn.data.backends import MAKERS, why_not
-from fastcnn.data.batch import Share
-from fastcnn.data.choose import choose_backend
-from fastcnn.distributed import Ranks, choose_device
+from fastcnn.bench import timing
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.autoselect import choose_backend
+from fastcnn.data.loaders.registry import MAKERS, why_not
+from fastcnn.data.sources import demo
+from fastcnn.data.sources.dataset import Source
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, choose_device
 
 BASELINE = PROCESSES[0]
 OWN = tuple(f"fastcnn {backend}" for backend in MAKERS)
@@ -75,7 +77,7 @@ def time_turn(batches: Iterator[object], ahead: int, count: int, device: torch.d
     def take(number: int) -> None:
         for _ in range(number):
             next(batches)
-        bench.wait_for(device)
+        timing.wait_for(device)
 
     take(ahead)
     start = time.perf_counter()
@@ -117,7 +119,7 @@ def left_out(source: Source, workers: int, device: torch.device) -> dict[str, st
 
 def measure(
     root: Path, loads: tuple[Load, Load], device: torch.device, rounds: int, images: int | None, share: float
-) -> bench.Comparison:
+) -> timing.Comparison:
     """All sides in turn on the images of a folder.
 
     Args:
@@ -133,7 +135,7 @@ def measure(
     source = read(folder, images)
     job = Job(folder, source, choose_load(source.train, loads), workers, device)
     batch_size = job.load.batch_size
-    Share(len(source.train), batch_size, rank=0, world_size=1, train=True).check()
+    ShardedSampler(len(source.train), batch_size, rank=0, world_size=1, train=True).check()
     absent = left_out(source, workers, device)
 
     # Processes are forked before there are threads.
@@ -174,7 +176,7 @@ def measure(
     facts: dict[str, dict[str, Any]] = {name: {"gives": gives[name], **TUNED.get(name, {})} for name in names}
     if "fastcnn cached" in facts:
         facts["fastcnn cached"]["decoding_seconds"] = build_seconds["fastcnn cached"]
-    return bench.Comparison(
+    return timing.Comparison(
         f"loader-{source.name}-{job.size}px-batch{batch_size}",
         BASELINE,
         seconds,
@@ -205,11 +207,11 @@ def versions(*modules: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def comparison(request, tmp_path_factory, quick, save) -> bench.Comparison:
+def comparison(request, tmp_path_factory, quick, save) -> timing.Comparison:
     told = request.config.getoption("--data")
     root = Path(told).expanduser().resolve() if told else tmp_path_factory.mktemp("data") / "demo"
     if not told:
-        shapes.write(root)
+        demo.write(root)
     rounds, images, share = (3, 1_000, 0.2) if quick else (5, None, 1.0)
     found = measure(root, LOAD["cuda" if DEVICE.type == "cuda" else "cpu"], DEVICE, rounds, images, share)
     save(found)

@@ -16,10 +16,15 @@ from typing import Any, Literal
 
 import tyro
 
-from fastcnn import bench, machine
-from fastcnn.curves import MUTED
-from fastcnn.data import Backend, Source, Transform, build_loaders, open_source
-from fastcnn.distributed import Ranks, choose_device
+from fastcnn.bench import timing
+from fastcnn.data.loaders.build import build_loaders
+from fastcnn.data.loaders.registry import Backend
+from fastcnn.data.sources.dataset import Source
+from fastcnn.data.sources.open import open_source
+from fastcnn.data.transforms.transform import Transform
+from fastcnn.runtime import environment, machine
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.viz.curves import MUTED
 
 COLORS = {"dali": "#c4452d", "torch": "#2d6fc4", "cached": "#3f9142"}
 SETTLED = 10
@@ -65,7 +70,7 @@ def resident(settings: Settings, backend: Backend) -> list[float]:
         for loader in (train, val):
             for _ in loader:
                 pass
-        bench.wait_for(device)
+        timing.wait_for(device)
         sizes.append(resident_mib())
     train.close()
     val.close()
@@ -130,12 +135,12 @@ def main(settings: Settings) -> None:
         )
     device = choose_device(settings.device, Ranks())
     name = source.name if source.name != "train" else Path(settings.data).resolve().parent.name
-    path = bench.results_file(Path(__file__).parent, f"memory-{name}", settings.output, device)
-    bench.write_json(
+    path = timing.results_file(Path(__file__).parent, f"memory-{name}", settings.output, device)
+    timing.write_json(
         path,
         {
             "what": "resident memory of loading, after every epoch",
-            "environment": bench.environment(device),
+            "environment": environment.environment(device),
             "settings": {**vars(settings), "data": name},
             "images": {"train": len(source.train), "val": len(source.val)},
             "mib": sizes,

@@ -26,9 +26,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from fastcnn import bench
-from fastcnn.distributed import Ranks, choose_device
-from fastcnn.recipes import RECIPES
+from fastcnn.bench import timing
+from fastcnn.config.recipes import RECIPES
+from fastcnn.runtime import environment
+from fastcnn.runtime.distributed import Ranks, choose_device
 
 HERE = Path(__file__).parent
 
@@ -119,7 +120,7 @@ def content(
         "command": f"python -m fastcnn.train {arguments(replace(settings, data=told))}",
         "images": {"jpeg": folder},
         "timed": settings.timed,
-        "environment": bench.environment(device),
+        "environment": environment.environment(device),
         "runs": [vars(run) for run in runs],
     }
     if len(settings.backends) == 2 and len(runs) >= 4:
@@ -133,7 +134,7 @@ def main() -> int:
         raise SystemExit(f"{settings.recipe}: no such recipe; `fastcnn recipes` lists them")
     device = choose_device("auto", Ranks())
     name = f"recipe-{settings.name or settings.recipe}"
-    path = bench.results_file(HERE, name, settings.output, device)
+    path = timing.results_file(HERE, name, settings.output, device)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in settings.seeds:
@@ -141,7 +142,7 @@ def main() -> int:
                 where = Path(folder) / f"{backend}-{seed}"
                 runs.append(train(settings, backend, seed, where))
                 found = content(settings, runs, device)
-                bench.write_json(path, found)
+                timing.write_json(path, found)
                 if len(runs) == 1:
                     shutil.copy(where / "curves.png", path.with_suffix(".png"))
                 run = runs[-1]

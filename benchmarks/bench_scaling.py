@@ -14,7 +14,7 @@ cores over the largest N. Then follow an all-reduce of the gradient's bytes by i
 other sizes.
 
 Writes JSON to benchmarks/results/MACHINE/ after each N. What --model prints is computed, not measured:
-fastcnn/scaling.py says from what, docs/scaling.md how to read it.
+fastcnn/bench/scaling.py says from what, docs/scaling.md how to read it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ import tyro
 from scaling_worker import ALONE, APART, TOGETHER, Job, Seconds, work
 from torch import nn
 
-from fastcnn import bench, machine, models, scaling
-from fastcnn.distributed import Ranks, choose_device
+from fastcnn import models
+from fastcnn.bench import scaling, timing
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
+from fastcnn.runtime import environment, machine
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.setup.probe import probe_arithmetic
 
 QUICK_ROUNDS = 5
 
@@ -81,19 +84,20 @@ def measure(job: Job) -> dict[str, Any]:
     together = turns.get(TOGETHER, turns[ALONE])
     row: dict[str, Any] = {
         "processes": n,
-        "step_seconds": {name: bench.summary(values) for name, values in turns.items()},
-        "images_per_second": bench.summary([n * job.batch_size / s for s in together]),
-        "efficiency": bench.summary(bench.ratios(turns[ALONE], together)),
+        "step_seconds": {name: timing.summary(values) for name, values in turns.items()},
+        "images_per_second": timing.summary([n * job.batch_size / s for s in together]),
+        "efficiency": timing.summary(timing.ratios(turns[ALONE], together)),
     }
     if n > 1:
         group = found[:n]
         reduce = slowest([one["all_reduce"] for one in group], "all-reduce")
         moved = 2 * (n - 1) / n * job.gradient_bytes
-        row["exposed_seconds"] = bench.summary([a - b for a, b in zip(together, turns[APART])])
-        row["all_reduce_seconds"] = bench.summary(reduce)
-        row["bus_bytes_per_second"] = bench.summary([moved / s for s in reduce])
+        row["exposed_seconds"] = timing.summary([a - b for a, b in zip(together, turns[APART])])
+        row["all_reduce_seconds"] = timing.summary(reduce)
+        row["bus_bytes_per_second"] = timing.summary([moved / s for s in reduce])
         row["bucket_step_seconds"] = {
-            size: bench.summary(slowest([one["buckets"] for one in group], size)) for size in job.bucket_sizes
+            size: timing.summary(slowest([one["buckets"] for one in group], size))
+            for size in job.bucket_sizes
         }
     return row
 
@@ -155,7 +159,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
     )
     report: dict[str, Any] = {
         "what": "weak scaling of the training step over processes of one machine",
-        "environment": bench.environment(device),
+        "environment": environment.environment(device),
         "settings": vars(settings),
         "fastcnn_dtype": job.dtype,
         "compiled": job.compile,
@@ -165,11 +169,11 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
         "rows": [],
     }
     name = f"scaling-{settings.arch.replace('/', '-')}-{settings.img_size}px-batch{settings.batch_size}"
-    path = bench.results_file(Path(__file__).parent, name, settings.output, device)
+    path = timing.results_file(Path(__file__).parent, name, settings.output, device)
     for processes in dict.fromkeys(settings.processes):
         with tempfile.TemporaryDirectory() as folder:
             report["rows"].append(measure(replace(job, processes=processes, port=free_port(), folder=folder)))
-        bench.write_json(path, report)
+        timing.write_json(path, report)
         print(f"{processes} done", file=sys.stderr)
     return report, path
 
@@ -179,7 +183,7 @@ def probe(network: nn.Module, size: int, batch_size: int, threads: int) -> str:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     machine.keep_freed_memory()  # as before a training
-    way, _ = machine.probe_arithmetic(network, size, 3, batch_size, channels_last="on")
+    way, _ = probe_arithmetic(network, size, 3, batch_size, channels_last="on")
     torch.set_num_threads(before)
     return way.dtype
 
@@ -217,7 +221,7 @@ def table(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"{row['processes']:<9}{row['images_per_second']['median']:>8,.0f}{steps[ALONE]:>9}"
             f"{steps.get(APART, ''):>8}{steps.get(TOGETHER, ''):>10}  "
-            f"{bench.spread(exposed) if exposed else '':<24} {bench.spread(row['efficiency'])}"
+            f"{timing.spread(exposed) if exposed else '':<24} {timing.spread(row['efficiency'])}"
         )
     for row in rows:
         if row["processes"] > 1:
@@ -228,7 +232,7 @@ def table(report: dict[str, Any]) -> list[str]:
                 f"{row['processes']} processes, ms a step (quartiles) by bucket size:",
             ]
             for size, value in row["bucket_step_seconds"].items():
-                lines.append(f"  {size:<8} {bench.spread({key: 1000 * v for key, v in value.items()})}")
+                lines.append(f"  {size:<8} {timing.spread({key: 1000 * v for key, v in value.items()})}")
     return lines
 
 

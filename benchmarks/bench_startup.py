@@ -27,8 +27,8 @@ from pathlib import Path
 import pytest
 
 import fastcnn
-from fastcnn import bench
-from fastcnn.distributed import Ranks, choose_device
+from fastcnn.bench import timing
+from fastcnn.runtime.distributed import Ranks, choose_device
 
 TARGETS = {"lenet5, cold": 15.0}
 """Seconds, on two cores."""
@@ -136,7 +136,7 @@ def stages(side: Side, caches: Path, folder: Path) -> dict[str, float]:
     return {name: round(value, 3) for name, value in json.loads(last).items()}
 
 
-def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> bench.Comparison:
+def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> timing.Comparison:
     """The sides of a row in turn, after each whose caches are kept was ready once."""
     sides = ROWS[row]
     caches = folder / "caches"
@@ -161,7 +161,7 @@ def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> bench.Com
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
             seconds[name].append(seconds_until_ready(sides[name], caches, empty()))
-    return bench.Comparison(
+    return timing.Comparison(
         row,
         next(iter(sides)),
         seconds,
@@ -178,9 +178,9 @@ def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> bench.Com
 @pytest.fixture(scope="module")
 def comparisons(tmp_path_factory, quick, save):
     """A row's comparison, measured when it is first asked for."""
-    known: dict[str, bench.Comparison] = {}
+    known: dict[str, timing.Comparison] = {}
 
-    def of(row: str) -> bench.Comparison:
+    def of(row: str) -> timing.Comparison:
         if row not in known:
             known[row] = measure(row, 2 if quick else 3, not quick, tmp_path_factory.mktemp(row))
             save(known[row])

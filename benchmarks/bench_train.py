@@ -32,10 +32,12 @@ import torchvision
 from sizes import TRAIN, Train
 from torch import Tensor, nn
 
-from fastcnn import bench, machine
-from fastcnn.distributed import Ranks, choose_device
-from fastcnn.steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Problem, build_own_step
-from fastcnn.worker import Worker, WorkerError, calls_of_a_turn, time_workers
+from fastcnn.bench import timing
+from fastcnn.bench.training_steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Workload, build_own_step
+from fastcnn.bench.worker import Worker, WorkerError, calls_of_a_turn, time_workers
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.setup import probe
 
 BASELINE, OURS, COMPILED, RECORDED = "eager fp32 NCHW", "fastcnn", "torch.compile", "fastcnn recorded"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", COMPILED, "timm", RECORDED, OURS)
@@ -46,7 +48,7 @@ IN_TORCHVISION = {"alexnet_torchvision": "alexnet"}
 """Names of fastcnn's networks there, where they are others."""
 
 
-def floats(problem: Problem, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+def floats(problem: Workload, channels_last: bool = False) -> tuple[Tensor, Tensor]:
     """The problem's images, normalized, and targets."""
     batch = problem.batch()
     mean, std = (torch.tensor(v, device=problem.device).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -54,7 +56,7 @@ def floats(problem: Problem, channels_last: bool = False) -> tuple[Tensor, Tenso
     return ((batch.images / 255 - mean) / std).contiguous(memory_format=layout), batch.targets
 
 
-def torchvision_network(problem: Problem) -> nn.Module:
+def torchvision_network(problem: Workload) -> nn.Module:
     torch.manual_seed(0)
     return (
         getattr(torchvision.models, IN_TORCHVISION.get(problem.arch, problem.arch))(num_classes=1000)
@@ -63,7 +65,7 @@ def torchvision_network(problem: Problem) -> nn.Module:
     )
 
 
-def eager(problem: Problem, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
+def eager(problem: Workload, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
     network = torchvision_network(problem)
     run = torch.compile(network, dynamic=False) if compile else network
     images, targets = floats(problem, careful)
@@ -85,7 +87,7 @@ def eager(problem: Problem, careful: bool = False, compile: bool = False) -> Cal
     return step
 
 
-def torchvision_amp(problem: Problem) -> Callable[[], Tensor]:
+def torchvision_amp(problem: Workload) -> Callable[[], Tensor]:
     """Of torchvision 0.26's train_one_epoch: autocast with its default dtype, a scaler on CUDA, and the loss
     and accuracy read in every step."""
     network = torchvision_network(problem)
@@ -111,7 +113,7 @@ def torchvision_amp(problem: Problem) -> Callable[[], Tensor]:
     return step
 
 
-def timm_step(problem: Problem) -> Callable[[], Tensor]:
+def timm_step(problem: Workload) -> Callable[[], Tensor]:
     """Of timm 1.0's train_one_epoch: its network, optimizer and loss."""
     import timm
     from timm.optim import create_optimizer_v2
@@ -142,15 +144,15 @@ NOT_IN_TIMM = ("alexnet_torchvision",)
 
 
 @functools.cache
-def measure(row: Train, quick: bool) -> bench.Comparison:
-    problem = Problem(row.arch, row.img_size, row.batch_size, DEVICE.type)
+def measure(row: Train, quick: bool) -> timing.Comparison:
+    problem = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
     rounds = 3 if quick else 15
     machine.prepare(DEVICE, machine.cores_per_process(Ranks()), deterministic=False)  # as before a training
     if DEVICE.type == "cuda":
-        way, why, compiled = machine.Arithmetic("bf16", True), "the GPU has it", True
+        way, why, compiled = probe.Arithmetic("bf16", True), "the GPU has it", True
     else:
         network, compiled = problem.network(), False
-        way, why = machine.probe_arithmetic(network, row.img_size, 3, row.batch_size)
+        way, why = probe.probe_arithmetic(network, row.img_size, 3, row.batch_size)
     builds: dict[str, Callable[[], Any]] = {
         BASELINE: partial(eager, problem),
         "torchvision AMP": partial(torchvision_amp, problem),
@@ -188,7 +190,7 @@ def measure(row: Train, quick: bool) -> bench.Comparison:
         OURS: str(way),
     }
     reference = workers[BASELINE].start.losses[0]
-    return bench.Comparison(
+    return timing.Comparison(
         f"train-{row}",
         BASELINE,
         seconds,

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcnn import bench
+from fastcnn.bench import timing
+from fastcnn.runtime import environment
 
 ROW_LIMIT = 20 * 60
 """Seconds of a row on a CPU; one that takes longer fails, and the others go on."""
@@ -87,24 +88,24 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def save(request: pytest.FixtureRequest, quick: bool) -> Callable[[bench.Comparison], None]:
+def save(request: pytest.FixtureRequest, quick: bool) -> Callable[[timing.Comparison], None]:
     """Writes a comparison, unless it was a quick one without --results."""
     folder = request.config.getoption("--results")
 
-    def write(comparison: bench.Comparison) -> None:
+    def write(comparison: timing.Comparison) -> None:
         if folder or not quick:
             root = Path(folder) if folder else Path(__file__).parent / "results"
-            path = root / bench.machine_name(comparison.device) / f"{comparison.what}.json"
-            bench.write_json(path, comparison.as_json())
+            path = root / environment.machine_name(comparison.device) / f"{comparison.what}.json"
+            timing.write_json(path, comparison.as_json())
 
     return write
 
 
 @pytest.fixture
-def play(benchmark) -> Callable[[bench.Comparison, str], None]:
+def play(benchmark) -> Callable[[timing.Comparison, str], None]:
     """Hands a side's seconds to pytest-benchmark; a side that was left out is skipped, with the reason."""
 
-    def run(comparison: bench.Comparison, side: str) -> None:
+    def run(comparison: timing.Comparison, side: str) -> None:
         if side in comparison.left_out:  # such as what needs a GPU; JSON and tables say so too
             pytest.skip(comparison.left_out[side])
         found = comparison.as_json()["sides"][side]

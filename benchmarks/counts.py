@@ -33,13 +33,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastcnn import bench
-from fastcnn.data import Batch, Loader
-from fastcnn.engine import evaluate, train_step
-from fastcnn.metrics import Metrics
-from fastcnn.state import TrainState
-from fastcnn.steps import Problem, build_own_state
-from fastcnn.tasks import Task
+from fastcnn.bench import timing
+from fastcnn.bench.training_steps import Workload, build_own_state
+from fastcnn.data.batch import Batch
+from fastcnn.data.loaders.base import Loader
+from fastcnn.engine.evaluate import evaluate
+from fastcnn.engine.state import TrainState
+from fastcnn.engine.step import train_step
+from fastcnn.tasks.base import Task
+from fastcnn.tasks.metrics import Metrics
 
 FILE = Path(__file__).parent / "results" / "counts.json"
 ARCHITECTURE = "sm_90"
@@ -143,7 +145,7 @@ def counted(step: Callable[[], object]) -> dict[str, int]:
 
 
 def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Task, Batch, Metrics]:
-    problem = Problem(case.arch, case.img_size, case.batch_size, "cpu")
+    problem = Workload(case.arch, case.img_size, case.batch_size, "cpu")
     ema_decay, clip_grad = (0.9, 1.0) if case.clip_and_average else (None, None)
     state = build_own_state(problem, case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
     task = problem.task()
@@ -315,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check(before, now, settings.file)
     lines = [line for key in now.keys() & before.keys() for line in compare(key, before[key], now[key])]
     print("\n".join(sorted(lines)) or "no count changed")
-    bench.write_json(settings.file, dict(sorted({**before, **now}.items())))
+    timing.write_json(settings.file, dict(sorted({**before, **now}.items())))
     print(settings.file)
     return 0
 

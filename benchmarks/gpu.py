@@ -29,8 +29,9 @@ import torch
 import tyro
 from sizes import TRAIN
 
-from fastcnn import bench
-from fastcnn.distributed import Ranks, choose_device
+from fastcnn.bench import timing
+from fastcnn.runtime import environment
+from fastcnn.runtime.distributed import Ranks, choose_device
 
 HERE = Path(__file__).parent
 GRACE = 20.0
@@ -78,7 +79,7 @@ class Item:
 def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     """What is measured, most important first."""
     python = sys.executable
-    folder = results / bench.machine_name(device)
+    folder = results / environment.machine_name(device)
     tiny = settings.rehearse
     no_gpu = "" if device.type == "cuda" else "needs a CUDA GPU"
     no_loader = ""
@@ -94,7 +95,7 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         sizes = ("--img-size", str(size), "--batch-size", str(batch), *quickly)
         name = f"ladder-{arch}-{size}px-batch{batch}"
         output = str(folder / f"{name}.json")
-        command = (python, "-m", "fastcnn.cli", "bench", "--arch", arch, *sizes, "--output", output)
+        command = (python, "-m", "fastcnn", "bench", "--arch", arch, *sizes, "--output", output)
         return Item(name, command, share, takes_minutes=True)
 
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--results", str(results))
@@ -181,7 +182,7 @@ def run(
             else:
                 why = "its time was over" if status is None else f"status {status}"
                 outcome[item.name] = f"ended after {taken:.0f} s: {why}"
-            bench.write_json(progress, {"what": "progress", "commit": commit, "seconds": done})
+            timing.write_json(progress, {"what": "progress", "commit": commit, "seconds": done})
     return outcome
 
 
@@ -189,20 +190,20 @@ def _done(progress: Path, commit: str) -> dict[str, float]:
     """What was finished with this commit's code; nothing where files differ from it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         content = json.loads(progress.read_text())
-        if bench.same_code(content["commit"], commit, *CODE):
+        if timing.same_code(content["commit"], commit, *CODE):
             return dict(content["seconds"])
     return {}
 
 
 def _call(command: Sequence[str], seconds: float) -> int | None:
     """The exit status of a command, or None if it was ended after so many seconds."""
-    environment = {
+    variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE.parent / "kernels"))),
     }
     if inherited := os.environ.get("PYTHONPATH"):
-        environment["PYTHONPATH"] += os.pathsep + inherited
-    process = subprocess.Popen(command, start_new_session=True, cwd=HERE.parent, env=environment)
+        variables["PYTHONPATH"] += os.pathsep + inherited
+    process = subprocess.Popen(command, start_new_session=True, cwd=HERE.parent, env=variables)
     try:
         return process.wait(max(1.0, seconds - GRACE))
     except subprocess.TimeoutExpired:
@@ -225,8 +226,8 @@ def main(settings: Settings) -> int:
     elif device.type != "cuda" and not settings.rehearse:
         print("no CUDA device here: nothing measured; --rehearse tries the whole on this machine")
         return 0
-    progress = results / bench.machine_name(device) / "progress.json"
-    commit = bench.environment(device)["commit"]
+    progress = results / environment.machine_name(device) / "progress.json"
+    commit = environment.environment(device)["commit"]
     items = plan(settings, device, results)
     if settings.only:
         items = chosen(items, settings.only)

@@ -11,11 +11,12 @@ import kernel_tables as tables
 import torch
 from kernel_times import Item
 
-from fastcnn import bench, machine
+from fastcnn.bench import timing
+from fastcnn.runtime import environment, machine
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
 
-CODE = "kernels/fastcnn_kernels/*.py", "benchmarks/*kernel*.py", "fastcnn/bench.py"
+CODE = "kernels/fastcnn_kernels/*.py", "benchmarks/*kernel*.py", "fastcnn/bench/timing.py"
 """What the rows depend on."""
 
 
@@ -32,7 +33,7 @@ def begin(path: Path, settings: dict[str, Any], device: torch.device) -> dict[st
 
     report: dict[str, Any] = {
         "what": "kernels",
-        "environment": {**bench.environment(device), "triton": triton.__version__},
+        "environment": {**environment.environment(device), "triton": triton.__version__},
         "settings": json.loads(json.dumps(settings)),  # as a file has them
         "ceilings": {},
         "rows": [],
@@ -61,7 +62,7 @@ def another(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     commit, before = new["environment"]["commit"], old["environment"].get("commit", "")
     if not commit or commit.endswith("+"):
         return "code that no commit has"
-    if not bench.same_code(before, commit, *CODE):
+    if not timing.same_code(before, commit, *CODE):
         return f"another commit, {before or 'unknown'}, whose kernels differ"
     for part, beside in (
         ("environment", {"date", "commit"}),
@@ -84,7 +85,7 @@ def is_done(item: Item, report: dict[str, Any]) -> bool:
 def write(path: Path, content: dict[str, Any]) -> None:
     """At once, so that a run that is killed leaves what it had written before."""
     part = path.with_name(path.name + ".part")
-    bench.write_json(part, content)
+    timing.write_json(part, content)
     os.replace(part, path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernel_sides import PASSES
 
-from fastcnn import bench
+from fastcnn.bench import timing
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import NETWORKS, Depthwise
 
@@ -44,7 +44,7 @@ def line(row: dict[str, Any]) -> str:
     )
     ratio, share = row["ratios"]["eager"], row.get("share_of_copy")
     note = f"{share['ours']:.0%}" if share else "-" if "bytes" in row else "host's"
-    return f"{start}{ours:>9}{eager:>10}{compiled:>10}{bench.spread(ratio):>26}{note:>11}"
+    return f"{start}{ours:>9}{eager:>10}{compiled:>10}{timing.spread(ratio):>26}{note:>11}"
 
 
 def ceiling(name: str, ceilings: dict[str, Any]) -> str:

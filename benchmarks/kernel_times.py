@@ -18,7 +18,7 @@ import torch
 from kernel_sides import Run, floor_bytes, out_size, sides_of
 from torch import Tensor
 
-from fastcnn import bench
+from fastcnn.bench import timing
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
 
@@ -75,7 +75,7 @@ def device_times(sides: dict[str, list[Run]], rounds: int, device: torch.device)
 def host_times(sides: dict[str, list[Run]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Microseconds of the host for each call, of inputs so small that the GPU waits for it."""
     first = {name: calls[0] for name, calls in sides.items()}
-    seconds = bench.time_in_turn(first, rounds, WARM_UP, device, HOST_CALLS)
+    seconds = timing.time_in_turn(first, rounds, WARM_UP, device, HOST_CALLS)
     return {name: [1e6 * value for value in values] for name, values in seconds.items()}
 
 
@@ -103,7 +103,7 @@ def ceilings(device: torch.device, rounds: int, measure: Measure) -> dict[str, A
     found: dict[str, Any] = {}
     for name, (prepare, work) in prepared.items():
         try:
-            time = bench.summary(measure({name: [prepare()]}, rounds, device)[name])
+            time = timing.summary(measure({name: [prepare()]}, rounds, device)[name])
         except Exception as error:  # the rows are worth having without it
             found[name] = {"failed": trouble(error)}
         else:
@@ -158,10 +158,10 @@ def measure_row(
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     with torch.backends.cudnn.flags(enabled=False):  # another implementation, and no TF32
         exact = sides["eager"](*(tensor.to(wide) for tensor in tensors[0]))()
-    bench.wait_for(device)
+    timing.wait_for(device)
     start = time.perf_counter()
     found = sides["ours"](*tensors[0])()
-    bench.wait_for(device)
+    timing.wait_for(device)
     seconds = time.perf_counter() - start
     row: dict[str, Any] = {"first_call_seconds": seconds}
     if wrong := difference(found, exact, dtype):
@@ -170,9 +170,9 @@ def measure_row(
 
     calls = {name: [side(*pair) for pair in tensors] for name, side in sides.items()}
     times = measure(calls, rounds, device)
-    row["microseconds"] = {name: bench.summary(values) for name, values in times.items()}
+    row["microseconds"] = {name: timing.summary(values) for name, values in times.items()}
     row["ratios"] = {
-        name: bench.summary(bench.ratios(values, times["ours"]))
+        name: timing.summary(timing.ratios(values, times["ours"]))
         for name, values in times.items()
         if name != "ours"
     }

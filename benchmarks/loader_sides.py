@@ -22,12 +22,13 @@ from torchvision.datasets.folder import default_loader
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from fastcnn.data import BadFiles, Batch, Source, Transform
-from fastcnn.data.backends import MAKERS
-from fastcnn.data.batch import Share
-from fastcnn.data.loader import ImageLoader
-from fastcnn.data.manifest import scan
-from fastcnn.data.sources import IMAGENET_MEAN, IMAGENET_STD, Split, native_size
+from fastcnn.data.batch import Batch, ShardedSampler
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.registry import MAKERS
+from fastcnn.data.sources.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, native_size
+from fastcnn.data.sources.headers import scan
+from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 
 PROCESSES = ("torchvision PIL", "torchvision float recipe", "torchvision decode_image", "timm")
@@ -41,8 +42,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "dali prefetch 4": {"prefetch": 4},
     "dali preallocated": {"preallocate": True},
 }
-"""Of `fastcnn.data.dali.Tuning`, for a GPU. Two of them are its defaults under other names: how far they are
-from "fastcnn dali" is what a difference must exceed."""
+"""Variants of `fastcnn.data.loaders.dali.Tuning` for a GPU. Two repeat its defaults under other names: their
+distance from "fastcnn dali" is the noise that a difference must exceed."""
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,11 @@ def _on_device(batches: Iterator[Any], device: torch.device) -> Iterator[object]
 def own_loader(name: str, job: Job) -> ImageLoader:
     """Of "fastcnn BACKEND" or of a side in `TUNED`."""
     split = job.split
-    share = Share(len(split), job.load.batch_size, rank=0, world_size=1, train=True)
+    share = ShardedSampler(len(split), job.load.batch_size, rank=0, world_size=1, train=True)
     common = (split, job.transform, share, job.device, job.workers, BadFiles(split, "training", 1))
     if name not in TUNED:
         return {f"fastcnn {backend}": make for backend, make in MAKERS.items()}[name](*common)
-    from fastcnn.data.dali import DaliLoader, Tuning
+    from fastcnn.data.loaders.dali import DaliLoader, Tuning
 
     return DaliLoader(*common, Tuning(**TUNED[name]))
 

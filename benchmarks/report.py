@@ -19,9 +19,9 @@ from typing import Any
 import kernel_tables as tables
 from sizes import TRAIN
 
-from fastcnn import bench, ladder_report
-from fastcnn.recipes import RECIPES, as_flags
-from fastcnn.report import clock
+from fastcnn.bench import ablation_report, timing
+from fastcnn.config.recipes import RECIPES, as_flags
+from fastcnn.engine.logger import clock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -43,7 +43,7 @@ def read() -> dict[str, Files]:
 
 
 def comparisons(files: Files, kind: str) -> Files:
-    """Those of `fastcnn.bench.Comparison` whose names begin with `kind`."""
+    """Those of `fastcnn.bench.timing.Comparison` whose names begin with `kind`."""
     return {p: c for p, c in files.items() if c["what"].startswith(f"{kind}-") and "baseline" in c}
 
 
@@ -75,7 +75,7 @@ def side_cell(content: Content, side: str) -> str:
     found = content["sides"][side]
     if side == content["baseline"]:
         return f"{found['per_second']:,.0f} {content['unit']}/s"
-    return bench.spread(found["speedup"])
+    return timing.spread(found["speedup"])
 
 
 def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
@@ -120,7 +120,7 @@ def startup_table(files: Files) -> str:
     for content in files.values():
         for name, found in content["sides"].items():
             goes = (f"{stage} {seconds:.1f}" for stage, seconds in found.get("stages", {}).items())
-            rows.append([name, bench.spread(found["seconds"]), ", ".join(goes)])
+            rows.append([name, timing.spread(found["seconds"]), ", ".join(goes)])
     return table(["", "seconds", "of which, once"], rows)
 
 
@@ -135,7 +135,7 @@ def ladder_table(content: Content) -> str:
             [
                 f"**+ {rung['name']}**" if rung["kept"] else rung["name"],
                 f"{rung['images_per_second']:,.0f}",
-                bench.spread(rung["speedup"]),
+                timing.spread(rung["speedup"]),
                 f"{rung['share_of_roofline']:.0%}",
                 "" if memory is None else f"{memory / 2**20:,.0f} MiB",
                 f"{rung['start_seconds']:.1f} s",
@@ -266,7 +266,7 @@ def page(machines: dict[str, Files]) -> str:
                 parts += [f"### Ladder: {name}\n", f"`{command}`\n", ladder_table(content), ""]
                 parts += [f"{describe(content)}.\n", f"![ladder]({picture})\n"]
                 if "costs" in content:
-                    parts += ["```", *ladder_report.cost_lines(content), "```\n"]
+                    parts += ["```", *ablation_report.cost_lines(content), "```\n"]
         others = [p for p, c in files.items() if c["what"] != "ladder" and "baseline" not in c]
         if others:
             listed = ", ".join(f"[{path.stem}](results/{machine}/{path.name})" for path in others)
@@ -282,7 +282,7 @@ def recipes_page(machines: dict[str, Files]) -> str:
         "# Recipes\n",
         "Named settings, `--recipe NAME`: which network reaches which accuracy, by which settings, where",
         "that was published, and what fastcnn reached. Made by `python benchmarks/report.py` from",
-        "`fastcnn/recipes.py` and the files that `python benchmarks/bench_recipes.py NAME` writes. Flags and",
+        "`fastcnn/config/recipes.py` and the files of `python benchmarks/bench_recipes.py NAME`. Flags and",
         "a `--config` file override what a recipe sets. CIFAR-10's published accuracies are of the original",
         "arrays; images that were compressed as JPEG give less.\n",
     ]
@@ -418,7 +418,7 @@ def main() -> int:
                 draw_comparisons(found, kind, RESULTS / machine / f"{kind}.png")
         for path, content in files.items():
             if content["what"] == "ladder":
-                ladder_report.draw(content, path.with_suffix(".png"))
+                ablation_report.draw(content, path.with_suffix(".png"))
     return 0
 
 

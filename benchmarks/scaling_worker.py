@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn import bench, machine
-from fastcnn.distributed import Ranks, choose_device, process_group
-from fastcnn.engine import train_step
-from fastcnn.state import TrainState
-from fastcnn.steps import Problem, build_own_state
+from fastcnn.bench import timing
+from fastcnn.bench.training_steps import Workload, build_own_state
+from fastcnn.engine.state import TrainState
+from fastcnn.engine.step import train_step
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, choose_device, process_group
 
 ALONE, APART, TOGETHER = "alone", "apart", "together"
 DEFAULT = "torch's"
@@ -50,8 +51,8 @@ class Job:
     def bucket_sizes(self) -> dict[str, int | None]:
         return {DEFAULT: None, **{f"{size} MiB": size for size in self.bucket_mb}}
 
-    def problem(self, device: torch.device) -> Problem:
-        return Problem(self.arch, self.img_size, self.batch_size, str(device))
+    def problem(self, device: torch.device) -> Workload:
+        return Workload(self.arch, self.img_size, self.batch_size, str(device))
 
 
 def work(index: int, job: Job, turn: Barrier) -> None:
@@ -123,4 +124,4 @@ def timed(
 ) -> Seconds:
     # A GPU's host runs ahead, so that a single step's time would be that of launching it too.
     calls = 10 if device.type == "cuda" else 2
-    return bench.time_in_turn(sides, job.rounds, 1, device, calls, before)
+    return timing.time_in_turn(sides, job.rounds, 1, device, calls, before)

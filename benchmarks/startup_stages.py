@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 STAGES = {
-    "data": ("fastcnn.plan", "open_data"),
-    "loader probe": ("fastcnn.plan", "choose_backend"),
-    "arithmetic probe": ("fastcnn.machine", "probe_arithmetic"),
-    "first step": ("fastcnn.loop", "train_epoch"),
+    "data": ("fastcnn.setup.plan", "open_data"),
+    "loader probe": ("fastcnn.setup.plan", "choose_backend"),
+    "arithmetic probe": ("fastcnn.setup.probe", "probe_arithmetic"),
+    "first step": ("fastcnn.engine.loop", "train_epoch"),
 }
 """A stage, and the function whose time it is; "imports" is what comes before the plan is made."""
 
@@ -49,16 +49,16 @@ class FirstStep(Exception):
 
 def main(started: float, flags: list[str]) -> None:
     from fastcnn import train
-    from fastcnn.flags import parse
+    from fastcnn.config.parse import parse
 
     config = parse(flags, "startup_stages.py")
-    for module in ("torch", "fastcnn.wire", "fastcnn.loop"):
+    for module in ("torch", "fastcnn.setup.build", "fastcnn.engine.loop"):
         importlib.import_module(module)
     seconds = {"imports": time.time() - started}
     for stage, (module, name) in STAGES.items():
         owner = importlib.import_module(module)
         setattr(owner, name, wrapped(getattr(owner, name), stage, seconds))
-    report = importlib.import_module("fastcnn.report").Report
+    report = importlib.import_module("fastcnn.engine.logger").Report
 
     def window(*_: Any) -> None:
         raise FirstStep

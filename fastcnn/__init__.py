@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastcnn.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastcnn.train import Result
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "fit", "load"]
 
 
 def fit(**settings: Any) -> Result:
@@ -34,7 +36,7 @@ def fit(**settings: Any) -> Result:
             write instead.
         fastcnn.errors.TrainingError: the loss became infinite or NaN.
     """
-    from fastcnn.flags import from_settings
+    from fastcnn.config.parse import from_settings
     from fastcnn.train import fit as run
 
     return run(from_settings(settings))
@@ -48,6 +50,6 @@ def load(checkpoint: str | Path) -> nn.Module:
     Raises:
         ValueError: there is no such checkpoint, or its network is from a package that is not installed.
     """
-    from fastcnn.checkpoint import load_network
+    from fastcnn.engine.checkpoint import load_network
 
     return load_network(checkpoint)

@@ -1,5 +1,5 @@
 """`python -m fastcnn` is `fastcnn`."""
 
-from fastcnn.cli import main
+from fastcnn.cli.main import main
 
 raise SystemExit(main())

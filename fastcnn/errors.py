@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+NAMED_AT_MOST = 50
+"""Lines; a list of all is in the run's folder."""
+
 
 class UserError(ValueError):
     """A mistake in what the user wrote: the message says what is wrong, where, and what to write instead.

@@ -3,7 +3,7 @@
     torchrun -m fastcnn.train --arch resnet50
     python -m fastcnn.train --arch resnet20 --data cifar10 --epochs 100
 
-`main` parses, `fit` wires data, network and folder together, `fastcnn.loop` runs the epochs. Torch is
+`main` parses, `fit` wires data, network and folder together, `fastcnn.engine.loop` runs the epochs. Torch is
 imported after the flags are parsed.
 """
 
@@ -19,15 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcnn.checks import check, ineffective
 from fastcnn.config import Config
+from fastcnn.config.parse import parse
+from fastcnn.config.validate import check, ineffective
 from fastcnn.errors import BadImageError, TrainingError, UserError
-from fastcnn.flags import parse
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastcnn.loop import Outcome
+    from fastcnn.engine.loop import Outcome
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,22 @@ def fit(config: Config, exits: bool = False) -> Result:
     Args:
         exits: whether a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
     """
-    from fastcnn.distributed import Ranks, choose_device, from_main, process_group
-    from fastcnn.engine import evaluate
-    from fastcnn.interrupt import stop_on_signals
-    from fastcnn.loop import fit_epochs
-    from fastcnn.plan import make_plan
-    from fastcnn.progressive import sizes_left
-    from fastcnn.report import open_report
-    from fastcnn.resolve import describe
-    from fastcnn.run import Run, claim_folder, write_config
-    from fastcnn.schedules import describe_schedule, draw_schedule
-    from fastcnn.settle import settle
-    from fastcnn.tasks import build_task
-    from fastcnn.verdict import verdict
-    from fastcnn.warm_up import kernels_ahead, record_ahead, warm_up_sizes
-    from fastcnn.wire import build
+    from fastcnn.config.auto import describe
+    from fastcnn.config.progressive import sizes_left
+    from fastcnn.engine.checkpointer import Run
+    from fastcnn.engine.evaluate import evaluate
+    from fastcnn.engine.logger import open_report
+    from fastcnn.engine.loop import fit_epochs
+    from fastcnn.optim.schedules import describe_schedule, draw_schedule
+    from fastcnn.profiling.bottleneck import verdict
+    from fastcnn.runtime.distributed import Ranks, choose_device, from_main, process_group
+    from fastcnn.runtime.signals import stop_on_signals
+    from fastcnn.setup.build import build
+    from fastcnn.setup.plan import make_plan
+    from fastcnn.setup.run_folder import claim_folder, write_config
+    from fastcnn.setup.tuning import autotune
+    from fastcnn.setup.warmup import kernels_ahead, record_ahead, warm_up_sizes
+    from fastcnn.tasks.build import build_task
 
     started = time.perf_counter()
     check(config)
@@ -119,7 +120,7 @@ def fit(config: Config, exits: bool = False) -> Result:
                     print(f"{describe_schedule(state.schedule)}\nschedule.png")
                 return Result(state.network, {}, run.best, 0.0, plan.folder)
             run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
-            settled = settle(plan.config, plan.reasons, state, task, loaders, run.folder, ranks, started)
+            settled = autotune(plan.config, plan.reasons, state, task, loaders, run.folder, ranks, started)
             plan = replace(plan, config=settled[0], reasons=settled[1])
             run.config, run.chosen = plan.config, tuple(plan.reasons)
             if ranks.is_main:
@@ -141,9 +142,9 @@ def fit(config: Config, exits: bool = False) -> Result:
                 if plan.config.progressive is None and not state.done:
                     record_ahead(state, task, train_loader, window_metrics)
                 interval = int(plan.config.log_interval)
-                judge = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
+                diagnose = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
                 sums = metrics, window_metrics
-                outcome = fit_epochs(run, task, val_loader, *sums, report, stop, interval, judge)
+                outcome = fit_epochs(run, task, val_loader, *sums, report, stop, interval, diagnose)
                 report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
                 run.restore_best()
         finally:

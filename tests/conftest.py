@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcnn import machine
-from fastcnn.data import shapes
+from fastcnn.data.sources import demo as demo_set
+from fastcnn.runtime import machine
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def good_neighbor(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the command set one thread too."""
-    monkeypatch.setattr("fastcnn.machine.cores_per_process", lambda ranks: 1)
+    monkeypatch.setattr("fastcnn.runtime.machine.cores_per_process", lambda ranks: 1)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def free_memory() -> Iterator[None]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo set of 16 + 5 images a class."""
     root = tmp_path_factory.mktemp("demo") / "shapes"
-    shapes.write(root, train_per_class=16, val_per_class=5)
+    demo_set.write(root, train_per_class=16, val_per_class=5)
     return root
 
 
@@ -101,7 +101,7 @@ def annotated(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo set's images with masks of the same names, and COCO's files of their boxes."""
     root = tmp_path_factory.mktemp("annotated") / "shapes"
     boxes = json.loads((demo / "boxes.json").read_text())
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(shapes.CLASS_NAMES)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(demo_set.CLASS_NAMES)]
     (root / "annotations").mkdir(parents=True)
     for phase in ("train", "val"):
         shutil.copytree(demo / phase, root / "images" / phase)
@@ -140,13 +140,13 @@ def whole_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None)
     from fastcnn.train import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastcnn.data.choose.SECONDS", 0.01)
+    monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.01)
     return lambda *flags: main([str(flag) for flag in flags])
 
 
 @pytest.fixture
 def train(whole_train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`whole_train` without two thirds of a short run's time: no loaders are timed and no curves drawn."""
-    monkeypatch.setattr("fastcnn.plan.choose_backend", lambda *_: ("torch", "not timed"))
-    monkeypatch.setattr("fastcnn.report.draw_curves", lambda *_: None)
+    monkeypatch.setattr("fastcnn.setup.plan.choose_backend", lambda *_: ("torch", "not timed"))
+    monkeypatch.setattr("fastcnn.engine.logger.draw_curves", lambda *_: None)
     return whole_train

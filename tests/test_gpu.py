@@ -9,19 +9,22 @@ import pytest
 import torch
 
 from fastcnn.config import OptName
-from fastcnn.data import Batch, Transform, build_loaders, has_dali
-from fastcnn.data.mixing import Mixing
-from fastcnn.data.sources import read_folder
-from fastcnn.distributed import Ranks
-from fastcnn.engine import evaluate, train_step
+from fastcnn.data.batch import Batch
+from fastcnn.data.loaders.build import build_loaders
+from fastcnn.data.loaders.registry import has_dali
+from fastcnn.data.sources.folder import read_folder
+from fastcnn.data.transforms.mixing import Mixing
+from fastcnn.data.transforms.transform import Transform
+from fastcnn.engine.cuda_graph import WARMUP_STEPS
+from fastcnn.engine.evaluate import evaluate
+from fastcnn.engine.state import TrainState, build_state, stop_if_not_finite
+from fastcnn.engine.step import train_step
 from fastcnn.errors import TrainingError
-from fastcnn.graphs import BEFORE
-from fastcnn.guard import stop_if_not_finite
 from fastcnn.models import build
-from fastcnn.optim import build_optimizer
-from fastcnn.schedules import Schedule
-from fastcnn.state import TrainState, build_state
-from fastcnn.tasks import Classification
+from fastcnn.optim.build import build_optimizer
+from fastcnn.optim.schedules import Schedule
+from fastcnn.runtime.distributed import Ranks
+from fastcnn.tasks.classification import Classification
 
 pytestmark = pytest.mark.gpu
 TASK = Classification(10)
@@ -98,13 +101,13 @@ def test_a_recorded_step_is_the_step(opt, compile):
         settings: dict[str, Any] = {"opt": opt, "cuda_graph": cuda_graph, "mixing": mixing, "ema_decay": 0.9}
         state = state_on(device, torch.float32, compile, **settings)
         metrics, losses = TASK.metrics(device), []
-        for step in range(BEFORE + 4):
+        for step in range(WARMUP_STEPS + 4):
             metrics.reset()
             train_step(state, TASK, [batch_on(device, step)], metrics)
             losses.append(metrics.compute()["loss"])
         found.append(losses)
     assert found[1] == pytest.approx(found[0], rel=1e-3)
-    assert len(set(found[1])) == BEFORE + 4
+    assert len(set(found[1])) == WARMUP_STEPS + 4
 
 
 @pytest.mark.parametrize("backend", ["torch", "cached"])

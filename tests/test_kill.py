@@ -18,7 +18,7 @@ import pytest
 import torch
 from ranks import command
 
-from fastcnn.data import has_dali
+from fastcnn.data.loaders.registry import has_dali
 
 KILLS = int(os.environ.get("KILLS", "7"))
 """For each backend; half as many for the other tasks."""

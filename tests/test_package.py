@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastcnn
-from fastcnn.cli import COMMANDS, main
+from fastcnn.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +106,7 @@ def test_the_version_is_written_once():
     written = [ROOT / "pyproject.toml", *(ROOT / "fastcnn").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
     quoted = re.compile(rf"""['"]{re.escape(fastcnn.__version__)}['"]""")
     holders = [path.relative_to(ROOT).as_posix() for path in written if quoted.search(path.read_text())]
-    assert holders == ["fastcnn/__init__.py"]
+    assert holders == ["fastcnn/version.py"]
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -129,7 +129,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
     sources = [*(ROOT / "fastcnn").rglob("*.py"), *(ROOT / "kernels" / "fastcnn_kernels").rglob("*.py")]
     expected = {path.relative_to(ROOT).as_posix().removeprefix("kernels/") for path in sources}
     assert expected <= set(wheel)
-    assert {"fastcnn/py.typed", "fastcnn_kernels/py.typed", "fastcnn/networks.txt"} <= set(wheel)
+    assert {"fastcnn/py.typed", "fastcnn_kernels/py.typed", "fastcnn/analysis/networks.txt"} <= set(wheel)
 
 
 def test_the_wheel_holds_the_license(wheel):

@@ -24,9 +24,10 @@ from ranks import command, run_ranks
 from runs import QUICK, QUICK_SETTINGS, as_flags, interrupt_after, records
 
 import fastcnn
-from fastcnn import machine
-from fastcnn.data import has_dali
-from fastcnn.interrupt import SAID
+from fastcnn.data.loaders.registry import has_dali
+from fastcnn.runtime import machine
+from fastcnn.runtime.signals import HARD_EXIT_MESSAGE
+from fastcnn.setup import probe
 
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 
@@ -207,8 +208,8 @@ def test_a_dtype_that_another_processor_chose_is_chosen_again_where_it_is_emulat
 ):
     flags = as_flags({"arch": "lenet5", **QUICK_SETTINGS, "amp_dtype": "auto"})
     with monkeypatch.context() as patch:
-        way = machine.Arithmetic("bf16", True)
-        patch.setattr(machine, "probe_arithmetic", lambda *_: (way, "fastest"))
+        way = probe.Arithmetic("bf16", True)
+        patch.setattr(probe, "probe_arithmetic", lambda *_: (way, "fastest"))
         assert train(*flags, "--data", demo, "--epochs", "1") == 0
     last = Path("runs/lenet5-shapes/last.pt")
     assert torch.load(last)["config"]["amp_dtype"] == "bf16"
@@ -267,9 +268,11 @@ def test_in_the_middle_of_an_epoch_the_order_may_not_change(train, demo, capsys)
 
 def test_minutes_between_checkpoints(train, demo, monkeypatch):
     clock = itertools.count(step=10.0)  # seconds, at each look
-    monkeypatch.setattr("fastcnn.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("fastcnn.engine.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     saved: list[int] = []
-    monkeypatch.setattr("fastcnn.checkpoint.save", lambda path, content, best: saved.append(content["step"]))
+    monkeypatch.setattr(
+        "fastcnn.engine.checkpoint.save", lambda path, content, best: saved.append(content["step"])
+    )
     flags = (*QUICK, "--data", demo, "--epochs", "1", "--log-interval", "1", "--data-backend", "torch")
     assert train(*flags, "--checkpoint-minutes", "0.5") == 0
     assert len(saved) >= 3
@@ -350,25 +353,25 @@ def test_fit_is_the_command_from_python(tmp_path, monkeypatch, one_core, job):
     assert result.val["samples"] == 50
     assert result.images_per_second > 0
     outputs = result.network(torch.zeros(1, 3, 32, 32))
-    shapes = {"acc1": (1, 10), "miou": (1, 11, 32, 32), "map": (1, 5 * 5 * 3, 15)}
-    assert (outputs.raw if job.metric == "map" else outputs).shape == shapes[job.metric]
+    demo = {"acc1": (1, 10), "miou": (1, 11, 32, 32), "map": (1, 5 * 5 * 3, 15)}
+    assert (outputs.raw if job.metric == "map" else outputs).shape == demo[job.metric]
 
 
 @pytest.mark.parametrize("arch", each(["lenet5", "unet/lenet5", "yolo/lenet5"], ["unet/lenet5"]))
 def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_path, capsys, arch):
     """And no settings but the epochs, and what does not fit so small a backbone."""
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
-    from fastcnn.data import shapes
+    from fastcnn.data.sources import demo as demo_set
 
-    shapes.write(shapes.demo_root(), train_per_class=4, val_per_class=2)
+    demo_set.write(demo_set.demo_root(), train_per_class=4, val_per_class=2)
     own = {"unet/lenet5": ("--img-size", "32"), "yolo/lenet5": ("--img-size", "32", "--strides", "4")}
     flags = ("--arch", arch, *own.get(arch, ()), "--epochs", "1")
     name = arch.replace("/", "-")
     assert train(*flags) == 0
     assert f"runs/{name}-demo" in capsys.readouterr().out
-    monkeypatch.setattr("fastcnn.data.sources.synthetic_source.__defaults__", (64, 16, 10))
-    monkeypatch.setattr("fastcnn.data.mask_sources._synthetic.__defaults__", (64, 16, 10))
-    monkeypatch.setattr("fastcnn.data.box_sources._synthetic.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.sources.torchvision.synthetic_source.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.sources.masks._synthetic.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.sources.boxes._synthetic.__defaults__", (64, 16, 10))
     assert train(*flags, "--data", "synthetic") == 0
     assert f"runs/{name}-synthetic" in capsys.readouterr().out
 
@@ -586,9 +589,9 @@ def test_a_signal_to_torchrun_saves_and_ends_all_processes(tmp_path, monkeypatch
 def test_another_ctrl_c_ends_the_process_at_once_with_one_line():
     code = (
         "import os, signal\n"
-        "from fastcnn import interrupt\n"
-        "interrupt.IMPATIENCE = 0\n"
-        "with interrupt.stop_on_signals(exits=True) as stop:\n"
+        "from fastcnn.runtime import signals\n"
+        "signals.HARD_EXIT_DELAY = 0\n"
+        "with signals.stop_on_signals(exits=True) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print(bool(stop), flush=True)\n"
         "    try:\n"
@@ -597,7 +600,7 @@ def test_another_ctrl_c_ends_the_process_at_once_with_one_line():
         "        print('cleaned up', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "True\n", SAID)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "True\n", HARD_EXIT_MESSAGE)
 
 
 @pytest.mark.slow
@@ -605,8 +608,9 @@ def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp
     monkeypatch.chdir(tmp_path)
     code = (
         "import os, signal, sys, torch\n"
-        "from fastcnn import interrupt, train\n"
-        "interrupt.IMPATIENCE = 0\n"
+        "from fastcnn import train\n"
+        "from fastcnn.runtime import signals\n"
+        "signals.HARD_EXIT_DELAY = 0\n"
         "save, saves = torch.save, []\n"
         "def slow(content, file):\n"
         "    class File:\n"
@@ -622,7 +626,7 @@ def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp
     )
     flags = (*QUICK, "--data", str(demo), "--epochs", "9", "--output-dir", "run", "--data-backend", "torch")
     done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, SAID)
+    assert (done.returncode, done.stderr) == (130, HARD_EXIT_MESSAGE)
     assert torch.load("run/last.pt")["epoch"] == 2
 
 

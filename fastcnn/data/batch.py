@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from fastcnn.data.augment import Augment
 from fastcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastcnn.data.bad_files import BadFiles
+    pass
 
 
 class Batch(NamedTuple):
@@ -30,97 +28,7 @@ class Batch(NamedTuple):
     mask: Tensor
     """bool [N]: True for real samples, False for padding."""
     mix: Tensor | None = None
-    """How each image is mixed with the one at the other end of the batch; see `fastcnn.data.mixing`."""
-
-
-class Loader(Protocol):
-    """Batches of one phase for one rank.
-
-    Training yields full batches only; evaluation yields every image once over all ranks, the last
-    batches padded and masked.
-    """
-
-    num_samples: int
-    """Samples over all ranks in an epoch, bad ones included."""
-    skipped: int
-    """Bad ones among them that this rank has masked in the last pass of evaluation."""
-
-    bad: BadFiles
-    """Which of them cannot be decoded, as far as this rank knows."""
-
-    def __len__(self) -> int:
-        """Batches an epoch, the same on every rank."""
-
-    @property
-    def steps_left(self) -> int:
-        """Batches of the rest of the current epoch."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The rest of the current epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, counted from 0, that comes next; the current one changes nothing."""
-
-    def resize(self, size: int) -> None:
-        """From the next iteration on images have so many pixels a side."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was yielded, the same on every rank."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, whatever the backend, the batch size and the ranks were."""
-
-    def close(self) -> None:
-        """Ends threads and processes."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How images become square ones: the same meaning in every loader."""
-
-    size: int
-    """Pixels a side of the result."""
-    channels: int = 3
-    train_crop: Literal["random-resized", "random", "pad"] = "random-resized"
-    """"random": anywhere in the image, which is resized as for evaluation (Krizhevsky et al. 2012, section
-    4.1)."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_padding: int | None = None
-    """Pixels that pad-crop adds on each side; None: an eighth of the size."""
-    pad_mode: Literal["black", "reflect"] = "black"
-    """What it adds; "reflect": mirrored at the border, which itself is not repeated."""
-    hflip: float = 0.5
-    hflip_mode: Literal["random", "alternating"] = "random"
-    """"alternating": in the first epoch as drawn, then in every epoch the other way (Jordan 2024, section 3.6
-    of "94% on CIFAR-10 in 3.29 seconds"); with `hflip` 0 never."""
-    crop_pct: float = 0.875
-    """Evaluation resizes the short side to size / crop_pct and crops the centre; with pad-crop it
-    resizes to the size itself."""
-    crop_mode: Literal["center", "border"] = "center"
-    """"border" keeps all of the image: evaluation (and pad-crop, before it shifts) resizes the long side to
-    the size and adds black borders."""
-    augment: Augment = field(default_factory=Augment)
-    """What becomes of the pixels in training, after that."""
-    progressive: bool = False
-    """Whether the size changes during the training, by `Loader.resize`."""
-
-    @property
-    def fill(self) -> tuple[int, ...]:
-        """What erases, a value for each channel."""
-        fill = self.augment.fill
-        return fill if len(fill) == self.channels else (round(sum(fill) / len(fill)),) * self.channels
-
-    @property
-    def padding(self) -> int:
-        """Pixels that pad-crop adds on each side: by default 4 for 32 (He et al. 2016, section 4.2)."""
-        return self.size // 8 if self.crop_padding is None else self.crop_padding
-
-    @property
-    def resize(self) -> int:
-        """Short side before the evaluation's centre crop, in pixels; its long side with borders."""
-        whole = self.train_crop == "pad" or self.crop_mode == "border"
-        return self.size if whole else int(self.size / self.crop_pct)
+    """Mixing parameters; see `fastcnn.data.transforms.mixing`."""
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -129,7 +37,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardedSampler:
     """One rank's part of a phase: how many batches, of which samples."""
 
     count: int

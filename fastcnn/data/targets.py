@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fastcnn.data.decode import DecodeError
-from fastcnn.data.geometry import Geometry
+from fastcnn.data.transforms.geometry import Geometry
 
 IGNORE = 255
 """In a mask: a pixel that is neither trained on nor counted."""

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from fastcnn.data.batch import Batch
-from fastcnn.data.mixing import weighed
-from fastcnn.metrics import MeanLoss
+from fastcnn.data.transforms.mixing import weighed
 from fastcnn.models.base import Outputs
-from fastcnn.pictures import enlarged, with_caption
+from fastcnn.tasks.metrics import MeanLoss
+from fastcnn.viz.pictures import enlarged, with_caption
 
 AUX_WEIGHT = 0.3
 """Weight of an auxiliary classifier's loss (Szegedy et al. 2015, section 5)."""
@@ -55,7 +55,7 @@ class Classification:
         logits, _ = _split(outputs)
         return list(logits.float().softmax(1).cpu().numpy())
 
-    def in_words(self, found: np.ndarray, class_names: Sequence[str]) -> str:
+    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
         return ", ".join(_best(found, class_names))
 
     def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:

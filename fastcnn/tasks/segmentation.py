@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.targets import IGNORE
-from fastcnn.distributed import all_reduce_sum
 from fastcnn.errors import UserError
-from fastcnn.metrics import MeanLoss
-from fastcnn.pictures import with_mask
+from fastcnn.runtime.distributed import all_reduce_sum
+from fastcnn.tasks.metrics import MeanLoss
+from fastcnn.viz.pictures import with_mask
 
 SegLoss = Literal["ce", "dice", "ce-dice"]
 
@@ -70,7 +70,7 @@ class Segmentation:
         assert isinstance(outputs, Tensor)
         return list(outputs.argmax(1).to(torch.uint8).cpu().numpy())
 
-    def in_words(self, found: np.ndarray, class_names: Sequence[str]) -> str:
+    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
         shares = np.bincount(found.flatten(), minlength=self.num_classes) / found.size
         shown = [i for i in np.argsort(-shares, kind="stable").tolist() if shares[i] > 0]
         return ", ".join(f"{class_names[i]} {100 * shares[i]:.1f}%" for i in shown)

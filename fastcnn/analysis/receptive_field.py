@@ -1,0 +1,140 @@
+"""Which pixels of the image each layer's output sees, for any network.
+
+    from fastcnn.analysis.receptive_field import receptive_fields
+    network = build("resnet50").to("meta")
+    fields = receptive_fields(network, torch.empty(1, 3, 224, 224, device="meta"))
+    print(fields["layer4"])  # 427/32/-213: size, stride and offset in pixels
+
+A forward pass is followed operation by operation, so that branches, padding and slices count as they are
+computed; on the meta device it takes no memory. After an operation without a rule the field is not defined.
+The definition is that of Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks",
+Distill 2019: padding belongs to the field. Batch norm counts as in evaluation, with constant statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastcnn.analysis.receptive_field_rules import (
+    CONSTANT,
+    POINTWISE,
+    RULES,
+    Field,
+    Local,
+    NoWindowError,
+    Undefined,
+    Whole,
+    Window,
+    pointwise,
+    union,
+    unknown,
+)
+
+__all__ = ["Field", "Following", "Local", "Undefined", "Whole", "Window", "receptive_fields"]
+
+
+def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
+    """The field of each module's output, by the module's path; the network's own is "".
+
+    Of several calls the last one counts, of several tensors the first. Modules that are not called, or
+    whose output does not depend on the image, are left out.
+
+    Args:
+        network: on the image's device; in evaluation mode, unless its running statistics may change.
+        image: [N, C, H, W], such as `torch.empty(1, 3, 224, 224, device="meta")`.
+    """
+    fields: dict[str, Field] = {}
+    following = Following(image)
+
+    def keep(name: str, output: object) -> None:
+        field = following.field(output)
+        if field is not None:
+            fields[name] = field
+
+    hooks = [
+        module.register_forward_hook(lambda module, args, output, name=name: keep(name, output))
+        for name, module in network.named_modules()
+    ]
+    try:
+        with following, torch.no_grad():
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return fields
+
+
+class Following(TorchFunctionMode):
+    """While entered, keeps the field of every tensor that is computed from `image`, [N, C, H, W]."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self._fields = WeakTensorKeyDictionary()
+        self._fields[image] = Local((Window(1, 0, 0), Window(1, 0, 0)))
+
+    def field(self, output: object) -> Field | None:
+        """That of the first tensor in `output`; None if it does not depend on the image."""
+        tensor = first_tensor(output)
+        return None if tensor is None else self._fields.get(tensor)
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        owner = func.__self__ if func.__name__ == "__get__" else func  # a property, such as `x.data`
+        name = getattr(owner, "__name__", "property")
+        inputs = [(t, self._fields[t]) for t in _tensors((args, kwargs)) if t in self._fields]
+        results = [args[0]] if name == "__setitem__" else _tensors(output)
+        if inputs and results and name not in CONSTANT:
+            field = _after(name, args, kwargs, inputs, results[0])
+            for result in results:
+                self._fields[result] = field
+        return output
+
+
+def _after(
+    name: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    inputs: Sequence[tuple[Tensor, Field]],
+    output: Tensor,
+) -> Field:
+    """The field of what an operation made of `inputs`, the tensors that depend on the image."""
+    for _, field in inputs:
+        if isinstance(field, Undefined):
+            return field
+    maps = [(tensor, field) for tensor, field in inputs if isinstance(field, Local)]
+    if not maps:
+        return Whole()
+    plain = name.strip("_")  # of add_, __add__ and add
+    rule, names = RULES.get(name, (pointwise if plain in POINTWISE else unknown, ""))
+    call = dict(zip(names.split(), args)) | kwargs
+    call |= {"name": name, "args": args, "input": maps[0][0], "output": output}
+    try:
+        result = rule(union([field for _, field in maps]), call)
+        if rule is pointwise and any(
+            tensor.shape[axis] != output.shape[axis] for tensor, field in maps for axis in field.axes
+        ):
+            raise NoWindowError("one position for several")
+    except NoWindowError as error:
+        return Undefined(f"{name}: {error}")
+    if len(maps) == len(inputs) or not isinstance(result, Local):
+        return result
+    return result.with_besides("gate") if plain in ("mul", "rmul", "div") else Whole()
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """Of what a module returned, such as logits with those of auxiliary classifiers."""
+    return next(iter(_tensors(output)), None)
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

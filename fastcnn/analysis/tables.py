@@ -1,0 +1,254 @@
+"""The commands that list layers and networks.
+
+fastcnn summary resnet50
+fastcnn summary mobilenet_v2 --depth 3 --batch-size 32 --profile
+fastcnn models
+
+To count all networks takes many seconds, so what `fastcnn models` prints is a file, which is made by
+
+python -m fastcnn.analysis.tables > fastcnn/analysis/networks.txt
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastcnn.analysis.layer_times import time_layers
+from fastcnn.analysis.receptive_field import Field, Local, Undefined, first_tensor
+from fastcnn.analysis.summary import Summary, summarize
+from fastcnn.errors import UserError
+from fastcnn.models import DETECTION, MODELS, SEGMENTATION, build, constructor
+from fastcnn.models.external import is_external
+from fastcnn.models.parts import image_sizes
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.runtime.environment import machine_name
+from fastcnn_kernels.depthwise_conv import FLOPS
+
+WIDTH = 100
+"""Characters of a line."""
+LEFT = ("network", "segmentation", "layer", "kind", "output", "receptive field", "weights")
+"""Columns whose entries begin at the left."""
+BESIDES = {
+    "gate": "times a factor that sees the whole image",
+    "norm": "with statistics of the whole image",
+    "up": "after upsampling each position sees a part of the window, and its neighbour another",
+}
+LEFT_OUT = {
+    *("batch_norm", "layer_norm", "relu", "relu6", "hardswish", "silu", "gelu"),
+    *("normal_", "uniform_", "zero_", "kaiming_normal_"),
+}
+
+
+def show_summary(
+    arch: str,
+    img_size: int | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    batch_size: int | None = None,
+    depth: int = 2,
+    profile: bool = False,
+    device: str = "auto",
+    amp_dtype: str = "fp32",
+) -> None:
+    """Prints the layers of a network, by default as it was published.
+
+    Args:
+        arch: what `--arch` takes.
+        img_size: pixels a side.
+        batch_size: images; None: 1, and 2 to time them, since batch norm in training may need two.
+        depth: levels of modules that are told apart.
+        profile: time each layer too, on `device` ("auto", "cuda" or "cpu") in `amp_dtype`; the network is
+            then in training mode instead of evaluation mode.
+
+    Raises:
+        UserError: no such network or device, or it cannot take such images.
+    """
+    network, channels = _build(arch, num_classes, in_chans, meta=True)
+    size = _image_size(arch, img_size)
+    shape = (batch_size or (2 if profile else 1), channels, size, size)
+    try:
+        result = summarize(network.train(profile), torch.empty(shape, device="meta"))
+    except Exception as error:  # foreign code raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{arch}: cannot take images {_by(shape)}: {reason}; "
+            "write another --img-size, --in-chans or --batch-size"
+        ) from error
+    lines = [f"{arch} in {'training' if profile else 'evaluation'} mode, images {_by(shape)}"]
+    if profile:
+        network, _ = _build(arch, num_classes, in_chans, meta=False)
+        lines.append(_add_times(result, network, shape, device, amp_dtype))
+    print("\n".join((*lines, "", *layer_table(result, depth))))
+
+
+def all_models() -> str:
+    """The networks of `fastcnn.models` as they were published, by what they are for; MACs are
+    multiply-adds."""
+    tables = {"network": MODELS, "segmentation": SEGMENTATION, "detection": DETECTION}
+    lists = ("\n".join(_models_table(title, names)) for title, names in tables.items())
+    last = "unet/NAME, yolo/NAME, yolov1/NAME: on any network of the first table, in place of resnet18"
+    return "\n\n".join(lists) + f"\n{last}\n"
+
+
+def _models_table(title: str, names: Iterable[str]) -> list[str]:
+    from fastcnn.transfer.weights import has_pretrained
+
+    rows = []
+    for name in names:
+        counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+        with _Outline(), counter, torch.no_grad():
+            network, channels = _build(name, None, None, meta=True)
+            size = int(network.default_image_size)  # type: ignore[arg-type]
+            network.eval()(torch.empty(1, channels, size, size, device="meta"))
+        parameters = sum(p.numel() for p in network.parameters())
+        macs = short(counter.get_total_flops() // 2)
+        rows.append((name, f"{parameters:,}", macs, str(size), "yes" if has_pretrained(name) else "no"))
+    titles = (title, "parameters", "MACs", "image", "weights")
+    return grid({title: list(column) for title, column in zip(titles, zip(*rows))})
+
+
+class _Outline(TorchFunctionMode):
+    """Leaves out what changes no shape and has no multiply-adds: half of the time, on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return first_tensor((args, kwargs)) if func.__name__ in LEFT_OUT else func(*args, **kwargs)
+
+
+def _build(arch: str, num_classes: int | None, in_chans: int | None, meta: bool) -> tuple[nn.Module, int]:
+    """A network, on the meta device or the CPU, and the channels of its images."""
+    if in_chans is None:
+        in_chans = inspect.signature(constructor(arch)).parameters["in_chans"].default
+    outline = meta and not is_external(arch)  # others may compute with numbers when they are built
+    with torch.device("meta" if outline else "cpu"):
+        network = build(arch, num_classes, in_chans)
+    return (network.to("meta") if meta else network), in_chans
+
+
+def _image_size(arch: str, size: int | None) -> int:
+    """Pixels a side: `size` if the network takes it, else what it was published with."""
+    default, fixed, minimum, multiple = image_sizes(arch)
+    if size is None:
+        return default
+    if (fixed and size != default) or size < minimum or size % multiple:
+        takes = f"{minimum} px or more" + (f", multiples of {multiple}" if multiple > 1 else "")
+        raise UserError(f"--img-size {size}: {arch} takes {f'{default} px only' if fixed else takes}")
+    return size
+
+
+def _add_times(
+    result: Summary, network: nn.Module, shape: tuple[int, ...], device: str, amp_dtype: str
+) -> str:
+    """Times the layers, and says how."""
+    ranks = Ranks.from_environment()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = choose_device(device, ranks)
+    if not machine.is_native(amp_dtype, place):
+        raise UserError(
+            f"--amp-dtype {amp_dtype}: this processor has no {amp_dtype} arithmetic, and emulated times "
+            "would mislead; use --amp-dtype fp32"
+        )
+    machine.prepare(place, machine.cores_per_process(ranks), deterministic=False)
+    network = network.train().to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.randn(shape, device=place).contiguous(memory_format=torch.channels_last)
+    timed = time_layers(network, image, machine.DTYPES[amp_dtype])
+    for layer, times in zip(result.layers, timed, strict=True):
+        layer.milliseconds = times
+    return f"timed on {machine_name(place)} in {amp_dtype}, channels-last, without torch.compile; medians"
+
+
+def layer_table(summary: Summary, depth: int = 2) -> list[str]:
+    """Lines of at most `WIDTH` characters: the layers, and the totals.
+
+    Args:
+        depth: how many levels of modules are told apart; those inside the last are summed up in it.
+    """
+    shown, parents = [layer for layer in summary.layers[1:] if layer.depth <= depth], {0: ""}
+    names = []
+    for layer in shown:
+        parents[layer.depth] = f"{layer.name}."
+        names.append("  " * (layer.depth - 1) + layer.name.removeprefix(parents[layer.depth - 1]))
+    images = summary.layers[0].shape[:1]
+    columns = {
+        "layer": names,
+        "kind": [layer.kind for layer in shown],
+        "output": [_by(s[1:] if s[:1] == images else s) for s in (layer.shape for layer in shown)],
+        "parameters": [f"{layer.parameters:,}" if layer.parameters else "" for layer in shown],
+        "MACs": [short(layer.multiply_adds) if layer.multiply_adds else "" for layer in shown],
+        "kept MiB": [_figure(layer.kept / 2**20) if layer.kept else "" for layer in shown],
+    }
+    if summary.layers[0].milliseconds is not None:
+        for i, title in enumerate(("fwd ms", "bwd ms")):
+            columns[title] = [_figure(layer.milliseconds[i]) if layer.milliseconds else "" for layer in shown]
+    columns["receptive field"] = [_field(layer.field) for layer in shown]
+    return [*grid(columns), "", *_notes(summary)]
+
+
+def _field(field: Field | None) -> str:
+    return "not defined" if isinstance(field, Undefined) else "" if field is None else str(field)
+
+
+def _notes(summary: Summary) -> Iterator[str]:
+    total = summary.layers[0]
+    maps = [layer.field for layer in summary.layers if isinstance(layer.field, Local)]
+    besides = {word for field in maps for word in field.besides}
+    yield "Receptive field: size/stride/offset in pixels"
+    yield from (f"  {word}: {meaning}" for word, meaning in BESIDES.items() if word in besides)
+    for reason, name in summary.undefined.items():
+        yield f"Not defined from {name} on: {reason}"
+    for name, count in summary.idle.items():
+        yield f"Not called: {name}, {count:,} parameters"
+    times = total.milliseconds
+    if times is not None:
+        yield f"{_figure(times[0])} ms forward, {_figure(times[1])} ms backward"
+    size, kept = _figure(summary.parameter_bytes / 2**20), _figure(total.kept / 2**20)
+    macs = short(total.multiply_adds)
+    yield f"{total.parameters:,} parameters ({size} MiB), {macs} multiply-adds, {kept} MiB kept for backward"
+
+
+def grid(columns: dict[str, list[str]]) -> list[str]:
+    """Lines under titles; names to the left, figures to the right; long names are cut."""
+    widths = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}
+    for title in ("kind", "layer"):
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - WIDTH
+        if title in widths and excess > 0:
+            widths[title] = max(8, widths[title] - excess)
+    lines = []
+    for row in zip(*((title, *cells) for title, cells in columns.items())):
+        cells = []
+        for (title, width), cell in zip(widths.items(), row):
+            cell = cell if len(cell) <= width else cell[: width - 2] + ".."
+            cells.append(cell.ljust(width) if title in LEFT else cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def short(number: float) -> str:
+    """Three digits and a power of 1,000: 4.09G."""
+    power = 0
+    while number >= 999.5:
+        number, power = number / 1000, power + 1
+    return f"{number:#.3g}".rstrip(".") + "KMGTP"[power - 1] if power else str(number)
+
+
+if __name__ == "__main__":
+    print(all_models(), end="")

@@ -1,0 +1,1 @@
+"""The `fastcnn` command and its subcommands."""

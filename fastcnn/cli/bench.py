@@ -1,0 +1,48 @@
+"""`fastcnn bench`: measures the ladder, prints it rung by rung, writes JSON and a picture, and compares."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from fastcnn.bench import ablation, ablation_report, timing
+from fastcnn.runtime import environment
+
+
+def show(settings: ablation.Settings, output: str | None, baseline: str | None, max_regression: float) -> int:
+    """Returns the exit status: 1 if a rung became slower than `baseline` by more than `max_regression`.
+
+    Raises:
+        UserError: as `fastcnn.bench.ablation.run_ablation`, or a baseline of something else.
+    """
+    before = ablation_report.read(baseline) if baseline is not None else None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes among the lines
+    content = None
+    path = Path()
+    for content in ablation.run_ablation(settings):
+        rungs = content["rungs"]
+        if len(rungs) == 1:
+            print(ablation_report.head(content), ablation_report.HEADER, sep="\n")
+            name = f"{ablation.results_name(content['problem'])}.json"
+            device = torch.device(content["problem"]["device"])
+            path = Path(output or Path("benchmarks/results") / environment.machine_name(device) / name)
+        if "costs" not in content:
+            print(ablation_report.line(rungs[-1]), flush=True)
+        timing.write_json(path, content)
+    assert content is not None
+    print(ablation_report.LEGEND, *ablation_report.cost_lines(content), sep="\n")
+    print("".join(f"{line}\n" for line in ablation_report.crowd_lines(content)), end="")
+    picture = path.with_suffix(".png")
+    ablation_report.draw(content, picture)
+    print(path, picture, sep="\n")
+    if before is None:
+        return 0
+    slower, compared = ablation_report.regressions(content, before, max_regression)
+    for line in slower:
+        print(f"fastcnn bench: slower: {line}", file=sys.stderr)
+    if not slower:
+        print(f"none of {compared} rungs lost more than {max_regression:.0%} against {baseline}")
+    return 1 if slower else 0

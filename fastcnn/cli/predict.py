@@ -1,0 +1,128 @@
+"""What a trained network finds in images: a line and a picture for each.
+
+fastcnn predict runs/yolo-demo/best.pt photos/
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastcnn.config import Config
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.registry import MAKERS
+from fastcnn.data.sources.dataset import Split
+from fastcnn.data.sources.folder import image_files
+from fastcnn.data.sources.headers import scan
+from fastcnn.data.transforms.transform import Transform
+from fastcnn.engine import checkpoint
+from fastcnn.engine.state import Normalized
+from fastcnn.errors import UserError
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.tasks.build import build_task
+from fastcnn.tasks.gallery import rgb
+
+
+def predict(path: Path, images: Path, output: Path | None, batch_size: int, workers: int, device: str) -> int:
+    """Writes a picture of each image into a folder, under its name, and prints a line for each.
+
+    Args:
+        path: a checkpoint.
+        images: an image, or a folder of them.
+        output: the folder of the pictures; None: predictions, then predictions-2, ...
+        workers: loading threads.
+        device: as of `--device`.
+
+    Returns:
+        How many could not be decoded; they are named on stderr.
+
+    Raises:
+        UserError: no such checkpoint, no images, or a folder that cannot be written to or has such pictures.
+    """
+    content = checkpoint.load(path, "fastcnn predict")
+    network = checkpoint.load_network(path)
+    where = choose_device(device, Ranks())
+    root, names = _names(images)
+    taken = [name for name in names if output is not None and (output / f"{name}.png").exists()]
+    if taken:
+        raise UserError(f"--output-dir {output}: holds {taken[0]}.png already; write another folder")
+    files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
+    split = Split(np.zeros(len(names), dtype=np.int64), files)
+    bad = BadFiles(split, "given", max_fraction=1, quiet=True)
+    if len(bad) == len(split):
+        raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); write another folder")
+    share = ShardedSampler(len(split), min(batch_size, len(split)), 0, 1, train=False)
+    loader = MAKERS["torch"](split, _transform(content), share, where, workers, bad)
+    model = Normalized(network, content["mean"], content["std"]).to(where).eval()
+    task = build_task(Config(arch=content["arch"]), content["num_classes"])
+    coming = iter(names)
+    folder = _new_folder() if output is None else output
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                found = task.predict(model(batch.images))
+                of_batch = itertools.islice(coming, len(found))
+                for name, what, pixels, real in zip(of_batch, found, batch.images, batch.mask.tolist()):
+                    if real:
+                        print(f"{name}: {task.format_prediction(what, content['class_names'])}", flush=True)
+                        picture = task.draw(rgb(pixels), what, content["class_names"])
+                        _save(picture, folder / f"{name}.png")
+    finally:
+        loader.close()
+    for line in bad.lines():
+        print(f"warning: bad image: {line}", file=sys.stderr)
+    print(f"wrote {folder}", file=sys.stderr)
+    return len(bad)
+
+
+def _names(images: Path) -> tuple[Path, list[str]]:
+    """A folder, and what is in it, by paths relative to it."""
+    if images.is_file():
+        return images.parent, [images.name]
+    if not images.is_dir():
+        raise UserError(f"{images}: no such file or folder; write an image or a folder of images")
+    names = [str(Path(name).relative_to(images)) for name in image_files(images)]
+    if not names:
+        raise UserError(f"{images}: no images in it; write another folder")
+    return images, names
+
+
+def _transform(content: dict[str, Any]) -> Transform:
+    """What validation did."""
+    config = content["config"]
+    return Transform(
+        content.get("val_img_size", content["img_size"]),  # older ones do not say
+        content["in_chans"],
+        config["train_crop"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config.get("crop_mode", "center"),  # nor this
+    )
+
+
+def _new_folder() -> Path:
+    """predictions, or predictions-2, -3, ...: the first that is free."""
+    for number in itertools.count(1):
+        folder = Path("predictions" if number == 1 else f"predictions-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; name another with --output-dir") from error
+        return folder
+    raise AssertionError("count() is endless")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise UserError(f"--output-dir: {path}: {error.strerror}; write another folder") from error

@@ -1,0 +1,141 @@
+"""Training images as they are augmented: a look at the settings before a training.
+
+fastcnn preview --data photos --aa ra --color-jitter 0.4 --output preview.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcnn.config import FIELDS, Config, flag
+from fastcnn.data.batch import Batch, ShardedSampler
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.registry import MAKERS, why_not
+from fastcnn.data.transforms.mixing import Mixing, mix_of, mixed
+from fastcnn.errors import UserError
+from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.setup.plan import resolved
+from fastcnn.setup.transforms import transform_of
+from fastcnn.tasks.build import build_task
+from fastcnn.tasks.gallery import rgb
+from fastcnn.viz.pictures import grid
+
+ROWS, EPOCHS = 8, 7
+ALWAYS = ("train_crop", "hflip")
+OFTEN = (
+    *("scale", "ratio", "crop_padding", "pad_mode", "crop_pct", "crop_mode", "hflip_mode"),
+    *("aa", "color_jitter", "grayscale_prob", "lighting", "lighting_pca", "rotate", "reprob", "cutout"),
+    *("mixup", "cutmix", "mixup_prob"),
+)
+"""Settings that the caption names; these where they are told."""
+
+
+def preview(config: Config, output: Path) -> None:
+    """Writes a picture: a row for each of eight training images, first as validation would show it, then as
+    it comes in the first seven epochs of a training, by the same loader.
+
+    Images are evenly spread over the data. With mixup or CutMix they are mixed with one another.
+
+    Args:
+        config: of a training; a loader that is "auto" is torch.
+        output: its suffix says the format.
+
+    Raises:
+        UserError: no such data, settings or loader, or a file that cannot be written.
+    """
+    told = config
+    ranks, device = Ranks(), choose_device(config.device, Ranks())
+    backend = "torch" if config.data_backend == "auto" else config.data_backend
+    config = dataclasses.replace(config, data_backend=backend, batch_size=1)  # no larger one has to fit
+    config, reasons, source = resolved(config, ranks, device)
+    if source.name == "synthetic" or backend == "synthetic":
+        raise UserError("fastcnn preview: synthetic images are not loaded; write another --data or loader")
+    source = source.with_channels(int(config.in_chans))
+    reason = why_not(backend, source, int(config.in_chans), int(config.workers), 1)
+    if reason:
+        raise UserError(f"--data-backend {backend}: {reason}")
+    good = np.array([i for i in range(len(source.train)) if i not in source.train.problems])
+    if len(good) == 0:
+        raise UserError(f"--data {config.data}: no training image can be decoded")
+    chosen = good[np.linspace(0, len(good) - 1, min(ROWS, len(good))).astype(np.int64)]
+    some, count = source.train.take(chosen), len(chosen)
+    transform = transform_of(config, source, reasons)
+    val_transform = dataclasses.replace(transform, size=int(config.val_img_size), progressive=False)
+
+    def loader(train: bool) -> ImageLoader:
+        share = ShardedSampler(count, count, 0, 1, train, config.seed)
+        bad = BadFiles(some, "training", max_fraction=1)
+        return MAKERS[backend](
+            some, transform if train else val_transform, share, device, int(config.workers), bad
+        )
+
+    val, train = loader(False), loader(True)
+    try:
+        columns = [_in_order(next(iter(val)), np.arange(count))]
+        for epoch in range(EPOCHS):
+            train.set_epoch(epoch)
+            (batch,) = train
+            columns.append(_in_order(_mixed(batch, config, epoch), train.share.order(epoch)))
+    finally:
+        val.close()
+        train.close()
+    task = build_task(config, int(config.num_classes))
+    pictures = [
+        [
+            task.draw_truth(rgb(image), target.cpu().numpy(), source.class_names)
+            for image, target in zip(column.images, column.targets)
+        ]
+        for column in columns
+    ]
+    headings = ["validation", *(f"epoch {epoch + 1}" for epoch in range(EPOCHS))]
+    picture = grid(list(zip(*pictures)), headings, caption(config, told))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(output)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that names no format
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--output {output}: {why}; write another file, such as preview.png") from error
+
+
+def caption(config: Config, told: Config) -> str:
+    """What is to be seen, in a line.
+
+    Args:
+        config: the settings.
+        told: the same before "auto" was chosen.
+    """
+    names = [
+        *ALWAYS,
+        *(name for name in OFTEN if getattr(told, name) not in (FIELDS[name].default, "auto")),
+    ]
+    words = [f"{flag(name)} {_shown(getattr(config, name))}" for name in names]
+    return f"{config.data}, {config.img_size} px: {' '.join(words)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _in_order(batch: Batch, order: np.ndarray) -> Batch:
+    """A batch by the numbers of its samples."""
+    place = torch.from_numpy(np.argsort(order)).to(batch.images.device)
+    return Batch(batch.images[place], batch.targets[place], batch.mask[place])
+
+
+def _mixed(batch: Batch, config: Config, epoch: int) -> Batch:
+    """As the training graph would mix it."""
+    settings = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
+    if not settings.goes_on(epoch) or config.mixup == config.cutmix == 0:
+        return batch
+    size = batch.images.shape[-1]
+    mix: Tensor = torch.from_numpy(mix_of(settings, config.seed, epoch, 0, 0, size))
+    images = mixed(batch.images.float(), mix.to(batch.images.device)).round().to(torch.uint8)
+    return batch._replace(images=images)

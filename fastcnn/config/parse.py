@@ -1,0 +1,179 @@
+"""Settings from flags, a YAML file or Python to `Config`. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastcnn.config.recipes import from_recipe
+from fastcnn.config.settings import FIELDS, Config, flag
+from fastcnn.config.validate import check
+from fastcnn.errors import UserError
+
+ALONE = {
+    "--resume": "--resume=auto",
+    "--channels-last": "--channels-last=on",
+    "--no-channels-last": "--channels-last=off",
+}
+"""What a flag means without a value."""
+
+
+def parse(argv: Sequence[str], prog: str = "fastcnn train", idle: Collection[str] = ()) -> Config:
+    """Flags to Config: the defaults, then the `--recipe`, then the `--config` file, then the flags.
+
+    Args:
+        idle: settings that the command has no use for: they stay at their defaults.
+
+    Raises:
+        SystemExit: `--help`, with status 0.
+        UserError: an unknown flag, an unreadable value or settings that cannot work, with what to write
+            instead.
+    """
+    argv = list(argv)
+    for i, word in enumerate(argv):
+        if word in ALONE and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
+            argv[i] = ALONE[word]
+    recipe, file = _value_of("--recipe", argv), _value_of("--config", argv)
+    base = from_recipe(recipe) if recipe is not None else Config()
+    config = _read_flags(argv, from_yaml(file, base) if file is not None else base, prog)
+    usual: dict[str, Any] = {name: FIELDS[name].default for name in idle}
+    config = dataclasses.replace(config, **usual)
+    check(config)
+    return config
+
+
+def from_yaml(path: str, base: Config) -> Config:
+    """Reads a `--config` file on top of other settings, through the parser of the flags so that both are
+    checked alike. A recipe that it names comes before all else that it says."""
+    try:
+        argv = _yaml_to_argv(Path(path))
+        recipe = _value_of("--recipe", argv)
+        if recipe is not None and recipe != "None":
+            base = from_recipe(recipe)
+        return _read_flags(argv, base, "fastcnn train")
+    except UserError as error:
+        if str(error).startswith("--config"):
+            raise
+        raise UserError(f"--config {path}: {error}") from error
+
+
+def _read_flags(argv: Sequence[str], default: Config, prog: str) -> Config:
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(Config, args=argv, default=default, prog=prog)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise UserError(_unboxed(box.getvalue()))
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph of tyro's framed message as a line that says what to write."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
+    words = [line if set(line) - set("─-╭╮╰╯") else "" for line in lines]  # rules are of "-" in ASCII
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words))).rstrip(".")
+    if unknown := re.match(r"Unrecognized options: (--[\w-]+)", text):
+        near = difflib.get_close_matches(unknown[1].replace("_", "-"), map(flag, FIELDS), n=1)
+        return f"{unknown[1]}: no such flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+    if stray := re.match(r"Unrecognized options: (\S+)", text):
+        return f"{stray[1]}: belongs to no flag; --help lists them"
+    heads = "Error parsing|Missing value for argument|invalid choice .* for argument"
+    if bad := re.match(rf"(?:{heads}) (\S+)", text):
+        for name in bad[1].strip("':.").split("/"):
+            if name[2:].replace("-", "_") in FIELDS:
+                value = re.search(r"\[('.*')\]$|(?:: |invalid choice )('[^']*')", text)
+                said = value and " ".join(re.findall(r"'([^']*)'", value[1] or value[2]))
+                return f"{name} {said}: write {_wanted(name)}" if said else f"{name}: add {_wanted(name)}"
+    return f"{text}; --help lists the flags"
+
+
+def _wanted(name: str) -> str:
+    """What a flag takes, in words."""
+    words = _in_words(typing.get_type_hints(Config)[name[2:].replace("-", "_")])
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _in_words(kind: Any) -> list[str]:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return [f"{len(options)} numbers" if ... not in options else "numbers"]
+    if typing.get_origin(kind) is typing.Literal:
+        return list(options)
+    if options:
+        return [word for option in options for word in _in_words(option)]
+    names = {int: ["a whole number"], float: ["a number"], type(None): []}
+    return names.get(kind, ["a value"])
+
+
+def from_settings(settings: Mapping[str, Any]) -> Config:
+    """Python keywords to Config; ValueError for an unknown or ill-typed one."""
+    _check_names(settings, "fit()")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    for name in ("data", "data_root", "weights", "output_dir", "resume", "config"):
+        if isinstance(values.get(name), Path):
+            values[name] = str(values[name])
+    base = from_recipe(values["recipe"]) if values.get("recipe") else Config()
+    if values.get("config"):
+        base = from_yaml(values["config"], base)
+    config = dataclasses.replace(base, **values)
+    check(config)
+    return config
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(name + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _check_names(settings: Mapping[str, Any], where: str) -> None:
+    for name in settings:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `python -m fastcnn.train --help`"
+            raise UserError(f"{where}: unknown setting {name!r}; {hint}")
+
+
+def _yaml_to_argv(path: Path) -> list[str]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; write the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: write one `name: value` a line, such as `arch: resnet18`")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    _check_names(settings, f"--config {path}")
+    for name, value in settings.items():
+        if name == "config" or isinstance(value, dict):
+            raise UserError(f"--config {path}: {name}: write single values, and no further file")
+    argv: list[str] = []
+    for name, value in settings.items():
+        if isinstance(FIELDS[name].default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"--config {path}: {name} is true or false, not {value!r}")
+            argv.append(flag(name) if value else "--no-" + flag(name)[2:])
+        elif isinstance(value, list):
+            argv += [flag(name), *map(str, value)]
+        elif isinstance(value, bool):  # YAML reads `compile: on` as true
+            argv += [flag(name), "on" if value else "off"]
+        else:
+            argv += [flag(name), str(value)]
+    return argv

@@ -1,0 +1,1 @@
+"""Loaders: batches from a source, by DALI, torchvision or from memory."""

@@ -1,0 +1,111 @@
+"""Which loader is the fastest for these images on this machine: each is timed for a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from fastcnn.data.batch import Batch, ShardedSampler
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.registry import MAKERS, Backend, why_not
+from fastcnn.data.sources.dataset import Source, Split
+from fastcnn.data.transforms.transform import Transform
+from fastcnn.runtime.distributed import Ranks
+
+MEMORY_SHARE = 0.25
+"""Of the free memory, what may be filled without having been asked to."""
+ROUNDS = 3
+"""Turns of each candidate; the best counts, because whatever disturbs a loader makes it slower."""
+SECONDS = 0.3
+"""Of a turn."""
+AHEAD = 2
+"""Batches that a loader may have prepared before its turn; they are not counted."""
+
+
+def choose_backend(
+    source: Source, transform: Transform, batch_size: int, workers: int, device: torch.device, ranks: Ranks
+) -> tuple[Backend, str]:
+    """Times the loaders in turn on a sample of the training images.
+
+    Returns:
+        The fastest, and the figures as the reason.
+    """
+    candidates = [
+        backend
+        for backend in MAKERS
+        if not why_not(backend, source, transform.channels, workers, ranks.local_world_size, MEMORY_SHARE)
+    ]
+    if len(candidates) == 1:
+        return candidates[0], "the only one here"
+    speeds = time_backends(candidates, source.train, transform, batch_size, workers, device)
+    figures = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
+    return max(speeds, key=speeds.__getitem__), f"img/s alone: {figures}"
+
+
+def time_backends(
+    candidates: list[Backend],
+    split: Split,
+    transform: Transform,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> dict[Backend, float]:
+    """Training images a second of each loader, on at most eight batches of them, again and again."""
+    count = min(len(split), 8 * batch_size)
+    sample = split.take(np.random.default_rng(0).permutation(len(split))[:count])
+    if sample.files is not None:
+        for i in range(count):  # so that all find the files in the system's cache
+            if i not in sample.problems:
+                with contextlib.suppress(OSError):
+                    sample.files.read(i)
+    share = ShardedSampler(count, min(batch_size, count), 0, 1, train=True)
+    loaders = {
+        name: MAKERS[name](
+            sample,
+            transform,
+            share,
+            device,
+            workers,
+            BadFiles(sample, "training", max_fraction=1, quiet=True),
+        )
+        for name in candidates
+    }
+    best = dict.fromkeys(candidates, 0.0)
+    try:
+        batches = {name: _endless(loader) for name, loader in loaders.items()}
+        for turn in range(ROUNDS):
+            for name in candidates if turn % 2 else reversed(candidates):
+                _wait_for_quiet()
+                for _ in range(AHEAD):
+                    next(batches[name])
+                images, start = 0, time.perf_counter()
+                while (seconds := time.perf_counter() - start) < SECONDS:
+                    images += len(next(batches[name]).images)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                best[name] = max(best[name], images / seconds)
+    finally:
+        for loader in loaders.values():
+            loader.close()
+    return best
+
+
+def _wait_for_quiet() -> None:
+    """Until what the last loader has under way is done, a second at most."""
+    for _ in range(50):
+        busy = time.process_time()
+        time.sleep(0.02)
+        if time.process_time() - busy < 0.002:
+            return
+
+
+def _endless(loader: ImageLoader) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        yield from loader

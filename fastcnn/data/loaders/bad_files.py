@@ -1,0 +1,121 @@
+"""Images that cannot be decoded: named once, replaced in training, masked in evaluation, and counted."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from fastcnn.data.sources.dataset import Split
+from fastcnn.errors import NAMED_AT_MOST, BadImageError, UserError
+
+
+class BadFiles:
+    """The bad ones of a split, as far as this process knows.
+
+    Args:
+        split: knows those whose header was bad.
+        phase: "training" or "validation", for messages.
+        max_fraction: share of the split that may be bad.
+        alone: this process is the only one; else all of them ask together whether there are too many
+            (`fastcnn.engine.checkpointer.Run.share_bad_files`).
+        quiet: name none of them.
+    """
+
+    def __init__(
+        self, split: Split, phase: str, max_fraction: float, alone: bool = True, quiet: bool = False
+    ) -> None:
+        self.split = split
+        self.phase = phase
+        self.max_fraction = max_fraction
+        self.alone = alone
+        self.quiet = quiet
+        self.reasons: dict[int, str] = {}
+        self.same_class: dict[int, np.ndarray] = {}
+        self.named = 0
+        self.unreported: list[int] = []
+        """Found by this process, and not yet known to the others."""
+        self.merge(split.problems)
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def __contains__(self, sample: int) -> bool:
+        return sample in self.reasons
+
+    def merge(self, reasons: dict[int, str]) -> None:
+        """Takes over what is known already."""
+        self.reasons.update(reasons)
+
+    def find(self, sample: int, reason: str) -> None:
+        """Notes and names a file that could not be decoded.
+
+        Raises:
+            BadImageError: there are more of them than allowed, and this process is alone.
+        """
+        if sample in self.reasons:
+            return
+        self.reasons[sample] = reason
+        self.unreported.append(sample)
+        self.named += 1
+        if self.named <= NAMED_AT_MOST and not self.quiet:
+            print(f"warning: bad {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True)
+        too_many_error = self.too_many_error() if self.alone else ""
+        if too_many_error:
+            raise BadImageError(too_many_error)
+
+    def check_all(self) -> None:
+        """UserError if too many are bad; for what every rank knows alike."""
+        too_many_error = self.too_many_error()
+        if too_many_error:
+            raise UserError(too_many_error)
+
+    def too_many_error(self) -> str:
+        """What to say if there are more than allowed, else ""."""
+        count, total = len(self), len(self.split)
+        if count <= self.max_fraction * total + 1e-6:  # a decimal share is not exact
+            return ""
+        known = sorted(self.reasons)
+        listed = "; ".join(self.line(sample) for sample in known[:NAMED_AT_MOST])
+        enough = np.ceil(1000 * count / total) / 1000
+        return (
+            f"--max-bad-fraction {self.max_fraction:g}: {count:,} of {total:,} {self.phase} images cannot be "
+            f"decoded; mend or remove them, or write --max-bad-fraction {enough:g}: "
+            f"{listed}{'; ...' if count > NAMED_AT_MOST else ''}"
+        )
+
+    def line(self, sample: int) -> str:
+        line = f"{self.split.name(sample)}: {self.reasons[sample]}"
+        return line.encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
+
+    def lines(self) -> list[str]:
+        """One for each, for people."""
+        return [self.line(sample) for sample in sorted(self.reasons)]
+
+    def replacement(self, sample: int) -> int:
+        """The sample itself, or if it is bad the next good one of its class, or if there is none of any.
+
+        Raises:
+            BadImageError: no image is good.
+        """
+        if sample not in self.reasons:
+            return sample
+        label = int(self.split.labels[sample])
+        if label not in self.same_class:
+            self.same_class[label] = np.flatnonzero(self.split.labels == label)
+        same_class, everything = self.same_class[label], range(len(self.split))
+        for candidates, place in (
+            (same_class, int(np.searchsorted(same_class, sample))),
+            (everything, sample),
+        ):
+            for k in range(len(candidates)):
+                other = int(candidates[(place + k) % len(candidates)])
+                if other not in self.reasons:
+                    return other
+        raise BadImageError(f"--data: no {self.phase} image can be decoded ({self.line(sample)})")
+
+    def replacements(self, samples: np.ndarray) -> np.ndarray:
+        """[N] the images to decode for samples [N]."""
+        if not self.reasons:
+            return samples.copy()
+        return np.fromiter((self.replacement(s) for s in samples.tolist()), np.int64, len(samples))

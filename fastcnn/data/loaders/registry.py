@@ -1,0 +1,98 @@
+"""The loaders by name, and where each of them cannot be used."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.sources.dataset import Source, Split
+from fastcnn.data.transforms.transform import Transform
+
+Backend = Literal["dali", "torch", "cached"]
+Maker = Callable[[Split, Transform, ShardedSampler, torch.device, int, BadFiles], ImageLoader]
+
+
+def has_dali() -> bool:
+    return (
+        importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    )
+
+
+def _dali(
+    split: Split,
+    transform: Transform,
+    share: ShardedSampler,
+    device: torch.device,
+    workers: int,
+    bad: BadFiles,
+) -> ImageLoader:
+    from fastcnn.data.loaders.dali import DaliLoader
+
+    return DaliLoader(split, transform, share, device, workers, bad)
+
+
+def _torch(
+    split: Split,
+    transform: Transform,
+    share: ShardedSampler,
+    device: torch.device,
+    workers: int,
+    bad: BadFiles,
+) -> ImageLoader:
+    from fastcnn.data.loaders.torch_loader import TorchLoader
+
+    return TorchLoader(split, transform, share, device, workers, bad)
+
+
+def _cached(
+    split: Split,
+    transform: Transform,
+    share: ShardedSampler,
+    device: torch.device,
+    workers: int,
+    bad: BadFiles,
+) -> ImageLoader:
+    from fastcnn.data.loaders.cached import cached_loader, decode_all
+
+    split = decode_all(split, transform.channels, workers, bad)
+    return cached_loader(split, transform, share, device, workers, bad)
+
+
+MAKERS: dict[Backend, Maker] = {"dali": _dali, "torch": _torch, "cached": _cached}
+
+
+def why_not(
+    backend: Backend,
+    source: Source,
+    channels: int,
+    workers: int,
+    local_world_size: int,
+    memory_share: float = 0.5,
+) -> str:
+    """What speaks against a loader here, as the end of a message that names it; "" if nothing does.
+
+    Args:
+        memory_share: of the free memory, what the decoded images of a node's processes may take.
+    """
+    if backend == "dali":
+        if not has_dali():
+            return 'DALI is not installed; pip install "fastcnn[dali]" (Linux), or write --data-backend torch'
+        if workers == 0:
+            return "DALI needs a thread; write --workers 1 or more"
+    if backend == "cached":
+        from fastcnn.data.loaders.cached import cached_bytes, free_memory
+
+        needed = local_world_size * sum(cached_bytes(s, channels) for s in (source.train, source.val))
+        room = int(memory_share * free_memory())
+        if needed > room:
+            return (
+                f"the decoded images take {needed / 2**30:.1f} GiB and {room / 2**30:.1f} GiB may be used; "
+                "write --data-backend auto"
+            )
+    return ""

@@ -1,0 +1,1 @@
+"""Sources: the images of a data set and their targets."""

@@ -1,0 +1,240 @@
+"""Where images and boxes come from: folders as YOLO has them, COCO's JSON, PASCAL VOC, the demo set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from fastcnn.data.sources.box_files import Coco, Rows, checked, coco_rows, read_coco, read_voc, read_yolo
+from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
+from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
+from fastcnn.data.sources.folder import and_more, image_files
+from fastcnn.data.sources.headers import scan
+from fastcnn.data.sources.label_files import (
+    VAL,
+    VOC_CLASSES,
+    BadLabels,
+    check_name,
+    check_val,
+    find_folders,
+    make_source,
+    open_voc,
+    read_class_names,
+)
+from fastcnn.data.targets import Boxes
+from fastcnn.errors import UserError
+
+BOXES_NAMED = ("demo", "synthetic", "voc2007", "voc2012")
+ROBOFLOW = "_annotations.coco.json"
+
+
+def box_source(
+    data: str, data_root: str, val_split: float | None, seed: int, bad_labels: Literal["stop", "skip"]
+) -> Source:
+    """`--data` to a source whose targets are boxes.
+
+    Args:
+        data: a name in `BOXES_NAMED`, or a folder as YOLO or COCO have it.
+        data_root: where torchvision's data sets are, or are downloaded to.
+        val_split: share of a folder without val/ to validate on.
+        seed: of that share's choice.
+        bad_labels: whether bad boxes end it, or are left out.
+
+    Raises:
+        UserError: no such data, a folder that is not laid out as it should be, or bad boxes.
+    """
+    root = check_name(data, BOXES_NAMED, val_split)
+    if data == "synthetic":
+        return _synthetic()
+    bad = BadLabels()
+    remarks: tuple[str, ...] = ()
+    name = data
+    if data == "demo":
+        splits, class_names = _demo(bad), CLASS_NAMES
+    elif data in BOXES_NAMED:
+        splits, class_names = _voc(data, Path(data_root), bad), VOC_CLASSES
+    else:
+        name = root.resolve().name
+        coco = _coco_files(root)
+        if coco:
+            check_val(root, coco[1] if len(coco) > 1 else None, val_split)
+            splits, class_names = _coco(root, coco, bad)
+        else:
+            folders = find_folders(root, "labels", val_split)
+            if not folders:
+                raise UserError(
+                    f"--data {data}: no images with boxes; expected YOLO's {root}/images/train and "
+                    f"{root}/labels/train, or {root}/train/images and {root}/train/labels, each with val "
+                    f"beside train, or {root}/images and {root}/labels with --val-split 0.1; or COCO's "
+                    f"{root}/annotations/*train*.json and *val*.json, or {root}/train/{ROBOFLOW}"
+                )
+            class_names = _yolo_names(root)
+            splits, remarks = _yolo(folders, len(class_names), bad)
+    return make_source(name, splits, class_names, remarks + bad.apply(bad_labels), val_split, seed)
+
+
+def _split(key: str, images: Sequence[str], rows: Rows, num_classes: int, bad: BadLabels) -> Split:
+    """Images and their good boxes; headers are kept under `key`."""
+    files = scan(key, images)
+    boxes = checked(rows, files.sizes, num_classes, bad)
+    split = Split(np.zeros(len(images), dtype=np.int64), files, annotations=boxes)
+    if rows.unread:
+        split = split.take(np.setdiff1d(np.arange(len(images)), list(rows.unread)))
+    return split
+
+
+def _yolo(
+    folders: list[tuple[Path, Path]], num_classes: int, bad: BadLabels
+) -> tuple[list[Split], tuple[str, ...]]:
+    splits, remarks = [], []
+    for images, labels in folders:
+        found = image_files(images)
+        names = [os.path.splitext(path)[0][len(str(images)) :] + ".txt" for path in found]
+        present = {path[len(str(labels)) :] for path in image_files(labels, (".txt",))} - {"/classes.txt"}
+        rows = read_yolo([f"{labels}{name}" if name in present else None for name in names])
+        splits.append(_split(f"{images.resolve()} {labels.resolve()}", found, rows, num_classes, bad))
+        left = sorted(present - set(names))
+        if left:
+            remarks.append(f"left out: {labels}{left[0]} has no image in {images}" + and_more(left))
+    return splits, tuple(remarks)
+
+
+def _yolo_names(root: Path) -> tuple[str, ...]:
+    """From data.yaml, or another one, or classes.txt."""
+    own = root / "data.yaml"
+    for path in [own] if own.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, dict):
+            if set(names) != set(range(len(names))):
+                raise UserError(f"{path}: names must be numbered from 0 on, without gaps")
+            names = [names[i] for i in range(len(names))]
+        if isinstance(names, list) and names:
+            return tuple(str(name) for name in names)
+    listed = read_class_names(root / "classes.txt") or read_class_names(root / "labels" / "classes.txt")
+    if not listed:
+        raise UserError(
+            f"--data {root}: no class names; write {own} with `names: [cat, dog]`, or classes.txt"
+        )
+    return listed
+
+
+def _coco_files(root: Path) -> list[Path]:
+    """COCO's files to train and to validate on, as far as there are any."""
+    if (root / "train" / ROBOFLOW).is_file():
+        val = [root / name / ROBOFLOW for name in VAL]
+        return [root / "train" / ROBOFLOW, *[path for path in val if path.is_file()][:1]]
+    found = sorted((root / "annotations").glob("*.json"))
+    phases = [
+        [path for path in found if "train" in path.name],
+        [path for path in found if "val" in path.name and "train" not in path.name],
+    ]
+    files = []
+    for paths in phases:
+        paths = [path for path in paths if path.name.startswith("instances")] or paths
+        if len(paths) > 1:
+            raise UserError(f"{paths[0]}: {paths[1].name} is beside it; leave one of them there")
+        files += paths
+    return files if phases[0] else []
+
+
+def _coco(root: Path, paths: list[Path], bad: BadLabels) -> tuple[list[Split], tuple[str, ...]]:
+    files = [read_coco(path) for path in paths]
+    categories = files[0].categories
+    if not categories:
+        raise UserError(f"{paths[0]}: no categories; list the classes there")
+    for key, name in files[-1].categories.items():
+        if categories.get(key, name) != name:
+            raise UserError(f"{paths[-1]}: category {key} is {name!r}, but {categories[key]!r} in {paths[0]}")
+    classes = {key: i for i, key in enumerate(categories)}
+    splits = [_coco_split(root, coco, phase, classes, bad) for coco, phase in zip(files, ("train", "val"))]
+    return splits, tuple(categories.values())
+
+
+def _coco_split(root: Path, coco: Coco, phase: str, classes: dict[Any, int], bad: BadLabels) -> Split:
+    if coco.path.name == ROBOFLOW:
+        folders = [coco.path.parent]
+    else:
+        folders = [
+            *sorted(root.glob(f"{phase}*")),
+            *sorted(root.glob(f"images/{phase}*")),
+            root / "images",
+            root,
+        ]
+        folders = [folder for folder in folders if folder.is_dir()]
+    paths = _locate(folders, list(coco.images.values()))
+    for (key, name), path in zip(coco.images.items(), paths):
+        if path is None:
+            bad.add(f"{coco.path}, image {key}", f"{name} is not in {folders[0]}")
+    places = iter(range(len(paths)))
+    index = {key: None if path is None else next(places) for key, path in zip(coco.images, paths)}
+    found = [path for path in paths if path is not None]
+    return _split(str(coco.path.resolve()), found, coco_rows(coco, index, classes), len(classes), bad)
+
+
+def _locate(folders: Sequence[Path], names: Sequence[str]) -> list[str | None]:
+    """Where files lie, each in the first folder that has it."""
+    places: dict[str, str] = {}
+    wanted = set(names)
+    for folder in folders:
+        if not wanted:
+            break
+        for path in image_files(folder):
+            name = path[len(str(folder)) + 1 :]
+            if name in wanted:
+                places[name] = path
+        wanted -= places.keys()
+    return [places.get(name) for name in names]
+
+
+def _voc(name: str, data_root: Path, bad: BadLabels) -> list[Split]:
+    from torchvision.datasets import VOCDetection
+
+    return [
+        _split(
+            f"{data_root.resolve()} {name} {found.image_set} boxes",
+            found.images,
+            read_voc(found.annotations, VOC_CLASSES),
+            len(VOC_CLASSES),
+            bad,
+        )
+        for found in open_voc(name, VOCDetection, data_root)
+    ]
+
+
+def _demo(bad: BadLabels) -> list[Split]:
+    root = ensure_demo()
+    index = json.loads((root / "boxes.json").read_text(encoding="utf-8"))
+
+    def split(phase: str) -> Split:
+        names = [name for name in index if name.startswith(f"{phase}/")]
+        rows = Rows(lambda image, _: f"{root / 'boxes.json'}, {names[image]}")
+        rows.values = [(i, 0, index[name]["label"], *index[name]["box"], 0) for i, name in enumerate(names)]
+        paths = [str(root / name) for name in names]
+        return _split(f"{root} {phase} boxes", paths, rows, len(CLASS_NAMES), bad)
+
+    return [split("train"), split("val")]
+
+
+def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Source:
+    """Up to 8 random boxes for each of the images that only the synthetic loader makes."""
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        first = np.concatenate([[0], rng.integers(0, 9, count).cumsum()])
+        low = rng.uniform(0, SYNTHETIC_SIZE * 3 / 4, (first[-1], 2))
+        high = low + rng.uniform(SYNTHETIC_SIZE / 16, SYNTHETIC_SIZE / 4, low.shape)
+        values = np.column_stack([rng.integers(0, classes, len(low)), low, high, np.zeros(len(low))])
+        boxes = Boxes(first, values.astype(np.float32))
+        return Split(np.zeros(count, dtype=np.int64), annotations=boxes)
+
+    return Source("synthetic", split(train), split(val), tuple(f"class {i}" for i in range(classes)))

@@ -1,0 +1,167 @@
+"""Where images come from: folders, tar shards, CIFAR and MNIST, the demo set, nothing at all.
+
+A source says which images there are, how large they are and what their labels mean; it decodes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastcnn.data.sources.dataset import (
+    Source,
+    Split,
+    native_size,
+)
+from fastcnn.data.sources.headers import scan
+from fastcnn.errors import UserError
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
+    *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but named
+)
+
+
+def read_folder(root: Path, val_split: float | None, seed: int, name: str | None = None) -> Source:
+    """An image folder: `train/` with `val/` or `test/`, or class folders alone with a `val_split`.
+
+    A `val/` without class folders is read with its list: `val.txt` (a file name and a class number or
+    name a line) or ImageNet's `LOC_val_solution.csv`, in `val/` or beside it.
+    """
+    train_root = root / "train" if (root / "train").is_dir() else root
+    val_root = next((root / v for v in ("val", "validation", "valid", "test") if (root / v).is_dir()), None)
+    if train_root is root:
+        val_root = None
+    class_names = tuple(d.name for d in _visible_folders(train_root))
+    remarks = _left_out(train_root)
+    if not class_names:
+        raise UserError(f"--data {root}: no class folders in {train_root}; expected {train_root}/CLASS/*.jpg")
+    if len(class_names) == 1:
+        raise UserError(f"--data {root}: one class only, {class_names[0]}; classification needs two folders")
+    train = _read_classes(train_root, class_names)
+    if val_root is not None:
+        if val_split is not None:
+            raise UserError(f"--val-split: {root} has {val_root.name}/; leave it out")
+        val = (
+            _read_classes(val_root, class_names)
+            if _visible_folders(val_root)
+            else _read_flat(val_root, class_names)
+        )
+    elif val_split is None:
+        raise UserError(f"--data {root}: no val/ or test/ folder; add one, or add --val-split 0.1")
+    else:
+        train, val = split_by_class(train, val_split, seed)
+    return Source(
+        name or root.resolve().name,
+        train,
+        val,
+        class_names,
+        native_size=native_size(train),
+        remarks=remarks + (_left_out(val_root) if val_root is not None else ()),
+    )
+
+
+def _visible_folders(root: Path) -> list[Path]:
+    return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
+def image_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """Paths of the files of a folder, and of those below it, that end so; sorted, without hidden ones."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [
+            os.path.join(parent, name)
+            for name in sorted(names)
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    return found
+
+
+def _read_classes(root: Path, class_names: tuple[str, ...]) -> Split:
+    present = {d.name for d in _visible_folders(root)}
+    unknown = sorted(present - set(class_names))
+    if unknown:
+        raise UserError(f"{root / unknown[0]}: a class that train/ does not have; add it there or remove it")
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        if name not in present:
+            continue
+        found = image_files(root / name)
+        if not found:
+            raise UserError(f"{root / name}: a class folder without images; add some or remove it")
+        files += found
+        labels += [label] * len(found)
+    return Split(np.asarray(labels, dtype=np.int64), scan(str(root.resolve()), files))
+
+
+def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
+    """A folder of images with a list that gives each one's class."""
+    candidates = [d / n for n in ("val.txt", "test.txt", "LOC_val_solution.csv") for d in (root, root.parent)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{root}: neither class folders nor a list; write {root / 'val.txt'} with `FILE CLASS` a line"
+        )
+    index = {name: i for i, name in enumerate(class_names)}
+    files, labels = [], []
+    for number, name, label in _listed(found):
+        where = f"{found}, line {number}"
+        if label not in index and not (label.isdecimal() and int(label) < len(class_names)):
+            raise UserError(f"{where}: {name} has the class {label!r}, which train/ does not have")
+        if not (root / name).is_file():
+            raise UserError(f"{where}: {root / name} is not there; correct the list")
+        files.append(str(root / name))
+        labels.append(index[label] if label in index else int(label))
+    unlisted = sorted(set(image_files(root)) - set(files))
+    if unlisted:
+        raise UserError(f"{found}: {unlisted[0]} is not listed; add it or remove it ({len(unlisted)} in all)")
+    return Split(np.asarray(labels, dtype=np.int64), scan(str(root.resolve()), files))
+
+
+def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, file name and class of each line of a list of images."""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if path.suffix == ".csv":  # ImageId,PredictionString: the class is the second one's first word
+            image, _, prediction = line.partition(",")
+            words = [f"{image}.JPEG", *prediction.split()[:1]] if number > 1 else []
+        else:
+            words = line.rsplit(maxsplit=1)
+        if not words:
+            continue
+        if len(words) != 2:
+            raise UserError(f"{path}, line {number}: {line.strip()!r} does not give a file and its class")
+        yield number, words[0].strip(), words[1]
+
+
+def split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Takes `share` of the images for validation, the same share of every class as nearly as can be."""
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(split))  # of each image in its shuffled class, from 0 to 1
+    for label in np.unique(split.labels):
+        members = np.flatnonzero(split.labels == label)
+        place[members] = (rng.permutation(len(members)) + rng.random()) / len(members)
+    count = min(max(1, round(share * len(split))), len(split) - 1)
+    chosen = np.argsort(place, kind="stable")
+    return split.take(np.sort(chosen[count:])), split.take(np.sort(chosen[:count]))
+
+
+def _left_out(root: Path) -> tuple[str, ...]:
+    """What lies in a folder of class folders and is not read."""
+    hidden = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.startswith("."))
+    stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
+    remarks = []
+    if hidden:
+        remarks.append(f"left out: {root / hidden[0]} is hidden" + and_more(hidden))
+    if stray and _visible_folders(root):
+        remarks.append(f"left out: {root / stray[0]} is in no class folder" + and_more(stray))
+    return tuple(remarks)
+
+
+def and_more(names: Sequence[str]) -> str:
+    """After the first of them: how many there are."""
+    return f" ({len(names)} in all)" if len(names) > 1 else ""

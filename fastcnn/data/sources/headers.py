@@ -1,0 +1,314 @@
+"""What can be known of images without decoding them: their sizes, and which of them cannot be read.
+
+Headers are read once, by threads, and kept in a cache; a changed or new file is read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from fastcnn.data.cache import cache_root, keep
+from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
+
+SCAN_THREADS = 16
+"""More than cores: on a network file system a scan mostly waits."""
+SLOW_SCAN = 50_000
+"""Files whose scan takes long enough to be announced."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Encoded images: whole files, or members of tar shards."""
+
+    paths: tuple[str, ...]
+    """N paths: of the images, or of the shards that hold them."""
+    sizes: np.ndarray
+    """[N, 2] int32: height and width in pixels; 0 where the header could not be read."""
+    problems: dict[int, str] = field(default_factory=dict)
+    """Which of them cannot be read, and why."""
+    spans: np.ndarray | None = None
+    """[N, 2] int64: first byte and number of bytes in the shard; None for whole files."""
+    members: tuple[str, ...] | None = None
+    """N names in the shards."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """A file as a person would look for it."""
+        path = self.paths[index]
+        return path if self.members is None else f"{path}/{self.members[index]}"
+
+    def read(self, index: int) -> np.ndarray:
+        """An image's encoded bytes, uint8 [length]; OSError if they are not there."""
+        if self.spans is None:
+            return np.fromfile(self.paths[index], dtype=np.uint8)
+        offset, length = (int(v) for v in self.spans[index])
+        return np.fromfile(self.paths[index], dtype=np.uint8, count=length, offset=offset)
+
+    def decode(
+        self, index: int, channels: int, region: tuple[int, int, int, int] | None = None
+    ) -> np.ndarray:
+        """An image's pixels by Pillow, as `fastcnn.data.decode.decode`; DecodeError if it has none."""
+        try:
+            data = self.read(index)
+        except OSError as error:
+            raise DecodeError(error.strerror or str(error)) from error
+        height, width = self.sizes[index].tolist()
+        return decode(data, channels, (height, width), region)
+
+    def take(self, indices: np.ndarray) -> Files:
+        """The images at `indices`, in that order."""
+        chosen = indices.tolist()
+        return Files(
+            tuple(self.paths[i] for i in chosen),
+            self.sizes[indices],
+            {new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
+            None if self.spans is None else self.spans[indices],
+            None if self.members is None else tuple(self.members[i] for i in chosen),
+        )
+
+
+def scan(
+    root: str,
+    paths: Sequence[str],
+    spans: np.ndarray | None = None,
+    members: Sequence[str] | None = None,
+    announce: bool = True,
+) -> Files:
+    """Reads the headers of images, or takes them from the cache where the file's size and time are the same.
+
+    Args:
+        root: names the data set; what was read is kept under this name.
+        paths: of the images, or of the shards that hold them.
+        spans, members: see `Files`.
+        announce: say so when it takes long.
+    """
+    stamps = file_stamps(paths)
+    if spans is not None:
+        stamps = np.column_stack([stamps, spans])
+    names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
+    encoded = Files(
+        tuple(paths),
+        np.zeros((len(paths), 2), dtype=np.int32),
+        {},
+        spans,
+        tuple(members) if members is not None else None,
+    )
+    notice = "reading the headers of {:,} images, once"
+    slow = SLOW_SCAN if announce else len(paths)
+    sizes, problems = examine_once(root, names, stamps, 2, lambda i: examine(encoded, i), notice, slow)
+    return dataclasses.replace(encoded, sizes=sizes, problems=problems)
+
+
+def examine_once(
+    key: str,
+    names: Sequence[str],
+    stamps: np.ndarray,
+    columns: int,
+    examine: Callable[[int], tuple[Any, ...]],
+    notice: str,
+    slow: int,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """What is known of N files: from the cache where a file is as it was, else examined, by threads.
+
+    Args:
+        key: what was found is kept under this name.
+        names: N of them.
+        stamps: [N, S] int64, by which a changed file is told.
+        columns: how many numbers are found of a file.
+        examine: these numbers of the i-th file, and what is wrong with it ("" if nothing).
+        notice: what to print, with their number for {}, before more than `slow` are examined.
+
+    Returns:
+        The numbers, int32 [N, columns], and what is wrong with some.
+    """
+    entry = cache_root() / "manifests" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
+    known = _recall(entry)
+    facts = np.zeros((len(names), columns), dtype=np.int32)
+    problems: dict[int, str] = {}
+    missing = []
+    for i, name in enumerate(names):
+        before = known.get(name)
+        if before is None or before[0] != tuple(stamps[i].tolist()):
+            missing.append(i)
+            continue
+        facts[i] = before[1]
+        if before[2]:
+            problems[i] = before[2]
+    if missing:
+        if len(missing) > slow:
+            print(notice.format(len(missing)), file=sys.stderr, flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            for i, (*found, problem) in zip(missing, in_threads(examine, missing)):
+                facts[i] = found
+                if problem:
+                    problems[i] = problem
+    if missing or len(known) != len(names):
+        _remember(entry, names, stamps, facts, problems)
+    return facts, problems
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`work` of each item, in their order; for what mostly waits for files."""
+    parts = [items[i : i + 64] for i in range(0, len(items), 64)]
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        for found in pool.map(lambda part: [work(item) for item in part], parts):
+            yield from found
+
+
+def examine(files: Files, index: int) -> tuple[int, int, str]:
+    """Height, width and what is wrong with an image ("" if nothing), from its header and its end."""
+    try:
+        if files.spans is None:
+            with open(files.paths[index], "rb") as stream:
+                return _examine(stream)
+        offset, length = files.spans[index].tolist()
+        with open(files.paths[index], "rb", buffering=0) as shard:
+            return _examine(io.BufferedReader(_Window(shard, offset, length)))
+    except Image.DecompressionBombError:
+        return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
+    except OSError as error:
+        return 0, 0, error.strerror or "not an image"
+    except Exception as error:  # foreign bytes lead Pillow's parsers anywhere
+        return 0, 0, f"not an image that Pillow reads: {error}"
+
+
+def _examine(stream: BinaryIO) -> tuple[int, int, str]:
+    end = stream.seek(0, os.SEEK_END)
+    if end == 0:
+        return 0, 0, "empty"
+    stream.seek(0)
+    with Image.open(stream) as image:
+        width, height = image.size
+        if image.format not in FORMATS:
+            return 0, 0, f"{image.format} is not read; convert it to PNG"
+        if _is_rare(image):
+            return 0, 0, f"a rare kind of {image.format}, which is not read; convert it to PNG"
+        if width * height > MAX_PIXELS:
+            return 0, 0, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
+        stream.seek(max(0, end - 16))
+        tail = stream.read()
+        jpeg = tail.endswith(b"\xff\xd9")
+        ends = {"JPEG": jpeg, "MPO": jpeg, "PNG": tail.endswith(b"IEND\xaeB`\x82")}
+        if not ends.get(image.format, True):  # bytes after the end are harmless, a missing end is not
+            stream.seek(0)
+            try:
+                image.load()
+                stream.seek(0)
+                if image.format == "PNG" and b"IEND\xaeB`\x82" not in stream.read():
+                    return 0, 0, "truncated"
+            except (OSError, SyntaxError):
+                return 0, 0, "truncated"
+    return height, width, ""
+
+
+def _is_rare(image: ImageFile.ImageFile) -> bool:
+    """Whether DALI and Pillow make something different of it."""
+    if image.format == "TIFF":
+        turned = image.getexif().get(0x0112, 1) != 1  # Pillow turns it upright, here alone
+        return turned or image.mode in ("1", "I", "F")
+    if image.format == "PPM":
+        return image.tile[0][0] != "raw"  # text, or a largest value that is not 255 or 65,535
+    return False
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of an open file as a file of their own."""
+
+    def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
+        self.file, self.offset, self.length, self.at = file, offset, length, 0
+        self.taken = 0
+        """Bytes that were read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence]
+        self.at = base + place
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.offset + self.at)
+        data = self.file.read(max(0, min(len(buffer), self.length - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        self.taken += len(data)
+        return len(data)
+
+
+def file_stamps(paths: Sequence[str]) -> np.ndarray:
+    """[N, 2] int64: bytes and time of the last change of each file; 0 where there is none."""
+    stamps = np.zeros((len(paths), 2), dtype=np.int64)
+    seen: dict[str, tuple[int, int]] = {}  # a shard holds many images
+    for i, path in enumerate(paths):
+        if path not in seen:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            seen[path] = (status.st_size, status.st_mtime_ns)
+        stamps[i] = seen[path]
+    return stamps
+
+
+def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
+    """Name → stamps, facts and problem; empty if nothing was kept, or nothing that can be read."""
+    try:
+        with np.load(entry, allow_pickle=False) as kept:
+            names, problems = _split_text(kept["names"]), _split_text(kept["problems"])
+            stamps, facts = kept["stamps"].tolist(), kept["facts"]
+    except Exception:  # not there, cut off, or of another version: it can be made again
+        return {}
+    return {
+        name: (tuple(stamp), fact, problem)
+        for name, stamp, fact, problem in zip(names, stamps, facts, problems)
+    }
+
+
+def _remember(
+    entry: Path, names: Sequence[str], stamps: np.ndarray, facts: np.ndarray, problems: dict[int, str]
+) -> None:
+    passing = {os.strerror(code) for code in errno.errorcode}  # the machine's, not the file's
+    stamps = stamps.copy()
+    for i, problem in problems.items():
+        if problem in passing:
+            stamps[i] = -1
+    keep(
+        entry,
+        "files are examined anew next time",
+        names=_join_text(names),
+        stamps=stamps,
+        facts=facts,
+        problems=_join_text([problems.get(i, "") for i in range(len(names))]),
+    )
+
+
+def _join_text(lines: Sequence[str]) -> np.ndarray:
+    return np.frombuffer("\0".join(lines).encode("utf-8", "surrogateescape"), dtype=np.uint8)
+
+
+def _split_text(data: np.ndarray) -> Iterator[str]:
+    return iter(data.tobytes().decode("utf-8", "surrogateescape").split("\0"))

@@ -1,0 +1,243 @@
+"""Where the images and masks of segmentation come from: folders, Oxford-IIIT Pet, PASCAL VOC, the demo set.
+
+Every mask is examined once, as `fastcnn.data.sources.headers` does with headers: bad masks are known before
+the training starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fastcnn.data.decode import DecodeError
+from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
+from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
+from fastcnn.data.sources.folder import and_more, image_files
+from fastcnn.data.sources.headers import Files, examine_once, file_stamps, scan
+from fastcnn.data.sources.label_files import (
+    VOC_CLASSES,
+    BadLabels,
+    check_name,
+    find_folders,
+    make_source,
+    open_voc,
+    read_class_names,
+)
+from fastcnn.data.sources.torchvision import open_torchvision
+from fastcnn.data.targets import IGNORE, Masks, read_mask
+from fastcnn.errors import UserError
+
+MASKS_NAMED = ("demo", "synthetic", "oxford-iiit-pet", "voc2007", "voc2012")
+MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+"""Not .jpg: its pixels are near the class numbers at best."""
+SLOW_MASKS = 2_000
+"""Masks whose examination takes long enough to be announced."""
+
+
+class Pairs(NamedTuple):
+    """Images and what is known of their masks."""
+
+    files: Files
+    """N images."""
+    masks: tuple[str, ...]
+    """N paths."""
+    sizes: np.ndarray
+    """[N, 2] int32: height and width of the masks; 0 where one cannot be read."""
+    present: np.ndarray
+    """[N, 256] bool: the values in the masks."""
+    problems: dict[int, str]
+    """Which masks cannot be read, and why."""
+
+
+def mask_source(
+    data: str,
+    data_root: str,
+    val_split: float | None,
+    seed: int,
+    ignore_index: int,
+    bad_labels: Literal["stop", "skip"],
+) -> Source:
+    """`--data` to a source whose targets are masks.
+
+    Args:
+        data: a name in `MASKS_NAMED`, or a folder of images and masks of the same names.
+        data_root: where torchvision's data sets are, or are downloaded to.
+        val_split: share of a folder without val/ to validate on.
+        seed: of that share's choice.
+        ignore_index: value in a folder's masks that is neither trained on nor counted.
+        bad_labels: whether bad masks end it, or their images are left out.
+
+    Raises:
+        UserError: no such data, a folder that is not laid out as it should be, or bad masks.
+    """
+    root = check_name(data, MASKS_NAMED, val_split)
+    if data == "synthetic":
+        return _synthetic()
+    bad = BadLabels()
+    if data in MASKS_NAMED:
+        pairs, class_names, table, ignored = _named(data, Path(data_root))
+        remarks: list[str] = []
+    else:
+        folders = find_folders(root, "masks", val_split)
+        if not folders:
+            raise UserError(
+                f"--data {data}: no images with masks; expected {root}/train/images and {root}/train/masks, "
+                f"or {root}/images/train and {root}/masks/train, each with val beside train, "
+                f"or {root}/images and {root}/masks with --val-split 0.1"
+            )
+        matched = [_match(images, masks) for images, masks in folders]
+        pairs = [found for found, _ in matched]
+        remarks = [remark for _, found in matched for remark in found]
+        class_names = _class_names(root, pairs[0], ignore_index)
+        table, ignored = _table(range(len(class_names)), ignore_index), ignore_index
+    splits = [_good(found, table, ignored, bad) for found in pairs]
+    name = data if data in MASKS_NAMED else root.resolve().name
+    return make_source(name, splits, class_names, (*remarks, *bad.apply(bad_labels)), val_split, seed)
+
+
+def _named(name: str, data_root: Path) -> tuple[list[Pairs], tuple[str, ...], np.ndarray, int]:
+    """A named set's pairs to train and to validate on, its classes, its table and the value it ignores."""
+    if name == "demo":
+        root = ensure_demo()
+        pairs = [_match(root / phase, root / "masks" / phase)[0] for phase in ("train", "val")]
+        return pairs, ("background", *CLASS_NAMES), _table(range(1 + len(CLASS_NAMES)), IGNORE), IGNORE
+    key = f"{data_root.resolve()} {name}"
+    if name == "oxford-iiit-pet":
+        from torchvision.datasets import OxfordIIITPet
+
+        pairs = []
+        for part in ("trainval", "test"):
+            data = open_torchvision(name, data_root, partial(OxfordIIITPet, data_root, split=part))
+            images, masks = ([str(path) for path in paths] for paths in (data._images, data._segs))
+            pairs.append(_examine(f"{key} {part}", images, masks))
+        table = np.full(256, IGNORE, dtype=np.uint8)
+        table[[2, 1]] = 0, 1  # a trimap's values are 1 for the pet, 2 for the background, 3 for in between
+        return pairs, ("background", "pet"), table, 3
+    from torchvision.datasets import VOCSegmentation
+
+    pairs = [
+        _examine(f"{key} {d.image_set}", d.images, d.masks)
+        for d in open_voc(name, VOCSegmentation, data_root)
+    ]
+    class_names = ("background", *VOC_CLASSES)
+    return pairs, class_names, _table(range(len(class_names)), IGNORE), IGNORE
+
+
+def _table(classes: Sequence[int], ignored: int) -> np.ndarray:
+    """Values that are the class numbers, but for an ignored one."""
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[classes] = classes
+    if 0 <= ignored < len(table):
+        table[ignored] = IGNORE
+    return table
+
+
+def _match(images: Path, masks: Path) -> tuple[Pairs, tuple[str, ...]]:
+    """The images of a folder with the masks of another that have the same names, and remarks."""
+    of_name = {_stem(path, masks): path for path in reversed(image_files(masks, MASK_SUFFIXES))}
+    paths = image_files(images)
+    names = [_stem(path, images) for path in paths]
+    found = [of_name.get(name) or str(masks / f"{name}.png") for name in names]
+    left = sorted(of_name[name] for name in of_name.keys() - set(names))
+    remarks = (f"left out: {left[0]} has no image in {images}" + and_more(left),) if left else ()
+    return _examine(f"{images.resolve()} {masks.resolve()}", paths, found), remarks
+
+
+def _stem(path: str, root: Path) -> str:
+    return os.path.splitext(path)[0][len(str(root)) + 1 :]
+
+
+def _examine(key: str, images: Sequence[str], masks: Sequence[str]) -> Pairs:
+    """Reads the headers of the images and all of the masks, or takes them from the cache under `key`."""
+    files = scan(f"{key} images", images)
+    facts, problems = examine_once(
+        f"{key} masks",
+        masks,
+        file_stamps(masks),
+        2 + 256 // 32,
+        lambda i: examine_mask(masks[i]),
+        "examining {:,} masks, once",
+        SLOW_MASKS,
+    )
+    bits = np.ascontiguousarray(facts[:, 2:]).view(np.uint8)
+    return Pairs(files, tuple(masks), facts[:, :2], np.unpackbits(bits, axis=1).astype(bool), problems)
+
+
+def examine_mask(path: str) -> tuple[int | str, ...]:
+    """Height and width of a mask, the values present as 256 bits in 8 numbers, and what is wrong with it."""
+    try:
+        mask = read_mask(path)
+    except DecodeError as error:
+        return *(0,) * 10, str(error)
+    present = np.array(Image.fromarray(mask).histogram()) > 0
+    return *mask.shape, *np.packbits(present).view(np.int32).tolist(), ""
+
+
+def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
+    """From classes.txt, else numbered up to the largest value of the training masks."""
+    listed = read_class_names(root / "classes.txt")
+    if len(listed) > IGNORE:
+        raise UserError(f"{root / 'classes.txt'}: {len(listed)} classes; masks can have {IGNORE} at most")
+    known = (train.files.sizes > 0).all(axis=1)
+    good = (train.sizes == train.files.sizes).all(axis=1) | ~known
+    if listed:
+        return listed
+    if not good.any():  # which is said later; so far no class is out of range
+        return tuple(f"class {i}" for i in range(IGNORE))
+    values = np.flatnonzero(train.present[good].any(axis=0))
+    values = values[values != ignored]
+    if values.max(initial=0) == 0:
+        raise UserError(
+            f"--data {root}: the training masks have one class only, beside {ignored}, which is ignored; "
+            f"number the classes from 0, or name another value with --ignore-index"
+        )
+    if values[-1] >= IGNORE:
+        path = train.masks[int(np.flatnonzero(good & train.present[:, values[-1]])[0])]
+        raise UserError(f"{path}: class {values[-1]}; write numbers up to {IGNORE - 1}")
+    return tuple(f"class {i}" for i in range(values[-1] + 1))
+
+
+def _good(pairs: Pairs, table: np.ndarray, ignored: int, bad: BadLabels) -> Split:
+    """The images whose masks are as they should be, and those that cannot be read themselves."""
+    classes = np.flatnonzero(table != IGNORE)
+    strange = pairs.present.copy()
+    strange[:, classes] = False
+    if 0 <= ignored < strange.shape[1]:
+        strange[:, ignored] = False
+    other_size = (pairs.sizes != pairs.files.sizes).any(axis=1)
+    suspect = (other_size | strange.any(axis=1)) & (pairs.files.sizes > 0).all(axis=1)
+    for i in np.flatnonzero(suspect).tolist():
+        problem = pairs.problems.get(i)
+        if problem == os.strerror(errno.ENOENT):
+            bad.add(pairs.files.name(i), f"no mask {pairs.masks[i]}")
+        elif problem:
+            bad.add(pairs.masks[i], problem)
+        elif other_size[i]:
+            (height, width), (h, w) = pairs.sizes[i].tolist(), pairs.files.sizes[i].tolist()
+            bad.add(pairs.masks[i], f"{width} x {height} pixels, but its image has {w} x {h}")
+        else:
+            value, last = strange[i].argmax(), classes[-1]
+            bad.add(pairs.masks[i], f"class {value}, but there are {len(classes)} ({classes[0]} to {last})")
+    split = Split(np.zeros(len(pairs.masks), dtype=np.int64), pairs.files, None, Masks(table, pairs.masks))
+    return split.take(np.flatnonzero(~suspect)) if suspect.any() else split
+
+
+def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 21) -> Source:
+    """A few masks of random blocks, again and again, for images that only the synthetic loader makes."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, classes, (48, 8, 8), dtype=np.uint8)
+    masks = list(blocks.repeat(SYNTHETIC_SIZE // 8, axis=1).repeat(SYNTHETIC_SIZE // 8, axis=2))
+    table = _table(range(classes), IGNORE)
+
+    def split(count: int) -> Split:
+        arrays = [masks[i % len(masks)] for i in range(count)]
+        return Split(np.zeros(count, dtype=np.int64), annotations=Masks(table, arrays=arrays))
+
+    return Source("synthetic", split(train), split(val), tuple(f"class {i}" for i in range(classes)))

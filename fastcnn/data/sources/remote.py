@@ -1,0 +1,35 @@
+"""Read a file from a remote store, by DALI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def
+from nvidia.dali.pipeline import DataNode
+
+_ALONE: dict[str, Any] = {"batch_size": 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
+
+
+def _essence(text: str) -> str:
+    """The cause from DALI's report of many lines."""
+    _, found, rest = text.partition("encountered:")
+    lines = [line.strip() for line in (rest if found else text).splitlines() if line.strip()]
+    return lines[0] if lines else "cannot be decoded"
+
+
+def read_remote(uri: str) -> bytes:
+    """A whole object of `s3://` or `gs://`; RuntimeError with the cause if it cannot be read."""
+    try:
+        pipeline = _one_file(iter([[np.frombuffer(uri.encode(), dtype=np.uint8)]]), **_ALONE)
+        pipeline.build()
+        (content,) = pipeline.run()
+    except RuntimeError as error:
+        raise RuntimeError(_essence(str(error))) from error
+    return content.at(0).tobytes()
+
+
+@pipeline_def
+def _one_file(source: Iterator[Any]) -> DataNode:
+    return fn.io.file.read(fn.external_source(source), dont_use_mmap=True)

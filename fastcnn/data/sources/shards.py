@@ -1,0 +1,227 @@
+"""WebDataset shards: tar files that hold KEY.jpg and KEY.cls, the class's number or name, for each sample.
+
+    python -m fastcnn.train --data 'shards/{train-{000..146},val-{00..06}}.tar'
+    python -m fastcnn.train --data 's3://bucket/{train-{000..146},val-00}.tar'
+
+A shard is indexed once; samples are then read from where they lie in it, in any order. Remote shards are
+copied to --data-root first, and read from there the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import posixpath
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fastcnn.data.cache import cache_root, keep
+from fastcnn.data.sources.dataset import Source, Split, native_size
+from fastcnn.data.sources.folder import IMAGE_SUFFIXES, split_by_class
+from fastcnn.data.sources.headers import scan
+from fastcnn.errors import UserError
+
+REMOTE = ("s3://", "gs://")
+VALIDATION = ("val", "test")
+"""How the names of shards to validate on begin."""
+INDEX_THREADS = 8
+
+
+class Index(NamedTuple):
+    """The samples of a shard, in its order."""
+
+    members: list[str]
+    """Names of the images."""
+    classes: list[str]
+    """What their .cls says."""
+    spans: np.ndarray
+    """[N, 2] int64: first byte and number of bytes."""
+
+
+def is_shards(data: str) -> bool:
+    """Whether `--data` means shards: a pattern of tars, or a folder of them."""
+    if data.startswith(REMOTE) or data.endswith(".tar"):
+        return True
+    folder = Path(data).expanduser()
+    if not folder.is_dir() or any(d.is_dir() and not d.name.startswith(".") for d in folder.iterdir()):
+        return False
+    return any(folder.glob("*.tar"))
+
+
+def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) -> Source:
+    """Shards whose names begin with val or test are validated on, the others trained on.
+
+    Args:
+        data: a folder of tars, or a pattern with {000..146} and {a,b}.
+        data_root: where remote shards are copied to.
+        val_split: share to validate on where no name begins so.
+        seed: of that share's choice.
+
+    Raises:
+        UserError: a shard that is not there or not what it should be.
+    """
+    folder = Path(data).expanduser()
+    names = sorted(map(str, folder.glob("*.tar"))) if folder.is_dir() else list(expand(data))
+    if not names:
+        raise UserError(f"--data {data}: stands for no shard; correct the pattern")
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        local = list(pool.map(partial(_local, data_root=data_root), names))
+        indices = list(pool.map(_index, local))
+    words = {word for index in indices for word in index.classes}
+    numbered = all(word.isdecimal() for word in words)
+    count = max((int(word) for word in words), default=0) + 1 if numbered else len(words)
+    class_names = tuple(str(i) for i in range(count)) if numbered else tuple(sorted(words))
+    if len(class_names) < 2:
+        raise UserError(f"--data {data}: one class only; classification needs two")
+    label = {name: i for i, name in enumerate(class_names)}
+    is_val = [posixpath.basename(name).startswith(VALIDATION) for name in names]
+
+    def split(wanted: bool) -> Split:
+        chosen = [(path, index) for path, index, v in zip(local, indices, is_val) if v == wanted]
+        paths = [path for path, index in chosen for _ in index.members]
+        members = [member for _, index in chosen for member in index.members]
+        spans = np.concatenate([np.empty((0, 2), np.int64), *(index.spans for _, index in chosen)])
+        labels = [label[str(int(w)) if numbered else w] for _, index in chosen for w in index.classes]
+        root = " ".join(os.path.abspath(path) for path, _ in chosen)
+        return Split(np.asarray(labels, dtype=np.int64), scan(root, paths, spans, members))
+
+    train, val = split(False), split(True)
+    if not len(train):
+        raise UserError(
+            f"--data {data}: no shard to train on; name them train-000.tar, val-000.tar and so on"
+        )
+    if len(val) and val_split is not None:
+        raise UserError(f"--val-split: {data} has shards to validate on; leave it out")
+    if not len(val):
+        if val_split is None:
+            raise UserError(f"--data {data}: no shard is called val*.tar; add one, or add --val-split 0.1")
+        train, val = split_by_class(train, val_split, seed)
+    stem = re.sub(r"\W+", "-", posixpath.basename(posixpath.dirname(data) if data.endswith(".tar") else data))
+    return Source(stem.strip("-") or "shards", train, val, class_names, native_size=native_size(train))
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """`{a,b}` and `{000..146}` as a shell expands them, nested too."""
+    start = pattern.find("{")
+    depth, cuts = 0, [start]
+    for i in range(start, len(pattern)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(pattern[i], 0)
+        if depth == 1 and pattern[i] == ",":
+            cuts.append(i)
+        if depth == 0:
+            cuts.append(i)
+            break
+    else:
+        yield pattern
+        return
+    words = [pattern[a + 1 : b] for a, b in itertools.pairwise(cuts)]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", words[0])
+    if numbers and len(words) == 1:
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        words = [f"{i:0{width}}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+    for word in words:
+        for inner in expand(word):
+            for rest in expand(pattern[cuts[-1] + 1 :]):
+                yield pattern[:start] + inner + rest
+
+
+def _local(name: str, data_root: Path) -> str:
+    return _fetched(name, data_root) if name.startswith(REMOTE) else _checked(name)
+
+
+def _checked(name: str) -> str:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"--data {name}: no such shard; correct the pattern")
+    return str(path)
+
+
+def _fetched(uri: str, data_root: Path) -> str:
+    """A remote shard's local copy, made by DALI's clients on first use."""
+    parent = posixpath.dirname(uri)
+    mark = hashlib.sha256(parent.encode()).hexdigest()[:8]
+    folder = data_root / "shards" / f"{re.sub(r'[^a-zA-Z0-9]+', '-', parent)}-{mark}"
+    path = folder / posixpath.basename(uri)
+    if path.is_file():
+        return str(path)
+    try:
+        from fastcnn.data.sources.remote import read_remote
+    except ImportError as error:
+        raise UserError(f"--data {uri}: remote shards are read by DALI, which is not installed") from error
+    try:
+        content = read_remote(uri)
+    except RuntimeError as error:
+        raise UserError(f"--data {uri}: cannot be read: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        file.write(content)
+    os.chmod(file.name, 0o644)  # a temporary file is its maker's alone
+    os.replace(file.name, path)
+    return str(path)
+
+
+def _index(path: str) -> Index:
+    """What a shard holds, from the cache if it has not changed since."""
+    status = os.stat(path)
+    key = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
+    entry = cache_root() / "shards" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
+    try:
+        with np.load(entry, allow_pickle=False) as kept:
+            return Index(kept["members"].tolist(), kept["classes"].tolist(), kept["spans"])
+    except Exception:  # not there, or cut off: it can be made again
+        index = _read_index(path)
+    keep(
+        entry,
+        "shards are indexed anew next time",
+        members=index.members,
+        classes=index.classes,
+        spans=index.spans,
+    )
+    return index
+
+
+def _read_index(path: str) -> Index:
+    images: dict[str, tarfile.TarInfo] = {}
+    classes: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, name = posixpath.split(member.name)
+                key = posixpath.join(folder, name.partition(".")[0])
+                if name.endswith(".cls"):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    classes[key] = content.read().decode().strip()
+                elif name.lower().endswith(IMAGE_SUFFIXES):
+                    if key in images:
+                        raise UserError(f"--data {path}: {key} has more than one image; leave one")
+                    images[key] = member
+            with open(path, "rb") as file:
+                file.seek(tar.offset)
+                if file.read(512) != bytes(512):
+                    raise tarfile.ReadError("cut or damaged")
+    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--data {path}: not a tar that can be read ({' '.join(str(error).split())}); copy it again"
+        ) from error
+    empty = [key for key, word in classes.items() if not word]
+    if empty:
+        raise UserError(f"--data {path}: {empty[0]}.cls is empty; write the class's number or name")
+    lonely = sorted(images.keys() ^ classes.keys())
+    if lonely:
+        missing = ".cls" if lonely[0] in images else "image"
+        raise UserError(f"--data {path}: {lonely[0]} has no {missing}; every sample needs both")
+    members: Sequence[tarfile.TarInfo] = list(images.values())
+    spans = np.array([(m.offset_data, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
+    return Index([m.name for m in members], [classes[key] for key in images], spans)

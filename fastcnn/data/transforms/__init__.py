@@ -1,0 +1,1 @@
+"""Transforms: crops, augmentation and mixing, for every loader the same."""

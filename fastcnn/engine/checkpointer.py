@@ -1,0 +1,194 @@
+"""A run's folder: where it is, what is saved there and when, and how a run goes on from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcnn.config import Config, to_plain
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import Loader
+from fastcnn.data.sources.dataset import Source
+from fastcnn.engine import checkpoint
+from fastcnn.engine.state import TrainState, stop_if_not_finite
+from fastcnn.engine.swa import Average
+from fastcnn.errors import NAMED_AT_MOST, UserError
+from fastcnn.runtime.distributed import Ranks, from_main, gather_to_all, gather_to_main, sum_over_ranks
+from fastcnn.tasks.metrics import Metrics
+from fastcnn.version import __version__
+
+AVERAGE = "average.pt"
+LAST, BEST, BAD_FILES, PICTURE = "last.pt", "best.pt", "bad-files.txt", "validation.png"
+
+
+@dataclass
+class Run:
+    """Saves checkpoints of one run into `folder` and remembers its best epoch."""
+
+    folder: Path
+    config: Config
+    source: Source
+    ranks: Ranks
+    state: TrainState
+    loader: Loader
+    val_loader: Loader
+    chosen: tuple[str, ...] = ()
+    """Settings that were "auto"."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the best epoch so far, and its number as "epoch"."""
+    since_best: int = 0
+    """Validations since."""
+    average: Average = field(default_factory=Average)
+    """Of the last epochs."""
+    averaged: int | None = None
+    """The step at which it was validated and saved."""
+
+    def save(self, metrics: Metrics, is_best: bool = False) -> None:
+        """Writes `last.pt`, and `best.pt` if this is it. All ranks call it; waits for the device.
+
+        Raises:
+            fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
+        """
+        self._save(LAST, metrics, is_best)
+
+    def save_average(self, metrics: Metrics, is_best: bool) -> None:
+        """Writes `average.pt`, and `best.pt` if this is it, when the average is in the network."""
+        self._save(AVERAGE, metrics, is_best)
+        self.averaged = self.state.step
+
+    def _save(self, name: str, metrics: Metrics, is_best: bool) -> None:
+        stop_if_not_finite(self.state)
+        # What differs between ranks: batch-norm statistics, random generators, the sums of this epoch.
+        own = {
+            "buffers": checkpoint.buffers(self.state),
+            "random": checkpoint.random_state(self.state.device),
+            "metrics": metrics.state().cpu(),
+        }
+        self.share_bad_files()
+        ranks = gather_to_main(own)
+        if not self.ranks.is_main:
+            return
+        self.write_bad_files()
+        content = {
+            "format": checkpoint.FORMAT,
+            "fastcnn": __version__,
+            "arch": self.config.arch,
+            "num_classes": self.config.num_classes,
+            "in_chans": self.config.in_chans,
+            "img_size": self.config.img_size,
+            "val_img_size": self.config.val_img_size,
+            "class_names": list(self.source.class_names),
+            "mean": list(self.source.mean),
+            "std": list(self.source.std),
+            "config": to_plain(self.config),
+            "chosen": list(self.chosen),
+            "best": self.best,
+            "since_best": self.since_best,
+            "average": self.average.state_dict(),
+            "ranks": ranks,
+            "loader": self.loader.state_dict(),
+            "order": self._order(),
+            "steps_per_epoch": self.state.schedule.steps_per_epoch,
+            **checkpoint.pack_state(self.state),
+        }
+        checkpoint.save(self.folder / name, content, self.folder / BEST if is_best else None)
+
+    def restore_weights(self, content: dict[str, Any]) -> None:
+        """The network's and its moving average's, and how good they were."""
+        checkpoint.unpack_weights(self.state, content)
+        self.best = content["best"]
+
+    def restore(self, content: dict[str, Any], metrics: Metrics) -> None:
+        """Goes on from a checkpoint's content.
+
+        The rest of an epoch is the same samples with the same crops, whatever the backend, the batch size and
+        the number of processes are now; steps are counted as if they always had been so.
+
+        Raises:
+            UserError: it is in the middle of an epoch, whose order was another.
+        """
+        self.restore_weights(content)
+        checkpoint.unpack_progress(self.state, content)
+        self.since_best = content.get("since_best", 0)
+        if "average" in content:
+            self.average.load_state_dict(content["average"])
+        changed = [
+            f"{name} {old}, now {self._order()[name]}"
+            for name, old in content["order"].items()
+            if old != self._order()[name]
+        ]
+        accum, schedule = self.state.accum_steps, self.state.schedule
+        epoch = int(content["epoch"])  # 9 of a run that was 9.5 epochs long, and goes on with the tenth
+        self.state.step = epoch * schedule.steps_per_epoch
+        at = content["loader"]
+        if at["epoch"] == epoch and at["consumed"] > 0:
+            if changed:
+                was = "; ".join(changed)
+                raise UserError(f"--resume: saved in the middle of an epoch with {was}: go on with the same")
+            self.loader.load_state_dict(at)
+            self.state.step += schedule.steps_per_epoch - self.loader.steps_left // accum
+        best = from_main(lambda: self._find_average(content["step"]))
+        if best is not None:
+            self.best, self.averaged = best, self.state.step
+        if len(content["ranks"]) == self.ranks.world_size:
+            own = content["ranks"][self.ranks.rank]
+            metrics.add(own["metrics"])
+            checkpoint.restore_buffers(self.state, own["buffers"])
+            checkpoint.restore_random_state(own["random"], self.state.device)
+        elif self.ranks.is_main:
+            for rank in content["ranks"]:
+                metrics.add(rank["metrics"])
+
+    def _find_average(self, step: int) -> dict[str, float] | None:
+        """The best as it was saved with the average of a run that ended at this step, if it came to that."""
+        path = self.folder / AVERAGE
+        content = checkpoint.load(path) if path.exists() else {"step": None}
+        return content["best"] if content["step"] == step else None
+
+    def restore_best(self) -> None:
+        """Puts the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""
+        path = self.folder / BEST
+        if path.exists() and self.best:
+            self.state.network.load_state_dict(checkpoint.load(path)["weights"])
+
+    def share_bad_files(self) -> None:
+        """Tells all ranks what any of them found bad since the last time. All ranks call it.
+
+        Raises:
+            UserError: together they are more than allowed.
+        """
+        if sum_over_ranks([sum(len(bad.unreported) for bad in self._bad())], self.state.device) == [0]:
+            return
+        for bad in self._bad():
+            for reasons in gather_to_all({sample: bad.reasons[sample] for sample in bad.unreported}):
+                bad.merge(reasons)
+            bad.unreported.clear()
+            bad.check_all()
+
+    def bad_lines(self) -> list[str]:
+        """What a person should know of them at the start."""
+        lines = []
+        for bad in self._bad():
+            if bad:
+                lines += [f"bad {bad.phase} image: {line}" for line in bad.lines()[:NAMED_AT_MOST]]
+                action = "replaced by others of their class" if bad.phase == "training" else "left out"
+                lines.append(f"{len(bad):,} of {len(bad.split):,} {bad.phase} images are bad and {action}")
+        return lines
+
+    def write_bad_files(self) -> None:
+        """Lists them in the run's folder, if there are any."""
+        lines = [f"{bad.phase}\t{line}\n" for bad in self._bad() for line in bad.lines()]
+        if lines:
+            (self.folder / BAD_FILES).write_text("".join(lines))
+
+    def _bad(self) -> tuple[BadFiles, BadFiles]:
+        return self.loader.bad, self.val_loader.bad
+
+    def _order(self) -> dict[str, Any]:
+        """What the samples' order depends on."""
+        return {
+            "--seed": self.config.seed,
+            "--aug-repeats": self.config.aug_repeats,
+            "training images": self.source.train.fingerprint,
+        }

@@ -1,0 +1,53 @@
+"""Evaluation over a validation loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+
+from fastcnn.data.batch import Batch
+from fastcnn.data.loaders.base import Loader
+from fastcnn.engine.state import TrainState
+from fastcnn.engine.tta import mean_over_views
+from fastcnn.runtime.distributed import average_buffers, sum_over_ranks
+from fastcnn.tasks.base import Task
+from fastcnn.tasks.metrics import Metrics
+
+
+def evaluate_batch(state: TrainState, task: Task, batch: Batch, metrics: Metrics) -> object:
+    """Adds a batch to the metrics of a validation, and gives the outputs."""
+    with state.autocast():
+        outputs = mean_over_views(state.eval_model, batch.images, state.tta)
+        loss = task.loss(outputs, batch, train=False)
+    metrics.update(loss, outputs, batch)
+    return outputs
+
+
+@torch.no_grad()
+def evaluate(
+    state: TrainState, task: Task, loader: Loader, look: Callable[[Batch, object], None] | None = None
+) -> dict[str, float]:
+    """The task's metrics over every good sample of `loader` once, all ranks together; "samples" is their
+    number, "bad" that of the others. `look` is shown each batch with the outputs.
+
+    Uses the moving average of the weights where there is one, and the mean over the views of each image that
+    the state asks for. All ranks call it.
+    """
+    fixed = state.frozen.buffers() if state.frozen is not None else []
+    average_buffers(state.network, fixed)
+    metrics = task.metrics(state.device, train=False)
+    state.eval_model.eval()
+    with state.ema.swapped_in() if state.ema is not None else nullcontext():
+        if state.ema is not None:
+            average_buffers(state.network, fixed)
+        for batch in loader:
+            outputs = evaluate_batch(state, task, batch, metrics)
+            if look is not None:
+                look(batch, outputs)
+    result = metrics.compute()
+    samples = int(result.pop("samples"))
+    (bad,) = sum_over_ranks([loader.skipped], state.device)
+    assert samples + bad == loader.num_samples, f"validated {samples} + {bad} of {loader.num_samples}"
+    return {**result, "samples": samples, "bad": bad}

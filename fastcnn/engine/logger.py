@@ -1,0 +1,199 @@
+"""What a person sees of a run: a live bar or plain lines, metrics.jsonl, TensorBoard, curves as a PNG.
+
+Only rank 0 speaks. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fastcnn.engine.state import TrainState
+from fastcnn.optim.schedules import Schedule
+from fastcnn.viz.curves import draw_curves
+
+CURVES_EVERY = 30.0
+"""Seconds between redrawings of the curves while a run goes on."""
+
+
+class Report:
+    """Speaks for one run.
+
+    Args:
+        folder: the run's folder.
+        enabled: False on all ranks but the first: then every method does nothing.
+        schedule: how long the run is.
+        step, epoch: updates made and epochs finished before this start, when the run is resumed.
+    """
+
+    def __init__(
+        self, folder: Path, enabled: bool, schedule: Schedule, step: int = 0, epoch: float = 0
+    ) -> None:
+        self.folder = folder
+        self.enabled = enabled
+        self.schedule = schedule
+        self.epochs = math.ceil(schedule.total_steps / schedule.steps_per_epoch)
+        self.first_step = self.step_count = step
+        self.started = time.perf_counter()
+        self.steady = False
+        self.curves_drawn = self.started
+        self.live = enabled and sys.stdout.isatty() and sys.stderr.isatty()
+        self.bar: Any = None
+        self.board: Any = None
+        if enabled:
+            self._drop_later_records(step / schedule.steps_per_epoch, epoch)
+            self.board = _tensorboard(folder)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self.enabled:
+            tqdm.write(line, file=sys.stdout) if self.live else print(line, flush=True)
+
+    def epoch_begins(self, epoch: int, done: int) -> None:
+        """Epoch counted from 0, of which `done` updates are already made."""
+        if self.live:
+            self.bar = tqdm(
+                total=self._steps_of(epoch),
+                initial=done,
+                desc=f"epoch {epoch + 1}/{self.epochs}",
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def step(self) -> None:
+        self.step_count += 1
+        if self.bar is not None:
+            self.bar.update()
+
+    def window(self, epoch: int, described: str, record: dict[str, Any]) -> None:
+        """The steps since the last window: `described` for people, `record` for machines."""
+        if not self.enabled:
+            return
+        text = (
+            f"{described}  {record['images_per_second']:,.0f} img/s  "
+            f"waiting for data {record['data_wait']:.0%}  {self._time_left()} left"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        else:
+            in_epoch = record["step"] - epoch * self.schedule.steps_per_epoch
+            print(
+                f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self._steps_of(epoch)}  {text}",
+                flush=True,
+            )
+        self._write({"kind": "train", **record})
+        if not self.steady:  # the first window has start-up and compilation in it, which do not come again
+            self.steady, self.started, self.first_step = True, time.perf_counter(), self.step_count
+
+    def epoch_ends(
+        self, epoch: int, train: str, val: str | None, is_best: bool, record: dict[str, Any]
+    ) -> None:
+        """`train` and `val` for people, `val` None where nothing was validated; `record` for machines."""
+        if not self.enabled:
+            return
+        self._close_bar()
+        validated = "not validated" if val is None else f"val {val}{' best' if is_best else '     '}"
+        self.say(
+            f"epoch {epoch + 1}/{self.epochs}  train {train}  {validated}  "
+            f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
+            f"took {clock(record['seconds'])}"
+        )
+        self._write({"kind": "epoch", **record})
+        if time.perf_counter() - self.curves_drawn > CURVES_EVERY:
+            self._draw()
+
+    def close(self) -> None:
+        """Draws the curves and ends the bar."""
+        self._close_bar()
+        if self.enabled:
+            self._draw()
+        if self.board is not None:
+            self.board.close()
+
+    def _draw(self) -> None:
+        draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        self.curves_drawn = time.perf_counter()
+
+    def _close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _steps_of(self, epoch: int) -> int:
+        """Updates of an epoch, counted from 0; the last one may be a part."""
+        s = self.schedule
+        return min(s.steps_per_epoch, s.total_steps - epoch * s.steps_per_epoch)
+
+    def _time_left(self) -> str:
+        done = self.step_count - self.first_step
+        left = max(0, self.schedule.total_steps - self.step_count)
+        return clock((time.perf_counter() - self.started) / max(done, 1) * left)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            for name, value in flatten(record):
+                self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def _drop_later_records(self, progress: float, epoch: float) -> None:
+        """After a kill the log may be ahead of the checkpoint; what comes again is written again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            records = map(json.loads, lines)
+            kept = [
+                line
+                for line, record in zip(lines, records)
+                if (record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress)
+            ]
+            temporary = path.with_name(".metrics.jsonl.new")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
+
+
+@contextmanager
+def open_report(folder: Path, enabled: bool, state: TrainState) -> Iterator[Report]:
+    """The report of a run that starts, or goes on, from `state`; its curves are drawn at the end."""
+    report = Report(folder, enabled, state.schedule, state.step, state.epoch)
+    try:
+        yield report
+    finally:
+        report.close()
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Numbers of a nested record under names like "val/acc1"."""
+    found: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if isinstance(value, dict):
+            found += flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name not in ("step", "epoch", "progress"):
+            found.append((prefix + name, value))
+    return found
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
+
+
+def _tensorboard(folder: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))

@@ -1,0 +1,155 @@
+"""The learning rate of each step, as a pure function of the step, and pictures of it. Torch-free.
+
+python -c "from fastcnn.optim.schedules import *; print(describe_schedule(Schedule(0.4, 100, 90, 5.0)))"
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcnn.config import SchedName
+
+ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
+"""Peak over the first rate, and the first over the last: as torch.optim.lr_scheduler.OneCycleLR has them."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything the learning rate depends on but the step. Lengths are in epochs."""
+
+    peak: float
+    steps_per_epoch: int
+    epochs: float
+    """May end within an epoch."""
+    warmup_epochs: float = 0.0
+    kind: SchedName = "cosine"
+    min_lr: float = 0.0
+    """Where "cosine", "polynomial" and "triangular" end."""
+    decay_epochs: float = 30.0
+    decay_milestones: tuple[float, ...] = ()
+    decay_rate: float = 0.1
+    decay_power: float = 1.0
+    """Of "polynomial"."""
+    warmup_factor: float = 0.0
+    """Share of the peak at which the warm-up begins; "onecycle" has its own."""
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return max(1, round(self.epochs * self.steps_per_epoch))
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.warmup_epochs * self.steps_per_epoch)
+
+
+def learning_rate(step: int, schedule: Schedule) -> float:
+    """The learning rate of update `step`, counted from 0.
+
+    First a warm-up of n steps, linear from the peak times f + (1 - f) / n, f the warm-up's factor, to the
+    peak (Goyal et al. 2017, section 2.2), then
+
+    - "cosine": a half cosine to `min_lr` (Loshchilov, Hutter 2017, equation 5);
+    - "polynomial": to `min_lr` by the power `decay_power` of what is left of the run (Caffe's "poly", by
+      which GoogLeNet was trained there with 0.5);
+    - "step", "multistep": the peak times `decay_rate` for each drop so far;
+    - "constant": the peak.
+
+    Two have a rise of their own, as long as the warm-up:
+
+    - "onecycle": a half cosine from the peak / 25 to the peak in the warm-up's last step, and one to the peak
+      / 250,000 in the run's (Smith, Topin 2017, in the shape of torch's OneCycleLR);
+    - "triangular": linear from the peak times the warm-up's factor to the peak in the first step after the
+      warm-up, and to `min_lr` where the run ends (Smith 2017, one cycle of section 3.1).
+
+    After the end of the run those that end at some rate stay there.
+    """
+    s = schedule
+    warmup, total = s.warmup_steps, s.total_steps
+    if s.kind == "onecycle":
+        return _onecycle(step, warmup, total, s.peak)
+    if step < warmup:
+        done = step if s.kind == "triangular" else step + 1
+        return s.peak * (s.warmup_factor + (1 - s.warmup_factor) * done / warmup)
+    if s.kind == "step":
+        return s.peak * s.decay_rate ** math.floor(step / s.steps_per_epoch / s.decay_epochs)
+    if s.kind == "multistep":
+        epoch = step / s.steps_per_epoch
+        return s.peak * s.decay_rate ** sum(epoch >= milestone for milestone in s.decay_milestones)
+    if s.kind == "constant":
+        return s.peak
+    left = 1 - min(1.0, (step - warmup) / max(1, total - warmup))
+    share = {
+        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
+        "polynomial": left**s.decay_power,
+        "triangular": left,
+    }[s.kind]
+    return s.min_lr + (s.peak - s.min_lr) * share
+
+
+def _onecycle(step: int, warmup: int, total: int, peak: float) -> float:
+    first, last = peak / ONECYCLE_DIV, peak / ONECYCLE_DIV / ONECYCLE_FINAL_DIV
+    if step < warmup:
+        return _half_cosine(first, peak, step / (warmup - 1) if warmup > 1 else 1.0)
+    return _half_cosine(peak, last, min(1.0, (step + 1 - warmup) / max(1, total - warmup)))
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _peak(schedule: Schedule) -> int:
+    """The first step with the highest rate: the warm-up's last, or the one after it."""
+    warmup, end = schedule.warmup_steps, schedule.total_steps - 1
+    around = [min(max(0, step), end) for step in (warmup - 1, warmup)]
+    return max(around, key=lambda step: learning_rate(step, schedule))
+
+
+def describe_schedule(schedule: Schedule) -> str:
+    """The learning rate in a few lines for a terminal: at its start, peak, quarters and end."""
+    s, total = schedule, schedule.total_steps
+    inner = [(_peak(s), "peak"), *((q * total // 4, f"{q}/4") for q in (1, 2, 3))]
+    points = [(0, "start"), *sorted(inner), (total - 1, "end")]
+    warmup = f", warm-up of {s.warmup_epochs:g} epochs" if s.warmup_steps else ""
+    lines = [f"learning rate: {s.kind}, {s.epochs:g} epochs of {s.steps_per_epoch:,} steps{warmup}"]
+    lines += [
+        f"  {name:<6}epoch {step / s.steps_per_epoch:<8.4g}{learning_rate(step, s):.4g}"
+        for step, name in points
+    ]
+    return "\n".join(lines)
+
+
+def draw_schedule(schedule: Schedule, png: Path) -> None:
+    """The learning rate over epochs as a PNG, with the warm-up shaded."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from fastcnn.viz.curves import MUTED, TRAIN, VAL
+
+    s, total, top = schedule, schedule.total_steps, _peak(schedule)
+    steps = sorted({*range(0, total, max(1, total // 2000)), top, total - 1})
+    epochs = [step / s.steps_per_epoch for step in steps]
+    rates = [learning_rate(step, s) for step in steps]
+    at, peak = top / s.steps_per_epoch, learning_rate(top, s)
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if s.warmup_steps:
+        axes.axvspan(0, s.warmup_epochs, color=MUTED, alpha=0.5, linewidth=0, label="warm-up")
+    axes.plot(epochs, rates, color=TRAIN, linewidth=2, clip_on=False)
+    axes.plot(at, peak, color=VAL, marker="o", markersize=4, clip_on=False)
+    right, side = (6, "left") if at < s.epochs / 10 else (0, "center")  # not over the axis
+    axes.annotate(
+        f"{peak:.4g}", (at, peak), textcoords="offset points", xytext=(right, 7), ha=side, color=VAL
+    )
+    axes.set_title(f"learning rate ({s.kind})", loc="left")
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0, s.epochs)
+    axes.set_ylim(0, 1.12 * (peak or 1))
+    axes.grid(color=MUTED, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if s.warmup_steps:
+        axes.legend(frameon=False, loc="upper right")
+    figure.savefig(png, dpi=120)

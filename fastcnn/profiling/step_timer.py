@@ -1,0 +1,246 @@
+"""Where the time of training steps goes, on the device's own time line, without waiting for the device.
+
+Each step leaves marks: before the loader is asked, when its batch is there, when the step is done. On a GPU a
+mark is an event that the device passes when it has done all that was queued before. While the host waits for
+a batch and the device still has work, the marks around that wait are passed right after one another: nothing
+was lost. Only a device that runs dry sees them apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fastcnn.profiling.bottleneck import Timing
+
+MAX_TIMED_STEPS = 1000
+"""Steps of a window that are measured at most, the first ones: marks take memory until they are read."""
+LONGEST_HOLD = 1.0
+"""Seconds."""
+
+
+class Clock(Protocol):
+    """A device's time line as the host sees it."""
+
+    def mark(self) -> Any:
+        """The moment at which the device has done what was queued until now."""
+
+    def seconds(self, first: Any, second: Any) -> float:
+        """Between two marks that the device has passed."""
+
+    def reuse(self) -> None:
+        """The marks made so far are not needed any more."""
+
+    def host(self) -> float:
+        """The host's time now, in seconds."""
+
+    def cpu_contention(self) -> float:
+        """Seconds so far that this thread could have run and had no core; 0 where nobody tells."""
+
+    def stall_device(self, seconds: float) -> bool:
+        """Keeps the device busy for about so long; False, and nothing, where it is the host itself."""
+
+
+class HostClock:
+    """The device is the host."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, first: float, second: float) -> float:
+        return second - first
+
+    def reuse(self) -> None:
+        pass
+
+    def host(self) -> float:
+        return time.perf_counter()
+
+    def cpu_contention(self) -> float:
+        try:
+            with open("/proc/thread-self/schedstat") as file:  # Linux: nanoseconds run, waited; turns
+                return int(file.read().split()[1]) / 1e9
+        except OSError:
+            return 0.0
+
+    def stall_device(self, seconds: float) -> bool:
+        return False
+
+
+class CudaClock(HostClock):
+    """Events in the current stream, made once and recorded again after each reading."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+        self._used = 0
+
+    def mark(self) -> Any:
+        if self._used == len(self._events):
+            self._events.append(torch.cuda.Event(enable_timing=True))
+        event = self._events[self._used]
+        self._used += 1
+        event.record()
+        return event
+
+    def seconds(self, first: Any, second: Any) -> float:
+        return first.elapsed_time(second) / 1000
+
+    def reuse(self) -> None:
+        self._used = 0
+
+    def stall_device(self, seconds: float) -> bool:
+        torch.cuda._sleep(int(seconds * 2e9))  # cycles: no GPU has many more in a second
+        return True
+
+
+@dataclass(slots=True)
+class _Step:
+    """Its marks: before the loader is asked, with its batch, after the step; under DDP, after the last
+    gradient and when those of all ranks are averaged."""
+
+    asked: Any
+    begun: Any
+    ended: Any = None
+    graded: Any = None
+    reduced: Any = None
+    held: bool = False
+    """Whether the device was held until the host had queued the step."""
+    counts: bool = True
+
+
+class StepTimer:
+    """Measures the steps between two readings.
+
+    How long the device itself needs for a step, its kernels back to back, is seen by holding it until the
+    host has queued all of them. That delays a step by its own time, and is done in the first step of windows
+    1, 2, 4, 8, ...; start-up is in window 0. What steps take longer than that, the device waits for the host.
+    """
+
+    def __init__(self, clock: Clock, at_most: int = MAX_TIMED_STEPS) -> None:
+        self.clock = clock
+        self.at_most = at_most
+        self._steps: list[_Step] = []
+        self._asked: Any = None
+        self._step: _Step | None = None
+        self._began = 0.0
+        self._queueing = LONGEST_HOLD  # the least that the host took for a step
+        self._paused = 0.0
+        self._contention = 0.0  # until the first step since the last reading
+        self._windows = 0
+        self._kernels: float | None = None  # seconds of a step's kernels back to back, as last seen
+        self._hooks: list[RemovableHandle] = []
+        self._last: Tensor | None = None
+
+    def before_data(self) -> None:
+        """Before the loader is asked."""
+        self._asked = self.clock.mark() if len(self._steps) < self.at_most else None
+
+    def before_step(self) -> None:
+        """With the loader's batch."""
+        if self._asked is None:
+            return
+        held = False
+        if not self._steps:
+            self._contention = self.clock.cpu_contention()
+            if self._windows and self._windows & (self._windows - 1) == 0:
+                held = self.clock.stall_device(min(1.5 * self._queueing, LONGEST_HOLD))
+        self._step = _Step(self._asked, self.clock.mark(), held=held)
+        self._began = self.clock.host()
+
+    def after_step(self) -> None:
+        """After the step."""
+        if self._step is None:
+            return
+        self._queueing = min(self._queueing, self.clock.host() - self._began)
+        self._step.ended = self.clock.mark()
+        self._steps.append(self._step)
+        self._step = None
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Around what the host does with the device idle; counts in the next reading."""
+        start = self.clock.host()
+        yield
+        self._paused += self.clock.host() - start
+
+    def reset(self) -> None:
+        """From here on a step is another one."""
+        self._windows, self._kernels, self._queueing = 0, None, LONGEST_HOLD
+
+    def follow_gradients(self, network: nn.Module) -> None:
+        """Learns in the next backward pass which gradient comes last, and marks that one from then on."""
+        self._drop_hooks()
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._remember))
+
+    def _remember(self, parameter: Tensor) -> None:
+        self._last = parameter
+
+    def _mark_gradient(self, parameter: Tensor) -> None:
+        if self._step is not None:
+            self._step.graded = self.clock.mark()
+
+    def after_allreduce(self) -> None:
+        """After the backward pass that averages the gradients."""
+        if self._last is not None:
+            last = self._last
+            self._drop_hooks()
+            self._hooks = [last.register_post_accumulate_grad_hook(self._mark_gradient)]
+            if self._step is not None:
+                self._step.counts = False  # its communication was not seen
+        elif self._step is not None and self._step.graded is not None:
+            self._step.reduced = self.clock.mark()
+
+    def _drop_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._last = [], None
+
+    def read(self, steps: int) -> Timing:
+        """What was measured since the last reading. The device must have passed all marks.
+
+        Args:
+            steps: how many steps there were, measured or not.
+        """
+        between = self.clock.seconds
+        data = inside = communication = gaps = 0.0
+        counted = 0
+        for before, step in zip([None, *self._steps], self._steps):
+            if before is not None:
+                gaps += between(before.ended, step.asked)
+            exposed = between(step.graded, step.reduced) if step.reduced is not None else 0.0
+            took = between(step.begun, step.ended) - exposed
+            if step.held:
+                self._kernels = took
+            if step.held or not step.counts:
+                continue
+            counted += 1
+            data += between(step.asked, step.begun)
+            inside += took
+            communication += exposed
+        launching = max(0.0, inside - counted * self._kernels) if self._kernels is not None else 0.0
+        measured = len(self._steps) / max(steps, 1)
+        synchronising = gaps + self._paused * measured
+        cpu_contention = (self.clock.cpu_contention() - self._contention) * measured if counted else 0.0
+        self._steps, self._paused = [], 0.0
+        self._windows += 1
+        self.clock.reuse()
+        if not counted:
+            return Timing()
+        return Timing(
+            counted, data, inside - launching, launching, synchronising, communication, cpu_contention
+        )
+
+
+def step_timer_for(device: torch.device) -> StepTimer:
+    """One that measures nothing on mps, whose events are not used yet."""
+    clock = CudaClock() if device.type == "cuda" else HostClock()
+    return StepTimer(clock, 0 if device.type == "mps" else MAX_TIMED_STEPS)

@@ -1,0 +1,73 @@
+"""The machine and software of a measurement, as written into its results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the code, and the code's commit."""
+    import torchvision
+
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+        facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return facts
+
+
+def machine_name(device: torch.device) -> str:
+    """A folder name for results: the GPU's, or the processor's with its vector instructions and threads."""
+    if device.type == "cuda":
+        return _as_name(torch.cuda.get_device_name(device))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return _as_name(f"{_processor()} {capability} {torch.get_num_threads()} threads")
+
+
+def _as_name(text: str) -> str:
+    """In small letters, digits and dashes, without marks such as "(R)", which no link in Markdown stands."""
+    return re.sub(r"(\(.*?\)|[^a-z0-9])+", "-", text.lower()).strip("-")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit measured, with "+" if files differ from it, results aside; of a copy without its repository
+    what $FASTCNN_COMMIT says."""
+    git = "git", "-C", str(Path(__file__).parent)
+    commit = _output(*git, "rev-parse", "--short", "HEAD")
+    elsewhere = ":/", ":(exclude,top)benchmarks/results"
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", *elsewhere)
+    return commit + ("+" if changed else "") if commit else os.environ.get("FASTCNN_COMMIT", "")
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,155 @@
+"""Short timed trials on the CPU: data type, memory format, compilation."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn.engine.state import Normalized
+from fastcnn.models.base import logits_of
+from fastcnn.runtime.machine import (
+    NO_BF16,
+    TRIAL_LIMIT,
+    is_native,
+)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a network computes on the CPU."""
+
+    dtype: str
+    """Of `DTYPES`."""
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {'channels-last' if self.channels_last else 'NCHW'}"
+
+
+MARGIN = 0.95
+"""What another arithmetic must take at most, as a share of fp32 channels-last, to be chosen over it: less is
+noise."""
+TRIAL_PIXELS = 32 * 64 * 64
+"""Of all images of a trial step, at most."""
+TRIAL_SECONDS = 0.5
+"""Of a trial step, at most."""
+MIN_TRIAL_IMAGES = 4
+"""Images of a trial step: batch norm needs some."""
+WORTH_COMPILING = 3600
+"""Seconds of a run from which on compilation is tried on the CPU: it takes one or two minutes, and at best
+makes a step a tenth faster (benchmarks/LOG.md)."""
+
+
+def probe_arithmetic(
+    network: nn.Module,
+    size: int,
+    channels: int,
+    batch_size: int,
+    dtype: str = "auto",
+    channels_last: str = "auto",
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Arithmetic, str]:
+    """Times a few forward and backward passes on the CPU in bf16 and fp32 and in both layouts, in turn.
+
+    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. It is not
+    tried where the processor emulates it.
+
+    Args:
+        dtype, channels_last: as of the flags; what is not "auto" is not varied.
+
+    Returns:
+        The fastest, and the figures as the reason.
+    """
+    if dtype != "auto" and not is_native(dtype):  # each trial could take minutes
+        return Arithmetic(dtype, channels_last != "off"), NO_BF16
+    skipped = dtype == "auto" and not is_native("bf16")
+    dtypes = [dtype] if dtype != "auto" else ["fp32"] if skipped else ["fp32", "bf16"]
+    layouts = [channels_last == "on"] if channels_last != "auto" else [True, False]
+    ways = [Arithmetic(name, layout) for layout in layouts for name in dtypes]
+    if len(ways) == 1:
+        return ways[0], NO_BF16
+    count = max(MIN_TRIAL_IMAGES, min(batch_size, TRIAL_PIXELS // size**2))
+    images = _random_images(count, size, channels)
+    models = {layout: _trial_model(network, channels, layout) for layout in layouts}
+    taken = _trial_step(models[layouts[0]], images[:MIN_TRIAL_IMAGES], ways[0], clock)
+    if taken > TRIAL_LIMIT:
+        return ways[0], f"a step of {MIN_TRIAL_IMAGES} images took {taken:.0f} s, too long to try others"
+    if taken > 0:  # a slow network is tried on fewer
+        count = max(MIN_TRIAL_IMAGES, min(count, int(MIN_TRIAL_IMAGES * TRIAL_SECONDS / taken)))
+        images = images[:count]
+    seconds = dict.fromkeys(ways, math.inf)
+    for _ in range(3):  # the first round warms up
+        for way in ways:
+            taken = _trial_step(models[way.channels_last], images, way, clock)
+            seconds[way] = min(seconds[way], taken)
+    best = min(ways, key=seconds.__getitem__)
+    if seconds[best] > MARGIN * seconds[ways[0]]:
+        best = ways[0]
+    figures = ", ".join(f"{way} {1000 * taken:.0f} ms" for way, taken in seconds.items())
+    return best, f"{count} images took {figures}" + (f"; {NO_BF16}" if skipped else "")
+
+
+def probe_compile(
+    network: nn.Module,
+    size: int,
+    channels: int,
+    batch_size: int,
+    way: Arithmetic,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[bool, str]:
+    """Whether a run of so many steps on the CPU should be compiled: where it is long, that is tried.
+
+    Returns:
+        The choice, and its reason.
+    """
+    if steps == 0:
+        return False, "nothing is trained"
+    if not is_native(way.dtype):
+        return False, NO_BF16
+    eager = _trial_model(network, channels, way.channels_last)
+    some = _random_images(min(batch_size, 4), size, channels)
+    usual = min(_trial_step(eager, some, way, clock) for _ in range(2)) * batch_size / len(some)
+    if steps * usual < WORTH_COMPILING:
+        return False, f"{steps:,} steps take less than an hour"
+    images = _random_images(batch_size, size, channels)
+    fresh = _trial_model(network, channels, way.channels_last)
+    compiled = cast(nn.Module, torch.compile(fresh, dynamic=False))
+    try:
+        first = _trial_step(compiled, images, way, clock)
+    except Exception as error:  # whatever the compiler's trouble is, the network trains without it
+        return False, f"compilation failed: {type(error).__name__}: {error}".partition("\n")[0]
+    usual = faster = math.inf
+    for _ in range(3):
+        faster = min(faster, _trial_step(compiled, images, way, clock))
+        usual = min(usual, _trial_step(eager, images, way, clock))
+    figures = f"{1000 * faster:.0f} ms a step, {1000 * usual:.0f} without, after {first:.0f} s"
+    return faster < MARGIN * usual and steps * (usual - faster) > first, figures
+
+
+def _random_images(count: int, size: int, channels: int) -> Tensor:
+    return torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def _trial_model(network: nn.Module, channels: int, channels_last: bool) -> nn.Module:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    copied = copy.deepcopy(network).to(memory_format=layout)
+    return Normalized(copied, [0.5] * channels, [0.5] * channels, channels_last).train()
+
+
+def _trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callable[[], float]) -> float:
+    """Seconds of a forward and backward pass."""
+    start = clock()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):
+        loss = logits_of(model(images)).float().square().mean()
+    loss.backward()
+    taken = clock() - start
+    model.zero_grad()
+    return taken

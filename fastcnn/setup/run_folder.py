@@ -1,0 +1,100 @@
+"""The folder of a run: its name, the checkpoint to resume, its config.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+from fastcnn.config import FIELDS, Config, to_plain, to_yaml
+from fastcnn.data.sources.dataset import NAMED, Source
+from fastcnn.engine.checkpointer import LAST
+from fastcnn.errors import UserError
+
+
+def data_name(data: str) -> str:
+    """A short name of `--data` for folders."""
+    return data if data in NAMED else Path(data).expanduser().resolve().name
+
+
+def choose_folder(config: Config) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to go on from, if any.
+
+    Raises:
+        UserError: the folder holds another run, or the checkpoint is not there.
+    """
+    told = Path(config.output_dir).expanduser() if config.output_dir != "auto" else None
+    if config.resume == "auto":
+        folder = told or _numbered(config, newest=True)
+        return folder, folder / LAST if (folder / LAST).is_file() else None
+    path: Path | None = None
+    if config.resume is not None:
+        path = Path(config.resume).expanduser()
+        path = path / LAST if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"--resume {config.resume}: no such checkpoint; write the path of a {LAST}")
+    folder = told or (path.parent if path is not None else _numbered(config, newest=False))
+    if (folder / LAST).exists() and (path is None or folder.resolve() != path.parent.resolve()):
+        raise UserError(
+            f"--output-dir {folder}: holds a run already; add --resume to go on with it, or write another"
+        )
+    return folder, path
+
+
+def check_resumable(content: dict[str, Any], config: Config, source: Source, path: Path) -> None:
+    """UserError if a checkpoint belongs to another network, optimizer or other classes."""
+    network = ("arch", "num_classes", "in_chans", "head", "head_hidden", "anchors", "strides")
+    for name in (*network, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
+        then, now = content["config"].get(name, FIELDS[name].default), to_plain(config)[name]
+        if then != now:
+            raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; write the same")
+    if content["class_names"] != list(source.class_names):
+        raise UserError(f"--resume {path}: its classes are not those of --data {config.data}; write the same")
+
+
+def claim_folder(folder: Path, config: Config) -> Path:
+    """Makes the run's folder and saves the settings in it.
+
+    Returns:
+        The folder, or with an automatic name the next one that is free if another run has taken it since.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        if config.output_dir == "auto" and config.resume is None:
+            while True:
+                try:
+                    folder.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    folder = _numbered(config, newest=False)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config)
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {folder}: {error.strerror}; write a folder that can be written to"
+        ) from error
+    return folder
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Saves the settings, such that `--config` reads them back: with --lr in place of what it is from."""
+    done = "resume", "lr_base", "lr_base_size", "lr_base_scale"
+    usual: dict[str, Any] = {name: FIELDS[name].default for name in done}
+    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, **usual)))
+
+
+def _numbered(config: Config, newest: bool) -> Path:
+    """runs/ARCH-DATA, then with -2, -3, ...: the first free one, or the last one that is taken."""
+    arch = config.arch.replace("/", "-").replace(":", "-")
+    base = Path("runs") / f"{arch}-{data_name(config.data)}"
+    taken: Path | None = None
+    for number in itertools.count(1):
+        path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not path.exists():
+            return taken if newest and taken is not None else path
+        taken = path
+    raise AssertionError("count() is endless")

@@ -1,0 +1,140 @@
+"""Detection: the losses of `YOLO` and `YOLOv1`, boxes without duplicates, COCO's average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from fastcnn.data.batch import Batch
+from fastcnn.data.targets import NO_BOX
+from fastcnn.models.yolo import AnchorOutputs, GridOutputs
+from fastcnn.runtime.distributed import from_main, gather_to_main
+from fastcnn.tasks.detection import anchor_loss, grid_loss
+from fastcnn.tasks.detection.average_precision import mean_average_precision
+from fastcnn.tasks.metrics import MeanLoss, Metrics
+from fastcnn.viz.pictures import with_boxes
+
+CANDIDATES = 300
+"""Boxes of an image, the best ones, among which duplicates are looked for."""
+LEAST_SCORE = 0.01
+"""Of a candidate."""
+DUPLICATE_IOU = 0.5
+"""Of two boxes of one class that overlap by more, the better one stays (Lin et al., "Focal Loss for Dense
+Object Detection", ICCV 2017, section 4.1)."""
+BOXES_AT_MOST = 100
+"""Of an image: COCO counts no more."""
+SHOWN_SCORE = 0.2
+"""Of a box that people get to see."""
+
+
+class Detection:
+    """Targets are boxes, float32 [N, M, 6] as `fastcnn.data.batch.Batch` has them; outputs are
+    `AnchorOutputs` or `GridOutputs`.
+
+    Args:
+        num_classes: that the network tells apart.
+    """
+
+    best_metric = "map"
+    pictured = True
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+        if isinstance(outputs, GridOutputs):
+            return grid_loss.grid_loss(outputs, batch.targets, batch.mask, self.num_classes)
+        assert isinstance(outputs, AnchorOutputs)
+        return anchor_loss.anchor_loss(outputs, batch.targets, batch.mask)
+
+    def metrics(self, device: torch.device, train: bool = True) -> Metrics:
+        return MeanLoss(device) if train else DetectionMetrics(self, device)
+
+    @torch.no_grad()
+    def predict(self, outputs: object) -> list[np.ndarray]:
+        """The boxes of each of N images, float32 [k, 6]: class, left, top, right, bottom in pixels, score;
+        the best first. Waits for the device."""
+        if isinstance(outputs, GridOutputs):
+            return best_boxes(*grid_loss.decode(outputs, self.num_classes), outputs.size)
+        assert isinstance(outputs, AnchorOutputs)
+        return best_boxes(*anchor_loss.decode(outputs), outputs.size)
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        percents = [f"{name} {metrics[name]:.1f}%" for name in ("map50", "map") if name in metrics]
+        return "  ".join([f"loss {metrics['loss']:.3f}", *percents])
+
+    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
+        shown = [f"{class_names[int(row[0])]} {row[5]:.2f}" for row in found[found[:, 5] >= SHOWN_SCORE]]
+        return ", ".join(shown) or "nothing"
+
+    def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        return with_boxes(image, found[found[:, 5] >= SHOWN_SCORE], class_names, scored=True)
+
+    def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        return with_boxes(image, target[target[:, 0] != NO_BOX], class_names, scored=False)
+
+
+class DetectionMetrics(MeanLoss):
+    """Mean loss, and average precision, for which all boxes are kept until `compute`; `state` is of the loss
+    alone."""
+
+    def __init__(self, task: Detection, device: torch.device) -> None:
+        super().__init__(device)
+        self.task = task
+        self.found: list[np.ndarray] = []
+        self.truths: list[np.ndarray] = []
+
+    def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
+        """Adds a batch; waits for the device."""
+        super().update(loss, outputs, batch)
+        targets = batch.targets.float().cpu().numpy()
+        for real, found, rows in zip(batch.mask.tolist(), self.task.predict(outputs), targets):
+            if real:
+                self.found.append(found)
+                self.truths.append(rows[rows[:, 0] >= 0])
+
+    def compute(self) -> dict[str, float]:
+        ranks = gather_to_main((self.found, self.truths))
+
+        def over_ranks() -> tuple[float, float]:
+            found, truths = ([rows for rank in ranks for rows in rank[i]] for i in (0, 1))
+            return mean_average_precision(found, truths)
+
+        of_all, at_half = from_main(over_ranks)
+        return {**super().compute(), "map": of_all, "map50": at_half}
+
+    def reset(self) -> None:
+        super().reset()
+        self.found, self.truths = [], []
+
+
+def best_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> list[np.ndarray]:
+    """The best of many boxes, as `Detection.predict` gives them: cut off at the image's border, without
+    duplicates.
+
+    Args:
+        boxes: [N, Q, 4] in pixels.
+        scores: [N, Q, num_classes]
+        size: height and width of the images.
+    """
+    count, each, num_classes = scores.shape
+    best, place = scores.flatten(1).topk(min(CANDIDATES, each * num_classes))
+    image, rank = (best > LEAST_SCORE).nonzero(as_tuple=True)
+    score, place = best[image, rank], place[image, rank]
+    box, label = boxes[image, place // num_classes], place % num_classes
+    box = torch.stack([box[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], 1)
+    rows = torch.cat([label[:, None].float(), box, score[:, None]], 1)
+    if box.device.type == "mps":  # has no float64
+        image, label, rows = image.cpu(), label.cpu(), rows.cpu()
+    # It may shift each class of each image to a place of its own; in float32 the shifts would cost digits.
+    exact = rows.double()
+    kept = batched_nms(exact[:, 1:5], exact[:, 5], image * num_classes + label, DUPLICATE_IOU)
+    kept = kept.sort().values  # image by image, the best first, as they were
+    ends = image[kept].bincount(minlength=count).cumsum(0).tolist()
+    parts = np.split(rows[kept].cpu().numpy(), ends[:-1])
+    return [part[:BOXES_AT_MOST] for part in parts]

@@ -1,0 +1,62 @@
+"""A few samples of a validation, truth beside prediction, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fastcnn.data.batch import Batch
+from fastcnn.tasks.base import Task
+from fastcnn.viz.pictures import side_by_side
+
+COUNT = 12
+"""Samples, evenly over the validation."""
+
+
+class Gallery:
+    """Looks on while a validation goes through its batches.
+
+    Args:
+        task: draws them.
+        class_names: for it.
+        batches: that will come.
+    """
+
+    def __init__(self, task: Task, class_names: Sequence[str], batches: int) -> None:
+        self.task = task
+        self.class_names = class_names
+        self.batches = batches
+        self.step = 0
+        self.pairs: list[tuple[Image.Image, Image.Image]] = []
+
+    def look(self, batch: Batch, outputs: object) -> None:
+        """Takes samples from a batch; waits for the device where it takes some."""
+        size = len(batch.mask)
+        last = max((self.batches - 1) * size, size - 1)  # the last batch may be filled up
+        places = np.linspace(0, last, COUNT).astype(int) - self.step * size
+        self.step += 1
+        chosen = sorted({int(i) for i in places if 0 <= i < size})
+        if not chosen:
+            return
+        real = batch.mask.tolist()
+        found = self.task.predict(outputs)
+        for i in chosen:
+            if real[i]:
+                pixels, target = rgb(batch.images[i]), batch.targets[i].cpu().numpy()
+                truth = self.task.draw_truth(pixels, target, self.class_names)
+                self.pairs.append((truth, self.task.draw(pixels, found[i], self.class_names)))
+
+    def save(self, path: Path) -> None:
+        """Writes what was seen as a PNG, if anything was."""
+        if self.pairs:
+            side_by_side(self.pairs).save(path)
+
+
+def rgb(image: Tensor) -> np.ndarray:
+    """uint8 [C, H, W] on any device, of 1 or 3 channels, to [H, W, 3]."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

@@ -1,0 +1,1 @@
+"""Transfer learning: published weights, their adaptation to a network, frozen layers."""

@@ -1,0 +1,175 @@
+"""benchmarks/bench_loader.py: its sides, what it leaves out, and DALI's settings for a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.build import build_loaders
+from fastcnn.data.loaders.registry import has_dali
+from fastcnn.data.sources.dataset import IMAGENET_MEAN, IMAGENET_STD, Split
+from fastcnn.data.sources.folder import read_folder
+from fastcnn.data.transforms.transform import Transform
+from fastcnn.errors import UserError
+from fastcnn.runtime.distributed import Ranks
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+bench_loader, sides, sizes = map(importlib.import_module, ("bench_loader", "loader_sides", "sizes"))
+
+CPU = torch.device("cpu")
+PHOTOS, SMALL = sizes.Load(24, 4, "random-resized", 16), sizes.Load(None, 4, "pad", 16)
+needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
+
+
+@pytest.fixture
+def job(photos, demo, request):
+    """Of photos, or of small images of one size."""
+    folder = sides.open_folder(photos if request.param == "photos" else demo)
+    source = sides.read(folder)
+    return sides.Job(folder, source, sides.choose_load(source.train, (PHOTOS, SMALL)), 1, CPU)
+
+
+@pytest.mark.parametrize("height", [96, 97])
+def test_small_images_of_one_size_are_cut_as_they_are(height):
+    split = Split(np.zeros(2), images=np.zeros((2, height, height, 3), dtype=np.uint8))
+    assert sides.choose_load(split, (PHOTOS, SMALL)) is (SMALL if height == 96 else PHOTOS)
+
+
+def test_a_folder_without_images_says_what_to_write(tmp_path):
+    with pytest.raises(UserError, match=r"write the folder that holds CLASS/\*\.jpg"):
+        sides.open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("job", ["photos", "demo"], indirect=True)
+@pytest.mark.parametrize("name", sides.PROCESSES)
+def test_every_side_of_processes_gives_batches_of_all_images(job, name):
+    size = 24 if job.load is PHOTOS else 64
+    batches = sides.process_batches(name, job)
+    images, targets = next(batches)
+    assert images.shape == (4, 3, size, size)
+    assert targets.shape == (4,)
+    assert images.dtype == (torch.float32 if name in ("torchvision float recipe", "timm") else torch.uint8)
+    for _ in range(len(job.split) // 4 + 1):  # into the second epoch
+        next(batches)
+
+
+@pytest.mark.parametrize("job", ["demo"], indirect=True)
+def test_timms_pad_crop_is_a_shifted_image_over_black_with_its_own_class(job):
+    images, targets = next(sides.timm_batches(job))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    originals: dict[int, list[torch.Tensor]] = {}
+    for path, label in job.samples:
+        originals.setdefault(label, []).append(torch.from_numpy(_pixels(path)))
+    for image, target in zip(images, targets.tolist()):
+        pixels = (255 * (image * std + mean)).round().to(torch.uint8)
+        centre = pixels[:, 8:-8, 8:-8]  # which no shift by up to 8 pixels makes black
+        assert any(_holds(original, centre) for original in originals[target])
+
+
+def _pixels(path: str) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).copy()
+
+
+def _holds(image: torch.Tensor, part: torch.Tensor) -> bool:
+    """Whether `part`, mirrored or not, is somewhere in `image`."""
+    windows = image.unfold(1, part.shape[1], 1).unfold(2, part.shape[2], 1)  # [3, down, right, H, W]
+    return any(
+        bool((windows == p[:, None, None]).all(dim=0).flatten(2).all(dim=2).any())
+        for p in (part, part.flip(2))
+    )
+
+
+def test_dalis_other_settings_are_left_out_without_a_gpu(photos):
+    source = sides.read(sides.open_folder(photos))
+    found = bench_loader.left_out(source, 1, CPU)
+    assert {name: found[name] for name in sides.TUNED} == dict.fromkeys(sides.TUNED, "needs a CUDA GPU")
+    assert not set(found) & {"fastcnn torch", "fastcnn cached", *sides.PROCESSES[:3]}
+
+
+def test_all_that_can_be_measured_is(photos, tmp_path, monkeypatch):
+    shutil.copytree(photos / "train", tmp_path / "flowers" / "train")
+    monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.01)
+    monkeypatch.setattr(bench_loader, "wait_for_quiet", lambda: None)
+    monkeypatch.setattr("fastcnn.runtime.machine.cores_per_process", lambda ranks: 1)
+    found = bench_loader.measure(tmp_path / "flowers", (PHOTOS, SMALL), CPU, 2, 20, 0.5)
+    assert found.what == "loader-flowers-24px-batch4"
+    assert set(found.seconds) | set(found.left_out) == set(bench_loader.SIDES)
+    assert found.work == found.settings["turn_images"] == 8
+    assert found.settings["images"] == 20
+    assert 0 < found.settings["auto"]["share_of_fastest"] <= 1
+    report = found.as_json()
+    assert report["sides"]["fastcnn cached"]["decoding_seconds"] > 0
+    assert report["sides"]["torchvision PIL"]["gives"] == "uint8"
+    assert "PIL" in report["settings"]["versions"]
+
+
+@needs_dali
+@pytest.mark.parametrize("name", sides.TUNED)
+def test_dali_on_a_gpu_knows_the_settings(name):
+    """The graph is made without a GPU; a name that the decoder does not know is refused then."""
+    from fastcnn.data.loaders.dali import Tuning, _pipeline
+
+    def pipeline(decoder):
+        _pipeline(
+            feed=lambda: None,
+            fields=["start", "shape"],
+            steps=[],
+            border="pad",
+            fill=(0, 0, 0),
+            read_files=True,
+            size=8,
+            channels=3,
+            gpu=True,
+            decoder=decoder,
+            batch_size=2,
+            num_threads=1,
+            device_id=0,
+            prefetch_queue_depth=2,
+        )
+
+    pipeline(Tuning(**sides.TUNED[name]).decoder_arguments(np.array([[3, 9], [7, 2]])))
+    with pytest.raises(KeyError):
+        pipeline({"hw_decoder_lode": 0.5})
+
+
+@needs_dali
+def test_memory_is_taken_for_the_largest_height_and_width():
+    from fastcnn.data.loaders.dali import Tuning
+
+    sizes_of_images = np.array([[3, 9], [7, 2]], dtype=np.int32)
+    assert Tuning().decoder_arguments(sizes_of_images) == {"hw_decoder_load": 0.65}
+    assert Tuning(preallocate=True, hw_decoder_load=0.0).decoder_arguments(sizes_of_images) == {
+        "hw_decoder_load": 0.0,
+        "preallocate_height_hint": 7,
+        "preallocate_width_hint": 9,
+    }
+
+
+@needs_dali
+@pytest.mark.parametrize("crop", ["random-resized", "pad"])
+def test_dalis_settings_do_not_change_a_pixel(photos, crop):
+    from fastcnn.data.loaders.dali import DaliLoader, Tuning
+
+    source, transform = read_folder(photos, None, 0), Transform(24, train_crop=crop)
+    share = ShardedSampler(len(source.train), 4, 0, 1, train=True)
+    bad = BadFiles(source.train, "training", 1)
+    tuning = Tuning(prefetch=4, threads=3, hw_decoder_load=0.9, preallocate=True)
+    tuned = DaliLoader(source.train, transform, share, CPU, 1, bad, tuning)
+    plain, val = build_loaders(source, "dali", transform, 4, 1, Ranks(), CPU, seed=0)
+    for epoch in range(2):
+        tuned.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        for one, other in zip(tuned, plain, strict=True):
+            assert torch.equal(one.images, other.images)
+    for loader in (tuned, plain, val):
+        loader.close()

@@ -1,0 +1,130 @@
+"""`fastcnn predict`: a line and a picture for each image, of each task."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import each
+from PIL import Image
+
+import fastcnn
+from fastcnn.cli.main import main
+from fastcnn.data.sources.demo import VERSION
+
+ARCHS = {
+    "classification": ("--arch", "lenet5"),
+    "segmentation": ("--arch", "unet/lenet5"),
+    "detection": ("--arch", "yolo/lenet5", "--img-size", "32", "--strides", "4"),
+    "detection in a grid": ("--arch", "yolov1/lenet5"),
+}
+
+
+@pytest.fixture
+def demo_cache(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small demo set in place of the whole one."""
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(demo, tmp_path / "cache" / f"shapes-v{VERSION}")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of LeNet-5 for the demo's classes, which has learned nothing."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {"arch": "lenet5", "data": str(demo), "epochs": 1, "data_backend": "torch", "workers": 1}
+    plain = {"amp_dtype": "fp32", "channels_last": "on", "compile": "off", "lr": 0.0}
+    fastcnn.fit(**settings, **plain, output_dir=str(folder / "run"))
+    return folder / "run" / "best.pt"
+
+
+@pytest.fixture
+def images(demo: Path, tmp_path: Path) -> Path:
+    """Three of the demo's, one of them in a sub-folder, and a wide one."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    found = sorted((demo / "val").glob("*/0000.jpg"))[:3]
+    for name, path in zip(("a.jpg", "b.jpg", "more/c.jpg"), found):
+        shutil.copy(path, folder / name)
+    Image.effect_noise((90, 40), 50).convert("RGB").save(folder / "wide.png")
+    return folder
+
+
+@pytest.mark.parametrize("task", each(ARCHS, ["detection"]))
+def test_every_image_gets_a_line_and_a_picture(train, demo_cache, images, capsys, task):
+    flags = (*ARCHS[task], "--epochs", "1", "--amp-dtype", "fp32", "--workers", "1", "--output-dir", "run")
+    assert train(*flags) == 0
+    capsys.readouterr()
+    assert main(["predict", "run/best.pt", str(images), "--batch-size", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["a.jpg", "b.jpg", "wide.png", "more/c.jpg"]
+    assert all(line.partition(": ")[2] for line in lines)
+    for name in ("a.jpg", "b.jpg", "wide.png", "more/c.jpg"):
+        with Image.open(f"predictions/{name}.png") as picture:
+            assert min(picture.size) >= 64
+    if task.startswith(("segmentation", "detection")):  # with borders: all of the image, in the middle
+        pixels = np.asarray(Image.open("predictions/wide.png.png").convert("L"))
+        assert pixels[pixels.shape[1] // 2, pixels.shape[1] // 2] > 0
+
+
+def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(trained, images, capsys, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    assert main(["predict", str(trained), str(images / "a.jpg"), "--output-dir", "one"]) == 0
+    assert capsys.readouterr().out.startswith("a.jpg: ")
+    assert [path.name for path in Path("one").iterdir()] == ["a.jpg.png"]
+
+    Image.effect_noise((40, 40), 50).save(images / "b.png")
+    content = bytearray((images / "b.png").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20] = bytes(20)  # seen only in decoding
+    (images / "b.png").write_bytes(content)
+    (images / "empty.jpg").touch()
+    assert main(["predict", str(trained), str(images)]) == 1
+    said = capsys.readouterr()
+    assert "empty.jpg: empty" in said.err
+    assert "b.png: " in said.err
+    assert [line.partition(": ")[0] for line in said.out.splitlines()] == [
+        *("a.jpg", "b.jpg", "wide.png", "more/c.jpg")
+    ]
+
+
+def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    for folder in ("predictions", "predictions-2"):
+        assert main(["predict", str(trained), str(images / "a.jpg")]) == 0
+        assert capsys.readouterr().err == f"wrote {folder}\n"
+        Path(folder, "a.jpg.png").write_bytes(b"mine")
+    assert main(["predict", str(trained), str(images / "b.jpg"), "--output-dir", "predictions"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(trained), str(images), "--output-dir", "predictions"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "fastcnn: error: --output-dir predictions: holds a.jpg.png already; write another folder\n",
+    )
+    assert sorted(path.name for path in Path("predictions").iterdir()) == ["a.jpg.png", "b.jpg.png"]
+    assert {path.read_bytes() for path in Path().glob("predictions*/a.jpg.png")} == {b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.pt", "images"], "fastcnn predict missing.pt: No such file"),
+        (["best.pt", "missing"], "missing: no such file or folder"),
+        (["best.pt", "empty"], "empty: no images in it"),
+        (["best.pt", "bad"], "bad: no image can be decoded (bad/x.jpg: not an image)"),
+        (["best.pt", "images", "--output-dir", "file"], "--output-dir: file/a.jpg.png: "),
+        (["best.pt"], "the following arguments are required: images"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_status_2(trained, images, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(images.parent)
+    shutil.copy(trained, "best.pt")
+    for name in ("empty", "bad"):
+        Path(name).mkdir()
+    Path("bad/x.jpg").write_bytes(b"text")
+    Path("file").touch()
+    assert main(["predict", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fastcnn: error: {message}")
+    assert error.count("\n") == 1

@@ -1,0 +1,470 @@
+"""Images with boxes: the layouts that are read, what their numbers mean, and how a bad box is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_sources import message_of, names
+
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.synthetic import SyntheticLoader
+from fastcnn.data.sources import boxes as box_sources
+from fastcnn.data.sources.boxes import BOXES_NAMED, box_source
+from fastcnn.data.sources.dataset import Source, Split
+from fastcnn.data.sources.demo import CLASS_NAMES
+from fastcnn.data.targets import NO_BOX, Boxes
+from fastcnn.data.transforms.transform import Transform
+
+BAD_END = ": mend or remove them, or leave them out with --bad-labels skip"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+
+
+def picture(path: Path, size: tuple[int, int] = (200, 100)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, format="JPEG")
+
+
+def opened(
+    root: object, val_split: float | None = None, skip: bool = False, data_root: object = ""
+) -> Source:
+    return box_source(str(root), str(data_root), val_split, 0, "skip" if skip else "stop")
+
+
+def refusal(root: object, val_split: float | None = None, skip: bool = False, data_root: object = "") -> str:
+    return message_of(lambda: opened(root, val_split, skip, data_root))
+
+
+def boxes(split: Split) -> list[list[list[float]]]:
+    """Of each image, rounded to a thousandth of a pixel."""
+    assert isinstance(split.annotations, Boxes)
+    assert split.annotations.values.dtype == np.float32
+    return [split.annotations.of(i).astype(np.float64).round(3).tolist() for i in range(len(split))]
+
+
+# YOLO
+
+
+def text(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    """Two training images and one to validate on, of 200 x 100 pixels and three classes."""
+    root = tmp_path / "yolo"
+    for phase, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        picture(root / "images" / phase / f"{name}.jpg")
+        text(root / "labels" / phase / f"{name}.txt", "2 0.5 0.5 0.1 0.2", "0 0.25 0.1 0.5 0.2")
+    text(root / "data.yaml", "names: [cat, dog, cow]")
+    return root
+
+
+@pytest.mark.parametrize("val", ["val", "validation", "valid", "test"])
+@pytest.mark.parametrize("folders", ["{}/images {}/labels", "images/{} labels/{}"])
+def test_yolo_texts_of_the_same_names_as_images_give_their_boxes(folders, val, tmp_path):
+    root = tmp_path / "farm"
+    for phase, name in (("train", "b"), ("train", "deep/a"), (val, "c")):
+        images, labels = folders.format(phase, phase).split()
+        picture(root / images / f"{name}.jpg")
+        text(root / labels / f"{name}.txt", "1 0.5 0.5 0.1 0.2", "", "0 0.25 0.1 0.5 0.2")
+    text(root / "classes.txt", "cat", "dog")
+    source = opened(root)
+    assert (source.name, source.class_names, source.remarks) == ("farm", ("cat", "dog"), ())
+    assert (names(source.train), names(source.val)) == (["b", "a"], ["c"])
+    assert boxes(source.val) == [[[1, 90, 40, 110, 60, 0], [0, 0, 0, 100, 20, 0]]]
+    assert boxes(source.train) == boxes(source.val) * 2
+    assert source.train.labels.tolist() == [0, 0]
+    assert source.train.sizes.tolist() == [[100, 200]] * 2
+
+
+def test_yolo_folders_without_train_and_val_are_shared_by_the_seed(tmp_path):
+    for i in range(10):
+        picture(tmp_path / "images" / f"{i}.jpg")
+        text(tmp_path / "labels" / f"{i}.txt", *["0 0.5 0.5 0.1 0.1"] * i)
+    text(tmp_path / "labels" / "classes.txt", "cat")
+    source = opened(tmp_path, val_split=0.3)
+    assert (len(source.train), len(source.val)) == (7, 3)
+    for split in (source.train, source.val):
+        assert [str(len(found)) for found in boxes(split)] == names(split)
+    assert names(opened(tmp_path, val_split=0.3).val) == names(source.val)
+
+
+def test_an_image_without_a_text_or_with_an_empty_one_has_no_boxes(yolo):
+    (yolo / "labels" / "train" / "a.txt").unlink()
+    text(yolo / "labels" / "train" / "b.txt")
+    source = opened(yolo)
+    assert (names(source.train), boxes(source.train)) == (["a", "b"], [[], []])
+
+
+def test_a_text_without_an_image_is_left_out_with_a_remark(yolo):
+    text(yolo / "labels" / "train" / "x.txt", "nonsense")
+    (remark,) = opened(yolo).remarks
+    assert remark == f"left out: {yolo}/labels/train/x.txt has no image in {yolo}/images/train"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("data.yaml", "names:\n  0: cat\n  1: dog\n  2: cow\n"),
+        ("farm.yml", "names: [cat, dog, cow]"),
+        ("classes.txt", "cat\ndog\ncow\n"),
+    ],
+)
+def test_classes_are_named_in_a_list_or_numbered_or_a_line_each(file, content, yolo):
+    (yolo / "data.yaml").unlink()
+    (yolo / file).write_text(content)
+    assert opened(yolo).class_names == ("cat", "dog", "cow")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("names: {0: cat, 2: dog}", "{path}: names must be numbered from 0 on, without gaps"),
+        ("names: [cat", "{path}: not YAML ("),
+        ("nc: 3", "--data {root}: no class names; write {path} with `names: [cat, dog]`, or classes.txt"),
+    ],
+)
+def test_names_that_cannot_be_read_are_told(content, message, yolo):
+    (yolo / "data.yaml").write_text(content)
+    assert refusal(yolo).startswith(message.format(path=yolo / "data.yaml", root=yolo))
+
+
+BAD_LINES = {
+    "7 0.5 0.5 0.1 0.1": "class 7, but there are 3 (0 to 2)",
+    "-1 0.5 0.5 0.1 0.1": "class -1, but there are 3 (0 to 2)",
+    "1.5 0.5 0.5 0.1 0.1": "'1.5 0.5 0.5 0.1 0.1' is not `class cx cy w h`",
+    "1 0.5 0.5 0.1": "'1 0.5 0.5 0.1' is not `class cx cy w h`",
+    "cat 0.5 0.5 0.1 0.1": "'cat 0.5 0.5 0.1 0.1' is not `class cx cy w h`",
+    "1 nan 0.5 0.1 0.1": "the box (nan, 45, nan, 55) in 200 x 100 pixels is not of finite numbers",
+    "1 0.5 0.5 0 0.1": "the box (100, 45, 100, 55) in 200 x 100 pixels has no area",
+    "1 0.5 0.5 0.1 -0.1": "the box (90, 55, 110, 45) in 200 x 100 pixels has no area",
+    "1 1.2 0.5 0.1 0.1": "the box (230, 45, 250, 55) in 200 x 100 pixels lies outside the image",
+    "1 0.5 -0.1 0.1 0.3": "the box (90, -25, 110, 5) in 200 x 100 pixels lies outside the image",
+    "1 0.95 0.5 0.2 0.1": "the box (170, 45, 210, 55) in 200 x 100 pixels reaches over the image's border",
+}
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_is_named_and_can_be_left_out(line, phase, yolo):
+    path = yolo / "labels" / phase / ("b.txt" if phase == "train" else "c.txt")
+    text(path, "2 0.5 0.5 0.1 0.2", "", line, "0 0.25 0.1 0.5 0.2")
+    reason = f"{path}, line 3: {BAD_LINES[line]}"
+    assert refusal(yolo) == reason + BAD_END
+    source = opened(yolo, skip=True)
+    assert source.remarks == ("--bad-labels skip: 1 left out", f"left out: {reason}")
+    expected = [[2, 90, 40, 110, 60, 0], [0, 0, 0, 100, 20, 0]]
+    assert boxes(source.train) == [expected] * 2
+    assert boxes(source.val) == [expected]
+
+
+def test_a_box_that_reaches_over_the_border_by_a_little_is_cut(yolo):
+    text(yolo / "labels" / "train" / "a.txt", "1 0.0505 0.5 0.12 1.018")  # 1.9 of 200 and 0.9 of 100 px
+    assert boxes(opened(yolo).train)[0] == [[1, 0, 0, 22.1, 100, 0]]
+
+
+def test_a_text_that_cannot_be_read_takes_its_image_along(yolo):
+    path = yolo / "labels" / "train" / "a.txt"
+    path.unlink()
+    path.symlink_to(yolo / "nowhere")
+    assert refusal(yolo) == f"{path}: No such file or directory{BAD_END}"
+    source = opened(yolo, skip=True)
+    assert (names(source.train), len(boxes(source.train)[0])) == (["b"], 2)
+
+
+def test_all_bad_lines_are_named_together_in_their_order_and_counted(yolo):
+    text(yolo / "labels" / "train" / "a.txt", "9 0.5 0.5 0.1 0.1", "broken")
+    text(yolo / "labels" / "val" / "c.txt", *["4 0.5 0.5 0.1 0.1"] * 60)
+    message = refusal(yolo)
+    assert message.startswith(f"{yolo}/labels/train/a.txt, line 1: class 9, but there are 3 (0 to 2); {yolo}")
+    assert "a.txt, line 2: 'broken' is not `class cx cy w h`; " in message
+    assert message.endswith(f"c.txt, line 48: class 4, but there are 3 (0 to 2); ... (62 in all){BAD_END}")
+    remarks = opened(yolo, skip=True).remarks
+    assert remarks[0] == "--bad-labels skip: 62 left out"
+    assert len(remarks) == 51
+
+
+def test_boxes_of_an_image_that_cannot_be_read_are_not_checked(yolo):
+    (yolo / "images" / "train" / "a.jpg").write_bytes(b"")
+    text(yolo / "labels" / "train" / "a.txt", "1 7 7 0 0")
+    source = opened(yolo)
+    assert source.train.problems == {0: "empty"}
+    assert len(boxes(source.train)[0]) == 1
+
+
+def test_missing_parts_of_a_folder_are_told(yolo, tmp_path):
+    assert refusal(yolo, val_split=0.1) == f"--val-split: {yolo} has images/val; leave it out"
+    (yolo / "labels" / "val").rename(yolo / "elsewhere")
+    assert "nothing to validate on; add val/ beside train/, or --val-split 0.1" in refusal(yolo)
+    picture(tmp_path / "other" / "train" / "cat" / "a.jpg")
+    message = refusal(tmp_path / "other")
+    assert "no images with boxes; expected YOLO's " in message
+    assert "COCO's" in message
+    assert "no such folder" in refusal(tmp_path / "none")
+    for folder in ("images", "labels"):
+        (tmp_path / "bare" / folder).mkdir(parents=True)
+    text(tmp_path / "bare" / "classes.txt", "cat")
+    assert "no training images" in refusal(tmp_path / "bare", val_split=0.1)
+
+
+# COCO
+
+CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}]
+ANNOTATIONS = [
+    {"id": 11, "image_id": 7, "category_id": 90, "bbox": [10, 20, 30.5, 40], "iscrowd": 0},
+    {"id": 12, "image_id": 5, "category_id": 3, "bbox": [0, 0, 200, 100], "segmentation": [[1, 2]]},
+    {"id": 13, "image_id": 7, "category_id": 3, "bbox": [-0.5, 90, 20, 10.7], "iscrowd": 1},
+]
+
+
+def coco(path: Path, files: Sequence[str], annotations: Sequence[Any] = (), **others: Any) -> None:
+    """Images 5, 6, 7, ... with these names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"id": 5 + i, "file_name": name} for i, name in enumerate(files)]
+    content = {"images": images, "annotations": list(annotations), "categories": CATEGORIES, **others}
+    path.write_text(json.dumps(content))
+
+
+def coco_set(root: Path, folder: str = "{}2017", annotations: Sequence[Any] = ANNOTATIONS) -> Path:
+    for phase, found in (("train", "abc"), ("val", "d")):
+        for name in found:
+            picture(root / folder.format(phase) / f"{name}.jpg")
+        path = root / "annotations" / f"instances_{phase}2017.json"
+        coco(path, [f"{name}.jpg" for name in found], annotations if phase == "train" else ())
+    return root
+
+
+@pytest.mark.parametrize("folder", ["{}2017", "{}", "images/{}2017", "images/{}", "images", "."])
+def test_coco_files_are_read_with_their_images_wherever_they_lie(folder, tmp_path):
+    root = coco_set(tmp_path / "coco", folder)
+    coco(root / "annotations" / "captions_train2017.json", [])
+    source = opened(root)
+    assert (source.name, source.class_names, source.remarks) == ("coco", ("car", "toothbrush"), ())
+    assert (names(source.train), names(source.val)) == (["a", "b", "c"], ["d"])
+    assert boxes(source.val) == [[]]
+    assert boxes(source.train) == [
+        [[0, 0, 0, 200, 100, 0]],
+        [],
+        [[1, 10, 20, 40.5, 60, 0], [0, 0, 90, 19.5, 100, 1]],
+    ]
+
+
+def test_names_in_coco_files_may_have_folders(tmp_path):
+    root = coco_set(tmp_path)
+    picture(root / "train2017" / "deep" / "e.jpg")
+    coco(root / "annotations" / "instances_train2017.json", ["train2017/a.jpg", "deep/e.jpg"])
+    assert names(opened(root).train) == ["a", "e"]
+
+
+def test_a_coco_file_alone_is_shared(tmp_path):
+    root = coco_set(tmp_path)
+    assert "--val-split" in refusal(root, val_split=0.4)
+    (root / "annotations" / "instances_val2017.json").unlink()
+    assert "nothing to validate on" in refusal(root)
+    source = opened(root, val_split=0.4)
+    assert (len(source.train), len(source.val)) == (2, 1)
+
+
+@pytest.mark.parametrize("val", ["valid", "val", "test"])
+def test_roboflow_has_a_coco_file_beside_the_images(val, tmp_path):
+    for phase in ("train", val):
+        for name in ("a", "b", "c"):
+            picture(tmp_path / phase / f"{name}.jpg")
+        coco(tmp_path / phase / "_annotations.coco.json", ["a.jpg", "b.jpg", "c.jpg"], ANNOTATIONS)
+    source = opened(tmp_path)
+    assert len(source.train) == len(source.val) == 3
+    assert boxes(source.train) == boxes(source.val)
+    assert [Path(split.name(0)).parent.name for split in (source.train, source.val)] == ["train", val]
+
+
+BAD_ANNOTATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"category_id": 4}, "category 4, which is none of the 2"),
+    ({"image_id": 99}, "image 99, which is not listed"),
+    ({"bbox": [1, 2, 3]}, "not image_id, category_id and a bbox of four numbers"),
+    ({"bbox": [1, 2, 3, None]}, "not image_id, category_id and a bbox of four numbers"),
+    ({"category_id": [3]}, "not image_id, category_id and a bbox of four numbers"),
+    (
+        {"bbox": [1, 2, float("nan"), 4]},
+        "the box (1, 2, nan, 6) in 200 x 100 pixels is not of finite numbers",
+    ),
+    ({"bbox": [1, 2, 0, 4]}, "the box (1, 2, 1, 6) in 200 x 100 pixels has no area"),
+    ({"bbox": [300, 2, 5, 4]}, "the box (300, 2, 305, 6) in 200 x 100 pixels lies outside the image"),
+    ({"bbox": [-1.5, 2, 9, 4]}, "the box (-1.5, 2, 7.5, 6) in 200 x 100 pixels reaches over the image's"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), BAD_ANNOTATIONS)
+def test_a_bad_annotation_is_named_and_can_be_left_out(change, reason, tmp_path):
+    bad = {"id": 55, "image_id": 5, "category_id": 3, "bbox": [1, 2, 3, 4], **change}
+    root = coco_set(tmp_path, annotations=[bad, *ANNOTATIONS])
+    line = f"{root}/annotations/instances_train2017.json, annotation 55: {reason}"
+    assert refusal(root).startswith(line)
+    source = opened(root, skip=True)
+    assert source.remarks[1].startswith(f"left out: {line}")
+    assert [len(found) for found in boxes(source.train)] == [1, 0, 2]
+
+
+def test_an_image_that_is_listed_and_not_there_is_named_and_left_out(tmp_path):
+    root = coco_set(tmp_path)
+    (root / "train2017" / "a.jpg").unlink()
+    path = root / "annotations" / "instances_train2017.json"
+    assert refusal(root) == f"{path}, image 5: a.jpg is not in {root}/train2017{BAD_END}"
+    source = opened(root, skip=True)
+    assert names(source.train) == ["b", "c"]
+    assert [len(found) for found in boxes(source.train)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON ("),
+        ("{}", "something has no 'images'"),
+        ("[]", "not as COCO has it ("),
+        ('{"images": [{"id": 1}]}', "something has no 'file_name'"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
+            '"categories": [], "annotations": []}',
+            "two images have the same id",
+        ),
+        ('{"images": [], "categories": [], "annotations": []}', "no categories"),
+    ],
+)
+def test_a_file_that_is_not_cocos_is_refused(content, message, tmp_path):
+    path = coco_set(tmp_path) / "annotations" / "instances_train2017.json"
+    path.write_text(content)
+    assert refusal(tmp_path, skip=True).startswith(f"{path}: {message}")
+
+
+def test_two_files_of_one_phase_or_other_categories_are_refused(tmp_path):
+    root = coco_set(tmp_path)
+    path = root / "annotations" / "instances_val2017.json"
+    coco(path, ["d.jpg"], categories=[{"id": 3, "name": "bus"}])
+    assert refusal(root).startswith(
+        f"{path}: category 3 is 'bus', but 'car' in {root}/annotations/instances_tr"
+    )
+    coco(root / "annotations" / "instances_train2014.json", [])
+    assert "instances_train2017.json is beside it; leave one of them there" in refusal(root)
+
+
+# Named sets
+
+
+def voc(root: Path, name: str, *objects: tuple[str, int, Sequence[object]]) -> Path:
+    """An image with objects: class, difficult, xmin, ymin, xmax, ymax."""
+    picture(root / "JPEGImages" / f"{name}.jpg")
+    items = "".join(
+        f"<object><name>{kind}</name><difficult>{difficult}</difficult><part><name>head</name></part><bndbox>"
+        + "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        + "</bndbox></object>\n"
+        for kind, difficult, box in objects
+    )
+    path = root / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"<annotation><filename>{name}.jpg</filename>\n{items}</annotation>")
+    return path
+
+
+@pytest.fixture
+def voc2007(tmp_path: Path) -> Path:
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    voc(root, "000001", ("dog", 0, (1, 1, 200, 100)), ("person", 1, (11.5, 21, 30, 40)))
+    voc(root, "000002", ("tvmonitor", 0, (5, 5, 5, 5)))
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text("000001\n")
+    (root / "ImageSets" / "Main" / "test.txt").write_text("000002\n")
+    return root
+
+
+def test_vocs_pixels_begin_at_one_and_end_with_the_last(voc2007, tmp_path):
+    source = opened("voc2007", data_root=tmp_path)
+    assert (source.name, len(source.class_names)) == ("voc2007", 20)
+    assert (names(source.train), names(source.val)) == (["000001"], ["000002"])
+    assert boxes(source.train) == [[[11, 0, 0, 200, 100, 0], [14, 10.5, 20, 30, 40, 1]]]
+    assert boxes(source.val) == [[[19, 4, 4, 5, 5, 0]]]
+
+
+def test_voc2012_is_trained_on_its_train_and_validated_on_its_val(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for phase in ("train", "val"):
+        voc(root, f"2008_{phase}", ("cow", 0, (1, 1, 9, 9)))
+        (root / "ImageSets" / "Main" / f"{phase}.txt").write_text(f"2008_{phase}\n")
+    source = opened("voc2012", data_root=tmp_path)
+    assert (names(source.train), names(source.val)) == (["2008_train"], ["2008_val"])
+
+
+def test_bad_objects_of_voc_are_named_and_can_be_left_out(voc2007, tmp_path):
+    path = voc(
+        voc2007,
+        "000001",
+        ("dog", 0, (1, 1, 20, 20)),
+        ("unicorn", 0, (1, 1, 20, 20)),
+        ("cat", 0, (1, 1, "wide", 20)),
+        ("cat", 0, (30, 1, 20, 20)),
+    )
+    message = refusal("voc2007", data_root=tmp_path)
+    assert message == (
+        f"{path}, object 2: class 'unicorn', which is none of the 20; "
+        f"{path}, object 3: no bndbox of four numbers; "
+        f"{path}, object 4: the box (29, 0, 20, 20) in 200 x 100 pixels has no area (3 in all){BAD_END}"
+    )
+    assert boxes(opened("voc2007", skip=True, data_root=tmp_path).train) == [[[11, 0, 0, 20, 20, 0]]]
+
+
+def test_broken_xml_takes_its_image_along(voc2007, tmp_path):
+    voc(voc2007, "000003", ("cow", 0, (1, 1, 9, 9)))
+    (voc2007 / "ImageSets" / "Main" / "trainval.txt").write_text("000001\n000003\n")
+    path = voc2007 / "Annotations" / "000001.xml"
+    path.write_text("<annotation><object>")
+    assert refusal("voc2007", data_root=tmp_path).startswith(f"{path}: not XML (")
+    source = opened("voc2007", skip=True, data_root=tmp_path)
+    assert (names(source.train), boxes(source.train)) == (["000003"], [[[9, 0, 0, 9, 9, 0]]])
+
+
+@pytest.mark.parametrize("name", BOXES_NAMED)
+def test_named_sets_take_no_share(name):
+    assert refusal(name, val_split=0.1) == f"--val-split: {name} has its own validation images; leave it out"
+
+
+def test_the_demo_set_has_a_box_around_each_shape(demo, monkeypatch):
+    monkeypatch.setattr(box_sources, "ensure_demo", lambda: demo)
+    source = opened("demo")
+    assert (source.name, source.native_size, source.class_names) == ("demo", 64, CLASS_NAMES)
+    assert (len(source.train), len(source.val)) == (160, 50)
+    for i, found in enumerate(boxes(source.val)):
+        ((label, *box, crowd),) = found
+        path = source.val.name(i)
+        assert CLASS_NAMES[int(label)].replace(" ", "_") == Path(path).parent.name
+        with Image.open(path.replace(f"{demo}/", f"{demo}/masks/").replace(".jpg", ".png")) as mask:
+            assert tuple(box) == mask.getbbox()
+        assert crowd == 0
+
+
+def test_synthetic_boxes_are_of_80_classes_and_make_batches():
+    source = opened("synthetic")
+    assert (len(source.train), len(source.val), len(source.class_names)) == (12_800, 1_280, 80)
+    assert isinstance(source.train.annotations, Boxes)
+    assert source.train.annotations.most == 8
+    assert source.native_size is None
+    share = ShardedSampler(len(source.train), 4, 0, 1, True)
+    batch = next(iter(SyntheticLoader(source.train, Transform(96), share, torch.device("cpu"))))
+    assert batch.images.shape == (4, 3, 96, 96)
+    assert batch.targets.shape == (4, 8, 6)
+    assert batch.targets.dtype == torch.float32
+    for i in range(4):
+        own = source.train.annotations.of(i)
+        assert (batch.targets[i, len(own) :, 0] == NO_BOX).all()
+        expected = own * np.array([1, 1.5, 1.5, 1.5, 1.5, 1], dtype=np.float32)
+        np.testing.assert_allclose(batch.targets[i, : len(own)], expected, rtol=1e-5)

@@ -1,0 +1,387 @@
+"""Images with masks: the layouts that are read, what their values mean, and how a bad mask is told."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_sources import message_of, names
+
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.synthetic import SyntheticLoader
+from fastcnn.data.sources import masks
+from fastcnn.data.sources.dataset import Source, Split
+from fastcnn.data.sources.demo import CLASS_NAMES
+from fastcnn.data.sources.masks import MASKS_NAMED, mask_source
+from fastcnn.data.targets import IGNORE, Masks
+from fastcnn.data.transforms.transform import Transform
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+
+
+def picture(path: Path, size: tuple[int, int] = (4, 3)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, format="JPEG")
+
+
+def mask(path: Path, *values: int, size: tuple[int, int] = (4, 3)) -> None:
+    """A mask that begins with these values and goes on with the last one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full(size[0] * size[1], values[-1], dtype=np.uint8)
+    pixels[: len(values)] = values
+    Image.fromarray(pixels.reshape(size[::-1])).save(path)
+
+
+def pair(root: Path, images: str, masks: str, name: str, *values: int) -> None:
+    picture(root / images / f"{name}.jpg")
+    mask(root / masks / f"{name}.png", *values)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two training images and one to validate on, of three classes."""
+    root = tmp_path / "data"
+    pair(root, "train/images", "train/masks", "a", 0, 1, 2, 255)
+    pair(root, "train/images", "train/masks", "b", 1)
+    pair(root, "val/images", "val/masks", "c", 2, 0)
+    return root
+
+
+def opened(
+    root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False
+) -> Source:
+    return mask_source(str(root), "", val_split, 0, ignore_index, "skip" if skip else "stop")
+
+
+def refusal(root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False) -> str:
+    return message_of(lambda: opened(root, val_split, ignore_index, skip))
+
+
+def first_values(split: Split, index: int, count: int = 4) -> list[int]:
+    assert isinstance(split.annotations, Masks)
+    return split.annotations.read(index).ravel()[:count].tolist()
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("val", ["val", "validation", "valid", "test"])
+@pytest.mark.parametrize("folders", ["{}/images {}/masks", "images/{} masks/{}"])
+def test_images_and_masks_of_the_same_names_are_pairs(folders, val, tmp_path):
+    root = tmp_path / "streets"
+    for phase, name, value in (("train", "b", 1), ("train", "deep/a", 2), (val, "c", 1)):
+        images, masks = folders.format(phase, phase).split()
+        pair(root, images, masks, name, value, 0)
+    source = opened(root)
+    assert (source.name, source.channels, source.native_size, source.remarks) == ("streets", 3, None, ())
+    assert source.class_names == ("class 0", "class 1", "class 2")
+    assert names(source.train) == ["b", "a"]
+    assert names(source.val) == ["c"]
+    assert source.train.labels.tolist() == [0, 0]
+    assert source.train.sizes.tolist() == [[3, 4], [3, 4]]
+    assert [first_values(source.train, i, 2) for i in (0, 1)] == [[1, 0], [2, 0]]
+
+
+def test_images_and_masks_without_train_and_val_are_shared_by_the_seed(tmp_path):
+    for i in range(10):
+        pair(tmp_path, "images", "masks", str(i), i)
+    source = opened(tmp_path, val_split=0.3)
+    assert (len(source.train), len(source.val)) == (7, 3)
+    assert sorted(names(source.train) + names(source.val)) == [str(i) for i in range(10)]
+    for split in (source.train, source.val):
+        assert [str(first_values(split, i, 1)[0]) for i in range(len(split))] == names(split)
+    other = mask_source(str(tmp_path), "", 0.3, 1, 255, "stop")
+    assert names(opened(tmp_path, val_split=0.3).val) == names(source.val) != names(other.val)
+
+
+def test_small_square_images_of_one_size_keep_it(tmp_path):
+    for phase in ("train", "val"):
+        picture(tmp_path / phase / "images" / "a.jpg", (32, 32))
+        mask(tmp_path / phase / "masks" / "a.png", 0, 1, size=(32, 32))
+    assert opened(tmp_path).native_size == 32
+
+
+def test_test_images_without_masks_are_not_validated_on(root):
+    (root / "val").rename(root / "test")
+    (root / "test" / "masks").rename(root / "elsewhere")
+    assert "nothing to validate on" in refusal(root)
+    assert len(opened(root, val_split=0.5).val) == 1
+
+
+def test_a_folder_with_val_takes_no_share(root):
+    assert refusal(root, val_split=0.1) == f"--val-split: {root} has val/images; leave it out"
+
+
+def test_a_folder_without_masks_is_told_the_layouts(tmp_path):
+    picture(tmp_path / "train" / "cat" / "a.jpg")
+    message = refusal(tmp_path)
+    assert message.startswith(
+        f"--data {tmp_path}: no images with masks; expected {tmp_path}/train/images and "
+    )
+    assert f"{tmp_path}/images/train and {tmp_path}/masks/train" in message
+    assert "--val-split 0.1" in message
+
+
+def test_folders_that_are_not_there_or_empty_are_named(tmp_path):
+    assert "no such folder" in refusal(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    assert "a file" in refusal(tmp_path / "file")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    assert "no training images" in refusal(tmp_path, val_split=0.1)
+    pair(tmp_path, "images", "masks", "a", 0, 1)
+    assert "one image only" in refusal(tmp_path, val_split=0.1)
+
+
+# Classes
+
+
+def test_classes_are_named_by_their_list(root):
+    (root / "classes.txt").write_text("road\n side walk \n\ncar\n")
+    assert opened(root).class_names == ("road", "side walk", "car")
+
+
+def test_an_empty_list_of_classes_is_refused(root):
+    (root / "classes.txt").write_text("\n")
+    assert refusal(root).startswith(f"{root / 'classes.txt'}: empty; write a class name a line")
+
+
+@pytest.mark.parametrize(("ignored", "first"), [(255, [0, 1, 2, IGNORE]), (0, [IGNORE, 1, 2, 3])])
+def test_the_ignored_value_is_told(ignored, first, root):
+    mask(root / "train" / "masks" / "a.png", 0, 1, 2, 255 if ignored == 255 else 3)
+    source = opened(root, ignore_index=ignored)
+    assert first_values(source.train, 0) == first
+    assert len(source.class_names) == (3 if ignored == 255 else 4)
+
+
+def test_masks_may_be_palettes_of_any_colours(root):
+    path = root / "train" / "masks" / "a.png"
+    image = Image.new("P", (4, 3), 255)
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    for value in (0, 1, 2):
+        image.putpixel((value, 0), value)
+    image.save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == "P"
+    assert first_values(opened(root).train, 0) == [0, 1, 2, IGNORE]
+
+
+def test_masks_of_one_class_are_refused(root):
+    for path in sorted((root / "train" / "masks").iterdir()):
+        mask(path, 0, 255)
+    assert "one class only, beside 255, which is ignored" in refusal(root)
+
+
+def test_a_number_that_marks_what_is_ignored_cannot_be_a_class(root):
+    assert refusal(root, ignore_index=7).startswith(
+        f"{root}/train/masks/a.png: class 255; write numbers up to"
+    )
+
+
+# Bad masks
+
+BAD = {
+    "a mask that is missing": (lambda path: path.unlink(), "{image}: no mask {mask}"),
+    "a mask of colours": (lambda path: Image.new("RGB", (4, 3)).save(path), "{mask}: an image of mode RGB"),
+    "a mask that is no image": (lambda path: path.write_bytes(b"nothing"), "{mask}: cannot identify image"),
+    "a mask of another size": (
+        lambda path: mask(path, 0, size=(3, 4)),
+        "{mask}: 3 x 4 pixels, but its image has 4 x 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_mask_is_named_and_its_image_can_be_left_out(kind, phase, root):
+    pair(root, f"{phase}/images", f"{phase}/masks", "bad", 0, 1, 2)
+    spoil, line = BAD[kind]
+    spoil(root / phase / "masks" / "bad.png")
+    line = line.format(image=root / phase / "images" / "bad.jpg", mask=root / phase / "masks" / "bad.png")
+    message = refusal(root)
+    assert message.startswith(line)
+    assert message.endswith(": mend or remove them, or leave them out with --bad-labels skip")
+    source = opened(root, skip=True)
+    assert (names(source.train), names(source.val)) == (["a", "b"], ["c"])
+    assert first_values(source.train, 1, 1) == [1]
+    assert source.remarks[0] == "--bad-labels skip: 1 left out"
+    assert source.remarks[1].startswith(f"left out: {line}")
+    assert len(source.remarks) == 2
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_class_out_of_range_is_bad(listed, root):
+    if listed:
+        (root / "classes.txt").write_text("road\ncar\ntree\n")
+    pair(root, "val/images", "val/masks", "d", 0, 7, 255)
+    assert refusal(root).startswith(f"{root}/val/masks/d.png: class 7, but there are 3 (0 to 2): mend")
+    assert names(opened(root, skip=True).val) == ["c"]
+
+
+def test_all_bad_masks_are_named_together_and_counted(root):
+    (root / "classes.txt").write_text("road\ncar\ntree\n")
+    for i in range(60):
+        pair(root, "train/images", "train/masks", f"m{i:02}", 9)
+    (root / "val" / "masks" / "c.png").unlink()
+    message = refusal(root)
+    assert message.count("class 9") == 50
+    assert "m49.png: class 9, but there are 3 (0 to 2); ... (61 in all): mend" in message
+    pair(root, "val/images", "val/masks", "d", 1)
+    source = opened(root, skip=True)
+    assert source.remarks[0] == "--bad-labels skip: 61 left out"
+    assert len(source.remarks) == 51
+    assert (names(source.train), names(source.val)) == (["a", "b"], ["d"])
+
+
+def test_an_image_that_cannot_be_read_itself_is_not_a_masks_business(root):
+    (root / "train" / "images" / "a.jpg").write_bytes(b"")
+    source = opened(root)
+    assert source.train.problems == {0: "empty"}
+    assert len(source.train) == 2
+
+
+def test_a_mask_without_an_image_is_left_out_with_a_remark(root):
+    mask(root / "train" / "masks" / "x.png", 99)
+    mask(root / "train" / "masks" / "deep" / "y.png", 99)
+    (remark,) = opened(root).remarks
+    assert remark == f"left out: {root}/train/masks/deep/y.png has no image in {root}/train/images (2 in all)"
+
+
+def test_when_all_are_bad_nothing_is_left_to_train_on(root):
+    for path in (root / "train" / "masks").iterdir():
+        path.unlink()
+    assert "no training images (--bad-labels skip: 2 left out)" in refusal(root, skip=True)
+
+
+# The cache
+
+
+@pytest.fixture
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the masks that are examined."""
+    seen = []
+
+    def examine(path: str) -> tuple[int | str, ...]:
+        seen.append(Path(path).name)
+        return examine_mask(path)
+
+    examine_mask = masks.examine_mask
+    monkeypatch.setattr(masks, "examine_mask", examine)
+    return seen
+
+
+def test_masks_are_examined_once_and_again_when_they_change(root, examined):
+    first = opened(root)
+    assert sorted(examined) == ["a.png", "b.png", "c.png"]
+    examined.clear()
+    assert opened(root).class_names == first.class_names
+    assert examined == []
+    mask(root / "train" / "masks" / "b.png", 5, 5, 6)
+    assert len(opened(root).class_names) == 7
+    assert examined == ["b.png"]
+
+
+def test_a_bad_mask_stays_bad_without_being_examined_again(root, examined):
+    mask(root / "train" / "masks" / "b.png", 1, size=(9, 9))
+    message = refusal(root)
+    examined.clear()
+    assert refusal(root) == message
+    assert examined == []
+
+
+def test_a_long_examination_is_announced(root, monkeypatch, capsys):
+    monkeypatch.setattr(masks, "SLOW_MASKS", 1)
+    opened(root)
+    assert capsys.readouterr().err == "examining 2 masks, once\n"
+
+
+# Named sets
+
+
+@pytest.mark.parametrize("name", MASKS_NAMED)
+def test_named_sets_take_no_share(name):
+    assert refusal(name, val_split=0.1) == f"--val-split: {name} has its own validation images; leave it out"
+
+
+def test_the_demo_set_has_a_background_and_ten_shapes(demo, monkeypatch):
+    monkeypatch.setattr(masks, "ensure_demo", lambda: demo)
+    source = opened("demo")
+    assert source.class_names == ("background", *CLASS_NAMES)
+    assert (source.name, source.native_size, len(source.train), len(source.val)) == ("demo", 64, 160, 50)
+    assert isinstance(source.val.annotations, Masks)
+    for i in (0, 49):
+        (number,) = set(np.unique(source.val.annotations.read(i))) - {0}
+        assert source.class_names[number].replace(" ", "_") in source.val.name(i)
+
+
+def test_oxford_pets_are_read_from_the_files_of_torchvision(tmp_path):
+    root = tmp_path / "oxford-iiit-pet"
+    for part, pets in (("trainval", ("Abyssinian_1", "pug_2")), ("test", ("Bombay_3",))):
+        for pet in pets:
+            picture(root / "images" / f"{pet}.jpg")
+            mask(root / "annotations" / "trimaps" / f"{pet}.png", 1, 2, 3)
+        (root / "annotations" / f"{part}.txt").write_text("".join(f"{pet} 1 1 1\n" for pet in pets))
+    source = mask_source("oxford-iiit-pet", str(tmp_path), None, 0, 255, "stop")
+    assert source.class_names == ("background", "pet")
+    assert (names(source.train), names(source.val)) == (["Abyssinian_1", "pug_2"], ["Bombay_3"])
+    assert first_values(source.train, 1) == [1, 0, IGNORE, IGNORE]
+    mask(root / "annotations" / "trimaps" / "pug_2.png", 1, 4)
+    with pytest.raises(ValueError, match=r"pug_2.png: class 4, but there are 2 \(1 to 2\)"):
+        mask_source("oxford-iiit-pet", str(tmp_path), None, 0, 255, "stop")
+
+
+@pytest.mark.parametrize(("year", "sets"), [("2007", ("trainval", "test")), ("2012", ("train", "val"))])
+def test_voc_is_read_from_the_files_of_torchvision(year, sets, tmp_path):
+    root = tmp_path / "VOCdevkit" / f"VOC{year}"
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for phase, name in zip(sets, ("one", "two")):
+        pair(root, "JPEGImages", "SegmentationClass", name, 0, 20, 255)
+        (root / "ImageSets" / "Segmentation" / f"{phase}.txt").write_text(f"{name}\n")
+    source = mask_source(f"voc{year}", str(tmp_path), None, 0, 255, "stop")
+    assert (source.name, len(source.class_names)) == (f"voc{year}", 21)
+    assert (source.class_names[0], source.class_names[20]) == ("background", "tvmonitor")
+    assert (names(source.train), names(source.val)) == (["one"], ["two"])
+    assert first_values(source.val, 0) == [0, 20, IGNORE, IGNORE]
+
+
+@pytest.mark.parametrize("name", ["oxford-iiit-pet", "voc2007", "voc2012"])
+def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(name, tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    with pytest.raises(ValueError, match=f"--data {name}: not in {tmp_path} and not downloadable"):
+        mask_source(name, str(tmp_path), None, 0, 255, "stop")
+
+
+def test_synthetic_masks_are_of_21_classes_and_make_batches():
+    source = opened("synthetic")
+    assert (len(source.train), len(source.val), len(source.class_names)) == (12_800, 1_280, 21)
+    assert source.native_size is None
+    share = ShardedSampler(len(source.train), 4, 0, 1, True)
+    batch = next(iter(SyntheticLoader(source.train, Transform(96), share, torch.device("cpu"))))
+    assert batch.images.shape == (4, 3, 96, 96)
+    assert batch.targets.shape == (4, 96, 96)
+    assert batch.targets.dtype == torch.uint8
+    assert len(batch.targets.unique()) > 10
+    assert batch.targets.max() <= 20
+    assert (batch.targets[:, :12, :12] == batch.targets[:, :1, :1]).all()  # a block of 8 in 64
+    assert (batch.targets[:, -12:, -12:] == batch.targets[:, -1:, -1:]).all()
+
+
+def test_synthetic_images_have_the_masks_of_a_folder_too_and_no_bad_ones(root):
+    (root / "classes.txt").write_text("road\ncar\ntree\n")
+    (root / "train" / "images" / "a.jpg").write_bytes(b"")
+    (root / "train" / "masks" / "a.png").unlink()
+    train = opened(root).train
+    share = ShardedSampler(len(train), 2, 0, 1, True)
+    batch = next(iter(SyntheticLoader(train, Transform(8), share, torch.device("cpu"))))
+    assert (batch.targets == 1).all()

@@ -1,0 +1,24 @@
+"""What tests of sources of masks and of boxes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastcnn.data.sources.dataset import Source, Split
+
+
+def message_of(opening: Callable[[], Source]) -> str:
+    """The one line that a source is refused with."""
+    with pytest.raises(ValueError) as caught:
+        opening()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def names(split: Split) -> list[str]:
+    assert split.files is not None
+    return [Path(path).stem for path in split.files.paths]

@@ -1,0 +1,30 @@
+"""What processes of tests train: a small network by SGD at a constant rate, on the CPU in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastcnn.engine.state import TrainState, build_state
+from fastcnn.optim.build import build_optimizer
+from fastcnn.optim.schedules import Schedule
+from fastcnn.transfer.freeze import Frozen, frozen_layers
+
+
+def small_state(
+    network: nn.Module, freeze: bool, accum_steps: int = 1, bucket_cap_mb: int | None = None
+) -> TrainState:
+    """Takes uint8 RGB images; with `freeze` the classifier alone trains at first."""
+    frozen = Frozen(network, frozen_layers(network, "backbone", None)) if freeze else None
+    return build_state(
+        network,
+        [0.5] * 3,
+        [0.25] * 3,
+        build_optimizer(network, "sgd", 0.05, weight_decay=1e-3),
+        Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant"),
+        torch.device("cpu"),
+        torch.float32,
+        accum_steps=accum_steps,
+        frozen=frozen,
+        bucket_cap_mb=bucket_cap_mb,
+    )

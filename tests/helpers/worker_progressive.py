@@ -1,0 +1,44 @@
+"""What two ranks run for tests/config/test_progressive.py: compiled steps at three sizes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from small_network import small
+from torch._dynamo.utils import counters
+
+from fastcnn.data.batch import Batch
+from fastcnn.engine.state import build_state, to_training
+from fastcnn.engine.step import train_step
+from fastcnn.optim.build import build_optimizer
+from fastcnn.optim.schedules import Schedule
+from fastcnn.runtime.distributed import Ranks
+from fastcnn.setup.warmup import warm_up_sizes
+from fastcnn.tasks.classification import Classification
+
+CPU = torch.device("cpu")
+SIZES = (16, 24, 32)
+
+
+def results() -> dict[str, Any]:
+    """Graphs compiled before the first step and in all, and the weights after a step at each size."""
+    torch.compile = functools.partial(torch.compile, backend="eager")
+    torch.manual_seed(Ranks.from_environment().rank)  # DDP gives every rank the first one's weights
+    network = small(10)
+    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=0.0)
+    schedule = Schedule(0.05, steps_per_epoch=3, epochs=1)
+    settings = [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32
+    state = build_state(network, *settings, compile=True)
+    counters.clear()
+    warm_up_sizes(state, SIZES, 40, 4, 3)
+    graphs = [counters["stats"]["unique_graphs"]]
+    to_training(state)
+    task = Classification(10)
+    for size in SIZES:
+        images = torch.randint(0, 256, (4, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        batch = Batch(images, torch.arange(4), torch.ones(4, dtype=torch.bool))
+        train_step(state, task, [batch, batch], task.metrics(CPU))
+    graphs.append(counters["stats"]["unique_graphs"])
+    return {"graphs": graphs, "weights": [p.detach() for p in network.parameters()]}

@@ -1,0 +1,87 @@
+"""Two gloo processes equal one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import worker_two_ranks
+from ranks import run_ranks
+from worker_two_ranks import train
+
+from fastcnn.runtime.distributed import Ranks, choose_device
+
+
+@pytest.fixture(scope="module")
+def results() -> list[dict[str, Any]]:
+    return run_ranks(worker_two_ranks.results)
+
+
+KINDS = ["lenet5", "lenet5 accumulated", "lenet5 unfrozen", "resnet20"]
+KINDS += ["unet/lenet5", "yolo/lenet5", "yolo/lenet5 accumulated"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_whose_pixels_and_boxes_are_as_many_train_like_one(results, kind):
+    one = train(kind.split()[0], rank=0, world_size=1, unfreeze_at=2 if "unfrozen" in kind else None)
+    assert isinstance(one["parameters"], dict)
+    for name, parameter in one["parameters"].items():
+        first, second = (result[kind]["parameters"][name] for result in results)
+        assert torch.equal(first, second)
+        assert (first - parameter).norm() <= 1e-3 * parameter.norm().clamp(min=1e-3), name
+    for result in results:
+        assert result[kind]["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
+
+
+def test_buckets_are_torchs_own_or_as_told_also_after_unfreezing(results):
+    assert [result["lenet5"]["bucket bytes"] for result in results] == [25 * 2**20] * 2
+    assert [result["lenet5 unfrozen"]["bucket bytes"] for result in results] == [3 * 2**20] * 2
+
+
+def test_a_nan_on_one_rank_stops_updates_on_all(results):
+    for result in results:
+        assert "step 2" in result["spoiled"]["error"]
+    assert all(torch.isfinite(p).all() for p in results[0]["spoiled"]["parameters"].values())
+
+
+def test_ranks_agree(results):
+    assert [result["any"] for result in results] == [[True, False]] * 2
+    assert [result["from main"] for result in results] == ["rank 0"] * 2
+    assert [result["gathered"] for result in results] == [[0, 1], []]
+    assert [result["mistake"] for result in results] == ["rank 1 has no such folder"] * 2
+    assert [result["mean"].tolist() for result in results] == [[1.5, 2.5]] * 2
+    assert [result["fixed"].tolist() for result in results] == [[1.0, 2.0], [2.0, 3.0]]
+    assert [result["backend"] for result in results] == ["gloo"] * 2
+
+
+def test_each_rank_mixes_its_batches_in_its_own_way(results):
+    first, second = (result["mixes"] for result in results)
+    shares = [mix[-1] for mix in (*first, *second)]
+    assert len(set(shares)) == 8
+    assert all(0 < share < 1 for share in shares)
+
+
+def test_ranks_come_from_torchruns_environment(monkeypatch):
+    assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
+    names = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert Ranks.from_environment() == Ranks(5, 8, 1, 4)
+
+
+def test_a_device_that_is_not_there_says_what_to_write(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto", Ranks()) == torch.device("cpu")
+    for device in ("cuda", "mps"):
+        with pytest.raises(ValueError, match=f"--device {device}: .*write --device cpu"):
+            choose_device(device, Ranks())
+
+
+def test_more_processes_than_gpus_says_what_to_write(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", Ranks(1, 2, 1, 2)) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="3 processes on a node with 2 GPUs: write .*--nproc-per-node 2"):
+        choose_device("cuda", Ranks(2, 3, 2, 3))
