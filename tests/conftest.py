@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wording as messages
 from PIL import Image
 
 from fastcnn.data.sources import demo as demo_set
@@ -28,6 +29,28 @@ def good_neighbor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # seconds on a busy disk
     if hasattr(os, "setpriority"):  # a loading thread that gives way would wait for the other tests
         monkeypatch.setattr(os, "setpriority", lambda *priority: None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-messages", action="store_true", help="rewrite tests/messages.yaml")
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Iterator[messages.Golden]:
+    """The messages of tests/messages.yaml."""
+    content = messages.load()
+    if request.config.getoption("--update-messages") and "PYTEST_XDIST_WORKER" in os.environ:
+        raise pytest.UsageError("--update-messages: in one process, without -n")
+    yield content
+    if request.config.getoption("--update-messages"):
+        messages.save(content)
+
+
+@pytest.fixture
+def wording(request: pytest.FixtureRequest, golden: messages.Golden, tmp_path: Path) -> messages.Wording:
+    """Compare messages with the golden file: `wording(message)`."""
+    update = request.config.getoption("--update-messages")
+    return messages.Wording(golden, request.node, update=update, replaced={str(tmp_path): "TMP"})
 
 
 @pytest.fixture
