@@ -1,9 +1,11 @@
-"""What a run is told: one frozen dataclass, filled from flags, a YAML file or Python.
+"""All settings of a run in one frozen dataclass, filled from flags, a YAML file or Python.
 
     python -m fastcnn.train --arch resnet18 --data photos --config mine.yaml --lr 0.2
 
-Torch-free, so that `--help` answers at once. A field whose default is "auto" is chosen by
-`fastcnn.config.auto` once the data and the machine are known.
+`Config` inherits its fields from one part for each owner (`DataSettings`, `LossSettings`, ...). It is flat
+for flags and YAML, while a function takes only the part that it needs. The limits of a value are annotations
+of its type, checked by `fastcnn.config.validate`. Torch-free, so that `--help` is instant. A field whose
+default is "auto" is chosen by `fastcnn.config.auto` once the data and the machine are known.
 """
 
 from __future__ import annotations
@@ -12,268 +14,369 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Interval
 from tyro.conf import arg
+
+from fastcnn.config.limits import (
+    Limit,
+    are_rising_sizes,
+    are_sides,
+    are_strides,
+    are_weights,
+    ascending,
+    is_jitter,
+)
 
 Auto = Literal["auto"]
 TaskName = Literal["classification", "segmentation", "detection"]
 OptName = Literal["sgd", "nesterov", "adamw", "rmsproptf", "muon"]
 SchedName = Literal["cosine", "step", "multistep", "polynomial", "onecycle", "triangular", "constant"]
+ClipMode = Literal["norm", "value"]
+Views = Literal["none", "flip", "translate"]
 
 
 def task_of(arch: str) -> TaskName:
-    """What a network is for, by its name: `unet...` segments, `yolo...` detects, others classify."""
+    """Return the task of a network by its name: `unet...` segments, `yolo...` detects, others classify."""
     if arch.startswith("unet"):
         return "segmentation"
     return "detection" if arch.startswith("yolo") else "classification"
 
 
 def has_anchors(arch: str) -> bool:
-    """Whether a network finds objects from anchors: `yolo` and `yolo/NAME`."""
+    """Return whether a network predicts boxes relative to anchors: `yolo` and `yolo/NAME`."""
     return arch.partition("/")[0] == "yolo"
 
 
 def backbone_of(arch: str) -> str:
-    """The network whose pretrained weights a network takes: `resnet50` of `unet/resnet50`, else itself."""
+    """Return the network that provides pretrained weights: `resnet50` of `unet/resnet50`, else itself."""
     if task_of(arch) == "classification":
         return arch
     family, _, backbone = arch.partition("/")
     return backbone or ("resnet18" if family in ("yolo", "yolov1") else arch)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Train a convolutional network.
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """The network and its head."""
 
-    Settings that say "auto" are chosen for the data and the machine, and printed with the reason."""
-
-    # The network and its data.
     arch: Annotated[str, arg(aliases=["-a", "--model"])] = "resnet50"
     """Network: resnet50, unet, unet/resnet50, yolo/resnet18, timm/NAME, torchvision/NAME, MODULE:FACTORY."""
+    num_classes: Annotated[int | Auto, Ge(1)] = "auto"
+    """Number of classes; auto: from the data."""
+    in_chans: Annotated[int | Auto, Limit(lambda v: v in (1, 3), "write 1 (grey) or 3 (RGB)")] = "auto"
+    """Input channels, 1 or 3; auto: from the data."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Classifier: one linear layer, or an MLP with one hidden layer."""
+    head_hidden: Annotated[int, Ge(1)] = 512
+    """Hidden units of --head mlp."""
+    drop: Annotated[float | None, Interval(ge=0, lt=1), arg(aliases=["--dropout"])] = None
+    """Dropout rate; by default the network's own."""
+    drop_path: Annotated[float | None, Interval(ge=0, lt=1)] = None
+    """Stochastic depth rate of the last block, decreasing towards the first; by default the network's own."""
+    anchors: Annotated[
+        tuple[float, ...] | Auto, Limit(are_sides, "write widths and heights in pixels, such as 10 13 33 23")
+    ] = "auto"
+    """Anchor widths and heights of yolo, W H W H ..., in pixels; auto: k-means over the training boxes."""
+    strides: Annotated[
+        tuple[int, ...] | Auto, Limit(are_strides, "write ascending strides, such as 8 16 32")
+    ] = "auto"
+    """Strides of yolo's feature maps in pixels; auto: 8, above 128 px also 16 and 32 (yolov1: 32 alone)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The data set and its labels."""
+
     data: str = "demo"
     """Folder, tar shards, or a named set: cifar10, mnist, oxford-iiit-pet, voc2012, synthetic, demo, ..."""
     data_root: str = "data"
-    """Where the named data sets are, or are downloaded to."""
-    val_split: float | None = None
-    """Share of a folder without val/ to validate on, 0 to 1."""
-    num_classes: int | Auto = "auto"
-    """Classes; auto: those of the data."""
-    in_chans: int | Auto = "auto"
-    """Input channels, 1 or 3; auto: those of the data."""
-    img_size: int | Auto = "auto"
-    """Pixels a side of the training and validation images."""
-    val_img_size: Annotated[int | Auto, arg(aliases=["--eval-img-size"])] = "auto"
-    """Pixels a side of the validation images, where they differ; auto: --img-size."""
-    progressive: tuple[int, ...] | None = None
-    """Sizes of the training images, one after the other, such as 160 192; the last one is --img-size."""
-    progressive_milestones: tuple[float, ...] | None = None
-    """Epochs after which the next of these sizes begins; by default they share the epochs."""
+    """Folder of the named data sets, and of their downloads."""
+    val_split: Annotated[
+        float | None, Limit(lambda v: 0 < v < 1, "write a share between 0 and 1, such as 0.1")
+    ] = None
+    """Fraction of a folder without val/ to validate on, 0 to 1."""
+    ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "write 0 to 255")] = 255
+    """Mask value of pixels excluded from loss and metrics."""
+    bad_labels: Literal["stop", "skip"] = "stop"
+    """Invalid masks, boxes and label files: stop with a list, or skip them with a warning."""
 
-    # How images are loaded and augmented.
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSettings:
+    """The loader of training and validation images."""
+
     data_backend: Literal["auto", "dali", "torch", "cached", "synthetic"] = "auto"
-    """Loader; auto: the fastest of them for this data, timed for a moment."""
-    batch_size: Annotated[int | Literal["auto", "max"], arg(aliases=["-b"])] = "auto"
-    """Images of a process in a forward pass; auto: the usual, on a GPU as far as it fits; max: what fits."""
-    workers: Annotated[int | Auto, arg(aliases=["-j"])] = "auto"
-    """Loading threads of each process."""
-    max_bad_fraction: float = 0.01
-    """Share of the images that may be undecodable; they are replaced in training, left out in validation."""
+    """Loader; auto: the fastest one, timed briefly on this data."""
+    batch_size: Annotated[int | Literal["auto", "max"], Ge(1), arg(aliases=["-b"])] = "auto"
+    """Images per process in a forward pass; auto: usual, limited by GPU memory; max: largest that fits."""
+    workers: Annotated[int | Auto, Ge(0), arg(aliases=["-j"])] = "auto"
+    """Loader threads per process."""
+    max_bad_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.01
+    """Tolerated fraction of undecodable images; replaced in training, skipped in validation."""
+    aug_repeats: Annotated[int, Ge(1), arg(aliases=["--ra-reps"])] = 1
+    """Repeated augmentation: uses of each image per epoch; the epoch keeps its length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometrySettings:
+    """Image size, crops and flips."""
+
+    img_size: Annotated[int | Auto, Ge(8)] = "auto"
+    """Image size in pixels, for training and validation."""
+    val_img_size: Annotated[int | Auto, Ge(8), arg(aliases=["--eval-img-size"])] = "auto"
+    """Image size for validation, if different; auto: --img-size."""
+    progressive: Annotated[
+        tuple[int, ...] | None, Limit(are_rising_sizes, "write ascending sizes of 8 or more, such as 160 192")
+    ] = None
+    """Progressive resizing: training sizes in order, such as 160 192; the last one is --img-size."""
+    progressive_milestones: Annotated[
+        tuple[float, ...] | None, Limit(ascending, "write epochs in ascending order, such as 8 12")
+    ] = None
+    """Epochs at which the next size begins; by default evenly spaced."""
     train_crop: Literal["auto", "random-resized", "random", "pad"] = "auto"
     """Training crop; random: after a resize to --img-size / --crop-pct; auto: pad for small equal images."""
-    scale: tuple[float, float] | Auto = "auto"
-    """Share of the image's area that a random-resized crop takes; auto: 0.08 1, with masks or boxes 0.5 1."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a random-resized crop."""
-    crop_padding: int | Auto = "auto"
-    """Pixels that pad-crop adds on each side; auto: an eighth of the size."""
+    scale: Annotated[
+        tuple[float, float] | Auto,
+        Limit(lambda v: 0 < v[0] <= v[1] <= 1, "write two shares, such as 0.08 1.0"),
+    ] = "auto"
+    """Area range of random-resized crops; auto: 0.08 1, with masks or boxes 0.5 1."""
+    ratio: Annotated[
+        tuple[float, float], Limit(lambda v: 0 < v[0] <= v[1], "write two ratios, such as 0.75 1.33")
+    ] = (3 / 4, 4 / 3)
+    """Aspect ratio range (width / height) of random-resized crops."""
+    crop_padding: Annotated[int | Auto, Ge(0)] = "auto"
+    """Padding of --train-crop pad in pixels per side; auto: an eighth of the size."""
     pad_mode: Literal["black", "reflect"] = "black"
-    """What pad-crop adds: black, or the image mirrored at its border."""
-    hflip: float | Auto = "auto"
+    """Padding of --train-crop pad: black, or the image reflected at its border."""
+    hflip: Annotated[float | Auto, Interval(ge=0, le=1)] = "auto"
     """Probability of a horizontal flip; auto: 0.5, for digits 0."""
     hflip_mode: Literal["random", "alternating"] = "random"
-    """Flips: drawn in each epoch, or every other epoch those that were not flipped in the one before."""
+    """Flips: random, or alternating between epochs for each image."""
+    crop_pct: Annotated[float, Interval(gt=0, le=1)] = 0.875
+    """Validation crop as a fraction of the resized image's short side."""
+    crop_mode: Literal["auto", "center", "border"] = "auto"
+    """Validation: center crop, or the whole image with black borders; auto: border with masks or boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Augmentation of pixels, and mixing of images."""
+
     aa: Annotated[str, arg(aliases=["--auto-augment"])] = "none"
     """Augmentation policy: ra, ta_wide, imagenet, cifar10, svhn, or timm's rand-m9-n2-mstd0.5; none."""
-    color_jitter: tuple[float, ...] | None = None
+    color_jitter: Annotated[
+        tuple[float, ...] | None, Limit(is_jitter, "write 1, 3 or 4 numbers of 0 or more, hue to 0.5")
+    ] = None
     """Jitter of brightness, contrast, saturation, hue: one number for the first three, or 3 or 4 numbers."""
-    grayscale_prob: float = 0.0
-    """Probability that an image loses its colour."""
-    lighting: float = 0.0
-    """Deviation of AlexNet's noise along the principal components of colour; published: 0.1."""
+    grayscale_prob: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Probability of conversion to grayscale."""
+    lighting: Annotated[float, Ge(0)] = 0.0
+    """Standard deviation of AlexNet's noise along the principal components of color; published: 0.1."""
     lighting_pca: Literal["imagenet", "data"] = "imagenet"
-    """Whose principal components: ImageNet's, or computed from the training images."""
-    rotate: float = 0.0
-    """Random rotation by up to so many degrees."""
-    reprob: Annotated[float, arg(aliases=["--random-erase"])] = 0.0
-    """Probability that a random rectangle is erased to the mean colour."""
-    cutout: int = 0
-    """Pixels a side of a square that is erased to the mean colour in every image."""
-    aug_repeats: Annotated[int, arg(aliases=["--ra-reps"])] = 1
-    """Times that each image of an epoch is used, each time augmented anew; the epoch keeps its length."""
-    mixup: float = 0.0
-    """Mixup: alpha of its beta distribution; 0 is off."""
-    cutmix: float = 0.0
-    """CutMix: alpha of its beta distribution; 0 is off. With --mixup each batch gets either."""
-    mixup_prob: float = 1.0
-    """Share of the batches that are mixed."""
-    mixup_off_epoch: int = 0
-    """Epoch after which nothing is mixed any more; 0: never."""
-    crop_pct: float = 0.875
-    """Side of the validation crop over the resized image's short side."""
-    crop_mode: Literal["auto", "center", "border"] = "auto"
-    """Validation: a crop, or all of the image with black borders; auto: border with masks or boxes."""
+    """Principal components for --lighting: ImageNet's, or computed from the training images."""
+    rotate: Annotated[float, Limit(lambda v: 0 <= v <= 180, "write degrees, 0 to 180")] = 0.0
+    """Maximum angle of random rotation in degrees."""
+    reprob: Annotated[float, Interval(ge=0, le=1), arg(aliases=["--random-erase"])] = 0.0
+    """Probability of random erasing to the mean color."""
+    cutout: Annotated[int, Ge(0)] = 0
+    """Cutout: side in pixels of a square erased to the mean color in every image."""
+    mixup: Annotated[float, Ge(0)] = 0.0
+    """Mixup alpha; 0 disables it."""
+    cutmix: Annotated[float, Ge(0)] = 0.0
+    """CutMix alpha; 0 disables it. With --mixup each batch gets one of the two."""
+    mixup_prob: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """Fraction of the batches that are mixed."""
+    mixup_off_epoch: Annotated[int, Ge(0)] = 0
+    """Epoch after which mixing is disabled; 0: never."""
 
-    # Segmentation and detection.
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """The loss of each task."""
+
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1), arg(aliases=["--smoothing"])] = 0.0
+    """Label smoothing, 0 to 1."""
     seg_loss: Literal["ce", "dice", "ce-dice"] = "ce-dice"
-    """Loss of segmentation: cross-entropy, Dice, or their sum."""
-    class_weights: tuple[float, ...] | None = None
-    """Weight of each class in the cross-entropy of segmentation."""
-    ignore_index: int = 255
-    """Value in masks of pixels that are neither trained on nor counted."""
-    anchors: tuple[float, ...] | Auto = "auto"
-    """Widths and heights, W H W H ..., in pixels of yolo's anchors; auto: k-means over the training boxes."""
-    strides: tuple[int, ...] | Auto = "auto"
-    """Pixels a side of a cell of yolo's maps; auto: 8, above 128 px also 16 and 32 (yolov1: 32 alone)."""
-    bad_labels: Literal["stop", "skip"] = "stop"
-    """What to do about bad masks, boxes and label files: stop and name them, or leave them out."""
+    """Segmentation loss: cross-entropy, Dice, or their sum."""
+    class_weights: Annotated[
+        tuple[float, ...] | None, Limit(are_weights, "write a weight for each class, 0 or more")
+    ] = None
+    """Class weights of the segmentation cross-entropy."""
 
-    # Optimization.
-    epochs: float | Auto = "auto"
-    """Passes over the training data; the last one may be a part, as in 9.5."""
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The length of the training and its learning rate schedule."""
+
+    epochs: Annotated[float | Auto, Gt(0)] = "auto"
+    """Number of epochs; may end with a partial one, as in 9.5."""
     time_budget: str | None = None
-    """How long the run may take, such as 10m or 1h30m; the epochs follow from the measured speed."""
+    """Wall-clock limit of the run, such as 10m or 1h30m; sets the epochs from the measured speed."""
+    sched: SchedName = "cosine"
+    """Learning rate schedule."""
+    warmup_epochs: Annotated[float | Auto, Ge(0)] = "auto"
+    """Warmup epochs; auto: a tenth of the epochs, at most 5; onecycle 0.3, triangular half."""
+    warmup_factor: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Initial learning rate of the linear warmup, as a fraction of the peak."""
+    min_lr: Annotated[float, Ge(0)] = 0.0
+    """Final learning rate of cosine, polynomial and triangular."""
+    decay_power: Annotated[float, Gt(0)] = 1.0
+    """Power of --sched polynomial."""
+    decay_epochs: Annotated[float, Gt(0)] = 30.0
+    """Epochs between the decays of --sched step."""
+    decay_milestones: Annotated[
+        tuple[float, ...], Limit(ascending, "write epochs in ascending order, such as 30 60")
+    ] = (30.0, 60.0, 80.0)
+    """Epochs of the decays of --sched multistep."""
+    decay_rate: Annotated[float, Interval(gt=0, le=1)] = 0.1
+    """Decay factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The update of the weights, and their averages."""
+
     opt: OptName = "sgd"
     """Optimizer."""
-    lr: float | Literal["auto", "find"] = "auto"
-    """Peak learning rate; auto: scaled with the global batch; find: by a range test, with its plot."""
-    lr_base: float | None = None
-    """Learning rate for --lr-base-size images of a step, scaled to the global batch."""
-    lr_base_size: int = 256
-    """Images of a step that --lr-base is meant for."""
+    lr: Annotated[float | Literal["auto", "find"], Ge(0)] = "auto"
+    """Peak learning rate; auto: scaled with the global batch; find: range test, with its plot."""
+    lr_base: Annotated[float | None, Gt(0)] = None
+    """Learning rate for a global batch of --lr-base-size, scaled to the actual one."""
+    lr_base_size: Annotated[int, Ge(1)] = 256
+    """Global batch of --lr-base."""
     lr_base_scale: Literal["linear", "sqrt"] = "linear"
-    """How --lr-base grows with the images of a step."""
-    momentum: float = 0.9
+    """Scaling of --lr-base with the global batch."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
     """Momentum of sgd, nesterov and rmsproptf."""
-    weight_decay: Annotated[float | Auto, arg(aliases=["--wd"])] = "auto"
-    """Weight decay of parameters of two dimensions or more, with muon not of filters; auto: by --opt."""
-    sched: SchedName = "cosine"
-    """Learning-rate schedule."""
-    warmup_epochs: float | Auto = "auto"
-    """Warm-up until the peak; auto: a tenth of the epochs, at most 5; onecycle 0.3, triangular half."""
-    warmup_factor: float = 0.0
-    """Share of the peak learning rate at which a linear warm-up begins."""
-    min_lr: float = 0.0
-    """Where cosine, polynomial and triangular end."""
-    decay_power: float = 1.0
-    """Power of --sched polynomial."""
-    decay_epochs: float = 30.0
-    """Epochs between the drops of --sched step."""
-    decay_milestones: tuple[float, ...] = (30.0, 60.0, 80.0)
-    """Epochs at which --sched multistep drops."""
-    decay_rate: float = 0.1
-    """Factor of each drop."""
-    label_smoothing: Annotated[float, arg(aliases=["--smoothing"])] = 0.0
-    """Label smoothing, 0 to 1."""
-    grad_accum_steps: int = 1
-    """Batches whose gradients are added up before an update."""
-    clip_grad: float | None = None
-    """Largest norm of the gradient, or with --clip-mode value its largest entry."""
-    clip_mode: Literal["norm", "value"] = "norm"
-    """What --clip-grad limits."""
-    drop: Annotated[float | None, arg(aliases=["--dropout"])] = None
-    """Rate of the network's dropout layers; by default its own."""
-    drop_path: float | None = None
-    """Rate of stochastic depth in the last block, falling towards the first; by default the network's."""
+    weight_decay: Annotated[float | Auto, Ge(0), arg(aliases=["--wd"])] = "auto"
+    """Weight decay of parameters with two or more dimensions, with muon not of filters; auto: by --opt."""
+    grad_accum_steps: Annotated[int, Ge(1)] = 1
+    """Batches per update (gradient accumulation)."""
+    clip_grad: Annotated[float | None, Gt(0)] = None
+    """Max norm for gradient clipping; with --clip-mode value the max absolute entry."""
+    clip_mode: ClipMode = "norm"
+    """Gradient clipping by norm or by value."""
+    backbone_lr_scale: Annotated[float, Ge(0)] = 1.0
+    """Learning rate of all layers but the classifier, as a fraction of --lr."""
+    layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Layer-wise learning rate decay, from each group of layers to the one before."""
     model_ema: bool = False
-    """Keep an exponential moving average of the weights; it is what gets validated."""
-    model_ema_decay: float = 0.9998
-    """Decay of that average in an update."""
-    model_ema_steps: int = 1
-    """Steps between its updates."""
-    average_last: int = 0
-    """Average the weights of the last so many epochs at the end, and validate them too; 0 is off."""
+    """Exponential moving average (EMA) of the weights, used for validation."""
+    model_ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.9998
+    """EMA decay per update."""
+    model_ema_steps: Annotated[int, Ge(1)] = 1
+    """Steps between EMA updates."""
+    average_last: Annotated[int, Ge(0)] = 0
+    """Number of final epochs whose weights are averaged and validated at the end; 0 disables it."""
 
-    # Transfer learning.
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings:
+    """Initial weights and frozen layers."""
+
     pretrained: bool = False
-    """Start from the weights that torchvision or timm has for the network."""
+    """Start from the pretrained weights of torchvision or timm."""
     weights: str | None = None
     """Start from the weights of a file: .pth, .pt or .safetensors."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Classifier: one linear layer, or with a hidden layer before it."""
-    head_hidden: int = 512
-    """Units of that hidden layer."""
     freeze: Literal["none", "backbone"] = "none"
-    """Layers that do not train: backbone means all but the classifier."""
+    """Frozen layers; backbone: all but the classifier."""
     freeze_until: str | None = None
-    """Freeze the layers up to this one, such as layer3, and itself."""
-    unfreeze_epoch: int | None = None
-    """Epoch from which on all layers train, counted from 1."""
-    backbone_lr_scale: float = 1.0
-    """Learning rate of all layers but the classifier, as a share of --lr."""
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each group of layers to the one before it."""
+    """Freeze all layers up to and including this one, such as layer3."""
+    unfreeze_epoch: Annotated[
+        int | None, Limit(lambda v: v >= 2, "write 2 or more: epochs are counted from 1")
+    ] = None
+    """First epoch, counted from 1, in which all layers train."""
 
-    # The machine.
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """The device and its arithmetic."""
+
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """Where to train; auto: cuda, else mps, else cpu."""
+    """Training device; auto: cuda, else mps, else cpu."""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of convolutions and products; auto: the fastest safe one."""
+    """Data type of convolutions and matrix products; auto: the fastest safe one."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Keep images and weights in channels-last memory; the flag alone means on, --no-channels-last off."""
+    """Channels-last memory format; the flag alone means on, --no-channels-last off."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on with CUDA, on the CPU in long runs if a trial is faster."""
     cuda_graph: bool = False
-    """Record a training step and launch it by one call: for small networks, whose steps wait for launches."""
+    """Capture the training step in a CUDA graph: for small networks whose steps are launch-bound."""
     sync_bn: bool = False
-    """Batch norm statistics over all GPUs."""
+    """Synchronized batch norm over all GPUs."""
     deterministic: bool = False
-    """The same bits in every run on one machine, at some cost in speed."""
-    seed: int = 0
+    """Bit-reproducible runs on one machine, at some cost in speed."""
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of weights, order and augmentation."""
 
-    # The run.
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The run's folder, checkpoints, log and validation."""
+
     output_dir: str | Auto = "auto"
-    """Folder of checkpoints, logs and curves; auto: runs/ARCH-DATA, numbered."""
+    """Folder for checkpoints, logs and curves; auto: runs/ARCH-DATA, numbered."""
     resume: str | None = None
-    """Checkpoint to continue from, with its settings; auto (or the flag alone): the run folder's last."""
+    """Checkpoint to resume, with its settings; auto (or the flag alone): the last one of the run folder."""
     test_only: bool = False
-    """Validate the --resume checkpoint and stop."""
-    checkpoint_interval: int = 1
+    """Validate the --resume checkpoint and exit."""
+    checkpoint_interval: Annotated[int, Ge(1)] = 1
     """Epochs between checkpoints."""
-    checkpoint_steps: int | None = None
-    """Save every so many steps too."""
-    checkpoint_minutes: float | None = None
-    """Save when so much time has passed too, at the next log line."""
-    log_interval: int | Auto = "auto"
+    checkpoint_steps: Annotated[int | None, Ge(1)] = None
+    """Additional checkpoint every N steps."""
+    checkpoint_minutes: Annotated[float | None, Gt(0)] = None
+    """Additional checkpoint every N minutes, at the next log line."""
+    log_interval: Annotated[int | Auto, Ge(1)] = "auto"
     """Steps between log lines; auto: 50 on GPUs, 10 elsewhere."""
-    val_interval: int = 1
-    """Epochs between validations; the last one is always validated."""
-    tta: Literal["none", "flip", "translate"] = "none"
-    """Validation: mean of the logits of each image and its mirror image; translate: moved by a pixel too."""
-    patience: int | None = None
-    """Stop after so many validations without a better one."""
+    val_interval: Annotated[int, Ge(1)] = 1
+    """Epochs between validations; the last epoch is always validated."""
+    tta: Views = "none"
+    """Test-time augmentation: mean logits of each image and its mirror image; translate: also shifted."""
+    patience: Annotated[int | None, Ge(1)] = None
+    """Early stopping: validations without improvement."""
     preview_schedule: bool = False
-    """Draw the learning rate over the epochs into schedule.png, and stop."""
+    """Plot the learning rate schedule to schedule.png and exit."""
     recipe: str | None = None
-    """Named settings, as `fastcnn recipes` lists them; a file and flags override them."""
+    """Named settings, listed by `fastcnn recipes`; a config file and flags override them."""
     config: str | None = None
     """YAML file of settings; flags override it."""
+
+
+# Dataclasses collect the fields of their bases from the last to the first.
+@dataclass(frozen=True, kw_only=True)
+class Config(
+    RunSettings,
+    ComputeSettings,
+    TransferSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    LossSettings,
+    AugmentationSettings,
+    GeometrySettings,
+    LoaderSettings,
+    DataSettings,
+    NetworkSettings,
+):
+    """Train a convolutional network.
+
+    Settings that say "auto" are selected for the data and the machine, and printed with the reason."""
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
 def flag(name: str) -> str:
-    """The flag of a field: `batch_size` -> `--batch-size`."""
+    """Return the flag of a field: `batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The settings in types that YAML and weights-only checkpoints hold: tuples as lists."""
+    """Return the settings in types of YAML and weights-only checkpoints: tuples as lists."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
 
 
 def to_yaml(config: Config) -> str:
-    """The settings as a YAML file that `--config` reads back."""
+    """Return the settings as a YAML file for `--config`."""
     import yaml
 
     values = to_plain(config)

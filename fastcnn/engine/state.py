@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from fastcnn.config.settings import ClipMode, Views
 from fastcnn.data.transforms.mixing import Mixing, mixed
 from fastcnn.engine.cuda_graph import CudaRecorder, RecordedSteps
 from fastcnn.engine.nonfinite import FiniteGuard
-from fastcnn.engine.tta import Views
 from fastcnn.errors import TrainingError
 from fastcnn.optim.build import add_momentum_buffers
 from fastcnn.optim.ema import EMA
@@ -44,10 +44,6 @@ def stop_if_not_finite(state: TrainState) -> None:
         f"{what}, epoch {epoch}, and nothing was saved since: try a lower --lr (it was {lr:.3g}), a longer "
         f"--warmup-epochs, --clip-grad 1{precision}; look for damaged images"
     )
-
-
-ClipMode = Literal["norm", "value"]
-"""What of the gradient is clipped: its norm, or each of its entries."""
 
 
 class Normalized(nn.Module):

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastcnn.config.settings import ClipMode
 from fastcnn.data.batch import Batch
 from fastcnn.data.transforms.mixing import Mixing, mix_of, plain
-from fastcnn.engine.state import ClipMode, TrainState
+from fastcnn.engine.state import TrainState
 from fastcnn.optim.build import set_learning_rate
 from fastcnn.optim.schedules import learning_rate
 from fastcnn.runtime.distributed import is_distributed

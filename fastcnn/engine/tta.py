@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from fastcnn.config.settings import Views
 from fastcnn.models.base import logits_of
-
-Views = Literal["none", "flip", "translate"]
 
 
 def mean_over_views(model: nn.Module, images: Tensor, views: Views) -> object:

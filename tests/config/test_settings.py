@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -201,9 +203,15 @@ def test_help_lists_every_flag_and_ends_with_status_0(capsys):
 
 def test_every_setting_is_described():
     assert all(field.type for field in FIELDS.values())
-    source = Path(sys.modules[Config.__module__].__file__ or "").read_text()
-    undocumented = [name for name in FIELDS if not re.search(rf'^    {name}: .*\n    """\S', source, re.M)]
-    assert not undocumented
+    tree = ast.parse(Path(sys.modules[Config.__module__].__file__ or "").read_text())
+    bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
+    documented = {
+        ast.unparse(field.target)
+        for body in bodies
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    assert documented == set(FIELDS)
 
 
 # YAML files

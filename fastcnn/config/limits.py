@@ -1,0 +1,75 @@
+"""Limits of settings, as annotations of their types: from annotated_types, and `Limit` for any other rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from annotated_types import Ge, Gt, Interval
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A rule for a value, and the advice for values that break it."""
+
+    holds: Callable[[Any], bool]
+    advice: str
+
+
+def broken(value: Any, annotations: tuple[Any, ...]) -> str | None:
+    """Return the advice of the first limit that a value breaks; None if it keeps all.
+
+    None and strings, such as "auto", have no limits. Infinity and NaN break every limit.
+    """
+    if value is None or isinstance(value, str):
+        return None
+    finite = all(math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,)))
+    for annotation in annotations:
+        limit = as_limit(annotation)
+        if limit is not None and not (finite and limit.holds(value)):
+            return limit.advice
+    return None
+
+
+def as_limit(annotation: Any) -> Limit | None:
+    """Return an annotation of annotated_types as a rule with its advice; None for other annotations."""
+    match annotation:
+        case Limit():
+            return annotation
+        case Ge(least):
+            return Limit(lambda v: v >= least, f"write {least} or more")
+        case Gt(least):
+            return Limit(lambda v: v > least, f"write more than {least}")
+        case Interval(gt=None, ge=least, lt=None, le=most):
+            return Limit(lambda v: least <= v <= most, f"write {least} to {most}")
+        case Interval(gt=None, ge=least, lt=most, le=None):
+            return Limit(lambda v: least <= v < most, f"write {least} or more and less than {most}")
+        case Interval(gt=least, ge=None, lt=None, le=most):
+            return Limit(lambda v: least < v <= most, f"write more than {least} and at most {most}")
+    return None
+
+
+def ascending(values: tuple[float, ...]) -> bool:
+    return all(v > 0 for v in values) and list(values) == sorted(values)
+
+
+def are_rising_sizes(values: tuple[int, ...]) -> bool:
+    return len(values) > 1 and values[0] >= 8 and list(values) == sorted(set(values))
+
+
+def is_jitter(values: tuple[float, ...]) -> bool:
+    return len(values) in (1, 3, 4) and all(v >= 0 for v in values) and max(values[3:], default=0) <= 0.5
+
+
+def are_weights(values: tuple[float, ...]) -> bool:
+    return all(v >= 0 for v in values) and sum(values) > 0
+
+
+def are_strides(values: tuple[int, ...]) -> bool:
+    return len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
+
+
+def are_sides(values: tuple[float, ...]) -> bool:
+    return len(values) > 0 and len(values) % 2 == 0 and all(v > 0 for v in values)
