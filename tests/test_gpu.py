@@ -17,7 +17,7 @@ from fastcnn.data.transforms.mixing import Mixing
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine.cuda_graph import WARMUP_STEPS
 from fastcnn.engine.evaluate import evaluate
-from fastcnn.engine.state import TrainState, build_state, stop_if_not_finite
+from fastcnn.engine.state import StepOptions, TrainState, build_state, stop_if_not_finite
 from fastcnn.engine.step import train_step
 from fastcnn.errors import TrainingError
 from fastcnn.models import build
@@ -45,8 +45,8 @@ def state_on(
     network = build("resnet18", num_classes=10).to(memory_format=torch.channels_last).to(device)
     schedule = Schedule(0.05, steps_per_epoch=10, epochs=1, kind="constant")
     optimizer = build_optimizer(network, opt, 0.05, weight_decay=1e-4)
-    scales = (0.5,) * 3, (0.25,) * 3
-    return build_state(network, *scales, optimizer, schedule, device, dtype, compile=compile, **settings)
+    options = StepOptions(amp_dtype=dtype, compile=compile, **settings)
+    return build_state(network, optimizer, schedule, options, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])

@@ -23,7 +23,7 @@ from fastcnn.data.sources.dataset import Source
 from fastcnn.data.sources.open import open_data
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine.cuda_graph import WARMUP_STEPS, CudaRecorder, Recorder
-from fastcnn.engine.state import Normalized, TrainState, build_state
+from fastcnn.engine.state import Normalized, StepOptions, TrainState, build_state
 from fastcnn.engine.step import train_step
 from fastcnn.models.base import logits_of
 from fastcnn.optim.build import build_optimizer
@@ -112,7 +112,7 @@ def build_step(problem: Workload, switches: Optimizations) -> Callable[[], Tenso
     """A step that returns its loss, as a tensor on the device."""
     torch.backends.cudnn.benchmark = switches.cudnn_benchmark
     network, batch = problem.network(), problem.batch()
-    normalize = Normalized(nn.Identity(), MEAN, STD, switches.channels_last).to(problem.device)
+    normalize = Normalized(nn.Identity(), MEAN, STD, channels_last=switches.channels_last).to(problem.device)
     images = cast(Tensor, normalize(batch.images))
     if switches.kernels != "ours":
         without_kernels(network)
@@ -209,18 +209,19 @@ def build_own_state(
         network = network.to(memory_format=torch.channels_last)
     state = build_state(
         network,
-        MEAN,
-        STD,
         build_optimizer(network, "sgd", LR, WEIGHT_DECAY, MOMENTUM),
         Schedule(LR, steps_per_epoch=1000, epochs=1, kind="constant"),
-        torch.device(problem.device),
-        amp_dtype,
-        channels_last,
-        compile,
-        ema_decay,
-        clip_grad=clip_grad,
-        bucket_cap_mb=bucket_cap_mb,
-        cuda_graph=cuda_graph,
+        StepOptions(
+            amp_dtype=amp_dtype,
+            channels_last=channels_last,
+            compile=compile,
+            ema_decay=ema_decay,
+            clip_grad=clip_grad,
+            bucket_cap_mb=bucket_cap_mb,
+            cuda_graph=cuda_graph,
+        ),
+        mean=MEAN,
+        std=STD,
     )
     state.train_model.train()
     return state

@@ -33,7 +33,7 @@ class Gallery:
         self.step = 0
         self.pairs: list[tuple[Image.Image, Image.Image]] = []
 
-    def look(self, batch: Batch, outputs: object) -> None:
+    def sample(self, batch: Batch, outputs: object) -> None:
         """Takes samples from a batch; waits for the device where it takes some."""
         size = len(batch.mask)
         last = max((self.batches - 1) * size, size - 1)  # the last batch may be filled up

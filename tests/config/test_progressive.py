@@ -27,12 +27,12 @@ from fastcnn.data.sources.dataset import Source
 from fastcnn.data.sources.open import open_source
 from fastcnn.data.transforms.mixing import Mixing
 from fastcnn.data.transforms.transform import Transform
-from fastcnn.engine.state import TrainState, build_state
+from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.engine.step import train_step
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime.distributed import Ranks
-from fastcnn.setup.warmup import warm_up_sizes
+from fastcnn.setup.warmup import InputShapes, warm_up_sizes
 from fastcnn.transfer.freeze import Frozen
 
 BACKENDS = [
@@ -261,7 +261,11 @@ def state_of(**settings: Any) -> TrainState:
     network = small(10).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=0.0)
     schedule = Schedule(0.05, steps_per_epoch=5, epochs=2, kind="constant")
-    return build_state(network, [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32, **settings)
+    return build_state(network, optimizer, schedule, StepOptions(**settings), mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def shapes(*sizes: int, val_size: int) -> InputShapes:
+    return InputShapes(sizes=sizes, val_size=val_size, batch_size=4, channels=3)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mixing": Mixing(mixup=1.0), "ema_decay": 0.9}])
@@ -280,7 +284,7 @@ def test_warming_up_leaves_no_trace(settings):
         return {**state.network.state_dict(), "loss": torch.tensor(metrics.compute()["loss"])}
 
     cold = trained(lambda _: None)
-    warm = trained(lambda state: warm_up_sizes(state, [16, 24], 32, 4, 3))
+    warm = trained(lambda state: warm_up_sizes(state, shapes(16, 24, val_size=32)))
     assert all(torch.equal(cold[name], warm[name]) for name in cold)
     assert cold["1.num_batches_tracked"] == 3
 
@@ -288,7 +292,7 @@ def test_warming_up_leaves_no_trace(settings):
 def test_what_is_frozen_stays_in_evaluation_mode_while_warming_up():
     state = state_of()
     state.frozen = Frozen(state.network, ["0", "1"])
-    warm_up_sizes(state, [16], 16, 4, 3)
+    warm_up_sizes(state, shapes(16, val_size=16))
     assert not state.network.get_submodule("1").training
     assert state.network.get_submodule("5").training
 
@@ -337,7 +341,7 @@ def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     count_graphs(monkeypatch, "eager")
     sizes = list(range(16, 36, 2))
     with torch._dynamo.config.patch(recompile_limit=8):
-        warm_up_sizes(state_of(compile=True), sizes, 40, 4, 3)
+        warm_up_sizes(state_of(compile=True), shapes(*sizes, val_size=40))
     assert counters["stats"]["unique_graphs"] == len(sizes) + 1 == 11
 
 

@@ -20,7 +20,7 @@ from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine import checkpoint
-from fastcnn.engine.state import build_state, unfreeze
+from fastcnn.engine.state import StepOptions, build_state, unfreeze
 from fastcnn.engine.step import train_step
 from fastcnn.models import build
 from fastcnn.models.airbench import WHITEN_EPS, AirbenchNet, airbench_small
@@ -152,7 +152,7 @@ def test_a_step_leaves_what_does_not_train_and_moves_the_rest_and_so_does_its_av
     optimizer = build_optimizer(network, opt, 0.01, 0.01)
     schedule = Schedule(0.01, 4, 1, kind="constant")
     state = build_state(
-        network, (0.5,) * 3, (0.25,) * 3, optimizer, schedule, CPU, torch.float32, ema_decay=0.9
+        network, optimizer, schedule, StepOptions(ema_decay=0.9), mean=(0.5,) * 3, std=(0.25,) * 3
     )
     task = task_for("resnet20")
     state.train_model.train()
@@ -170,10 +170,8 @@ def test_unfreezing_lets_train_what_trained_before_alone():
     network = small()
     frozen = Frozen(network, frozen_layers(network, "backbone", None))
     optimizer = build_optimizer(network, "muon", 0.01, 0.01)
-    state = build_state(
-        *(network, (0.5,) * 3, (0.25,) * 3, optimizer, Schedule(0.01, 4, 1), CPU, torch.float32),
-        frozen=frozen,
-    )
+    schedule = Schedule(0.01, 4, 1)
+    state = build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3, frozen=frozen)
     assert "block2.conv1.weight" in fixed(network)
     unfreeze(state)
     assert set(fixed(network)) == FIXED

@@ -206,7 +206,7 @@ def test_mixup_cutmix_and_none_are_one_graph(backend, monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **told: compile(model, backend=backend, **told))
     state, task = state_of(mixing=Mixing(0.8, 1.0, prob=0.7), compile=True), Seen()
-    eager = state_of(mixing=state.mixing)
+    eager = state_of(mixing=state.options.mixing)
     data = batches(12)
     counters.clear()
     assert losses(state, data, task=task) == pytest.approx(losses(eager, data), rel=1e-3)
