@@ -52,32 +52,15 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
             f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
             f"write {least:.2g} or more"
         )
-    schedule = Schedule(
-        peak=0.0 if config.lr == "find" else float(config.lr),
-        steps_per_epoch=steps_per_epoch,
-        epochs=float(config.epochs),
-        warmup_epochs=float(config.warmup_epochs),
-        warmup_factor=config.warmup_factor,
-        kind=config.sched,
-        min_lr=config.min_lr,
-        decay_epochs=config.decay_epochs,
-        decay_milestones=config.decay_milestones,
-        decay_rate=config.decay_rate,
-        decay_power=config.decay_power,
-    )
+    peak = 0.0 if config.lr == "find" else float(config.lr)
+    schedule = Schedule.of(config, peak=peak, steps_per_epoch=steps_per_epoch)
     network = with_sync_bn(plan.network, config.arch) if config.sync_bn else plan.network
     network = network.to(device)
     epoch = plan.checkpoint["epoch"] if plan.checkpoint is not None else 0
     thawed = config.unfreeze_epoch is not None and epoch + 1 >= config.unfreeze_epoch
     frozen = Frozen(network, plan.frozen) if plan.frozen and not thawed else None
-    optimizer = build_optimizer(
-        network,
-        config.opt,
-        schedule.peak,
-        float(config.weight_decay),
-        config.momentum,
-        lr_scales(network, config.backbone_lr_scale, config.layer_decay),
-    )
+    scales = lr_scales(network, config.backbone_lr_scale, config.layer_decay)
+    optimizer = build_optimizer(network, config, lr=schedule.peak, lr_scales=scales)
     mixing = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
     state = build_state(
         network,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.engine.state import TrainState, build_state
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
@@ -20,8 +21,8 @@ def small_state(
         network,
         [0.5] * 3,
         [0.25] * 3,
-        build_optimizer(network, "sgd", 0.05, weight_decay=1e-3),
-        Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant"),
+        build_optimizer(network, OptimizerSettings(weight_decay=1e-3), lr=0.05),
+        Schedule(peak=0.05, steps_per_epoch=4, epochs=1, kind="constant"),
         torch.device("cpu"),
         torch.float32,
         accum_steps=accum_steps,
