@@ -98,7 +98,7 @@ def fit(config: Config, exits: bool = False) -> Result:
     with process_group(ranks, device):
         plan = make_plan(config, ranks, device)
         state, train_loader, val_loader = build(plan, ranks, device)
-        task = build_task(plan.config, int(plan.config.num_classes))
+        task = build_task(plan.config.arch, plan.config, int(plan.config.num_classes))
         loaders = train_loader, val_loader
         run = Run(plan.folder, plan.config, plan.source, ranks, state, *loaders, tuple(plan.reasons))
         metrics = task.metrics(device)
