@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.config import OptName
+from fastcnn.config import OptimizerSettings, OptName
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
@@ -43,8 +43,8 @@ def state_on(
 ) -> TrainState:
     torch.manual_seed(0)
     network = build("resnet18", num_classes=10).to(memory_format=torch.channels_last).to(device)
-    schedule = Schedule(0.05, steps_per_epoch=10, epochs=1, kind="constant")
-    optimizer = build_optimizer(network, opt, 0.05, weight_decay=1e-4)
+    schedule = Schedule(peak=0.05, steps_per_epoch=10, epochs=1, kind="constant")
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=1e-4), lr=0.05)
     options = StepOptions(amp_dtype=dtype, compile=compile, **settings)
     return build_state(network, optimizer, schedule, options, mean=(0.5,) * 3, std=(0.25,) * 3)
 

@@ -24,7 +24,7 @@ from fastcnn.analysis.receptive_field import Field, Following, Undefined, first_
 from fastcnn_kernels.depthwise_conv import FLOPS
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Layer:
     """One call of a module."""
 
@@ -80,8 +80,13 @@ def summarize(network: nn.Module, image: Tensor) -> Summary:
         return counter.get_total_flops() // 2
 
     def enter(name: str, module: nn.Module, args: object) -> None:
-        parameters = 0 if name in called else _count(module)
-        layer = Layer(name, type(module).__name__, len(running), parameters, -counted())
+        layer = Layer(
+            name=name,
+            kind=type(module).__name__,
+            depth=len(running),
+            parameters=0 if name in called else _count(module),
+            multiply_adds=-counted(),
+        )
         called.add(name)
         layers.append(layer)
         running.append(layer)

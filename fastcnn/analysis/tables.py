@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,16 +48,25 @@ LEFT_OUT = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """Device and arithmetic of layer timings."""
+
+    device: str = "auto"
+    """"auto", "cuda" or "cpu"."""
+    amp_dtype: str = "fp32"
+    """"fp32", "bf16" or "fp16"."""
+
+
 def show_summary(
     arch: str,
+    *,
     img_size: int | None = None,
     in_chans: int | None = None,
     num_classes: int | None = None,
     batch_size: int | None = None,
     depth: int = 2,
-    profile: bool = False,
-    device: str = "auto",
-    amp_dtype: str = "fp32",
+    profile: ProfileOptions | None = None,
 ) -> None:
     """Prints the layers of a network, by default as it was published.
 
@@ -65,8 +75,7 @@ def show_summary(
         img_size: pixels a side.
         batch_size: images; None: 1, and 2 to time them, since batch norm in training may need two.
         depth: levels of modules that are told apart.
-        profile: time each layer too, on `device` ("auto", "cuda" or "cpu") in `amp_dtype`; the network is
-            then in training mode instead of evaluation mode.
+        profile: time each layer, with the network in training mode; None: evaluation mode, no times.
 
     Raises:
         UserError: no such network or device, or it cannot take such images.
@@ -75,7 +84,7 @@ def show_summary(
     size = _image_size(arch, img_size)
     shape = (batch_size or (2 if profile else 1), channels, size, size)
     try:
-        result = summarize(network.train(profile), torch.empty(shape, device="meta"))
+        result = summarize(network.train(profile is not None), torch.empty(shape, device="meta"))
     except Exception as error:  # foreign code raises what it likes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -85,7 +94,7 @@ def show_summary(
     lines = [f"{arch} in {'training' if profile else 'evaluation'} mode, images {_by(shape)}"]
     if profile:
         network, _ = _build(arch, num_classes, in_chans, meta=False)
-        lines.append(_add_times(result, network, shape, device, amp_dtype))
+        lines.append(_add_times(result, network, shape, profile))
     print("\n".join((*lines, "", *layer_table(result, depth))))
 
 
@@ -146,11 +155,9 @@ def _image_size(arch: str, size: int | None) -> int:
     return size
 
 
-def _add_times(
-    result: Summary, network: nn.Module, shape: tuple[int, ...], device: str, amp_dtype: str
-) -> str:
-    """Times the layers, and says how."""
-    ranks = Ranks.from_environment()
+def _add_times(result: Summary, network: nn.Module, shape: tuple[int, ...], options: ProfileOptions) -> str:
+    """Time the layers of `result`, and return a line on the conditions."""
+    ranks, device, amp_dtype = Ranks.from_environment(), options.device, options.amp_dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = choose_device(device, ranks)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn import models
-from fastcnn.config import Config, task_of
+from fastcnn.config import LossSettings, OptimizerSettings, task_of
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources.dataset import Source
@@ -92,7 +92,7 @@ class Workload:
         return network.to(self.device).train()
 
     def task(self) -> Task:
-        return build_task(Config(arch=self.arch), self.num_classes)
+        return build_task(self.arch, LossSettings(), self.num_classes)
 
     def batch(self) -> Batch:
         """The same random images and targets in every process."""
@@ -209,8 +209,8 @@ def build_own_state(
         network = network.to(memory_format=torch.channels_last)
     state = build_state(
         network,
-        build_optimizer(network, "sgd", LR, WEIGHT_DECAY, MOMENTUM),
-        Schedule(LR, steps_per_epoch=1000, epochs=1, kind="constant"),
+        build_optimizer(network, OptimizerSettings(weight_decay=WEIGHT_DECAY, momentum=MOMENTUM), lr=LR),
+        Schedule(peak=LR, steps_per_epoch=1000, epochs=1, kind="constant"),
         StepOptions(
             amp_dtype=amp_dtype,
             channels_last=channels_last,

@@ -59,10 +59,19 @@ def summary(argv: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="of --profile")
     parser.add_argument("--amp-dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of --profile")
     flags = parser.parse_args(argv)
-    from fastcnn.analysis.tables import show_summary
+    from fastcnn.analysis.tables import ProfileOptions, show_summary
 
+    profile = ProfileOptions(device=flags.device, amp_dtype=flags.amp_dtype) if flags.profile else None
     try:
-        show_summary(**vars(flags))
+        show_summary(
+            flags.arch,
+            img_size=flags.img_size,
+            in_chans=flags.in_chans,
+            num_classes=flags.num_classes,
+            batch_size=flags.batch_size,
+            depth=flags.depth,
+            profile=profile,
+        )
     except UserError as error:  # it is no flag here
         raise UserError(str(error).removeprefix("--arch ")) from error
     return 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastcnn.config import Config
+from fastcnn.config import LossSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.registry import MAKERS
@@ -61,7 +61,7 @@ def predict(path: Path, images: Path, output: Path | None, batch_size: int, work
     share = ShardedSampler(len(split), min(batch_size, len(split)), 0, 1, train=False)
     loader = MAKERS["torch"](split, _transform(content), share, where, workers, bad)
     model = Normalized(network, content["mean"], content["std"]).to(where).eval()
-    task = build_task(Config(arch=content["arch"]), content["num_classes"])
+    task = build_task(content["arch"], LossSettings(), content["num_classes"])
     coming = iter(names)
     folder = _new_folder() if output is None else output
     try:

@@ -85,7 +85,7 @@ def preview(config: Config, output: Path) -> None:
     finally:
         val.close()
         train.close()
-    task = build_task(config, int(config.num_classes))
+    task = build_task(config.arch, config, int(config.num_classes))
     pictures = [
         [
             task.draw_truth(rgb(image), target.cpu().numpy(), source.class_names)

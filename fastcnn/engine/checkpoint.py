@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastcnn.config import NetworkSettings
 from fastcnn.engine.state import TrainState
 from fastcnn.errors import UserError
 from fastcnn.models.create import build_network
@@ -78,10 +79,10 @@ def load_network(path: str | Path) -> nn.Module:
         UserError: there is no such checkpoint, or its network is from a package that is not installed.
     """
     content = load(Path(path), "fastcnn.load")
-    config = {"head": "linear", "head_hidden": 0, **content["config"]}  # older ones do not say
-    sizes = content["num_classes"], content["in_chans"]
-    boxes = config.get("anchors", "auto"), config.get("strides", "auto")
-    network = build_network(content["arch"], *sizes, config["head"], config["head_hidden"], *boxes)
+    head = ("head", "head_hidden", "anchors", "strides")
+    saved = {name: content["config"][name] for name in head if name in content["config"]}  # older lack some
+    sizes = {name: content[name] for name in ("arch", "num_classes", "in_chans")}
+    network = build_network(NetworkSettings(**sizes, **saved))
     network.load_state_dict(content["weights"])
     return network.eval()
 

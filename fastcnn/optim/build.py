@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.optim.muon import Muon, muon_groups
 from fastcnn.optim.rmsprop import RMSpropTF
 
@@ -40,23 +41,25 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: nn.Module,
-    opt: Literal["sgd", "nesterov", "adamw", "rmsproptf", "muon"],
+    network: nn.Module,
+    settings: OptimizerSettings,
+    *,
     lr: float,
-    weight_decay: float,
-    momentum: float = 0.9,
     lr_scales: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """An optimizer that skips a step without waiting for the device, and whose learning rates are tensors, so
-    that changing them recompiles nothing.
+    """Build the optimizer of `--opt`.
+
+    It skips steps without a host sync. Its learning rates are tensors, so that a new rate does not recompile.
 
     Args:
-        momentum: of all but "adamw" and "muon".
+        settings: with a number for `weight_decay`. "adamw" and "muon" ignore `momentum`.
+        lr: initial learning rate.
         lr_scales: see `parameter_groups`.
     """
+    opt, momentum = settings.opt, settings.momentum
     grouping = muon_groups if opt == "muon" else parameter_groups
-    groups = grouping(model, weight_decay, lr_scales)
-    device = next(model.parameters()).device
+    groups = grouping(network, float(settings.weight_decay), lr_scales)
+    device = next(network.parameters()).device
     for group in groups:
         group["lr"] = torch.tensor(lr * group["lr_scale"], device=device)
     if opt == "adamw":

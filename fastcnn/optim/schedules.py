@@ -1,6 +1,8 @@
-"""The learning rate of each step, as a pure function of the step, and pictures of it. Torch-free.
+"""Learning rate schedules as pure functions of the step, and their plots. Torch-free.
 
-python -c "from fastcnn.optim.schedules import *; print(describe_schedule(Schedule(0.4, 100, 90, 5.0)))"
+Example:
+    from fastcnn.optim.schedules import Schedule, describe_schedule
+    print(describe_schedule(Schedule(peak=0.4, steps_per_epoch=100, epochs=90, warmup_epochs=5)))
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcnn.config import SchedName
+from fastcnn.config import SchedName, ScheduleSettings
 
 ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
 """Peak over the first rate, and the first over the last: as torch.optim.lr_scheduler.OneCycleLR has them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Everything the learning rate depends on but the step. Lengths are in epochs."""
 
@@ -34,6 +36,23 @@ class Schedule:
     """Of "polynomial"."""
     warmup_factor: float = 0.0
     """Share of the peak at which the warm-up begins; "onecycle" has its own."""
+
+    @classmethod
+    def of(cls, settings: ScheduleSettings, *, peak: float, steps_per_epoch: int) -> Schedule:
+        """Return the schedule of settings with numbers for `epochs` and `warmup_epochs`."""
+        return cls(
+            peak=peak,
+            steps_per_epoch=steps_per_epoch,
+            epochs=float(settings.epochs),
+            warmup_epochs=float(settings.warmup_epochs),
+            warmup_factor=settings.warmup_factor,
+            kind=settings.sched,
+            min_lr=settings.min_lr,
+            decay_epochs=settings.decay_epochs,
+            decay_milestones=settings.decay_milestones,
+            decay_rate=settings.decay_rate,
+            decay_power=settings.decay_power,
+        )
 
     @property
     def total_steps(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fastcnn.config import Config
+from fastcnn.config import Config, OptimizerSettings
 from fastcnn.engine.state import Normalized
 from fastcnn.errors import UserError
 from fastcnn.optim.build import build_optimizer
@@ -125,7 +125,7 @@ def _try(network: nn.Module, config: Config, size: int, device: torch.device) ->
         network, [0.5] * channels, [0.5] * channels, channels_last=config.channels_last == "on"
     )
     model = model.to(device)
-    optimizer = build_optimizer(network, config.opt, lr=0.0, weight_decay=0.0)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=config.opt, weight_decay=0.0), lr=0.0)
     dtype, half = DTYPES[config.amp_dtype], config.amp_dtype != "fp32"
     with torch.autocast(device.type, dtype=dtype, enabled=half):
         outputs = model.train()(random_images((size, channels, pixels, pixels), device))

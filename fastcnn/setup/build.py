@@ -65,7 +65,7 @@ def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
         val_loader=val_loader,
         chosen=tuple(plan.reasons),
     )
-    task = build_task(config, int(config.num_classes))
+    task = build_task(config.arch, config, int(config.num_classes))
     metrics = task.metrics(device)
     if plan.checkpoint is not None and config.test_only:
         checkpointer.restore_weights(plan.checkpoint)
@@ -104,14 +104,8 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     epoch = plan.checkpoint["epoch"] if plan.checkpoint is not None else 0
     thawed = config.unfreeze_epoch is not None and epoch + 1 >= config.unfreeze_epoch
     frozen = Frozen(network, plan.frozen) if plan.frozen and not thawed else None
-    optimizer = build_optimizer(
-        network,
-        config.opt,
-        schedule.peak,
-        float(config.weight_decay),
-        config.momentum,
-        lr_scales(network, config.backbone_lr_scale, config.layer_decay),
-    )
+    scales = lr_scales(network, config.backbone_lr_scale, config.layer_decay)
+    optimizer = build_optimizer(network, config, lr=schedule.peak, lr_scales=scales)
     state = build_state(
         network,
         optimizer,
@@ -157,16 +151,5 @@ def _schedule(config: Config, batches: int) -> Schedule:
             f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
             f"write {1 / steps_per_epoch:.2g} or more"
         )
-    return Schedule(
-        peak=0.0 if config.lr == "find" else float(config.lr),
-        steps_per_epoch=steps_per_epoch,
-        epochs=float(config.epochs),
-        warmup_epochs=float(config.warmup_epochs),
-        warmup_factor=config.warmup_factor,
-        kind=config.sched,
-        min_lr=config.min_lr,
-        decay_epochs=config.decay_epochs,
-        decay_milestones=config.decay_milestones,
-        decay_rate=config.decay_rate,
-        decay_power=config.decay_power,
-    )
+    peak = 0.0 if config.lr == "find" else float(config.lr)
+    return Schedule.of(config, peak=peak, steps_per_epoch=steps_per_epoch)

@@ -253,10 +253,9 @@ def _with_anchors(config: Config, reasons: dict[str, str], source: Source) -> tu
 def _network(config: Config) -> tuple[nn.Module, list[str]]:
     """A fresh network, and the layers that are to be frozen."""
     torch.manual_seed(config.seed)
-    shape = int(config.num_classes), int(config.in_chans)
-    head, boxes = (config.head, config.head_hidden), (config.anchors, config.strides)
-    network = build_network(config.arch, *shape, *head, *boxes, config.drop, config.drop_path)
+    network = build_network(config)
     if is_external(config.arch):
+        shape = int(config.num_classes), int(config.in_chans)
         check_outputs(network, config.arch, *shape, int(config.img_size))
     return network, frozen_layers(network, config.freeze, config.freeze_until)
 

@@ -20,10 +20,10 @@ class Task(Protocol):
     pictured: bool
     """Whether a run's folder gets pictures of what validation found."""
 
-    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+    def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
         """The mean loss of the real samples, a scalar; training may regularize it."""
 
-    def metrics(self, device: torch.device, train: bool = True) -> Metrics:
+    def metrics(self, device: torch.device, *, train: bool = True) -> Metrics:
         """Fresh metrics: of training those that cost next to nothing, of validation all."""
 
     def describe(self, metrics: dict[str, float]) -> str:
@@ -32,10 +32,10 @@ class Task(Protocol):
     def predict(self, outputs: object) -> list[np.ndarray]:
         """What was found in each sample of a batch; waits for the device."""
 
-    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
+    def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
         """What was found in a sample, such as "cat 98%"."""
 
-    def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         """A sample, uint8 [H, W, 3], with what was found in it."""
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:

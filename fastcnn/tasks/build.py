@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from fastcnn.config import Config, task_of
+from fastcnn.config import LossSettings, task_of
 from fastcnn.errors import UserError
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.classification import Classification
@@ -12,17 +12,17 @@ from fastcnn.tasks.detection.task import Detection
 from fastcnn.tasks.segmentation import Segmentation
 
 
-def build_task(config: Config, num_classes: int) -> Task:
-    """The task that follows from `--arch`.
+def build_task(arch: str, settings: LossSettings, num_classes: int) -> Task:
+    """Build the task of a network: classification, segmentation or detection.
 
     Raises:
-        UserError: settings that do not fit the classes, or a package that is not installed.
+        UserError: `class_weights` do not fit the classes, or a package is not installed.
     """
-    kind = task_of(config.arch)
+    kind = task_of(arch)
     if kind == "segmentation":
-        return Segmentation(num_classes, config.seg_loss, config.class_weights)
+        return Segmentation(num_classes, settings.seg_loss, settings.class_weights)
     if kind == "detection":
         if importlib.util.find_spec("faster_coco_eval") is None:
-            raise UserError(f"--arch {config.arch}: validation needs a package: pip install faster-coco-eval")
+            raise UserError(f"--arch {arch}: validation needs a package: pip install faster-coco-eval")
         return Detection(num_classes)
-    return Classification(num_classes, config.label_smoothing)
+    return Classification(num_classes, settings.label_smoothing)

@@ -36,7 +36,7 @@ class Classification:
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
 
-    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+    def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
         smoothing = self.label_smoothing if train else 0.0
         logits, aux = _split(outputs)
         loss = _cross_entropy(logits, batch, smoothing)
@@ -44,7 +44,7 @@ class Classification:
             loss = loss + AUX_WEIGHT * _cross_entropy(auxiliary, batch, smoothing)
         return loss
 
-    def metrics(self, device: torch.device, train: bool = True) -> ClassificationMetrics:
+    def metrics(self, device: torch.device, *, train: bool = True) -> ClassificationMetrics:
         return ClassificationMetrics(self.num_classes, device)
 
     def describe(self, metrics: dict[str, float]) -> str:
@@ -55,11 +55,11 @@ class Classification:
         logits, _ = _split(outputs)
         return list(logits.float().softmax(1).cpu().numpy())
 
-    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
-        return ", ".join(_best(found, class_names))
+    def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
+        return ", ".join(_best(predictions, class_names))
 
-    def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        words = [(word, None) for word in _best(found, class_names)]
+    def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        words = [(word, None) for word in _best(predictions, class_names)]
         return with_caption(enlarged(Image.fromarray(image)), words)
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
@@ -77,10 +77,11 @@ class ClassificationMetrics(MeanLoss):
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
         logits, _ = _split(outputs)
-        found = logits.topk(self.top).indices
-        hits = found.eq(batch.targets[:, None]) & batch.mask[:, None]
+        top_classes = logits.topk(self.top).indices
+        hits = top_classes.eq(batch.targets[:, None]) & batch.mask[:, None]
         if batch.mix is not None:
-            hits = weighed(hits, found.eq(batch.targets.flip(0)[:, None]) & batch.mask[:, None], batch.mix)
+            partner_hits = top_classes.eq(batch.targets.flip(0)[:, None]) & batch.mask[:, None]
+            hits = weighed(hits, partner_hits, batch.mix)
         samples = batch.mask.sum()
         self.sums.add(samples, loss.detach() * samples, hits[:, 0].sum(), hits.sum())
 
@@ -93,10 +94,10 @@ class ClassificationMetrics(MeanLoss):
         return metrics
 
 
-def _best(found: np.ndarray, class_names: Sequence[str]) -> list[str]:
+def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
     """The three most probable classes, such as "cat 98.0%"."""
-    best = np.argsort(-found, kind="stable")[:3].tolist()
-    return [f"{class_names[i]} {100 * found[i]:.1f}%" for i in best]
+    best = np.argsort(-probabilities, kind="stable")[:3].tolist()
+    return [f"{class_names[i]} {100 * probabilities[i]:.1f}%" for i in best]
 
 
 def _split(outputs: object) -> tuple[Tensor, tuple[Tensor, ...]]:

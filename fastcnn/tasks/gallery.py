@@ -43,12 +43,12 @@ class Gallery:
         if not chosen:
             return
         real = batch.mask.tolist()
-        found = self.task.predict(outputs)
+        predictions = self.task.predict(outputs)
         for i in chosen:
             if real[i]:
                 pixels, target = rgb(batch.images[i]), batch.targets[i].cpu().numpy()
                 truth = self.task.draw_truth(pixels, target, self.class_names)
-                self.pairs.append((truth, self.task.draw(pixels, found[i], self.class_names)))
+                self.pairs.append((truth, self.task.draw(pixels, predictions[i], self.class_names)))
 
     def save(self, path: Path) -> None:
         """Writes what was seen as a PNG, if anything was."""

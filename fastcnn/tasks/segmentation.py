@@ -48,7 +48,7 @@ class Segmentation:
         self.kind = loss
         self.class_weights = torch.tensor(class_weights or [1.0] * num_classes)
 
-    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+    def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
         logits, targets = _pair(outputs, batch)
         pixels = Pixels.of(logits, targets)
         loss = torch.zeros((), device=logits.device)
@@ -59,7 +59,7 @@ class Segmentation:
             loss = loss + dice_loss(pixels)
         return loss
 
-    def metrics(self, device: torch.device, train: bool = True) -> SegmentationMetrics:
+    def metrics(self, device: torch.device, *, train: bool = True) -> SegmentationMetrics:
         return SegmentationMetrics(self.num_classes, device)
 
     def describe(self, metrics: dict[str, float]) -> str:
@@ -70,13 +70,13 @@ class Segmentation:
         assert isinstance(outputs, Tensor)
         return list(outputs.argmax(1).to(torch.uint8).cpu().numpy())
 
-    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
-        shares = np.bincount(found.flatten(), minlength=self.num_classes) / found.size
+    def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
+        shares = np.bincount(predictions.flatten(), minlength=self.num_classes) / predictions.size
         shown = [i for i in np.argsort(-shares, kind="stable").tolist() if shares[i] > 0]
         return ", ".join(f"{class_names[i]} {100 * shares[i]:.1f}%" for i in shown)
 
-    def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        return with_mask(image, found, class_names)
+    def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        return with_mask(image, predictions, class_names)
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_mask(image, target, class_names)
@@ -123,9 +123,9 @@ def cross_entropy(pixels: Pixels, weights: Tensor) -> Tensor:
 def dice_loss(pixels: Pixels) -> Tensor:
     """1 - Dice coefficient of the probabilities with the truth (Milletari et al., "V-Net", 3DV 2016, section
     3, without their squares), over all pixels of the batch that count; the mean over the classes it shows."""
-    found = pixels.counted @ pixels.log_probabilities.exp()
+    predicted = pixels.counted @ pixels.log_probabilities.exp()
     common, truth = pixels.by_class(pixels.of_truth().exp()), pixels.by_class(torch.ones_like(pixels.counted))
-    dice = 2 * common / (found + truth).clamp(min=1e-6)
+    dice = 2 * common / (predicted + truth).clamp(min=1e-6)
     shown = truth > 0
     return ((1 - dice) * shown).sum() / shown.sum().clamp(min=1)
 
@@ -150,13 +150,13 @@ class SegmentationMetrics(MeanLoss):
 
     def compute(self) -> dict[str, float]:
         pixels = all_reduce_sum(self.pixels.clone())[:-1].view(self.num_classes, self.num_classes).double()
-        right, truth, found = pixels.diag(), pixels.sum(1), pixels.sum(0)
-        shown = truth + found > 0
-        union = (truth + found - right)[shown]
+        right, truth, predicted = pixels.diag(), pixels.sum(1), pixels.sum(0)
+        shown = truth + predicted > 0
+        union = (truth + predicted - right)[shown]
         return {
             **super().compute(),
             "miou": _percent(right[shown] / union),
-            "dice": _percent(2 * right[shown] / (truth + found)[shown]),
+            "dice": _percent(2 * right[shown] / (truth + predicted)[shown]),
             "pixel_acc": 100 * float(right.sum() / truth.sum().clamp(min=1)),
         }
 

@@ -35,7 +35,7 @@ TORCHVISION = {"alexnet_torchvision": "alexnet"} | {name: name for name in SAME_
 """Our networks that torchvision has weights for, and what it calls them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """A state dict, and what is known about it."""
 
@@ -95,7 +95,7 @@ def _torchvision_weights(name: str) -> Weights:
     mean, std = tuple(preset.mean), tuple(preset.std)
     if name in WITH_AUXILIARIES:  # TensorFlow's, with its normalization: torchvision's transform_input
         mean = std = (0.5, 0.5, 0.5)
-    return Weights(_with_new_names(state), f"torchvision's {weights}", mean, std)
+    return Weights(state=_with_new_names(state), origin=f"torchvision's {weights}", mean=mean, std=std)
 
 
 def _timm_weights(arch: str) -> Weights:
@@ -112,7 +112,12 @@ def _timm_weights(arch: str) -> Weights:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--pretrained: timm: {reason}; leave it out, or write --weights FILE") from error
-    return Weights(network.state_dict(), f"timm's {arch}", tuple(config.mean), tuple(config.std))
+    return Weights(
+        state=network.state_dict(),
+        origin=f"timm's {arch}",
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )
 
 
 def read_weights(path: str) -> Weights:
@@ -136,7 +141,14 @@ def read_weights(path: str) -> Weights:
         raise UserError(
             f"--weights {path}: no state dict in it; save one with torch.save(model.state_dict(), FILE)"
         )
-    return Weights(_with_new_names(state), path, mean, std, class_names, arch)
+    return Weights(
+        state=_with_new_names(state),
+        origin=path,
+        mean=mean,
+        std=std,
+        class_names=class_names,
+        arch=arch,
+    )
 
 
 def _read(path: Path, told: str) -> Any:

@@ -15,7 +15,7 @@ from small_network import small
 from torch import Tensor
 from training import CPU, TASK
 
-from fastcnn.config import Config
+from fastcnn.config import Config, OptimizerSettings
 from fastcnn.config.progressive import milestones_of, never_reached, size_at, sizes_left
 from fastcnn.config.validate import check
 from fastcnn.data.batch import Batch
@@ -259,8 +259,8 @@ def test_predictions_are_made_at_the_size_of_validation(train, demo, monkeypatch
 def state_of(**settings: Any) -> TrainState:
     torch.manual_seed(0)
     network = small(10).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=0.0)
-    schedule = Schedule(0.05, steps_per_epoch=5, epochs=2, kind="constant")
+    optimizer = build_optimizer(network, OptimizerSettings(weight_decay=0.0), lr=0.05)
+    schedule = Schedule(peak=0.05, steps_per_epoch=5, epochs=2, kind="constant")
     return build_state(network, optimizer, schedule, StepOptions(**settings), mean=[0.5] * 3, std=[0.25] * 3)
 
 

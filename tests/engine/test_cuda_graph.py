@@ -13,7 +13,7 @@ from small_tasks import ARCHS, OPTIONS, small_batch, task_for
 from tape import TapeRecorder
 from torch import Tensor, nn
 
-from fastcnn.config import OptName
+from fastcnn.config import OptimizerSettings, OptName
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import Loader
 from fastcnn.data.transforms.mixing import Mixing
@@ -52,8 +52,8 @@ def state_of(
 ) -> tuple[TrainState, TapeRecorder]:
     torch.manual_seed(0)
     network = Small() if network is None else network
-    optimizer = build_optimizer(network, opt, 0.05, weight_decay=1e-3)
-    schedule = Schedule(0.05, steps_per_epoch=10, epochs=1, kind="cosine", warmup_epochs=0.3)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=1e-3), lr=0.05)
+    schedule = Schedule(peak=0.05, steps_per_epoch=10, epochs=1, kind="cosine", warmup_epochs=0.3)
     frozen, options = settings.pop("frozen", None), StepOptions(**settings)
     state = build_state(network, optimizer, schedule, options, mean=[0.5] * 3, std=[0.25] * 3, frozen=frozen)
     state.train_model.train()

@@ -117,7 +117,7 @@ def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_g
     [(9.5, 12, [(8, "9/10  step 12/12"), (9, "10/10  step 6/6")]), (1, 3, [(0, "1/1  step 3/3")])],
 )
 def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, steps, ends):
-    schedule = Schedule(0.1, steps, epochs)
+    schedule = Schedule(peak=0.1, steps_per_epoch=steps, epochs=epochs)
     logger = Logger(tmp_path, schedule, enabled=True)
     figures = {"images_per_second": 1.0, "data_wait": 0.0}
     for epoch, _ in ends:
@@ -130,7 +130,7 @@ def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, st
 def test_compilation_does_not_count_for_the_time_that_is_left(tmp_path, capsys, monkeypatch):
     now = 0.0
     monkeypatch.setattr("fastcnn.engine.logger.time.perf_counter", lambda: now)
-    logger = Logger(tmp_path, Schedule(0.1, 10, 10), enabled=True)
+    logger = Logger(tmp_path, Schedule(peak=0.1, steps_per_epoch=10, epochs=10), enabled=True)
     for epoch, seconds in enumerate((60.0, 1.0, 1.0)):
         now += seconds
         for _ in range(10):

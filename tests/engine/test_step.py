@@ -24,6 +24,7 @@ from training import (
     step_twice_without_waiting,
 )
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.targets import IGNORE
 from fastcnn.engine.epoch import Callbacks, train_epoch
@@ -118,7 +119,7 @@ def test_normalization_is_the_usual_one_and_keeps_the_memory_format():
 
 def test_the_schedule_sets_the_learning_rate_of_each_step():
     state = state_of()
-    state.schedule = Schedule(0.1, steps_per_epoch=4, epochs=1, warmup_epochs=1.0, kind="constant")
+    state.schedule = Schedule(peak=0.1, steps_per_epoch=4, epochs=1, warmup_epochs=1.0, kind="constant")
     rates = []
     for batch in batches(4):
         train_step(state, TASK, [batch], TASK.metrics(CPU))
@@ -190,7 +191,7 @@ def test_a_skipped_first_update_leaves_a_clean_start(opt):
     def steps(found_inf: list[float]) -> list[Tensor]:
         torch.manual_seed(0)
         network = nn.Linear(300, 300)
-        optimizer = build_optimizer(network, opt, lr=0.1, weight_decay=0.0)
+        optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.0), lr=0.1)
         for flag in found_inf:
             network(torch.ones(1, 300)).sum().backward()
             optimizer.found_inf = torch.tensor(flag)  # type: ignore[attr-defined]
@@ -334,7 +335,9 @@ def test_a_step_and_the_metrics_of_training_ask_nothing_of_the_device(arch, monk
 
 def test_clipping_by_value_and_rmsprop_ask_nothing_of_the_device(monkeypatch):
     state = state_of(clip_grad=1.0, clip_mode="value")
-    state.optimizer = build_optimizer(state.network, "rmsproptf", 0.05, weight_decay=1e-3)
+    state.optimizer = build_optimizer(
+        state.network, OptimizerSettings(opt="rmsproptf", weight_decay=1e-3), lr=0.05
+    )
     step_twice_without_waiting(state, monkeypatch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
@@ -17,8 +18,8 @@ def small_state(
     frozen = Frozen(network, frozen_layers(network, "backbone", None)) if freeze else None
     return build_state(
         network,
-        build_optimizer(network, "sgd", 0.05, weight_decay=1e-3),
-        Schedule(0.05, steps_per_epoch=4, epochs=1, kind="constant"),
+        build_optimizer(network, OptimizerSettings(weight_decay=1e-3), lr=0.05),
+        Schedule(peak=0.05, steps_per_epoch=4, epochs=1, kind="constant"),
         StepOptions(accum_steps=accum_steps, bucket_cap_mb=bucket_cap_mb),
         mean=[0.5] * 3,
         std=[0.25] * 3,

@@ -10,7 +10,7 @@ import torch
 from small_tasks import OPTIONS, small_batch, task_for
 from torch import Tensor
 
-from fastcnn.config import OptName
+from fastcnn.config import OptimizerSettings, OptName
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import Loader
 from fastcnn.engine.state import StepOptions, TrainState, build_state
@@ -60,8 +60,8 @@ def batches(count: int, size: int = 8, seed: int = 0, arch: str = "lenet5") -> l
 def state_of(arch: str = "lenet5", lr: float = 0.05, opt: OptName = "sgd", **settings: Any) -> TrainState:
     torch.manual_seed(0)
     network = build(arch, num_classes=10, **OPTIONS.get(arch, {})).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, opt, lr, weight_decay=1e-3)
-    schedule = Schedule(lr, steps_per_epoch=5, epochs=2, kind="constant")
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=1e-3), lr=lr)
+    schedule = Schedule(peak=lr, steps_per_epoch=5, epochs=2, kind="constant")
     return build_state(network, optimizer, schedule, StepOptions(**settings), mean=MEAN, std=STD)
 
 

@@ -9,6 +9,7 @@ import torch
 from small_network import small
 from torch._dynamo.utils import counters
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.engine.state import StepOptions, build_state, to_training
 from fastcnn.engine.step import train_step
@@ -27,8 +28,8 @@ def results() -> dict[str, Any]:
     torch.compile = functools.partial(torch.compile, backend="eager")
     torch.manual_seed(Ranks.from_environment().rank)  # DDP gives every rank the first one's weights
     network = small(10)
-    optimizer = build_optimizer(network, "sgd", 0.05, weight_decay=0.0)
-    schedule = Schedule(0.05, steps_per_epoch=3, epochs=1)
+    optimizer = build_optimizer(network, OptimizerSettings(weight_decay=0.0), lr=0.05)
+    schedule = Schedule(peak=0.05, steps_per_epoch=3, epochs=1)
     options = StepOptions(compile=True)
     state = build_state(network, optimizer, schedule, options, mean=[0.5] * 3, std=[0.25] * 3)
     counters.clear()

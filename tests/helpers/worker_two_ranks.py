@@ -77,10 +77,10 @@ def mixes(rank: int) -> list[list[float]]:
     """How the batches of two steps of two batches each were mixed."""
 
     class Seen(Classification):
-        def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+        def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
             assert batch.mix is not None
             found.append(batch.mix.tolist())
-            return super().loss(outputs, batch, train)
+            return super().loss(outputs, batch, train=train)
 
     found: list[list[float]] = []
     state, task = small_state(build("lenet5", num_classes=10), freeze=False), Seen(10)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from small_tasks import small_batch, task_for
 from torch import Tensor, nn
 
-from fastcnn.config import Config
+from fastcnn.config import Config, OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.first_images import first_images
 from fastcnn.data.sources.dataset import Source, Split
@@ -149,8 +149,8 @@ def test_a_step_leaves_what_does_not_train_and_moves_the_rest_and_so_does_its_av
     network = small()
     network.init_from_images(smooth_images())
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    optimizer = build_optimizer(network, opt, 0.01, 0.01)
-    schedule = Schedule(0.01, 4, 1, kind="constant")
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.01), lr=0.01)
+    schedule = Schedule(peak=0.01, steps_per_epoch=4, epochs=1, kind="constant")
     state = build_state(
         network, optimizer, schedule, StepOptions(ema_decay=0.9), mean=(0.5,) * 3, std=(0.25,) * 3
     )
@@ -169,8 +169,8 @@ def test_a_step_leaves_what_does_not_train_and_moves_the_rest_and_so_does_its_av
 def test_unfreezing_lets_train_what_trained_before_alone():
     network = small()
     frozen = Frozen(network, frozen_layers(network, "backbone", None))
-    optimizer = build_optimizer(network, "muon", 0.01, 0.01)
-    schedule = Schedule(0.01, 4, 1)
+    optimizer = build_optimizer(network, OptimizerSettings(opt="muon", weight_decay=0.01), lr=0.01)
+    schedule = Schedule(peak=0.01, steps_per_epoch=4, epochs=1)
     state = build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3, frozen=frozen)
     assert "block2.conv1.weight" in fixed(network)
     unfreeze(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from networks import STRUCTURES, each
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from fastcnn.config import NetworkSettings
 from fastcnn.errors import UserError
 from fastcnn.models import MODELS, build
 from fastcnn.models.create import build_network
@@ -27,9 +29,13 @@ WITH_DROPOUT = [
 WITH_DEPTH = ["resnet18", "resnet20", "efficientnet_b0", "convnext_tiny", "vit_s_16"]
 
 
+def settings(arch: str, **others: Any) -> NetworkSettings:
+    return NetworkSettings(**{"arch": arch, "num_classes": 10, "in_chans": 3, **others})
+
+
 def network_of(arch: str, drop: float | None = None, drop_path: float | None = None) -> nn.Module:
     with torch.device("meta"):
-        return build_network(arch, 10, 3, "linear", 0, drop=drop, drop_path=drop_path)
+        return build_network(settings(arch, drop=drop, drop_path=drop_path))
 
 
 @pytest.mark.parametrize("arch", WITH_DROPOUT)
@@ -92,8 +98,8 @@ def test_nothing_else_of_the_network_changes(arch):
 
 def test_a_resnet_drops_in_training_and_not_in_evaluation():
     torch.manual_seed(0)
-    network = build_network("resnet20", 10, 3, "linear", 0, drop=0.5, drop_path=0.5)
-    plain = build_network("resnet20", 10, 3, "linear", 0)
+    network = build_network(settings("resnet20", drop=0.5, drop_path=0.5))
+    plain = build_network(settings("resnet20"))
     plain.load_state_dict(network.state_dict())
     images = torch.randn(4, 3, 32, 32)
     network.train()
@@ -105,20 +111,20 @@ def test_a_resnet_drops_in_training_and_not_in_evaluation():
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11_cifar", "mobilenet_v2"])
 def test_what_is_dropped_does_not_reach_the_classifier(arch):
     torch.manual_seed(0)
-    network = build_network(arch, 10, 3, "linear", 0, drop=1 - 1e-7).train()
+    network = build_network(settings(arch, drop=1 - 1e-7)).train()
     bias = network.get_parameter(f"{network.classifier_name}.bias")
     assert torch.equal(network(torch.randn(4, 3, 32, 32)), bias.expand(4, -1))
 
 
 def test_a_block_that_is_skipped_is_its_shortcut():
-    network = build_network("resnet20", 10, 3, "linear", 0, drop_path=1 - 1e-7).train()
+    network = build_network(settings("resnet20", drop_path=1 - 1e-7)).train()
     block, x = network.get_submodule("layer3.2"), torch.rand(2, 64, 8, 8)
     assert torch.equal(block(x), x)
     assert not torch.equal(block.eval()(x), x)
 
 
 def test_a_resnet_without_rates_draws_no_random_numbers():
-    network = build_network("resnet20", 10, 3, "linear", 0).train()
+    network = build_network(settings("resnet20")).train()
     before = torch.get_rng_state()
     network(torch.zeros(2, 3, 32, 32))
     assert torch.equal(torch.get_rng_state(), before)
@@ -150,7 +156,7 @@ def test_every_constructor_hands_on_the_rates_that_it_takes(arch, option):
 
 def test_a_network_that_drops_nothing_says_so():
     with pytest.raises(UserError, match=r"--drop 0\.2: lenet5 has no dropout; leave it out"):
-        build_network("lenet5", 10, 1, "linear", 0, drop=0.2)
+        build_network(settings("lenet5", in_chans=1, drop=0.2))
     with pytest.raises(UserError, match=r"--drop-path 0\.2: vgg11 has no stochastic depth; leave it out"):
         network_of("vgg11", drop_path=0.2)
 

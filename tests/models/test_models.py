@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.engine.state import Normalized, StepOptions, build_state, stop_if_not_finite
 from fastcnn.engine.step import train_step
@@ -306,8 +307,8 @@ def test_a_network_trains_a_step_and_evaluates_in_channels_last(name):
     pixels = images(network, 4, SIZE).mul(50).add(128).clamp(0, 255).byte()
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     batch = Batch(pixels, torch.arange(4), torch.ones(4, dtype=torch.bool))
-    optimizer = build_optimizer(network, "sgd", 0.01, 1e-4)
-    schedule, options = Schedule(0.01, 1, 1), StepOptions(amp_dtype=dtype)
+    optimizer = build_optimizer(network, OptimizerSettings(weight_decay=1e-4), lr=0.01)
+    schedule, options = Schedule(peak=0.01, steps_per_epoch=1, epochs=1), StepOptions(amp_dtype=dtype)
     state = build_state(network, optimizer, schedule, options, mean=(0.5,) * 3, std=(0.25,) * 3)
     task = Classification(10)
     metrics = task.metrics(state.device)

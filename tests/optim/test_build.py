@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.models import build
 from fastcnn.optim.build import add_momentum_buffers, build_optimizer, parameter_groups, set_learning_rate
 from fastcnn.optim.ema import EMA
@@ -61,7 +62,7 @@ def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(o
     network = small_network()
     network[0].requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
-    optimizer = build_optimizer(network, opt, 0.1, 0.5)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.5), lr=0.1)
     backward(network)
     optimizer.step()
     moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
@@ -73,7 +74,7 @@ def test_frozen_parameters_keep_their_bits_and_take_no_memory_of_the_optimizer(o
 def test_unfrozen_parameters_move_beside_those_with_a_history_and_start_from_none(opt):
     network = small_network()
     network[0].requires_grad_(False)
-    optimizer = build_optimizer(network, opt, 0.1, 0.0)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.0), lr=0.1)
     backward(network)
     optimizer.step()
     network[0].requires_grad_(True)
@@ -81,7 +82,7 @@ def test_unfrozen_parameters_move_beside_those_with_a_history_and_start_from_non
     fresh = copy.deepcopy(network)
     backward(network, seed=1)
     optimizer.step()
-    other = build_optimizer(fresh, opt, 0.1, 0.0)
+    other = build_optimizer(fresh, OptimizerSettings(opt=opt, weight_decay=0.0), lr=0.1)
     backward(fresh, seed=1)
     other.step()
     assert torch.equal(first(network), first(fresh))
@@ -98,7 +99,7 @@ def test_a_group_without_parameters_is_left_out():
 
 @pytest.mark.parametrize("opt", OPTS)
 def test_the_optimizer_is_fused_or_foreach_and_its_learning_rate_a_tensor(opt):
-    optimizer = build_optimizer(small_network(), opt, 0.1, 0.01)
+    optimizer = build_optimizer(small_network(), OptimizerSettings(opt=opt, weight_decay=0.01), lr=0.1)
     for group in optimizer.param_groups:
         assert group.get("fused") or isinstance(optimizer, RMSpropTF | Muon)
         assert isinstance(group["lr"], torch.Tensor)
@@ -107,12 +108,14 @@ def test_the_optimizer_is_fused_or_foreach_and_its_learning_rate_a_tensor(opt):
 
 def test_the_momentum_is_that_of_every_optimizer_that_has_one():
     for opt in ("sgd", "nesterov", "rmsproptf"):
-        optimizer = build_optimizer(small_network(), opt, 0.1, 0.01, momentum=0.7)
+        optimizer = build_optimizer(
+            small_network(), OptimizerSettings(opt=opt, weight_decay=0.01, momentum=0.7), lr=0.1
+        )
         assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
 
 
 def test_setting_the_learning_rate_fills_the_tensor_that_is_there():
-    optimizer = build_optimizer(small_network(), "sgd", 0.1, 0.01)
+    optimizer = build_optimizer(small_network(), OptimizerSettings(weight_decay=0.01), lr=0.1)
     before = [group["lr"] for group in optimizer.param_groups]
     set_learning_rate(optimizer, 0.25)
     assert all(group["lr"] is tensor for group, tensor in zip(optimizer.param_groups, before))
@@ -120,7 +123,9 @@ def test_setting_the_learning_rate_fills_the_tensor_that_is_there():
 
 
 def test_a_share_of_the_learning_rate_follows_the_schedule():
-    optimizer = build_optimizer(small_network(), "sgd", 0.4, 0.01, lr_scales={"0.weight": 0.5})
+    optimizer = build_optimizer(
+        small_network(), OptimizerSettings(weight_decay=0.01), lr=0.4, lr_scales={"0.weight": 0.5}
+    )
     assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.4, 0.4, 0.2])
     set_learning_rate(optimizer, 0.1)
     assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.1, 0.1, 0.05])
@@ -130,7 +135,7 @@ def test_a_share_of_the_learning_rate_follows_the_schedule():
 def test_three_steps_are_those_of_the_plain_optimizer(opt):
     network = small_network()
     reference = copy.deepcopy(network)
-    optimizer = build_optimizer(network, opt, 0.1, 0.05, momentum=0.8)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.05, momentum=0.8), lr=0.1)
     many = [p for p in reference.parameters() if p.ndim > 1]
     few = [p for p in reference.parameters() if p.ndim <= 1]
     groups = [{"params": many, "weight_decay": 0.05}, {"params": few, "weight_decay": 0.0}]
@@ -155,7 +160,7 @@ def test_three_steps_are_those_of_the_plain_optimizer(opt):
 @pytest.mark.parametrize("opt", OPTS)
 def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
     network = small_network()
-    optimizer = build_optimizer(network, opt, 0.1, 0.05)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.05), lr=0.1)
     start = copy.deepcopy(network.state_dict())
     backward(network)
     after_forward = copy.deepcopy(network.state_dict())  # batch norm has moved, the weights have not

@@ -12,6 +12,7 @@ import torch
 from small_tasks import small_batch, task_for
 from torch import Tensor, nn
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.engine.state import build_state
 from fastcnn.engine.step import train_step
@@ -351,7 +352,7 @@ def names_in(network: nn.Module, group: dict[str, Any]) -> list[str]:
 
 def test_the_optimizer_starts_with_momenta_and_its_rates_follow_the_schedule():
     network = build("airbench_small", 10)
-    optimizer = build_optimizer(network, "muon", 0.24, 0.0)
+    optimizer = build_optimizer(network, OptimizerSettings(opt="muon", weight_decay=0.0), lr=0.24)
     assert isinstance(optimizer, Muon)
     moving = [p for p in network.parameters() if p.requires_grad]
     assert all(not optimizer.state[p]["momentum_buffer"].any() for p in moving)
@@ -364,8 +365,8 @@ def test_the_optimizer_starts_with_momenta_and_its_rates_follow_the_schedule():
 def test_a_step_of_training_asks_nothing_of_the_device_and_moves_the_loss_down(monkeypatch):
     torch.manual_seed(0)
     network = build("airbench_small", 10)
-    optimizer = build_optimizer(network, "muon", 0.02, 0.01)
-    schedule, cpu = Schedule(0.02, 10, 1, kind="constant"), torch.device("cpu")
+    optimizer = build_optimizer(network, OptimizerSettings(opt="muon", weight_decay=0.01), lr=0.02)
+    schedule, cpu = Schedule(peak=0.02, steps_per_epoch=10, epochs=1, kind="constant"), torch.device("cpu")
     state = build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3)
     task = task_for("resnet20")
     metrics = task.metrics(cpu)

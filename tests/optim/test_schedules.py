@@ -43,12 +43,12 @@ def torchs(peak: float, steps: int, scheduler: type, **settings: object) -> list
     ("epochs", "steps_per_epoch", "steps"), [(9.9, 48, 475), (3, 7, 21), (0.5, 3, 2), (0.01, 5, 1)]
 )
 def test_epochs_need_not_be_whole_and_a_run_has_a_step_at_least(epochs, steps_per_epoch, steps):
-    assert Schedule(1.0, steps_per_epoch, epochs).total_steps == steps
+    assert Schedule(peak=1.0, steps_per_epoch=steps_per_epoch, epochs=epochs).total_steps == steps
 
 
 @pytest.mark.parametrize("kind", ["cosine", "polynomial", "triangular"])
 def test_a_run_that_ends_within_an_epoch_ends_at_the_least_rate(kind):
-    schedule = Schedule(1.0, steps_per_epoch=10, epochs=2.5, kind=kind, min_lr=0.1)
+    schedule = Schedule(peak=1.0, steps_per_epoch=10, epochs=2.5, kind=kind, min_lr=0.1)
     assert learning_rate(24, schedule) > 0.1
     assert learning_rate(25, schedule) == learning_rate(90, schedule) == pytest.approx(0.1)
 
@@ -58,25 +58,27 @@ def test_a_run_that_ends_within_an_epoch_ends_at_the_least_rate(kind):
 
 @pytest.mark.parametrize("kind", LINEAR_WARMUP)
 def test_the_warm_up_rises_by_equal_steps_to_the_peak(kind):
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind)
+    schedule = Schedule(peak=0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind)
     assert rates(schedule)[:8] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     assert rates(schedule)[8] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("kind", LINEAR_WARMUP)
 def test_the_warm_up_begins_at_its_share_of_the_peak_as_torch_s_does_a_step_later(kind):
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind, warmup_factor=0.25)
+    schedule = Schedule(
+        peak=0.8, steps_per_epoch=4, epochs=10, warmup_epochs=2, kind=kind, warmup_factor=0.25
+    )
     expected = torchs(0.8, 9, lr_scheduler.LinearLR, start_factor=0.25, total_iters=8)
     assert rates(schedule)[:8] == pytest.approx(expected[1:], rel=1e-9)
 
 
 def test_a_warm_up_may_be_a_part_of_an_epoch():
-    schedule = Schedule(0.8, steps_per_epoch=4, epochs=10, warmup_epochs=0.5)
+    schedule = Schedule(peak=0.8, steps_per_epoch=4, epochs=10, warmup_epochs=0.5)
     assert rates(schedule)[:3] == pytest.approx([0.4, 0.8, 0.8])
 
 
 def test_a_warm_up_as_long_as_the_run_ends_at_the_peak():
-    schedule = Schedule(0.6, steps_per_epoch=3, epochs=1, warmup_epochs=1)
+    schedule = Schedule(peak=0.6, steps_per_epoch=3, epochs=1, warmup_epochs=1)
     assert rates(schedule) == pytest.approx([0.2, 0.4, 0.6])
 
 
@@ -84,7 +86,7 @@ def test_a_warm_up_as_long_as_the_run_ends_at_the_peak():
 
 
 def test_the_cosine_starts_at_the_peak_is_halfway_in_the_middle_and_ends_at_the_least():
-    schedule = Schedule(1.0, steps_per_epoch=10, epochs=22, warmup_epochs=2, min_lr=0.2)
+    schedule = Schedule(peak=1.0, steps_per_epoch=10, epochs=22, warmup_epochs=2, min_lr=0.2)
     curve = rates(schedule)
     assert curve[20] == 1.0
     assert curve[120] == pytest.approx(0.6)
@@ -95,24 +97,28 @@ def test_the_cosine_starts_at_the_peak_is_halfway_in_the_middle_and_ends_at_the_
 
 def test_the_cosine_without_warm_up_is_that_of_torch():
     expected = torchs(0.3, 40, lr_scheduler.CosineAnnealingLR, T_max=40, eta_min=0.01)
-    assert rates(Schedule(0.3, steps_per_epoch=5, epochs=8, min_lr=0.01)) == pytest.approx(expected, rel=1e-9)
+    assert rates(Schedule(peak=0.3, steps_per_epoch=5, epochs=8, min_lr=0.01)) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_step_drops_after_every_decay_epochs_as_torch_s():
-    schedule = Schedule(1.0, steps_per_epoch=3, epochs=7, kind="step", decay_epochs=3, decay_rate=0.5)
+    schedule = Schedule(peak=1.0, steps_per_epoch=3, epochs=7, kind="step", decay_epochs=3, decay_rate=0.5)
     assert rates(schedule) == pytest.approx([1.0] * 9 + [0.5] * 9 + [0.25] * 3)
     assert rates(schedule) == pytest.approx(torchs(1.0, 21, lr_scheduler.StepLR, step_size=9, gamma=0.5))
 
 
 def test_step_drops_within_epochs_as_tensorflow_s_staircase_from_the_first_step_on():
-    schedule = Schedule(1.0, 5, 6, kind="step", decay_epochs=2.4, decay_rate=0.97, warmup_epochs=1)
+    schedule = Schedule(
+        peak=1.0, steps_per_epoch=5, epochs=6, kind="step", decay_epochs=2.4, decay_rate=0.97, warmup_epochs=1
+    )
     warmup = [0.2, 0.4, 0.6, 0.8, 1.0]
     assert rates(schedule) == pytest.approx(warmup + [1.0] * 7 + [0.97] * 12 + [0.97**2] * 6)
 
 
 def test_multistep_drops_at_each_milestone_as_torch_s():
     schedule = Schedule(
-        1.0, steps_per_epoch=2, epochs=6, kind="multistep", decay_milestones=(2, 4.5), decay_rate=0.1
+        peak=1.0, steps_per_epoch=2, epochs=6, kind="multistep", decay_milestones=(2, 4.5), decay_rate=0.1
     )
     assert rates(schedule) == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
     expected = torchs(1.0, 12, lr_scheduler.MultiStepLR, milestones=[4, 9], gamma=0.1)
@@ -121,13 +127,21 @@ def test_multistep_drops_at_each_milestone_as_torch_s():
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_the_polynomial_is_that_of_torch(power):
-    schedule = Schedule(0.3, steps_per_epoch=5, epochs=8, kind="polynomial", decay_power=power)
+    schedule = Schedule(peak=0.3, steps_per_epoch=5, epochs=8, kind="polynomial", decay_power=power)
     expected = torchs(0.3, 40, lr_scheduler.PolynomialLR, total_iters=40, power=power)
     assert rates(schedule) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_polynomial_begins_after_the_warm_up_and_ends_at_the_least_rate():
-    schedule = Schedule(1.0, 10, 12, 2.0, "polynomial", min_lr=0.2, decay_power=2.0)
+    schedule = Schedule(
+        peak=1.0,
+        steps_per_epoch=10,
+        epochs=12,
+        warmup_epochs=2.0,
+        kind="polynomial",
+        min_lr=0.2,
+        decay_power=2.0,
+    )
     assert learning_rate(20, schedule) == pytest.approx(1.0)
     assert learning_rate(70, schedule) == pytest.approx(0.2 + 0.8 * 0.25)
     assert learning_rate(120, schedule) == pytest.approx(0.2)
@@ -135,14 +149,14 @@ def test_the_polynomial_begins_after_the_warm_up_and_ends_at_the_least_rate():
 
 @pytest.mark.parametrize(("warmup", "total"), [(12, 40), (2, 40), (20, 21), (0, 10), (39, 40)])
 def test_onecycle_is_that_of_torch(warmup, total):
-    schedule = Schedule(0.7, 1, epochs=total, warmup_epochs=warmup, kind="onecycle")
+    schedule = Schedule(peak=0.7, steps_per_epoch=1, epochs=total, warmup_epochs=warmup, kind="onecycle")
     settings = {"max_lr": 0.7, "total_steps": total, "pct_start": warmup / total}
     expected = torchs(0.7, total, lr_scheduler.OneCycleLR, **settings, cycle_momentum=False)
     assert rates(schedule) == pytest.approx(expected, rel=1e-9)
 
 
 def test_onecycle_with_a_warm_up_of_one_step_starts_at_the_peak():
-    curve = rates(Schedule(0.7, 1, epochs=10, warmup_epochs=1, kind="onecycle"))
+    curve = rates(Schedule(peak=0.7, steps_per_epoch=1, epochs=10, warmup_epochs=1, kind="onecycle"))
     assert curve[0] == pytest.approx(0.7)
     assert curve[-1] == pytest.approx(0.7 / 25e4)
 
@@ -150,14 +164,22 @@ def test_onecycle_with_a_warm_up_of_one_step_starts_at_the_peak():
 @pytest.mark.parametrize(("warmup", "factor"), [(3.0, 0.2), (3.0, 0.0), (0.0, 0.5)])
 def test_triangular_interpolates_between_its_three_corners(warmup, factor):
     """As np.interp in airbench's and FFCV's trainings, from the same points."""
-    schedule = Schedule(0.5, 8, 9.5, warmup, "triangular", min_lr=0.05, warmup_factor=factor)
+    schedule = Schedule(
+        peak=0.5,
+        steps_per_epoch=8,
+        epochs=9.5,
+        warmup_epochs=warmup,
+        kind="triangular",
+        min_lr=0.05,
+        warmup_factor=factor,
+    )
     corners = [0, 8 * warmup, 76] if warmup else [0, 76]
     values = [0.5 * factor, 0.5, 0.05] if warmup else [0.5, 0.05]
     assert rates(schedule) == pytest.approx(np.interp(np.arange(76), corners, values).tolist())
 
 
 def test_constant_stays_at_the_peak():
-    assert rates(Schedule(0.7, steps_per_epoch=2, epochs=3, kind="constant")) == [0.7] * 6
+    assert rates(Schedule(peak=0.7, steps_per_epoch=2, epochs=3, kind="constant")) == [0.7] * 6
 
 
 # What all keep to
@@ -171,11 +193,11 @@ def schedules(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Schedule:
     warmup = draw(st.floats(0, 1)) * epochs
     after = sorted(warmup + draw(st.floats(0, 1)) * (epochs - warmup) + 1 for _ in range(2))
     return Schedule(
-        peak,
-        steps_per_epoch,
-        epochs,
-        warmup,
-        draw(st.sampled_from(kinds)),
+        peak=peak,
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        warmup_epochs=warmup,
+        kind=draw(st.sampled_from(kinds)),
         min_lr=draw(st.floats(0, 1)) * peak,
         decay_epochs=warmup + draw(st.floats(1, 5)),
         decay_milestones=tuple(after),
@@ -222,7 +244,7 @@ def test_the_rate_does_not_jump_where_the_warm_up_ends(schedule):
 
 
 def test_a_schedule_is_described_by_its_peak_its_quarters_and_its_ends():
-    schedule = Schedule(0.4, steps_per_epoch=100, epochs=16, warmup_epochs=5, min_lr=0.01)
+    schedule = Schedule(peak=0.4, steps_per_epoch=100, epochs=16, warmup_epochs=5, min_lr=0.01)
     title, *points = describe_schedule(schedule).splitlines()
     assert title == "learning rate: cosine, 16 epochs of 100 steps, warm-up of 5 epochs"
     words = [point.split() for point in points]
@@ -247,7 +269,15 @@ def coloured(image: np.ndarray, color: str, tolerance: int = 12) -> np.ndarray:
 def test_a_schedule_is_drawn_from_its_first_step_to_its_last(kind, tmp_path):
     from fastcnn.viz.curves import TRAIN
 
-    schedule = Schedule(0.4, 20, 9.5, 3.0, kind, decay_epochs=4.0, decay_milestones=(4.0, 8.0))
+    schedule = Schedule(
+        peak=0.4,
+        steps_per_epoch=20,
+        epochs=9.5,
+        warmup_epochs=3.0,
+        kind=kind,
+        decay_epochs=4.0,
+        decay_milestones=(4.0, 8.0),
+    )
     draw_schedule(schedule, tmp_path / "schedule.png")
     line = coloured(pixels(tmp_path / "schedule.png"), TRAIN)
     columns = np.flatnonzero(line.any(axis=0))
@@ -260,7 +290,9 @@ def test_a_schedule_is_drawn_from_its_first_step_to_its_last(kind, tmp_path):
 def test_the_warm_up_is_shaded_in_the_drawing(tmp_path):
     shades = []
     for epochs in (0.0, 2.0, 4.0):
-        draw_schedule(Schedule(0.4, 20, 10, epochs), tmp_path / "schedule.png")
+        draw_schedule(
+            Schedule(peak=0.4, steps_per_epoch=20, epochs=10, warmup_epochs=epochs), tmp_path / "schedule.png"
+        )
         shades.append(int(coloured(pixels(tmp_path / "schedule.png"), "#ebedef", 3).sum()))
     assert shades[0] < 0.1 * shades[1]
     assert shades[2] == pytest.approx(2 * shades[1], rel=0.15)

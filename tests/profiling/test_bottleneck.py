@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from training import TASK, batches
 
 import fastcnn
-from fastcnn.config import FIELDS, Config
+from fastcnn.config import FIELDS, Config, OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import ImageLoader, Loader
 from fastcnn.engine.epoch import Callbacks, LogInterval, train_epoch
@@ -64,8 +64,8 @@ class Network(nn.Module):
 
 
 def state_of(network: nn.Module, device: torch.device = CPU) -> TrainState:
-    optimizer = build_optimizer(network.to(device), "sgd", 0.05, weight_decay=1e-3)
-    schedule = Schedule(0.05, steps_per_epoch=100, epochs=1, kind="constant")
+    optimizer = build_optimizer(network.to(device), OptimizerSettings(weight_decay=1e-3), lr=0.05)
+    schedule = Schedule(peak=0.05, steps_per_epoch=100, epochs=1, kind="constant")
     return build_state(network, optimizer, schedule, mean=[0.5] * 3, std=[0.25] * 3)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training import CPU, MEAN, STD, TASK, batches, loader_of, step_twice_without_waiting
 
 import fastcnn
+from fastcnn.config import NetworkSettings, OptimizerSettings
 from fastcnn.data.sources.demo import VERSION
 from fastcnn.engine.epoch import Callbacks, train_epoch
 from fastcnn.engine.evaluate import evaluate
@@ -150,8 +151,10 @@ def state_of(
     network = build("resnet20", num_classes=10).to(memory_format=torch.channels_last)
     names = frozen_layers(network, freeze, None)
     frozen = Frozen(network, names) if names else None
-    optimizer = build_optimizer(network, opt, 0.05, weight_decay=0.1, lr_scales=scales)
-    schedule = Schedule(0.05, steps_per_epoch=3, epochs=2, kind="constant")
+    optimizer = build_optimizer(
+        network, OptimizerSettings(opt=opt, weight_decay=0.1), lr=0.05, lr_scales=scales
+    )
+    schedule = Schedule(peak=0.05, steps_per_epoch=3, epochs=2, kind="constant")
     return build_state(
         network, optimizer, schedule, StepOptions(**settings), mean=MEAN, std=STD, frozen=frozen
     )
@@ -276,7 +279,9 @@ def test_a_share_of_the_learning_rate_is_a_share_of_the_first_movement():
 @pytest.mark.parametrize("arch", ["resnet20", "vgg11", "vit_b_32", "torchvision/alexnet"])
 def test_a_classifier_with_a_hidden_layer_is_the_last_group(arch):
     with torch.device("meta"):
-        network = build_network(arch, 7, 3, "mlp", 32)
+        network = build_network(
+            NetworkSettings(arch=arch, num_classes=7, in_chans=3, head="mlp", head_hidden=32)
+        )
     names = frozen_layers(network, "backbone", None)
     Frozen(network, names)
     assert [len(p) for p in network.parameters() if p.requires_grad] == [32, 32, 7, 7]

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 
 
-def mean_average_precision(found: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> tuple[float, float]:
-    """In percent, the mean over classes that have a truth: over the IoU thresholds 0.5, 0.55, ..., 0.95, and
-    at 0.5 alone; 0 without any truth.
+def mean_average_precision(
+    predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]
+) -> tuple[float, float]:
+    """Return COCO's mAP and mAP at IoU 0.5, in percent.
+
+    The first is the mean over the IoU thresholds 0.5, 0.55, ..., 0.95. Classes without a truth do not count;
+    without any truth both are 0.
 
     Args:
-        found: of each image, [k, 6]: class, left, top, right, bottom, score; each class's 100 best count.
-        truths: of each image, [m, 6]: class, left, top, right, bottom, and 1 for a crowd, which may be found
-            any number of times or never.
+        predictions: [k, 6] for each image: class, left, top, right, bottom, score. The 100 best of each class
+            count.
+        truths: [m, 6] for each image: class, left, top, right, bottom, and 1 for a crowd, else 0. A crowd may
+            be matched any number of times, or never.
     """
     from faster_coco_eval import COCO, COCOeval_faster  # not needed by whoever detects nothing
 
@@ -25,7 +30,7 @@ def mean_average_precision(found: Sequence[np.ndarray], truths: Sequence[np.ndar
     images = [{"id": i + 1} for i in range(len(truths))]
     categories = [{"id": label} for label in classes]
     sides = []
-    for rows_of_images, last in ((truths, "iscrowd"), (found, "score")):
+    for rows_of_images, last in ((truths, "iscrowd"), (predictions, "score")):
         annotations = _annotations(rows_of_images, last)
         sides.append(COCO({"images": images, "categories": categories, "annotations": annotations}))
     # It would write to the log otherwise.

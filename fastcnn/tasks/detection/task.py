@@ -46,13 +46,13 @@ class Detection:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
-    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+    def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
         if isinstance(outputs, GridOutputs):
             return grid_loss.grid_loss(outputs, batch.targets, batch.mask, self.num_classes)
         assert isinstance(outputs, AnchorOutputs)
         return anchor_loss.anchor_loss(outputs, batch.targets, batch.mask)
 
-    def metrics(self, device: torch.device, train: bool = True) -> Metrics:
+    def metrics(self, device: torch.device, *, train: bool = True) -> Metrics:
         return MeanLoss(device) if train else DetectionMetrics(self, device)
 
     @torch.no_grad()
@@ -68,12 +68,15 @@ class Detection:
         percents = [f"{name} {metrics[name]:.1f}%" for name in ("map50", "map") if name in metrics]
         return "  ".join([f"loss {metrics['loss']:.3f}", *percents])
 
-    def format_prediction(self, found: np.ndarray, class_names: Sequence[str]) -> str:
-        shown = [f"{class_names[int(row[0])]} {row[5]:.2f}" for row in found[found[:, 5] >= SHOWN_SCORE]]
+    def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
+        shown = [
+            f"{class_names[int(row[0])]} {row[5]:.2f}"
+            for row in predictions[predictions[:, 5] >= SHOWN_SCORE]
+        ]
         return ", ".join(shown) or "nothing"
 
-    def draw(self, image: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        return with_boxes(image, found[found[:, 5] >= SHOWN_SCORE], class_names, scored=True)
+    def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+        return with_boxes(image, predictions[predictions[:, 5] >= SHOWN_SCORE], class_names, scored=True)
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_boxes(image, target[target[:, 0] != NO_BOX], class_names, scored=False)
@@ -86,31 +89,31 @@ class DetectionMetrics(MeanLoss):
     def __init__(self, task: Detection, device: torch.device) -> None:
         super().__init__(device)
         self.task = task
-        self.found: list[np.ndarray] = []
+        self.predictions: list[np.ndarray] = []
         self.truths: list[np.ndarray] = []
 
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
         """Adds a batch; waits for the device."""
         super().update(loss, outputs, batch)
         targets = batch.targets.float().cpu().numpy()
-        for real, found, rows in zip(batch.mask.tolist(), self.task.predict(outputs), targets):
+        for real, predictions, rows in zip(batch.mask.tolist(), self.task.predict(outputs), targets):
             if real:
-                self.found.append(found)
+                self.predictions.append(predictions)
                 self.truths.append(rows[rows[:, 0] >= 0])
 
     def compute(self) -> dict[str, float]:
-        ranks = gather_to_main((self.found, self.truths))
+        ranks = gather_to_main((self.predictions, self.truths))
 
         def over_ranks() -> tuple[float, float]:
-            found, truths = ([rows for rank in ranks for rows in rank[i]] for i in (0, 1))
-            return mean_average_precision(found, truths)
+            predictions, truths = ([rows for rank in ranks for rows in rank[i]] for i in (0, 1))
+            return mean_average_precision(predictions, truths)
 
         of_all, at_half = from_main(over_ranks)
         return {**super().compute(), "map": of_all, "map50": at_half}
 
     def reset(self) -> None:
         super().reset()
-        self.found, self.truths = [], []
+        self.predictions, self.truths = [], []
 
 
 def best_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> list[np.ndarray]:

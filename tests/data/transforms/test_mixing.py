@@ -130,10 +130,10 @@ class Seen(Classification):
         super().__init__(10)
         self.mixes: list[np.ndarray] = []
 
-    def loss(self, outputs: object, batch: Batch, train: bool) -> Tensor:
+    def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
         assert batch.mix is not None
         self.mixes.append(batch.mix.numpy())
-        return super().loss(outputs, batch, train)
+        return super().loss(outputs, batch, train=train)
 
 
 def test_each_batch_of_a_step_is_mixed_anew_until_the_last_epoch_of_mixing():
@@ -168,7 +168,8 @@ def test_auxiliary_classifiers_learn_the_soft_targets_too():
     assert batch.mix is not None
     soft = batch.mix[-1] * one_hot + (1 - batch.mix[-1]) * one_hot.flip(0)
     expected = F.cross_entropy(logits, soft) + 0.3 * F.cross_entropy(aux, soft)
-    assert TASK.loss(Outputs(logits, (aux,)), batch, True).item() == pytest.approx(expected.item(), rel=1e-5)
+    loss = TASK.loss(Outputs(logits, (aux,)), batch, train=True)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_training_accuracy_counts_either_class_by_its_weight():

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from training import forbid_waiting
 from worker_two_detectors import validate
 
+from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.engine.state import TrainState, build_state
 from fastcnn.engine.step import train_step
@@ -45,8 +46,8 @@ def two_images() -> Batch:
 def state_of(arch: str, lr: float = 2e-3) -> TrainState:
     torch.manual_seed(0)
     network = build(arch, 3, **NETWORKS[arch])
-    optimizer = build_optimizer(network, "adamw", lr, weight_decay=0.0)
-    schedule = Schedule(lr, steps_per_epoch=5, epochs=2, kind="constant")
+    optimizer = build_optimizer(network, OptimizerSettings(opt="adamw", weight_decay=0.0), lr=lr)
+    schedule = Schedule(peak=lr, steps_per_epoch=5, epochs=2, kind="constant")
     return build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
