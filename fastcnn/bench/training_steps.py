@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn import models
-from fastcnn.config import LossSettings, OptimizerSettings, task_of
+from fastcnn.config import DataSettings, LossSettings, OptimizerSettings, task_of
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources.dataset import Source
@@ -84,7 +84,9 @@ class Workload:
     def _annotated(self) -> Source | None:
         """Where the task's masks or boxes come from."""
         task = task_of(self.arch)
-        return None if task == "classification" else open_data(task, "synthetic", "", None, seed=0)
+        if task == "classification":
+            return None
+        return open_data(DataSettings(data="synthetic"), task=task, seed=0)
 
     def network(self) -> nn.Module:
         torch.manual_seed(0)
@@ -98,8 +100,12 @@ class Workload:
         """The same random images and targets in every process."""
         if self._annotated is not None:
             split = self._annotated.train
-            share = ShardedSampler(len(split), self.batch_size, 0, 1, train=True)
-            return SyntheticLoader(split, Transform(self.img_size), share, torch.device(self.device)).batch
+            sampler = ShardedSampler(
+                count=len(split), batch_size=self.batch_size, rank=0, world_size=1, train=True
+            )
+            return SyntheticLoader(
+                split, Transform(size=self.img_size), sampler, torch.device(self.device)
+            ).batch
         generator = torch.Generator().manual_seed(0)
         n, size = self.batch_size, self.img_size
         pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)

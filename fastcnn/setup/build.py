@@ -84,16 +84,12 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     train_loader, val_loader = on_every_rank(
         lambda: build_loaders(
             source,
-            config.data_backend,  # type: ignore[arg-type]
             plan.transform,
-            int(config.batch_size),
-            int(config.workers),
-            ranks,
-            device,
-            config.seed,
-            config.max_bad_fraction,
-            config.aug_repeats,
-            int(config.val_img_size),
+            config,
+            ranks=ranks,
+            device=device,
+            seed=config.seed,
+            val_size=int(config.val_img_size),
         )
     )
     schedule = _schedule(config, len(train_loader))

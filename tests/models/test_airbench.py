@@ -194,7 +194,7 @@ def split_of(count: int = 40) -> Split:
 
 def test_the_first_images_are_spread_evenly_over_the_split_and_normalized():
     mean, std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
-    images = first_images(split_of(), PAD, mean, std, count=14, workers=1)
+    images = first_images(split_of(), PAD, mean=mean, std=std, count=14, workers=1)
     assert images.shape == (14, 3, 8, 8)
     assert images.dtype == torch.float32
     values = np.linspace(0, 39, 14).astype(int) / 255
@@ -204,7 +204,7 @@ def test_the_first_images_are_spread_evenly_over_the_split_and_normalized():
 
 
 def test_a_small_split_is_looked_at_as_a_whole():
-    images = first_images(split_of(3), PAD, (0.0,) * 3, (1.0,) * 3, count=100, workers=1)
+    images = first_images(split_of(3), PAD, mean=(0.0,) * 3, std=(1.0,) * 3, count=100, workers=1)
     torch.testing.assert_close(images[:, 0, 0, 0] * 255, torch.tensor([0.0, 1.0, 2.0]))
 
 
@@ -218,7 +218,7 @@ def test_photos_are_seen_as_in_evaluation_and_bad_ones_are_left_out(photos, tmp_
     files = scan("test", [str(good[0]), str(bad), str(good[2])])
     transform = Transform(size=32, channels=3)
     split = Split(np.zeros(3, dtype=np.int64), files)
-    images = first_images(split, transform, (0.0,) * 3, (1.0,) * 3, count=3, workers=1)
+    images = first_images(split, transform, mean=(0.0,) * 3, std=(1.0,) * 3, count=3, workers=1)
     assert images.shape == (2, 3, 32, 32)
     assert 0 <= images.min() < images.max() <= 1
     assert capsys.readouterr().err == ""
@@ -275,7 +275,7 @@ def test_a_backbone_starts_from_images_and_every_rank_gets_what_the_first_one_fo
     network = build("unet/airbench_small", 3)
     config = Config(arch="unet/airbench_small", img_size=8, in_chans=3, crop_padding=1, hflip=0.5, workers=1)
     config = dataclasses.replace(config, scale=(0.5, 1.0), train_crop="pad", crop_mode="center")
-    source = Source("test", split_of(), split_of(), ("a", "b"))
+    source = Source(name="test", train=split_of(), val=split_of(), class_names=("a", "b"))
     transform = transforms.transform_of(config, source, ())
     before = network.get_parameter("backbone.whiten.weight").clone()
     plan._start_from_images(network, config, source, transform)

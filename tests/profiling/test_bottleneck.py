@@ -587,7 +587,7 @@ def slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(self: ImageLoader) -> Iterator[Batch]:
         for batch in real(self):
-            time.sleep(0.05 if self.share.train else 0)
+            time.sleep(0.05 if self.sampler.train else 0)
             yield batch
 
     monkeypatch.setattr(ImageLoader, "__iter__", slow)

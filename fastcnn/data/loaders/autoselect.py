@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS, Backend, why_not
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.transforms.transform import Transform
@@ -29,7 +30,7 @@ AHEAD = 2
 
 
 def choose_backend(
-    source: Source, transform: Transform, batch_size: int, workers: int, device: torch.device, ranks: Ranks
+    source: Source, transform: Transform, settings: LoaderSettings, *, device: torch.device, ranks: Ranks
 ) -> tuple[Backend, str]:
     """Times the loaders in turn on a sample of the training images.
 
@@ -39,11 +40,18 @@ def choose_backend(
     candidates = [
         backend
         for backend in MAKERS
-        if not why_not(backend, source, transform.channels, workers, ranks.local_world_size, MEMORY_SHARE)
+        if not why_not(
+            backend,
+            source,
+            channels=transform.channels,
+            workers=int(settings.workers),
+            local_world_size=ranks.local_world_size,
+            memory_share=MEMORY_SHARE,
+        )
     ]
     if len(candidates) == 1:
         return candidates[0], "the only one here"
-    speeds = time_backends(candidates, source.train, transform, batch_size, workers, device)
+    speeds = time_backends(candidates, source.train, transform, settings, device)
     figures = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
     return max(speeds, key=speeds.__getitem__), f"img/s alone: {figures}"
 
@@ -52,11 +60,11 @@ def time_backends(
     candidates: list[Backend],
     split: Split,
     transform: Transform,
-    batch_size: int,
-    workers: int,
+    settings: LoaderSettings,
     device: torch.device,
 ) -> dict[Backend, float]:
     """Training images a second of each loader, on at most eight batches of them, again and again."""
+    batch_size = int(settings.batch_size)
     count = min(len(split), 8 * batch_size)
     sample = split.take(np.random.default_rng(0).permutation(len(split))[:count])
     if sample.files is not None:
@@ -64,15 +72,17 @@ def time_backends(
             if i not in sample.problems:
                 with contextlib.suppress(OSError):
                     sample.files.read(i)
-    share = ShardedSampler(count, min(batch_size, count), 0, 1, train=True)
+    sampler = ShardedSampler(count=count, batch_size=min(batch_size, count), rank=0, world_size=1, train=True)
     loaders = {
         name: MAKERS[name](
-            sample,
-            transform,
-            share,
-            device,
-            workers,
-            BadFiles(sample, "training", max_fraction=1, quiet=True),
+            LoaderArgs(
+                split=sample,
+                transform=transform,
+                sampler=sampler,
+                device=device,
+                workers=int(settings.workers),
+                bad=BadFiles(sample, "training", max_fraction=1, quiet=True),
+            )
         )
         for name in candidates
     }

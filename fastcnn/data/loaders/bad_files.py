@@ -23,7 +23,7 @@ class BadFiles:
     """
 
     def __init__(
-        self, split: Split, phase: str, max_fraction: float, alone: bool = True, quiet: bool = False
+        self, split: Split, phase: str, max_fraction: float, *, alone: bool = True, quiet: bool = False
     ) -> None:
         self.split = split
         self.phase = phase

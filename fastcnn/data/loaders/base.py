@@ -1,4 +1,4 @@
-"""What all loaders of real images share: order, position, targets, masks and stand-ins for bad files.
+"""What all loaders of real images sampler: order, position, targets, masks and stand-ins for bad files.
 
 A batch is a pure function of (seed, epoch, samples). So a position is all there is to save, and a backend
 only turns one `BatchRequest` after the other into pixels.
@@ -84,7 +84,7 @@ class LoaderPosition(NamedTuple):
     """Batches since."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchRequest:
     """One batch to load."""
 
@@ -111,36 +111,36 @@ class PendingTargets:
     parts: Sequence[Future[np.ndarray]] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderArgs:
+    """Arguments of every backend's loader: one phase of one rank."""
+
+    split: Split
+    """Images as files or arrays."""
+    transform: Transform
+    sampler: ShardedSampler
+    """Order and batch size; `sampler.train` enables augmentation."""
+    device: torch.device
+    """Device of the batches."""
+    workers: int
+    """Loader threads."""
+    bad: BadFiles
+    """Undecodable images of the split; a loader adds those that it finds."""
+
+
 class ImageLoader(ABC):
-    """One phase of one rank.
+    """Loader of the real images of one phase on one rank."""
 
-    Args:
-        split: files or arrays.
-        transform: their geometry.
-        share: which samples, in batches of what size; training augments.
-        device: where the batches go.
-        workers: threads.
-        bad: which of them cannot be decoded.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        transform: Transform,
-        share: ShardedSampler,
-        device: torch.device,
-        workers: int,
-        bad: BadFiles,
-    ) -> None:
-        self.split = split
-        self.transform = transform
-        self.share = share
-        self.device = device
-        self.workers = workers
-        self.bad = bad
-        self.num_samples = share.num_samples
+    def __init__(self, args: LoaderArgs) -> None:
+        self.split = args.split
+        self.transform = args.transform
+        self.sampler = args.sampler
+        self.device = args.device
+        self.workers = args.workers
+        self.bad = args.bad
+        self.num_samples = args.sampler.num_samples
         self.skipped = 0
-        self.targets = split.targets
+        self.targets = args.split.targets
         self._target_pool: ThreadPoolExecutor | None = None
         self.place = LoaderPosition(0, 0, 0)
         self._prefetched: LoaderPosition | None = (
@@ -168,7 +168,7 @@ class ImageLoader(ABC):
         self._target_pool = self._prefetched = None
 
     def __len__(self) -> int:
-        return self.share.steps
+        return self.sampler.steps
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.place.epoch:
@@ -181,9 +181,9 @@ class ImageLoader(ABC):
             self.transform = dataclasses.replace(self.transform, size=size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self.share.train:
+        if not self.sampler.train:
             self.place, self.skipped = LoaderPosition(0, 0, 0), 0
-        while self.place.step < self.share.steps_after(self.place.consumed):
+        while self.place.step < self.sampler.steps_after(self.place.consumed):
             if self._prefetched != self.place:
                 self._start(self.place)
             work, images = self._next()
@@ -194,11 +194,11 @@ class ImageLoader(ABC):
 
     @property
     def steps_left(self) -> int:
-        return self.share.steps_after(self.place.consumed) - self.place.step
+        return self.sampler.steps_after(self.place.consumed) - self.place.step
 
     def state_dict(self) -> dict[str, Any]:
-        place, share = self.place, self.share
-        consumed = place.consumed + place.step * share.batch_size * share.world_size
+        place, sampler = self.place, self.sampler
+        consumed = place.consumed + place.step * sampler.batch_size * sampler.world_size
         return {"epoch": place.epoch, "consumed": consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,23 +206,29 @@ class ImageLoader(ABC):
 
     def _works(self, place: LoaderPosition) -> Iterator[BatchRequest]:
         """All that comes from `place` on, epoch after epoch: backends load ahead across their borders."""
-        share, t = self.share, self.transform
+        sampler, t = self.sampler, self.transform
         while True:
             epoch, consumed, first = place
-            order = share.order(epoch, consumed)
-            for step in range(first, share.steps_after(consumed)):
-                draw_ids = share.indices(order, step)
-                samples = draw_ids % share.count
+            order = sampler.order(epoch, consumed)
+            for step in range(first, sampler.steps_after(consumed)):
+                draw_ids = sampler.indices(order, step)
+                samples = draw_ids % sampler.count
                 images = self.bad.replacements(samples)
                 geometry = self._geometry(epoch, draw_ids, images)
                 targets = self._begin_targets(images, geometry)
                 steps: tuple[Step, ...] = ()
-                if share.train:
-                    steps = draw_steps(t.augment, t.size, share.seed, epoch, draw_ids)
+                if sampler.train:
+                    steps = draw_steps(t.augment, t.size, sampler.seed, epoch, draw_ids)
                 yield BatchRequest(
-                    LoaderPosition(epoch, consumed, step), samples, images, geometry, targets, draw_ids, steps
+                    place=LoaderPosition(epoch, consumed, step),
+                    samples=samples,
+                    images=images,
+                    geometry=geometry,
+                    targets=targets,
+                    draw_ids=draw_ids,
+                    steps=steps,
                 )
-            place = LoaderPosition(epoch + 1 if share.train else epoch, 0, 0)
+            place = LoaderPosition(epoch + 1 if sampler.train else epoch, 0, 0)
 
     def _begin_targets(self, images: np.ndarray, geometry: Geometry) -> PendingTargets:
         """Starts to load what takes long."""
@@ -256,20 +262,20 @@ class ImageLoader(ABC):
 
     def _geometry(self, epoch: int, draw_ids: np.ndarray, images: np.ndarray) -> Geometry:
         sizes = self.split.sizes[images]
-        if self.share.train:
-            return train_geometry(self.transform, sizes, self.share.seed, epoch, draw_ids)
+        if self.sampler.train:
+            return train_geometry(self.transform, sizes, self.sampler.seed, epoch, draw_ids)
         return eval_geometry(self.transform, sizes)
 
     def _after(self, place: LoaderPosition) -> LoaderPosition:
         """What `_works` yields after `place`."""
-        if place.step + 1 < self.share.steps_after(place.consumed):
+        if place.step + 1 < self.sampler.steps_after(place.consumed):
             return place._replace(step=place.step + 1)
-        return LoaderPosition(place.epoch + 1 if self.share.train else place.epoch, 0, 0)
+        return LoaderPosition(place.epoch + 1 if self.sampler.train else place.epoch, 0, 0)
 
     def _mask(self, work: BatchRequest) -> Tensor:
-        if self.share.train:
-            return _all_real(self.share.batch_size, self.device)
-        real = self.share.is_real(work.place.step)
+        if self.sampler.train:
+            return _all_real(self.sampler.batch_size, self.device)
+        real = self.sampler.is_real(work.place.step)
         bad = np.fromiter((s in self.bad for s in work.samples.tolist()), bool, len(real))
         self.skipped += int((real & bad).sum())
         return to_device(real & ~bad, self.device)

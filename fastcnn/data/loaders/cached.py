@@ -16,17 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderPosition
+from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderArgs, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
 from fastcnn.data.loaders.torch_loader import TorchLoader
 from fastcnn.data.sources.dataset import Split, native_size
 from fastcnn.data.targets import Masks
 from fastcnn.data.transforms.augment import operations
 from fastcnn.data.transforms.torch_ops import BATCHED, apply_to_batch
-from fastcnn.data.transforms.transform import Transform
 from fastcnn.runtime.to_device import to_device
 
 WITH_PADDING = 2.6
@@ -101,24 +99,18 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
     return dataclasses.replace(split, images=images, annotations=annotations)
 
 
-def cached_loader(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def cached_loader(args: LoaderArgs) -> ImageLoader:
     """The loader for a split that `decode_all` returned: on the device where the images are small ones of the
     samples' size and what is done to them is done to whole batches, else in threads from memory."""
-    batched = operations(transform.augment) <= BATCHED or not share.train
+    split, transform, sampler, device = args.split, args.transform, args.sampler, args.device
+    batched = operations(transform.augment) <= BATCHED or not sampler.train
     whole = split.common_size == (transform.size, transform.size) and transform.resize == transform.size
     whole = whole and batched and not transform.progressive
-    if whole and (transform.train_crop == "pad" or not share.train):
+    if whole and (transform.train_crop == "pad" or not sampler.train):
         room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else float("inf")
         if WITH_PADDING * decoded_bytes(split, transform.channels) < room:
-            return CachedLoader(split, transform, share, device, workers, bad)
-    return TorchLoader(split, transform, share, device, workers, bad)
+            return CachedLoader(args)
+    return TorchLoader(args)
 
 
 class CachedLoader(ImageLoader):
@@ -144,7 +136,7 @@ class CachedLoader(ImageLoader):
 
     @property
     def _padding(self) -> int:
-        return self.transform.padding if self.share.train else 0
+        return self.transform.padding if self.sampler.train else 0
 
     def _all_windows(self) -> Tensor:
         """A view [N, shifts, shifts, size, size, C] of the padded images: every crop there is."""

@@ -19,18 +19,14 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import DataNode
 from torch import Tensor
 
-from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.decode import DecodeError
-from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderPosition
+from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderArgs, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
 from fastcnn.data.loaders.torch_loader import resize
-from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.headers import Files
-from fastcnn.data.sources.remote import _ALONE, _essence
+from fastcnn.data.sources.remote import SINGLE_SAMPLE, error_cause
 from fastcnn.data.transforms.augment import draw_steps
 from fastcnn.data.transforms.dali_ops import apply_steps, fields_of
-from fastcnn.data.transforms.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -69,22 +65,13 @@ class DaliLoader(ImageLoader):
     _pipeline: Any = None
     _pool: ThreadPoolExecutor | None = None
 
-    def __init__(
-        self,
-        split: Split,
-        transform: Transform,
-        share: ShardedSampler,
-        device: torch.device,
-        workers: int,
-        bad: BadFiles,
-        tuning: Tuning = Tuning(),
-    ) -> None:
-        super().__init__(split, transform, share, device, workers, bad)
+    def __init__(self, args: LoaderArgs, tuning: Tuning = Tuning()) -> None:
+        super().__init__(args)
         self.tuning = tuning
 
     def _start(self, place: LoaderPosition) -> None:
         self._stop()
-        t, split, train = self.transform, self.split, self.share.train
+        t, split, train = self.transform, self.split, self.sampler.train
         self._resizing: deque[tuple[BatchRequest, Tensor, list[Future[None]]]] = deque()
         self._being_copied: deque[tuple[torch.cuda.Event, Any]] = deque()
         # The fields of a batch's geometry that the pipeline needs.
@@ -119,11 +106,11 @@ class DaliLoader(ImageLoader):
             steps=[(step.kinds, list(fields_of(step, t.size, t.channels))) for step in self._steps],
             size=t.size,
             channels=t.channels,
-            border="reflect_101" if self.share.train and t.pad_mode == "reflect" else "pad",
+            border="reflect_101" if self.sampler.train and t.pad_mode == "reflect" else "pad",
             fill=t.fill,
             gpu=on_gpu,
             decoder=self.tuning.decoder_arguments(self.split.sizes) if on_gpu else {},
-            batch_size=self.share.batch_size,
+            batch_size=self.sampler.batch_size,
             num_threads=self.tuning.threads or self.workers,
             device_id=self.device.index if on_gpu else None,
             prefetch_queue_depth=self.tuning.prefetch,
@@ -299,7 +286,7 @@ def _why_undecodable(files: Files, image: int, channels: int, device: torch.devi
     if not len(data):
         return "empty"
     on_gpu = device.type == "cuda"
-    settings = {**_ALONE, "device_id": device.index if on_gpu else None}
+    settings = {**SINGLE_SAMPLE, "device_id": device.index if on_gpu else None}
     try:
         pipeline = _one_image(iter([[data]]), channels, on_gpu, **settings)
         pipeline.build()
@@ -309,7 +296,7 @@ def _why_undecodable(files: Files, image: int, channels: int, device: torch.devi
             files.decode(image, channels)
         except DecodeError as reason:  # Pillow's are for people
             return str(reason)
-        return _essence(str(error))
+        return error_cause(str(error))
     smaller = any(there < known for there, known in zip(pixels[0].shape(), files.sizes[image].tolist()))
     return "changed since its header was read" if smaller else ""
 

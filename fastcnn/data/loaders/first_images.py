@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.transforms.transform import Transform
@@ -19,7 +20,13 @@ BATCH = 250
 
 
 def first_images(
-    split: Split, transform: Transform, mean: Sequence[float], std: Sequence[float], count: int, workers: int
+    split: Split,
+    transform: Transform,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    count: int,
+    workers: int,
 ) -> Tensor:
     """Some images, evenly spread over the split, since folders come class by class.
 
@@ -35,9 +42,20 @@ def first_images(
     """
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64)
     some = dataclasses.replace(split.take(chosen), annotations=None)
-    share = ShardedSampler(len(some), min(BATCH, len(some)), 0, 1, train=False)
+    sampler = ShardedSampler(
+        count=len(some), batch_size=min(BATCH, len(some)), rank=0, world_size=1, train=False
+    )
     bad = BadFiles(some, "training", max_fraction=1, quiet=True)  # the run's own loader will name them
-    loader = MAKERS["torch"](some, transform, share, torch.device("cpu"), workers, bad)
+    loader = MAKERS["torch"](
+        LoaderArgs(
+            split=some,
+            transform=transform,
+            sampler=sampler,
+            device=torch.device("cpu"),
+            workers=workers,
+            bad=bad,
+        )
+    )
     try:
         images = torch.cat([batch.images[batch.mask] for batch in loader])
     finally:

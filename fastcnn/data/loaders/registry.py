@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
-import torch
-
-from fastcnn.data.batch import ShardedSampler
-from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import ImageLoader
-from fastcnn.data.sources.dataset import Source, Split
-from fastcnn.data.transforms.transform import Transform
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
+from fastcnn.data.sources.dataset import Source
 
 Backend = Literal["dali", "torch", "cached"]
-Maker = Callable[[Split, Transform, ShardedSampler, torch.device, int, BadFiles], ImageLoader]
+Maker = Callable[[LoaderArgs], ImageLoader]
 
 
 def has_dali() -> bool:
@@ -24,44 +20,23 @@ def has_dali() -> bool:
     )
 
 
-def _dali(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def _dali(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.dali import DaliLoader
 
-    return DaliLoader(split, transform, share, device, workers, bad)
+    return DaliLoader(args)
 
 
-def _torch(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def _torch(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.torch_loader import TorchLoader
 
-    return TorchLoader(split, transform, share, device, workers, bad)
+    return TorchLoader(args)
 
 
-def _cached(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def _cached(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.cached import cached_loader, decode_all
 
-    split = decode_all(split, transform.channels, workers, bad)
-    return cached_loader(split, transform, share, device, workers, bad)
+    split = decode_all(args.split, args.transform.channels, args.workers, args.bad)
+    return cached_loader(dataclasses.replace(args, split=split))
 
 
 MAKERS: dict[Backend, Maker] = {"dali": _dali, "torch": _torch, "cached": _cached}
@@ -70,6 +45,7 @@ MAKERS: dict[Backend, Maker] = {"dali": _dali, "torch": _torch, "cached": _cache
 def why_not(
     backend: Backend,
     source: Source,
+    *,
     channels: int,
     workers: int,
     local_world_size: int,

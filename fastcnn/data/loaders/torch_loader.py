@@ -87,18 +87,20 @@ class TorchLoader(ImageLoader):
     def _load(self, work: BatchRequest, i: int, out: np.ndarray) -> None:
         """One sample of a batch, into [size, size, channels]."""
         image, g, t = int(work.images[i]), work.geometry, self.transform
-        if self.share.train and t.train_crop == "random-resized":
+        if self.sampler.train and t.train_crop == "random-resized":
             (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
             pixels = resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
         else:
             if t.crop_mode == "border":
                 pixels = resize(self._pixels(image), *g.resized[i].tolist())
-            elif self.share.train and t.train_crop == "random":
+            elif self.sampler.train and t.train_crop == "random":
                 pixels = self._window(image, g, i)
             else:
                 pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
             up, left = g.shift[i].tolist()
-            pixels = _shifted(pixels, up, left, t.size, reflect=t.pad_mode == "reflect" and self.share.train)
+            pixels = _shifted(
+                pixels, up, left, t.size, reflect=t.pad_mode == "reflect" and self.sampler.train
+            )
         pixels = pixels[:, ::-1] if g.flip[i] else pixels
         out[:] = apply_to_image(pixels, work.steps, i, t.fill) if work.steps else pixels
 

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.box_files import Coco, Rows, checked, coco_rows, read_coco, read_voc, read_yolo
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
@@ -34,21 +35,18 @@ BOXES_NAMED = ("demo", "synthetic", "voc2007", "voc2012")
 ROBOFLOW = "_annotations.coco.json"
 
 
-def box_source(
-    data: str, data_root: str, val_split: float | None, seed: int, bad_labels: Literal["stop", "skip"]
-) -> Source:
-    """`--data` to a source whose targets are boxes.
+def box_source(settings: DataSettings, *, seed: int) -> Source:
+    """Open `--data` as a source whose targets are boxes.
 
     Args:
-        data: a name in `BOXES_NAMED`, or a folder as YOLO or COCO have it.
-        data_root: where torchvision's data sets are, or are downloaded to.
-        val_split: share of a folder without val/ to validate on.
-        seed: of that share's choice.
-        bad_labels: whether bad boxes end it, or are left out.
+        settings: `data` is a name in `BOXES_NAMED`, or a folder in the layout of YOLO or COCO.
+        seed: seed of the validation split.
 
     Raises:
-        UserError: no such data, a folder that is not laid out as it should be, or bad boxes.
+        UserError: no such data, a folder with an unexpected layout, or invalid boxes with
+            `--bad-labels stop`.
     """
+    data, val_split = settings.data, settings.val_split
     root = check_name(data, BOXES_NAMED, val_split)
     if data == "synthetic":
         return _synthetic()
@@ -58,7 +56,7 @@ def box_source(
     if data == "demo":
         splits, class_names = _demo(bad), CLASS_NAMES
     elif data in BOXES_NAMED:
-        splits, class_names = _voc(data, Path(data_root), bad), VOC_CLASSES
+        splits, class_names = _voc(data, Path(settings.data_root), bad), VOC_CLASSES
     else:
         name = root.resolve().name
         coco = _coco_files(root)
@@ -76,7 +74,7 @@ def box_source(
                 )
             class_names = _yolo_names(root)
             splits, remarks = _yolo(folders, len(class_names), bad)
-    return make_source(name, splits, class_names, remarks + bad.apply(bad_labels), val_split, seed)
+    return make_source(name, splits, class_names, remarks + bad.apply(settings.bad_labels), val_split, seed)
 
 
 def _split(key: str, images: Sequence[str], rows: Rows, num_classes: int, bad: BadLabels) -> Split:
@@ -237,4 +235,9 @@ def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Sour
         boxes = Boxes(first, values.astype(np.float32))
         return Split(np.zeros(count, dtype=np.int64), annotations=boxes)
 
-    return Source("synthetic", split(train), split(val), tuple(f"class {i}" for i in range(classes)))
+    return Source(
+        name="synthetic",
+        train=split(train),
+        val=split(val),
+        class_names=tuple(f"class {i}" for i in range(classes)),
+    )

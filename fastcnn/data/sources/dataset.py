@@ -93,7 +93,7 @@ class Split:
         return Split(self.labels[indices], files, images, annotations)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A data set: two splits and what is known about them."""
 

@@ -55,10 +55,10 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     else:
         train, val = split_by_class(train, val_split, seed)
     return Source(
-        name or root.resolve().name,
-        train,
-        val,
-        class_names,
+        name=name or root.resolve().name,
+        train=train,
+        val=val,
+        class_names=class_names,
         native_size=native_size(train),
         remarks=remarks + (_left_out(val_root) if val_root is not None else ()),
     )

@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Files:
     """Encoded images: whole files, or members of tar shards."""
 
@@ -78,11 +78,11 @@ class Files:
         """The images at `indices`, in that order."""
         chosen = indices.tolist()
         return Files(
-            tuple(self.paths[i] for i in chosen),
-            self.sizes[indices],
-            {new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
-            None if self.spans is None else self.spans[indices],
-            None if self.members is None else tuple(self.members[i] for i in chosen),
+            paths=tuple(self.paths[i] for i in chosen),
+            sizes=self.sizes[indices],
+            problems={new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
+            spans=None if self.spans is None else self.spans[indices],
+            members=None if self.members is None else tuple(self.members[i] for i in chosen),
         )
 
 
@@ -106,11 +106,11 @@ def scan(
         stamps = np.column_stack([stamps, spans])
     names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
     encoded = Files(
-        tuple(paths),
-        np.zeros((len(paths), 2), dtype=np.int32),
-        {},
-        spans,
-        tuple(members) if members is not None else None,
+        paths=tuple(paths),
+        sizes=np.zeros((len(paths), 2), dtype=np.int32),
+        problems={},
+        spans=spans,
+        members=tuple(members) if members is not None else None,
     )
     notice = "reading the headers of {:,} images, once"
     slow = SLOW_SCAN if announce else len(paths)

@@ -142,4 +142,11 @@ def make_source(
             raise UserError(f"--val-split {val_split:g}: there is one image only; add some to {name}")
         splits = split_by_class(splits[0], val_split, seed)
     train, val = splits
-    return Source(name, train, val, class_names, native_size=native_size(train), remarks=remarks)
+    return Source(
+        name=name,
+        train=train,
+        val=val,
+        class_names=class_names,
+        native_size=native_size(train),
+        remarks=remarks,
+    )

@@ -11,11 +11,12 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
@@ -56,33 +57,25 @@ class Pairs(NamedTuple):
     """Which masks cannot be read, and why."""
 
 
-def mask_source(
-    data: str,
-    data_root: str,
-    val_split: float | None,
-    seed: int,
-    ignore_index: int,
-    bad_labels: Literal["stop", "skip"],
-) -> Source:
-    """`--data` to a source whose targets are masks.
+def mask_source(settings: DataSettings, *, seed: int) -> Source:
+    """Open `--data` as a source whose targets are masks.
 
     Args:
-        data: a name in `MASKS_NAMED`, or a folder of images and masks of the same names.
-        data_root: where torchvision's data sets are, or are downloaded to.
-        val_split: share of a folder without val/ to validate on.
-        seed: of that share's choice.
-        ignore_index: value in a folder's masks that is neither trained on nor counted.
-        bad_labels: whether bad masks end it, or their images are left out.
+        settings: `data` is a name in `MASKS_NAMED`, or a folder of images and masks of the same names;
+            `ignore_index` applies to a folder's masks.
+        seed: seed of the validation split.
 
     Raises:
-        UserError: no such data, a folder that is not laid out as it should be, or bad masks.
+        UserError: no such data, a folder with an unexpected layout, or invalid masks with
+            `--bad-labels stop`.
     """
+    data, val_split, ignore_index = settings.data, settings.val_split, settings.ignore_index
     root = check_name(data, MASKS_NAMED, val_split)
     if data == "synthetic":
         return _synthetic()
     bad = BadLabels()
     if data in MASKS_NAMED:
-        pairs, class_names, table, ignored = _named(data, Path(data_root))
+        pairs, class_names, table, ignored = _named(data, Path(settings.data_root))
         remarks: list[str] = []
     else:
         folders = find_folders(root, "masks", val_split)
@@ -99,7 +92,9 @@ def mask_source(
         table, ignored = _table(range(len(class_names)), ignore_index), ignore_index
     splits = [_good(found, table, ignored, bad) for found in pairs]
     name = data if data in MASKS_NAMED else root.resolve().name
-    return make_source(name, splits, class_names, (*remarks, *bad.apply(bad_labels)), val_split, seed)
+    return make_source(
+        name, splits, class_names, (*remarks, *bad.apply(settings.bad_labels)), val_split, seed
+    )
 
 
 def _named(name: str, data_root: Path) -> tuple[list[Pairs], tuple[str, ...], np.ndarray, int]:
@@ -240,4 +235,9 @@ def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 21) -> Sour
         arrays = [masks[i % len(masks)] for i in range(count)]
         return Split(np.zeros(count, dtype=np.int64), annotations=Masks(table, arrays=arrays))
 
-    return Source("synthetic", split(train), split(val), tuple(f"class {i}" for i in range(classes)))
+    return Source(
+        name="synthetic",
+        train=split(train),
+        val=split(val),
+        class_names=tuple(f"class {i}" for i in range(classes)),
+    )

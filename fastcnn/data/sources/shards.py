@@ -106,7 +106,13 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
             raise UserError(f"--data {data}: no shard is called val*.tar; add one, or add --val-split 0.1")
         train, val = split_by_class(train, val_split, seed)
     stem = re.sub(r"\W+", "-", posixpath.basename(posixpath.dirname(data) if data.endswith(".tar") else data))
-    return Source(stem.strip("-") or "shards", train, val, class_names, native_size=native_size(train))
+    return Source(
+        name=stem.strip("-") or "shards",
+        train=train,
+        val=val,
+        class_names=class_names,
+        native_size=native_size(train),
+    )
 
 
 def expand(pattern: str) -> Iterator[str]:

@@ -20,10 +20,10 @@ def synthetic_source(train: int = 12_800, val: int = 1_280, classes: int = 1000)
     """Random labels for images that only the synthetic loader makes."""
     rng = np.random.default_rng(0)
     return Source(
-        "synthetic",
-        Split(rng.integers(0, classes, train)),
-        Split(rng.integers(0, classes, val)),
-        tuple(f"class {i}" for i in range(classes)),
+        name="synthetic",
+        train=Split(rng.integers(0, classes, train)),
+        val=Split(rng.integers(0, classes, val)),
+        class_names=tuple(f"class {i}" for i in range(classes)),
     )
 
 
@@ -45,10 +45,10 @@ def torchvision_source(name: str, root: Path) -> Source:
         images = images[..., None] if images.ndim == 3 else images
         splits.append(Split(np.asarray(data.targets, dtype=np.int64), images=images))
     return Source(
-        name,
-        splits[0],
-        splits[1],
-        tuple(data.classes),
+        name=name,
+        train=splits[0],
+        val=splits[1],
+        class_names=tuple(data.classes),
         channels=len(mean),
         native_size=images.shape[1],
         mean=mean,

@@ -48,7 +48,7 @@ of the pixels from the image's corner, as in torchvision, so that the first row 
 part."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Augment:
     """Settings, as of the flags of the same names."""
 
@@ -160,7 +160,7 @@ def _aa(augment: Augment, size: int, u: Uniforms) -> list[Step]:
     return steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Table:
     """A slot of a policy: its K choices as arrays [K]."""
 
@@ -188,8 +188,8 @@ def _tables(policy: Policy) -> tuple[_Table, ...]:
         scales = [choice.scale for choice in slot]
         tables.append(
             _Table(
-                kinds,
-                kinds.index("identity") if "identity" in kinds else -1,
+                kinds=kinds,
+                identity=kinds.index("identity") if "identity" in kinds else -1,
                 code=np.array([kinds.index(choice.kind) for choice in slot]),
                 probability=np.array([choice.probability for choice in slot]),
                 level=np.array([choice.level or 0.0 for choice in slot]),

@@ -17,7 +17,7 @@ _TRIES = 10  # torchvision's RandomResizedCrop
 _DRAWN = 3 + 2 * _TRIES  # flip, two of the place, and of each try area and ratio
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
     """Of N samples, in the order in which it is applied. Pairs are (vertical, horizontal), in pixels."""
 
@@ -40,7 +40,7 @@ class Geometry:
 
     def take(self, chosen: np.ndarray) -> Geometry:
         """Of the samples at `chosen`."""
-        return Geometry(*(field[chosen] for field in vars(self).values()))
+        return Geometry(**{name: field[chosen] for name, field in vars(self).items()})
 
 
 def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> Geometry:
@@ -60,8 +60,15 @@ def train_geometry(t: Transform, sizes: np.ndarray, seed: int, epoch: int, sampl
     if t.train_crop == "random-resized":
         start, shape = _random_resized(t, sizes, u[:, 1:])
         zero = np.zeros_like(start)
-        roi = zero.astype(np.float32), shape.astype(np.float32)
-        return Geometry(start, shape, *roi, np.full_like(start, t.size), zero, flip)
+        return Geometry(
+            start=start,
+            shape=shape,
+            roi_start=zero.astype(np.float32),
+            roi_end=shape.astype(np.float32),
+            resized=np.full_like(start, t.size),
+            shift=zero,
+            flip=flip,
+        )
     if t.train_crop == "random":
         return dataclasses.replace(_window(t, sizes, u[:, 1:3]), flip=flip)
     whole = eval_geometry(t, sizes)
@@ -94,21 +101,28 @@ def _window(t: Transform, sizes: np.ndarray, u: np.ndarray | None) -> Geometry:
     end = np.minimum(np.ceil(roi_end + margin), sizes)
     zero = np.zeros(sizes.shape, dtype=np.int32)
     return Geometry(
-        start.astype(np.int32),
-        (end - start).astype(np.int32),
-        (roi_start - start).astype(np.float32),
-        (roi_end - start).astype(np.float32),
-        np.full_like(zero, t.size),
-        zero,
-        none,
+        start=start.astype(np.int32),
+        shape=(end - start).astype(np.int32),
+        roi_start=(roi_start - start).astype(np.float32),
+        roi_end=(roi_end - start).astype(np.float32),
+        resized=np.full_like(zero, t.size),
+        shift=zero,
+        flip=none,
     )
 
 
 def _with_borders(t: Transform, sizes: np.ndarray, flip: np.ndarray) -> Geometry:
     zero = np.zeros(sizes.shape, dtype=np.int32)
     resized = np.rint(sizes * t.size / sizes.max(axis=1, keepdims=True)).clip(min=1).astype(np.int32)
-    roi = zero.astype(np.float32), sizes.astype(np.float32)
-    return Geometry(zero, sizes.astype(np.int32), *roi, resized, -((t.size - resized) // 2), flip)
+    return Geometry(
+        start=zero,
+        shape=sizes.astype(np.int32),
+        roi_start=zero.astype(np.float32),
+        roi_end=sizes.astype(np.float32),
+        resized=resized,
+        shift=-((t.size - resized) // 2),
+        flip=flip,
+    )
 
 
 def _random_resized(t: Transform, sizes: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

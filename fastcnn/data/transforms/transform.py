@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Transform:
     """How images become square ones: the same meaning in every loader."""
 
