@@ -145,11 +145,11 @@ def counted(step: Callable[[], object]) -> dict[str, int]:
 
 
 def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Task, Batch, Metrics]:
-    problem = Workload(case.arch, case.img_size, case.batch_size, "cpu")
+    workload = Workload(case.arch, case.img_size, case.batch_size, "cpu")
     ema_decay, clip_grad = (0.9, 1.0) if case.clip_and_average else (None, None)
-    state = build_own_state(problem, case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
-    task = problem.task()
-    return state, task, problem.batch(), task.metrics(state.device)
+    state = build_own_state(workload, case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
+    task = workload.task()
+    return state, task, workload.batch(), task.metrics(state.device)
 
 
 def step_counts(case: Case) -> dict[str, int]:
