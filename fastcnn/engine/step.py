@@ -91,7 +91,7 @@ def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor
     drawn = plain()
     if mixing.goes_on(state.step // state.schedule.steps_per_epoch):
         rank = dist.get_rank() if is_distributed() else 0
-        drawn = mix_of(mixing, state.seed, state.step, rank, part, size)
+        drawn = mix_of(mixing, seed=state.seed, step=state.step, rank=rank, part=part, size=size)
     return to_device(drawn, state.device)
 
 
