@@ -147,6 +147,6 @@ def _mixed(batch: Batch, config: Config, epoch: int) -> Batch:
     if not settings.goes_on(epoch) or config.mixup == config.cutmix == 0:
         return batch
     size = batch.images.shape[-1]
-    mix: Tensor = torch.from_numpy(mix_of(settings, config.seed, epoch, 0, 0, size))
+    mix: Tensor = torch.from_numpy(mix_of(settings, seed=config.seed, step=epoch, rank=0, part=0, size=size))
     images = mixed(batch.images.float(), mix.to(batch.images.device)).round().to(torch.uint8)
     return batch._replace(images=images)

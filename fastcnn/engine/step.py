@@ -94,7 +94,8 @@ def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor
     drawn = plain()
     if mixing.goes_on(state.step // state.schedule.steps_per_epoch):
         rank = dist.get_rank() if is_distributed() else 0
-        drawn = mix_of(mixing, state.options.seed, state.step, rank, part, size)
+        seed, step = state.options.seed, state.step
+        drawn = mix_of(mixing, seed=seed, step=step, rank=rank, part=part, size=size)
     return to_device(drawn, state.device)
 
 

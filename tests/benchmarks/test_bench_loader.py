@@ -119,11 +119,10 @@ def test_all_that_can_be_measured_is(photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sides.TUNED)
 def test_dali_on_a_gpu_knows_the_settings(name):
     """The graph is made without a GPU; a name that the decoder does not know is refused then."""
-    from fastcnn.data.loaders.dali import Tuning, _pipeline
+    from fastcnn.data.loaders.dali import Graph, Tuning, batch_pipeline
 
     def pipeline(decoder):
-        _pipeline(
-            feed=lambda: None,
+        graph = Graph(
             fields=["start", "shape"],
             steps=[],
             border="pad",
@@ -133,6 +132,10 @@ def test_dali_on_a_gpu_knows_the_settings(name):
             channels=3,
             gpu=True,
             decoder=decoder,
+        )
+        batch_pipeline(
+            lambda: None,
+            graph,
             batch_size=2,
             num_threads=1,
             device_id=0,

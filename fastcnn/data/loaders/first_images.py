@@ -1,4 +1,4 @@
-"""Images to start a network from: some of the training split, as evaluation shows them."""
+"""Training images for data-dependent initialization of a network."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def first_images(
     count: int,
     workers: int,
 ) -> Tensor:
-    """Some images, evenly spread over the split, since folders come class by class.
+    """Return images evenly spread over the split, since folders are ordered by class.
 
     Args:
-        split: with images.
-        transform: of the run; they are resized and cropped as in evaluation, and not augmented.
-        mean, std: of each channel, of values from 0 to 1.
-        count: how many, if there are so many.
+        split: has images.
+        transform: the run's; images are resized and cropped as in evaluation, without augmentation.
+        mean, std: per channel, for values from 0 to 1.
+        count: maximum number of images.
         workers: threads.
 
     Returns:
-        float32 [count, C, size, size], normalized; fewer where some cannot be decoded.
+        Normalized images, float32 [count, C, size, size]; undecodable ones are missing.
     """
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64)
     some = dataclasses.replace(split.take(chosen), annotations=None)
     sampler = ShardedSampler(
         count=len(some), batch_size=min(BATCH, len(some)), rank=0, world_size=1, train=False
     )
-    bad = BadFiles(some, "training", max_fraction=1, quiet=True)  # the run's own loader will name them
+    bad = BadFiles(some, "training", max_fraction=1, quiet=True)  # the run's own loader reports them
     loader = MAKERS["torch"](
         LoaderArgs(
             split=some,

@@ -1,4 +1,4 @@
-"""The loaders by name, and where each of them cannot be used."""
+"""Registry of the loaders, and the conditions under which each is unavailable."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ Maker = Callable[[LoaderArgs], ImageLoader]
 
 
 def has_dali() -> bool:
+    """Return whether DALI is installed."""
     return (
         importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     )
@@ -51,10 +52,10 @@ def why_not(
     local_world_size: int,
     memory_share: float = 0.5,
 ) -> str:
-    """What speaks against a loader here, as the end of a message that names it; "" if nothing does.
+    """Return why a loader is unavailable, as the end of a message that names it; "" if it is available.
 
     Args:
-        memory_share: of the free memory, what the decoded images of a node's processes may take.
+        memory_share: fraction of the free memory for the decoded images of a node's processes.
     """
     if backend == "dali":
         if not has_dali():

@@ -1,4 +1,4 @@
-"""One random batch on the device, again and again: the speed of the model alone."""
+"""One random batch on the device, repeated: for the speed of the model alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastcnn.data.transforms.transform import Transform
 class SyntheticLoader:
     """Random images of one phase on one rank, with the targets of the split's first images.
 
-    Arguments as in `fastcnn.data.loaders.dali.DaliLoader`."""
+    Arguments as in `fastcnn.data.loaders.base.LoaderArgs`."""
 
     def __init__(
         self, split: Split, transform: Transform, sampler: ShardedSampler, device: torch.device
@@ -30,7 +30,7 @@ class SyntheticLoader:
         self.device = device
         self.steps = sampler.steps
         self.step_samples = sampler.batch_size * sampler.world_size
-        self.num_samples = sampler.steps * self.step_samples  # nothing is padded
+        self.num_samples = sampler.steps * self.step_samples  # no padding
         self.bad = BadFiles(split, "training" if sampler.train else "validation", max_fraction=1)
         self.batch = self._make()
         self.skipped = 0
@@ -78,11 +78,11 @@ class SyntheticLoader:
         self.epoch, self.position = state["epoch"], state["consumed"] // self.step_samples
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there are no threads."""
 
 
 def _whole(sizes: np.ndarray, size: int) -> Geometry:
-    """All of images of sizes [N, 2], stretched to a square of that size."""
+    """Return the geometry of whole images of sizes [N, 2], stretched to a square of side `size`."""
     zero = np.zeros(sizes.shape, dtype=np.int32)
     return Geometry(
         start=zero,

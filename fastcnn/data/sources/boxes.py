@@ -1,4 +1,4 @@
-"""Where images and boxes come from: folders as YOLO has them, COCO's JSON, PASCAL VOC, the demo set."""
+"""Sources with boxes: folders in YOLO's layout, COCO's JSON, PASCAL VOC, the demo set."""
 
 from __future__ import annotations
 
@@ -74,11 +74,18 @@ def box_source(settings: DataSettings, *, seed: int) -> Source:
                 )
             class_names = _yolo_names(root)
             splits, remarks = _yolo(folders, len(class_names), bad)
-    return make_source(name, splits, class_names, remarks + bad.apply(settings.bad_labels), val_split, seed)
+    return make_source(
+        name,
+        splits,
+        class_names,
+        remarks=remarks + bad.apply(settings.bad_labels),
+        val_split=val_split,
+        seed=seed,
+    )
 
 
 def _split(key: str, images: Sequence[str], rows: Rows, num_classes: int, bad: BadLabels) -> Split:
-    """Images and their good boxes; headers are kept under `key`."""
+    """Return the images with their valid boxes; headers are cached under `key`."""
     files = scan(key, images)
     boxes = checked(rows, files.sizes, num_classes, bad)
     split = Split(np.zeros(len(images), dtype=np.int64), files, annotations=boxes)
@@ -104,7 +111,7 @@ def _yolo(
 
 
 def _yolo_names(root: Path) -> tuple[str, ...]:
-    """From data.yaml, or another one, or classes.txt."""
+    """Read the class names from data.yaml, another YAML file or classes.txt."""
     own = root / "data.yaml"
     for path in [own] if own.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
@@ -127,7 +134,7 @@ def _yolo_names(root: Path) -> tuple[str, ...]:
 
 
 def _coco_files(root: Path) -> list[Path]:
-    """COCO's files to train and to validate on, as far as there are any."""
+    """Return COCO's training file and, if present, its validation file; none without a training file."""
     if (root / "train" / ROBOFLOW).is_file():
         val = [root / name / ROBOFLOW for name in VAL]
         return [root / "train" / ROBOFLOW, *[path for path in val if path.is_file()][:1]]
@@ -180,7 +187,7 @@ def _coco_split(root: Path, coco: Coco, phase: str, classes: dict[Any, int], bad
 
 
 def _locate(folders: Sequence[Path], names: Sequence[str]) -> list[str | None]:
-    """Where files lie, each in the first folder that has it."""
+    """Return the path of each file in the first folder that has it, else None."""
     places: dict[str, str] = {}
     wanted = set(names)
     for folder in folders:
@@ -224,7 +231,7 @@ def _demo(bad: BadLabels) -> list[Split]:
 
 
 def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Source:
-    """Up to 8 random boxes for each of the images that only the synthetic loader makes."""
+    """Return up to 8 random boxes per image; the images are made by the synthetic loader."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> Split:

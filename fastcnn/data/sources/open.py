@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastcnn.config.settings import DataSettings, TaskName
-from fastcnn.data.sources.dataset import (
-    NAMED,
-    Source,
-)
+from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.data.sources.demo import ensure_demo
-from fastcnn.data.sources.folder import (
-    read_folder,
-)
+from fastcnn.data.sources.folder import read_folder
 from fastcnn.data.sources.torchvision import synthetic_source, torchvision_source
 from fastcnn.errors import UserError
 

@@ -657,7 +657,7 @@ def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(
     source, gives_way, monkeypatch
 ):
     monkeypatch.undo()  # of what conftest.py does to priorities
-    with pool_for(source.train, 2, gives_way) as pool:
+    with pool_for(source.train, 2, gives_way=gives_way) as pool:
         priority = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
     assert priority == (19 if gives_way else 0)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0

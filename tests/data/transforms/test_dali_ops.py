@@ -60,7 +60,9 @@ def apply(
         data, *nodes = fn.external_source(feed, num_outputs=1 + len(flat), batch=True, layout=layout)
         rest = iter(nodes)
         operations = [(of_step, {name: next(rest) for name in names}) for of_step, names in kinds]
-        return apply_steps(data.gpu() if device == "gpu" else data, operations, size, FILL[:channels], gpu)
+        return apply_steps(
+            data.gpu() if device == "gpu" else data, operations, size, FILL[:channels], gpu=gpu
+        )
 
     built = pipeline(
         lambda: (list(images), *flat),
