@@ -183,7 +183,7 @@ def probe(network: nn.Module, size: int, batch_size: int, threads: int) -> str:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     machine.keep_freed_memory()  # as before a training
-    way, _ = probe_arithmetic(network, size, 3, batch_size, channels_last="on")
+    way, _ = probe_arithmetic(network, (batch_size, 3, size, size), channels_last="on")
     torch.set_num_threads(before)
     return way.dtype
 

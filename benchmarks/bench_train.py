@@ -152,7 +152,7 @@ def measure(row: Train, quick: bool) -> timing.Comparison:
         way, why, compiled = probe.Arithmetic("bf16", True), "the GPU has it", True
     else:
         network, compiled = workload.network(), False
-        way, why = probe.probe_arithmetic(network, row.img_size, 3, row.batch_size)
+        way, why = probe.probe_arithmetic(network, (row.batch_size, 3, row.img_size, row.img_size))
     own = partial(build_own_step, workload, way.dtype, channels_last=way.channels_last, compile=compiled)
     builds: dict[str, Callable[[], Any]] = {
         BASELINE: partial(eager, workload),

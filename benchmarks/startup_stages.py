@@ -19,7 +19,7 @@ from typing import Any
 STAGES = {
     "data": ("fastcnn.setup.plan", "open_data"),
     "loader probe": ("fastcnn.setup.plan", "choose_backend"),
-    "arithmetic probe": ("fastcnn.setup.probe", "probe_arithmetic"),
+    "arithmetic probe": ("fastcnn.setup.plan", "probe_arithmetic"),
     "first step": ("fastcnn.engine.loop", "train_epoch"),
 }
 """A stage, and the function whose time it is; "imports" is what comes before the plan is made."""

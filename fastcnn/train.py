@@ -125,7 +125,7 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
     """Train the remaining epochs into the run's folder."""
     from fastcnn.engine.logger import open_logger
     from fastcnn.engine.loop import Trainer
-    from fastcnn.profiling.bottleneck import verdict
+    from fastcnn.profiling.bottleneck import diagnose
     from fastcnn.runtime.distributed import from_main
     from fastcnn.runtime.signals import stop_on_signals
     from fastcnn.setup.run_folder import claim_folder, write_config
@@ -148,7 +148,7 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
             task,
             logger,
             stop,
-            partial(verdict, config=config, chosen=reasons, room=plan.room(training.ranks)),
+            partial(diagnose, config=config, chosen=reasons, room=plan.room(training.ranks)),
             epoch_metrics=training.epoch_metrics,
             interval_metrics=interval_metrics,
         )

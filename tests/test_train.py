@@ -209,7 +209,7 @@ def test_a_dtype_that_another_processor_chose_is_chosen_again_where_it_is_emulat
     flags = as_flags({"arch": "lenet5", **QUICK_SETTINGS, "amp_dtype": "auto"})
     with monkeypatch.context() as patch:
         way = probe.Arithmetic("bf16", True)
-        patch.setattr(probe, "probe_arithmetic", lambda *_: (way, "fastest"))
+        patch.setattr("fastcnn.setup.plan.probe_arithmetic", lambda *_, **__: (way, "fastest"))
         assert train(*flags, "--data", demo, "--epochs", "1") == 0
     last = Path("runs/lenet5-shapes/last.pt")
     assert torch.load(last)["config"]["amp_dtype"] == "bf16"

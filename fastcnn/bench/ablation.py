@@ -4,7 +4,7 @@
     fastcnn bench --arch timm/regnety_032 --img-size 224 --batch-size 256 --minutes 8
 
 Each variant adds one optimization to the best variant so far. It is timed in turn with that one and with
-eager PyTorch, and is kept if it is faster. Every variant has a process of its own, so that they share no state.
+eager PyTorch, and is kept if it is faster. Every variant has a process of its own, so they share no state.
 In the end the largest costs of the best step are taken from a trace of it.
 """
 
@@ -94,7 +94,7 @@ class Settings:
     quick: bool = False
     """Few rounds, and on the CPU nothing compiled: about a minute."""
     minutes: float | None = None
-    """Time limit, after which only the last variant begins; None: none, in a quick CPU run `QUICK_MINUTES`."""
+    """Time limit, after which only the last variant begins; None: none, or `QUICK_MINUTES` on a quick CPU."""
 
     def limit(self, device: torch.device) -> float | None:
         """Seconds in which a process must answer."""

@@ -23,17 +23,17 @@ USAGE = """usage: fastcnn COMMAND [FLAGS]
 
 commands:
   train    train a network (the same as python -m fastcnn.train)
-  predict  say and draw what a trained network finds in images
-  summary  list the layers of a network: size, cost, receptive field, and times if asked
+  predict  print and draw the predictions of a trained network
+  summary  list the layers of a network: size, cost, receptive field, optionally times
   models   list the networks
   preview  draw training images as they are augmented
-  recipes  list named settings, with what was published for each
-  bench    measure what makes a training step fast here, from eager PyTorch on
+  recipes  list named settings with their published results
+  bench    run an ablation of the training step, from eager PyTorch on
 
 fastcnn COMMAND --help lists the flags of a command; fastcnn --version prints the version.
 """
 NETWORKS = Path(__file__).parents[1] / "analysis" / "networks.txt"
-"""What `fastcnn models` prints, as `fastcnn.analysis.tables` counted it."""
+"""Output of `fastcnn models`, made by `fastcnn.analysis.tables`."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -80,7 +80,7 @@ def summary(argv: Sequence[str]) -> int:
 def predict(argv: Sequence[str]) -> int:
     parser = Parser(
         "fastcnn predict",
-        description="Say and draw what a trained network finds in images.",
+        description="Print and draw the predictions of a trained network.",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="such as runs/yolo-demo/best.pt")
@@ -92,7 +92,14 @@ def predict(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     from fastcnn.cli.predict import predict as run
 
-    bad = run(flags.checkpoint, flags.images, flags.output_dir, flags.batch_size, flags.workers, flags.device)
+    bad = run(
+        flags.checkpoint,
+        flags.images,
+        output=flags.output_dir,
+        batch_size=flags.batch_size,
+        workers=flags.workers,
+        device=flags.device,
+    )
     return 1 if bad else 0
 
 
@@ -113,12 +120,12 @@ def preview(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(parser.format_help())
         parse(["--help"])
-    told, others = parser.parse_known_args(argv)
+    args, others = parser.parse_known_args(argv)
     config = parse(others, "fastcnn preview", idle=("amp_dtype", "sync_bn", "cuda_graph"))
     from fastcnn.cli.preview import preview as draw
 
-    draw(config, told.output)
-    print(f"wrote {told.output}")
+    draw(config, args.output)
+    print(f"wrote {args.output}")
     return 0
 
 
@@ -139,7 +146,7 @@ def recipes(argv: Sequence[str]) -> int:
 def bench(argv: Sequence[str]) -> int:
     parser = Parser(
         "fastcnn bench",
-        description="Measure a training step on random images, from eager PyTorch on, one switch at a time.",
+        description="Measure a training step on random images: eager PyTorch, then one optimization each.",
         allow_abbrev=False,
     )
     parser.add_argument("-a", "--arch", default="resnet50", help="network, as of fastcnn train (%(default)s)")
@@ -153,7 +160,7 @@ def bench(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--minutes",
         type=_minutes,
-        help="time limit after which only the last rung begins (1 with --quick on a CPU)",
+        help="time limit after which only the last variant begins (1 with --quick on a CPU)",
     )
     parser.add_argument(
         "--output", metavar="FILE", help="JSON file (benchmarks/results/MACHINE/ladder-....json)"
@@ -164,14 +171,14 @@ def bench(argv: Sequence[str]) -> int:
         type=_share,
         default=0.05,
         metavar="SHARE",
-        help="exit with 1 if a rung lost more of its speed-up (5%%)",
+        help="exit with 1 if a variant lost more of its speed-up (5%%)",
     )
     flags = vars(parser.parse_args(argv))
-    told = [flags.pop(name) for name in ("output", "baseline", "max_regression")]
+    args = {name: flags.pop(name) for name in ("output", "baseline", "max_regression")}
     from fastcnn.bench.ablation import Settings
     from fastcnn.cli.bench import show
 
-    return show(Settings(**flags), *told)
+    return show(Settings(**flags), **args)
 
 
 def _several(text: str) -> int:
@@ -218,7 +225,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status of the command; 2 if there is no such command."""
+    """Run a command and return its exit status; 2 if there is no such command."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")

@@ -1,4 +1,4 @@
-"""What a trained network finds in images: a line and a picture for each.
+"""`fastcnn predict`: a line and a picture for each image.
 
 fastcnn predict runs/yolo-demo/best.pt photos/
 """
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from fastcnn.config import LossSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import LoaderArgs
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.folder import image_files
@@ -31,18 +32,20 @@ from fastcnn.tasks.build import build_task
 from fastcnn.tasks.gallery import rgb
 
 
-def predict(path: Path, images: Path, output: Path | None, batch_size: int, workers: int, device: str) -> int:
-    """Writes a picture of each image into a folder, under its name, and prints a line for each.
+def predict(
+    path: Path, images: Path, *, output: Path | None, batch_size: int, workers: int, device: str
+) -> int:
+    """Draw the predictions for each image into a folder, and print a line for each.
 
     Args:
-        path: a checkpoint.
+        path: checkpoint.
         images: an image, or a folder of them.
-        output: the folder of the pictures; None: predictions, then predictions-2, ...
-        workers: loading threads.
-        device: as of `--device`.
+        output: folder of the pictures; None: predictions, then predictions-2, ...
+        workers: loader threads.
+        device: as `--device`.
 
     Returns:
-        How many could not be decoded; they are named on stderr.
+        The number of undecodable images; they are named on stderr.
 
     Raises:
         UserError: no such checkpoint, no images, or a folder that cannot be written to or has such pictures.
@@ -73,19 +76,9 @@ def predict(path: Path, images: Path, output: Path | None, batch_size: int, work
         )
     )
     model = Normalized(network, content["mean"], content["std"]).to(where).eval()
-    task = build_task(content["arch"], LossSettings(), content["num_classes"])
-    coming = iter(names)
     folder = _new_folder() if output is None else output
     try:
-        with torch.inference_mode():
-            for batch in loader:
-                found = task.predict(model(batch.images))
-                of_batch = itertools.islice(coming, len(found))
-                for name, what, pixels, real in zip(of_batch, found, batch.images, batch.mask.tolist()):
-                    if real:
-                        print(f"{name}: {task.format_prediction(what, content['class_names'])}", flush=True)
-                        picture = task.draw(rgb(pixels), what, content["class_names"])
-                        _save(picture, folder / f"{name}.png")
+        _predict_batches(loader, model, content, names, folder)
     finally:
         loader.close()
     for line in bad.lines():
@@ -94,8 +87,27 @@ def predict(path: Path, images: Path, output: Path | None, batch_size: int, work
     return len(bad)
 
 
+@torch.inference_mode()
+def _predict_batches(
+    loader: ImageLoader, model: nn.Module, content: dict[str, Any], names: list[str], folder: Path
+) -> None:
+    """Print and draw the predictions for all decodable images; `names` in the loader's order."""
+    task, class_names = (
+        build_task(content["arch"], LossSettings(), content["num_classes"]),
+        content["class_names"],
+    )
+    remaining = iter(names)
+    for batch in loader:
+        predictions = task.predict(model(batch.images))
+        of_batch = itertools.islice(remaining, len(predictions))
+        for name, prediction, pixels, real in zip(of_batch, predictions, batch.images, batch.mask.tolist()):
+            if real:
+                print(f"{name}: {task.format_prediction(prediction, class_names)}", flush=True)
+                _save(task.draw(rgb(pixels), prediction, class_names), folder / f"{name}.png")
+
+
 def _names(images: Path) -> tuple[Path, list[str]]:
-    """A folder, and what is in it, by paths relative to it."""
+    """Return a folder and the relative paths of its images."""
     if images.is_file():
         return images.parent, [images.name]
     if not images.is_dir():
@@ -107,7 +119,7 @@ def _names(images: Path) -> tuple[Path, list[str]]:
 
 
 def _transform(content: dict[str, Any]) -> Transform:
-    """What validation did."""
+    """Return the transform of the validation."""
     config = content["config"]
     return Transform(
         size=content.get("val_img_size", content["img_size"]),  # older ones do not say
@@ -119,7 +131,7 @@ def _transform(content: dict[str, Any]) -> Transform:
 
 
 def _new_folder() -> Path:
-    """predictions, or predictions-2, -3, ...: the first that is free."""
+    """Create predictions, or predictions-2, -3, ...: the first free name."""
     for number in itertools.count(1):
         folder = Path("predictions" if number == 1 else f"predictions-{number}")
         try:

@@ -1,4 +1,4 @@
-"""Training images as they are augmented: a look at the settings before a training.
+"""`fastcnn preview`: draw training images as they are augmented.
 
 fastcnn preview --data photos --aa ra --color-jitter 0.4 --output preview.png
 """
@@ -17,7 +17,9 @@ from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS, why_not
+from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.transforms.mixing import Mixing, mix_of, mixed
+from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.setup.plan import resolved
@@ -33,23 +35,23 @@ OFTEN = (
     *("aa", "color_jitter", "grayscale_prob", "lighting", "lighting_pca", "rotate", "reprob", "cutout"),
     *("mixup", "cutmix", "mixup_prob"),
 )
-"""Settings that the caption names; these where they are told."""
+"""Settings in the caption; of these, those that differ from their defaults."""
 
 
 def preview(config: Config, output: Path) -> None:
-    """Writes a picture: a row for each of eight training images, first as validation would show it, then as
-    it comes in the first seven epochs of a training, by the same loader.
+    """Draw eight training images: as in validation, then as in the first seven epochs of a training.
 
-    Images are evenly spread over the data. With mixup or CutMix they are mixed with one another.
+    The loader is that of the training. Images are evenly spaced over the data. With mixup or CutMix they are
+    mixed with one another.
 
     Args:
         config: of a training; a loader that is "auto" is torch.
-        output: its suffix says the format.
+        output: its suffix is the format.
 
     Raises:
         UserError: no such data, settings or loader, or a file that cannot be written.
     """
-    told = config
+    user_config = config
     ranks, device = Ranks(), choose_device(config.device, Ranks())
     backend = "torch" if config.data_backend == "auto" else config.data_backend
     config = dataclasses.replace(config, data_backend=backend, batch_size=1)  # no larger one has to fit
@@ -62,27 +64,51 @@ def preview(config: Config, output: Path) -> None:
     )
     if reason:
         raise UserError(f"--data-backend {backend}: {reason}")
+
+    columns = _load(config, _sample(config, source), transform_of(config, source, reasons), device)
+    task = build_task(config.arch, config, int(config.num_classes))
+    pictures = [
+        [
+            task.draw_truth(rgb(image), target.cpu().numpy(), source.class_names)
+            for image, target in zip(column.images, column.targets)
+        ]
+        for column in columns
+    ]
+    headings = ["validation", *(f"epoch {epoch + 1}" for epoch in range(EPOCHS))]
+    picture = grid(list(zip(*pictures)), headings, caption(config, user_config))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(output)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that names no format
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--output {output}: {why}; write another file, such as preview.png") from error
+
+
+def _sample(config: Config, source: Source) -> Split:
+    """Return decodable training images, evenly spaced over the split."""
     good = np.array([i for i in range(len(source.train)) if i not in source.train.problems])
     if len(good) == 0:
         raise UserError(f"--data {config.data}: no training image can be decoded")
-    chosen = good[np.linspace(0, len(good) - 1, min(ROWS, len(good))).astype(np.int64)]
-    some, count = source.train.take(chosen), len(chosen)
-    transform = transform_of(config, source, reasons)
+    return source.train.take(good[np.linspace(0, len(good) - 1, min(ROWS, len(good))).astype(np.int64)])
+
+
+def _load(config: Config, images: Split, transform: Transform, device: torch.device) -> list[Batch]:
+    """Return a batch of all images as in validation, and one of each epoch."""
+    count = len(images)
     val_transform = dataclasses.replace(transform, size=int(config.val_img_size), progressive=False)
 
     def loader(*, train: bool) -> ImageLoader:
         sampler = ShardedSampler(
             count=count, batch_size=count, rank=0, world_size=1, train=train, seed=config.seed
         )
-        bad = BadFiles(some, "training", max_fraction=1)
-        return MAKERS[backend](
+        return MAKERS[config.data_backend](  # type: ignore[index]
             LoaderArgs(
-                split=some,
+                split=images,
                 transform=transform if train else val_transform,
                 sampler=sampler,
                 device=device,
                 workers=int(config.workers),
-                bad=bad,
+                bad=BadFiles(images, "training", max_fraction=1),
             )
         )
 
@@ -96,34 +122,19 @@ def preview(config: Config, output: Path) -> None:
     finally:
         val.close()
         train.close()
-    task = build_task(config.arch, config, int(config.num_classes))
-    pictures = [
-        [
-            task.draw_truth(rgb(image), target.cpu().numpy(), source.class_names)
-            for image, target in zip(column.images, column.targets)
-        ]
-        for column in columns
-    ]
-    headings = ["validation", *(f"epoch {epoch + 1}" for epoch in range(EPOCHS))]
-    picture = grid(list(zip(*pictures)), headings, caption(config, told))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(output)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that names no format
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--output {output}: {why}; write another file, such as preview.png") from error
+    return columns
 
 
-def caption(config: Config, told: Config) -> str:
-    """What is to be seen, in a line.
+def caption(config: Config, user_config: Config) -> str:
+    """Return the settings that shape the images, in a line.
 
     Args:
-        config: the settings.
-        told: the same before "auto" was chosen.
+        config: without "auto".
+        user_config: the same before "auto" was resolved.
     """
     names = [
         *ALWAYS,
-        *(name for name in OFTEN if getattr(told, name) not in (FIELDS[name].default, "auto")),
+        *(name for name in OFTEN if getattr(user_config, name) not in (FIELDS[name].default, "auto")),
     ]
     words = [f"{flag(name)} {_shown(getattr(config, name))}" for name in names]
     return f"{config.data}, {config.img_size} px: {' '.join(words)}"
@@ -136,13 +147,13 @@ def _shown(value: object) -> str:
 
 
 def _in_order(batch: Batch, order: np.ndarray) -> Batch:
-    """A batch by the numbers of its samples."""
+    """Sort a batch by the numbers of its samples."""
     place = torch.from_numpy(np.argsort(order)).to(batch.images.device)
     return Batch(batch.images[place], batch.targets[place], batch.mask[place])
 
 
 def _mixed(batch: Batch, config: Config, epoch: int) -> Batch:
-    """As the training graph would mix it."""
+    """Mix a batch as the training graph does."""
     settings = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
     if not settings.goes_on(epoch) or config.mixup == config.cutmix == 0:
         return batch

@@ -226,12 +226,12 @@ def parse_policy(aa: str) -> Policy | None:
         return POLICIES[aa]
     word, *parts = aa.split("-")
     found = [re.fullmatch(r"(m|n|mstd|inc)(\d+(?:\.\d+)?)", part) for part in parts]
-    told = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, **{m[1]: float(m[2]) for m in found if m}}
-    wrong = told["n"] < 1 or told["n"] % 1 or max(told["m"], told["mstd"]) > 10
+    letters = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, **{m[1]: float(m[2]) for m in found if m}}
+    wrong = letters["n"] < 1 or letters["n"] % 1 or max(letters["m"], letters["mstd"]) > 10
     if word != "rand" or None in found or wrong:
         names = ", ".join(POLICIES)
         raise UserError(f"--aa {aa}: no such policy; write {names}, or as rand-m9-n2-mstd0.5-inc1")
-    scales = TIMM_INCREASING if told["inc"] else TIMM
+    scales = TIMM_INCREASING if letters["inc"] else TIMM
     kinds = (kind for kind in scales if kind != "identity")
-    slot = tuple(Choice(kind, scales[kind], told["m"] / 10, probability=0.5) for kind in kinds)
-    return Policy((slot,) * int(told["n"]), deviation=told["mstd"] / 10)
+    slot = tuple(Choice(kind, scales[kind], letters["m"] / 10, probability=0.5) for kind in kinds)
+    return Policy((slot,) * int(letters["n"]), deviation=letters["mstd"] / 10)

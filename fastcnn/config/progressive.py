@@ -26,7 +26,7 @@ def size_at(sizes: Sequence[int], milestones: Sequence[float], epoch: int) -> in
 
 
 def milestones_of(config: Config, epochs: float) -> tuple[float, ...]:
-    """Those that were told; else the sizes share the epochs."""
+    """Return the given milestones; by default evenly spaced ones."""
     if config.progressive_milestones is not None:
         return config.progressive_milestones
     count = len(config.progressive or ())
@@ -56,7 +56,7 @@ def never_reached(config: Config, epochs: float) -> str:
 
 def check_progressive(config: Config) -> None:
     """UserError if the sizes, their milestones and `--img-size` do not fit one another."""
-    sizes, told = config.progressive, config.progressive_milestones
+    sizes, milestones = config.progressive, config.progressive_milestones
     if sizes is None:
         return
     written = "--progressive " + " ".join(map(str, sizes))
@@ -64,7 +64,8 @@ def check_progressive(config: Config) -> None:
         raise UserError(
             f"--img-size {config.img_size}: {written} ends with {sizes[-1]}; leave --img-size out"
         )
-    if told is not None and len(told) != len(sizes) - 1:
+    if milestones is not None and len(milestones) != len(sizes) - 1:
         raise UserError(
-            f"--progressive-milestones: {len(told)} of them for {len(sizes)} sizes; write {len(sizes) - 1}"
+            f"--progressive-milestones: {len(milestones)} of them for {len(sizes)} sizes; "
+            f"write {len(sizes) - 1}"
         )

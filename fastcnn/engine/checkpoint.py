@@ -1,7 +1,6 @@
-"""Checkpoints: written atomically, tensors and plain types only, whole enough to go on as if nothing had
-happened.
+"""Checkpoints: written atomically, of tensors and plain types only, complete enough for an exact resume.
 
-    python -c "import torch; print(torch.load('runs/resnet50-demo/last.pt').keys())"
+python -c "import torch; print(torch.load('runs/resnet50-demo/last.pt').keys())"
 """
 
 from __future__ import annotations
@@ -24,9 +23,11 @@ FORMAT = 2
 
 
 def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
-    """Writes a checkpoint so that `path` holds either the old or the new one at any instant; and before it
-    `best`, if this is the best one, so that `path` never speaks of a best one that is not there."""
-    temporary = path.with_name(f".{path.name}.new")  # one process writes, so a leftover is written over
+    """Write a checkpoint atomically: at any instant `path` holds either the old or the new one.
+
+    A best checkpoint is written to `best` first, so that `path` never refers to a missing one.
+    """
+    temporary = path.with_name(f".{path.name}.new")  # one process writes, so a leftover is overwritten
     with temporary.open("wb") as file:
         torch.save(content, file)
         file.flush()
@@ -37,7 +38,7 @@ def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
 
 
 def _duplicate(path: Path, copy: Path) -> None:
-    """Gives a checkpoint a second name that later saves under the first do not touch."""
+    """Give a checkpoint a second name, which later saves under the first do not touch."""
     temporary = copy.with_name(f".{copy.name}.new")
     temporary.unlink(missing_ok=True)
     try:
@@ -59,21 +60,21 @@ def _rename(temporary: Path, path: Path) -> None:
             os.close(folder)
 
 
-def load(path: Path, told: str = "--resume") -> dict[str, Any]:
-    """Reads a checkpoint on the CPU; ValueError if it is not there or not one of fastcnn's."""
+def load(path: Path, source_flag: str = "--resume") -> dict[str, Any]:
+    """Read a checkpoint on the CPU; raise ValueError if it is missing or not one of fastcnn's."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{told} {path}: {error.strerror}; write the path of a checkpoint") from error
+        raise UserError(f"{source_flag} {path}: {error.strerror}; write the path of a checkpoint") from error
     except Exception as error:  # an unpickler raises whatever foreign bytes lead it to
-        raise UserError(f"{told} {path}: not a checkpoint that torch.load can read") from error
+        raise UserError(f"{source_flag} {path}: not a checkpoint that torch.load can read") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{told} {path}: not a fastcnn checkpoint of format {FORMAT}")
+        raise UserError(f"{source_flag} {path}: not a fastcnn checkpoint of format {FORMAT}")
     return content
 
 
 def load_network(path: str | Path) -> nn.Module:
-    """The network of a checkpoint, on the CPU and in evaluation mode, with the weights that validation saw.
+    """Return the network of a checkpoint, on the CPU, in evaluation mode, with the validated weights.
 
     Raises:
         UserError: there is no such checkpoint, or its network is from a package that is not installed.
@@ -88,8 +89,10 @@ def load_network(path: str | Path) -> nn.Module:
 
 
 def pack_state(state: TrainState) -> dict[str, Any]:
-    """What a resumed run needs of the state, the same on every rank; and "weights", what validation saw:
-    the moving average where there is one."""
+    """Return the part of the state that is the same on every rank.
+
+    "weights" are the validated ones: the moving average if there is one.
+    """
     model = state.network.state_dict()
     return {
         "model": model,
@@ -103,30 +106,31 @@ def pack_state(state: TrainState) -> dict[str, Any]:
 
 
 def unpack_weights(state: TrainState, content: dict[str, Any]) -> None:
-    """Puts a checkpoint's weights, and their moving average, into the state."""
+    """Load a checkpoint's weights, and their moving average, into the state."""
     state.network.load_state_dict(content["model"])
     if state.ema is not None:
         state.ema.load_state_dict(content["ema"])
 
 
 def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
-    """Puts the optimizer's, scaler's and counters' values into the state; weight decay, momentum and their
-    like stay as they are."""
-    told = [{k: v for k, v in group.items() if k != "params"} for group in state.optimizer.param_groups]
+    """Load the optimizer, the scaler and the counters into the state; hyperparameters stay as they are."""
+    hyperparameters = [
+        {k: v for k, v in group.items() if k != "params"} for group in state.optimizer.param_groups
+    ]
     state.optimizer.load_state_dict(content["optimizer"])
-    for group, settings in zip(state.optimizer.param_groups, told):
+    for group, settings in zip(state.optimizer.param_groups, hyperparameters):
         group.update(settings)
-    add_momentum_buffers(state.optimizer)  # of what was frozen then and trains now
+    add_momentum_buffers(state.optimizer)  # for layers that were frozen then
     if state.recorded is not None:
-        state.recorded.reset()  # it knows the tensors that the optimizer had until now
+        state.recorded.reset()  # it captured the optimizer's former tensors
     if content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
     state.step, state.epoch = content["step"], content["epoch"]
 
 
 def buffers(state: TrainState) -> list[dict[str, torch.Tensor]]:
-    """Copies of the network's floating-point buffers, and of their moving averages: until a validation each
-    rank has its own."""
+    """Copy the network's floating-point buffers and their moving averages, which differ between ranks until a
+    validation."""
     names = [name for name, b in state.network.named_buffers() if b.is_floating_point()]
     sources = [dict(state.network.named_buffers()), state.ema.average if state.ema is not None else {}]
     return [{name: s[name].to("cpu", copy=True) for name in names if name in s} for s in sources]
@@ -141,7 +145,7 @@ def restore_buffers(state: TrainState, saved: list[dict[str, torch.Tensor]]) -> 
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The random generators that a step draws from (dropout, stochastic depth); differs per rank."""
+    """Return the random states of a step (dropout, stochastic depth); they differ between ranks."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

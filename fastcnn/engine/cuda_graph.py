@@ -1,9 +1,7 @@
-"""The device's work of a training step as a CUDA graph: recorded once, and from then on launched by one call
-of the host, however many kernels it has.
+"""A training step as a CUDA graph: captured once, then launched by one call, however many kernels it has.
 
-What is recorded does the same to the same memory each time. So batches are copied into the tensors that the
-recording reads, and what the host says anew in each step (the learning rate, how a batch is mixed) has to be
-a tensor that it writes before.
+A graph does the same to the same memory each time. So batches are copied into the tensors that it reads,
+and all that differs between steps (learning rate, mixing parameters) is a tensor written before the launch.
 """
 
 from __future__ import annotations
@@ -21,33 +19,31 @@ from fastcnn.errors import UserError
 
 Work = Callable[[Sequence[Batch]], None]
 WARMUP_STEPS = 2
-"""Steps of each shape that are done as they are, before one is recorded: they compile, allocate and choose
-algorithms."""
+"""Ordinary steps of each shape before the capture: they compile, allocate and choose algorithms."""
 
 
 class Recorder(Protocol):
-    """A device that can repeat what it was told once."""
+    """A device that captures work and replays it."""
 
     def prepare(self, work: Callable[[], None]) -> None:
-        """Does it, as it will be recorded."""
+        """Do the work as in the capture."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What does it again, without doing it now."""
+        """Capture the work without doing it; return a function that replays it."""
 
     def reset(self) -> None:
-        """Nothing that it recorded is needed any more."""
+        """Release all captures."""
 
 
 class CudaRecorder:
-    """CUDA graphs that share their memory, since only one of them runs at a time and none leaves anything in
-    it."""
+    """CUDA graphs that share a memory pool: one runs at a time, and none keeps anything in it."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = None
 
     def prepare(self, work: Callable[[], None]) -> None:
-        """On the stream that records: libraries set themselves up for a stream when it is first used."""
+        """Do the work on the capturing stream: libraries initialize a stream on its first use."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -63,14 +59,14 @@ class CudaRecorder:
         return graph.replay
 
     def reset(self) -> None:
-        self._pool = None  # which belongs to graphs that are gone
+        self._pool = None  # it belongs to released graphs
 
 
 class RecordedSteps:
-    """One recording for each shape of batches.
+    """One CUDA graph for each shape of batches.
 
     Args:
-        optimizer: makes its updates in the recorded work.
+        optimizer: updates the weights within the captured work.
     """
 
     def __init__(self, optimizer: Optimizer, recorder: Recorder) -> None:
@@ -80,14 +76,14 @@ class RecordedSteps:
         self._recordings: dict[Hashable, tuple[list[Batch], Callable[[], None]]] = {}
 
     def run(self, work: Work, batches: Sequence[Batch], *of: object) -> None:
-        """Does `work` with `batches`: itself the first times, later by its recording.
+        """Do `work` with `batches`: directly the first times, then by its graph.
 
         Args:
-            of: the objects that the work reaches besides; with others it is recorded anew. Their tensors, and
-                those of the network and the optimizer, stay where they are until `reset` is called.
+            of: other objects that the work reads; new ones cause a new capture. Their tensors, and those of
+                the network and the optimizer, keep their memory until `reset`.
 
         Raises:
-            UserError: it cannot be recorded, as where the host waits for the device.
+            UserError: the work cannot be captured, for example because the host waits for the device.
         """
         key = (*of, *(t if t is None else (t.shape, t.dtype) for batch in batches for t in batch))
         if key not in self._recordings:
@@ -105,7 +101,7 @@ class RecordedSteps:
         replay()
 
     def reset(self) -> None:
-        """What was recorded is not true any more."""
+        """Discard all captures, for example after a load."""
         self._done.clear()
         self._recordings.clear()
         self.recorder.reset()
@@ -115,7 +111,7 @@ class RecordedSteps:
             with _capturable(self.optimizer):
                 return self.recorder.record(work)
         except RuntimeError as error:
-            first = error.__context__ or error  # CUDA reports once more, in fewer words, at the end
+            first = error.__context__ or error  # CUDA repeats it in fewer words at the end
             reason = str(first).strip().partition("\n")[0]
             raise UserError(
                 f"--cuda-graph: a step of this network cannot be recorded ({reason}); leave it out"
@@ -124,7 +120,7 @@ class RecordedSteps:
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """Adam refuses to be recorded unless it is told, though fused it is fit for it."""
+    """Mark an optimizer as capturable: Adam requires the mark, though its fused form needs no change."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     before = [group["capturable"] for group in groups]
     for group in groups:

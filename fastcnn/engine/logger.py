@@ -152,7 +152,7 @@ class Logger:
         """Drop records later than the checkpoint: after a kill these steps are trained and logged again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             records = map(json.loads, lines)
             kept = [
                 line

@@ -17,14 +17,14 @@ from fastcnn.engine.logger import Logger
 from fastcnn.engine.state import stop_if_not_finite, unfreeze
 from fastcnn.engine.swa import Average, load_averaged
 from fastcnn.optim.schedules import learning_rate
-from fastcnn.profiling.bottleneck import Bottleneck, Timing, Verdict
+from fastcnn.profiling.bottleneck import Bottleneck, Diagnosis, Timing
 from fastcnn.runtime.distributed import any_rank, gather_to_main
 from fastcnn.runtime.signals import StopRequest
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.gallery import Gallery
 from fastcnn.tasks.metrics import Metrics
 
-Diagnose = Callable[[list[Timing]], Verdict]
+Diagnose = Callable[[list[Timing]], Diagnosis]
 
 
 @dataclass
@@ -281,7 +281,7 @@ class Trainer:
         if is_best and self._is_pictured():
             gallery.save(self.checkpointer.folder / PICTURE)
 
-    def bottleneck(self) -> Verdict | None:
+    def bottleneck(self) -> Diagnosis | None:
         """Diagnose the run so far; None on all ranks but the first. All ranks call it."""
         timings = gather_to_main(self.throughput.timing())
         return self.diagnose(timings) if timings and self.throughput.intervals else None

@@ -1,4 +1,4 @@
-"""What holds a run back: where its time went, and a sentence that says so and what to try. Torch-free."""
+"""The bottleneck of a run: time per activity, and a sentence with the diagnosis and advice. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fastcnn.config import Config
 Bottleneck = Literal["data", "computing", "launching", "synchronising", "communication"]
 
 WORTH_SAYING = 0.15
-"""Share of the time from which on something holds a run back: without it, the run is 18% faster."""
+"""Min fraction of the time of a bottleneck: without it, the run is 18% faster."""
 MIN_REPORTED_SHARE = 0.02
-"""From which on a share is named beside the others."""
+"""Min fraction of the time that is listed beside others."""
 
 NAMES: dict[Bottleneck, str] = {
     "data": "waiting for data",
@@ -22,36 +22,36 @@ NAMES: dict[Bottleneck, str] = {
     "synchronising": "log lines and saves",
     "communication": "communication",
 }
-"""What need not be; computing must."""
+"""Avoidable activities; computing is not one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where the time of some steps went: seconds on the device's time line."""
+    """Time of some steps by activity, in seconds on the device's timeline."""
 
     steps: int = 0
     data: float = 0.0
-    """Idle, or copying, until the loader's batch was there."""
+    """Idle, or copying, until the loader delivered a batch."""
     computing: float = 0.0
     launching: float = 0.0
-    """Idle within steps, because the host had not queued the next kernel yet; 0 where host and device are
-    one."""
+    """Idle within steps, until the host queued the next kernel; 0 if the host is the device."""
     synchronising: float = 0.0
     """Idle between steps, at log lines and saves."""
     communication: float = 0.0
-    """After the last gradient, until those of all ranks were averaged."""
+    """Exposed all-reduce: from the last gradient to the average over all ranks."""
     cpu_contention: float = 0.0
-    """Of all this, how long the host's thread could have run and had no processor core."""
+    """Part of the total in which the host's thread was ready to run and had no core."""
 
     def __add__(self, other: Timing) -> Timing:
-        return Timing(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+        names = [field.name for field in dataclasses.fields(self)]
+        return Timing(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     @property
     def seconds(self) -> float:
         return self.data + self.computing + self.launching + self.synchronising + self.communication
 
     def shares(self) -> dict[Bottleneck, float]:
-        """Of each kind, 0 to 1; empty if no step was measured."""
+        """Return the fraction of each activity, 0 to 1; empty if no step was measured."""
         if not self.steps or not self.seconds:
             return {}
         return {
@@ -63,34 +63,34 @@ class Timing:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """What this machine and these images leave to try."""
+    """Options that this machine and these images leave."""
 
     cores: int
-    """For each process."""
+    """Cores per process."""
     images: int
-    """Training images of each process."""
+    """Training images per process."""
     can_cache: bool
-    """Whether the images can be cached, and were not found to load slower so."""
+    """The images fit in memory, and the cached loader was not slower in a trial."""
     threads_help: bool
-    """Whether the loader uses as many threads as it is given."""
+    """The loader uses all threads that it is given."""
     can_compile: bool
     can_record: bool
-    """Whether a step may become a CUDA graph."""
+    """The step may become a CUDA graph."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     bound: Bottleneck | None
-    """None if nothing can be said."""
+    """None if it is unknown."""
     sentence: str
     avoidable: bool = False
-    """Whether anything but computing holds the run back."""
+    """Another activity than computing limits the run."""
 
 
-def verdict(timings: Sequence[Timing], config: Config, chosen: Collection[str], room: Headroom) -> Verdict:
-    """What bounds a run.
+def diagnose(timings: Sequence[Timing], config: Config, chosen: Collection[str], room: Headroom) -> Diagnosis:
+    """Diagnose the bottleneck of a run.
 
     Args:
         timings: of every rank, after start-up.
@@ -98,32 +98,33 @@ def verdict(timings: Sequence[Timing], config: Config, chosen: Collection[str], 
         chosen: the settings that were "auto".
     """
     if config.device == "mps":
-        return Verdict(None, "What bounds the run is not measured on mps.")
+        return Diagnosis(None, "What bounds the run is not measured on mps.")
     shares = [timing.shares() for timing in timings]
     if not all(shares):
-        return Verdict(None, "The run was too short to tell what bounds it.")
+        return Diagnosis(None, "The run was too short to tell what bounds it.")
     together = sum(timings, Timing())
     crowd = _contention_sentence(together)
     images = int(config.batch_size) * config.grad_accum_steps * len(timings)
     waits = [share["communication"] for share in shares]
     late = waits.index(min(waits))
     waited = max(waits) - min(waits)
-    if waited >= WORTH_SAYING:  # not for the network, but for the rank that waits for nobody
+    if waited >= WORTH_SAYING:  # for a straggler rank, not for the network
         bound = _bound({**shares[late], "communication": 0.0})
         start = f"Bound by rank {late}: the others wait for it {waited:.0%} of the time. "
         if bound == "computing":
             text = f"{start}It computes longest: see what else its processor or GPU does."
-            return Verdict(bound, text + crowd, True)
+            return Diagnosis(bound, text + crowd, avoidable=True)
         start, timing = f"{start}It is held up by ", timings[late]
     else:
         bound = _bound(together.shares())
         start, timing = "Bound by ", together
     what, advice = _measured(bound, timing, images), _advice(bound, config, chosen, room)
-    return Verdict(bound, start + what + crowd + advice, bound != "computing" or bool(crowd))
+    avoidable = bound != "computing" or bool(crowd)
+    return Diagnosis(bound, start + what + crowd + advice, avoidable=avoidable)
 
 
 def _bound(shares: dict[Bottleneck, float]) -> Bottleneck:
-    """The largest share that need not be, if it is worth saying."""
+    """Return the largest avoidable activity, if it is large enough to be a bottleneck."""
     largest = max(NAMES, key=shares.__getitem__)
     return largest if shares[largest] >= WORTH_SAYING else "computing"
 
@@ -136,7 +137,7 @@ def _contention_sentence(timing: Timing) -> str:
 
 
 def _measured(bound: Bottleneck, timing: Timing, images: int) -> str:
-    """The bound with its figures, as a sentence's end. Throughput leaves log lines out, as elsewhere.
+    """Format the bottleneck with its figures. Throughput excludes log lines, as elsewhere.
 
     Args:
         images: of a step of all ranks.
@@ -158,7 +159,7 @@ def _measured(bound: Bottleneck, timing: Timing, images: int) -> str:
 
 
 def _advice(bound: Bottleneck, config: Config, chosen: Collection[str], room: Headroom) -> str:
-    """What to try, as further sentences; "" where no setting is left."""
+    """Return advice as further sentences; "" if no setting is left."""
     tries = {
         "data": _faster_loading,
         "computing": _faster_computing,

@@ -1,9 +1,9 @@
-"""Where the time of training steps goes, on the device's own time line, without waiting for the device.
+"""Time of training steps by activity, on the device's own timeline, without waiting for the device.
 
-Each step leaves marks: before the loader is asked, when its batch is there, when the step is done. On a GPU a
-mark is an event that the device passes when it has done all that was queued before. While the host waits for
-a batch and the device still has work, the marks around that wait are passed right after one another: nothing
-was lost. Only a device that runs dry sees them apart.
+Each step has marks: before the loader's batch, with it, and after the step. On a GPU a mark is an event,
+which the device passes when all work queued before is done. While the host waits for a batch and the device
+still has work, the marks around that wait are passed back to back: no time is lost. Only an idle device sees
+a gap.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from torch.utils.hooks import RemovableHandle
 from fastcnn.profiling.bottleneck import Timing
 
 MAX_TIMED_STEPS = 1000
-"""Steps of a window that are measured at most, the first ones: marks take memory until they are read."""
+"""Max steps that are measured in a log interval, the first ones: marks take memory until they are read."""
 LONGEST_HOLD = 1.0
 """Seconds."""
 
 
 class Clock(Protocol):
-    """A device's time line as the host sees it."""
+    """A device's timeline as the host sees it."""
 
     def mark(self) -> Any:
-        """The moment at which the device has done what was queued until now."""
+        """Mark the moment at which the device finishes all work queued until now."""
 
     def seconds(self, first: Any, second: Any) -> float:
-        """Between two marks that the device has passed."""
+        """Return the seconds between two marks that the device has passed."""
 
     def reuse(self) -> None:
-        """The marks made so far are not needed any more."""
+        """Release all marks."""
 
     def host(self) -> float:
-        """The host's time now, in seconds."""
+        """Return the host's time in seconds."""
 
     def cpu_contention(self) -> float:
-        """Seconds so far that this thread could have run and had no core; 0 where nobody tells."""
+        """Return the seconds so far in which this thread was ready and had no core; 0 if unknown."""
 
     def stall_device(self, seconds: float) -> bool:
-        """Keeps the device busy for about so long; False, and nothing, where it is the host itself."""
+        """Stall the device for about so long; False, without effect, if it is the host itself."""
 
 
 class HostClock:
-    """The device is the host."""
+    """The timeline of the host, as the device."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -75,7 +75,7 @@ class HostClock:
 
 
 class CudaClock(HostClock):
-    """Events in the current stream, made once and recorded again after each reading."""
+    """CUDA events in the current stream, reused after each reading."""
 
     def __init__(self) -> None:
         self._events: list[torch.cuda.Event] = []
@@ -100,10 +100,10 @@ class CudaClock(HostClock):
         return True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Step:
-    """Its marks: before the loader is asked, with its batch, after the step; under DDP, after the last
-    gradient and when those of all ranks are averaged."""
+    """Marks of a step: before its batch, with it, after the step; under DDP, after the last gradient and
+    after the all-reduce."""
 
     asked: Any
     begun: Any
@@ -111,16 +111,16 @@ class _Step:
     graded: Any = None
     reduced: Any = None
     held: bool = False
-    """Whether the device was held until the host had queued the step."""
+    """The device was stalled until the host had queued the step."""
     counts: bool = True
 
 
 class StepTimer:
-    """Measures the steps between two readings.
+    """Timer of the steps between two readings.
 
-    How long the device itself needs for a step, its kernels back to back, is seen by holding it until the
-    host has queued all of them. That delays a step by its own time, and is done in the first step of windows
-    1, 2, 4, 8, ...; start-up is in window 0. What steps take longer than that, the device waits for the host.
+    Pure kernel time is measured by stalling the device until the host has queued a whole step. That delays
+    the step by its own time; it is done in the first step of log intervals 1, 2, 4, 8, ... (start-up is in
+    0). Time beyond it within a step is idle time in which the device waits for the host.
     """
 
     def __init__(self, clock: Clock, at_most: int = MAX_TIMED_STEPS) -> None:
@@ -130,20 +130,20 @@ class StepTimer:
         self._asked: Any = None
         self._step: _Step | None = None
         self._began = 0.0
-        self._queueing = LONGEST_HOLD  # the least that the host took for a step
+        self._queueing = LONGEST_HOLD  # shortest time of the host for a step
         self._paused = 0.0
-        self._contention = 0.0  # until the first step since the last reading
+        self._contention = 0.0  # up to the first step since the last reading
         self._windows = 0
-        self._kernels: float | None = None  # seconds of a step's kernels back to back, as last seen
+        self._kernels: float | None = None  # seconds of a step's kernels, as last measured
         self._hooks: list[RemovableHandle] = []
         self._last: Tensor | None = None
 
     def before_data(self) -> None:
-        """Before the loader is asked."""
+        """Mark the start of the wait for a batch."""
         self._asked = self.clock.mark() if len(self._steps) < self.at_most else None
 
     def before_step(self) -> None:
-        """With the loader's batch."""
+        """Mark the arrival of the batch."""
         if self._asked is None:
             return
         held = False
@@ -151,11 +151,11 @@ class StepTimer:
             self._contention = self.clock.cpu_contention()
             if self._windows and self._windows & (self._windows - 1) == 0:
                 held = self.clock.stall_device(min(1.5 * self._queueing, LONGEST_HOLD))
-        self._step = _Step(self._asked, self.clock.mark(), held=held)
+        self._step = _Step(asked=self._asked, begun=self.clock.mark(), held=held)
         self._began = self.clock.host()
 
     def after_step(self) -> None:
-        """After the step."""
+        """Mark the end of the step."""
         if self._step is None:
             return
         self._queueing = min(self._queueing, self.clock.host() - self._began)
@@ -165,17 +165,17 @@ class StepTimer:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what the host does with the device idle; counts in the next reading."""
+        """Count host work on an idle device, such as a log line, in the next reading."""
         start = self.clock.host()
         yield
         self._paused += self.clock.host() - start
 
     def reset(self) -> None:
-        """From here on a step is another one."""
+        """Discard the kernel time, for a step that changes."""
         self._windows, self._kernels, self._queueing = 0, None, LONGEST_HOLD
 
     def follow_gradients(self, network: nn.Module) -> None:
-        """Learns in the next backward pass which gradient comes last, and marks that one from then on."""
+        """Identify the last gradient of the next backward pass, and mark it from then on."""
         self._drop_hooks()
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -189,13 +189,13 @@ class StepTimer:
             self._step.graded = self.clock.mark()
 
     def after_allreduce(self) -> None:
-        """After the backward pass that averages the gradients."""
+        """Mark the end of the backward pass that averages the gradients."""
         if self._last is not None:
             last = self._last
             self._drop_hooks()
             self._hooks = [last.register_post_accumulate_grad_hook(self._mark_gradient)]
             if self._step is not None:
-                self._step.counts = False  # its communication was not seen
+                self._step.counts = False  # its communication was not measured
         elif self._step is not None and self._step.graded is not None:
             self._step.reduced = self.clock.mark()
 
@@ -205,10 +205,10 @@ class StepTimer:
         self._hooks, self._last = [], None
 
     def read(self, steps: int) -> Timing:
-        """What was measured since the last reading. The device must have passed all marks.
+        """Return the time measured since the last reading. The device must have passed all marks.
 
         Args:
-            steps: how many steps there were, measured or not.
+            steps: steps since the last reading, measured or not.
         """
         between = self.clock.seconds
         data = inside = communication = gaps = 0.0
@@ -236,11 +236,17 @@ class StepTimer:
         if not counted:
             return Timing()
         return Timing(
-            counted, data, inside - launching, launching, synchronising, communication, cpu_contention
+            steps=counted,
+            data=data,
+            computing=inside - launching,
+            launching=launching,
+            synchronising=synchronising,
+            communication=communication,
+            cpu_contention=cpu_contention,
         )
 
 
 def step_timer_for(device: torch.device) -> StepTimer:
-    """One that measures nothing on mps, whose events are not used yet."""
+    """Return a timer for a device; it measures nothing on mps, whose events are not used yet."""
     clock = CudaClock() if device.type == "cuda" else HostClock()
     return StepTimer(clock, 0 if device.type == "mps" else MAX_TIMED_STEPS)

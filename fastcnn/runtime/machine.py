@@ -27,8 +27,8 @@ def cores_per_process(ranks: Ranks) -> int:
     return max(1, cores // ranks.local_world_size)
 
 
-def prepare(device: torch.device, cores: int, deterministic: bool) -> None:
-    """Process-wide settings of torch and of the C library."""
+def prepare(device: torch.device, cores: int, *, deterministic: bool) -> None:
+    """Set torch and the C library up, for the whole process."""
     if device.type == "cpu":
         torch.set_num_threads(cores)  # torchrun allows each of several processes one
         keep_freed_memory()
@@ -39,8 +39,11 @@ def prepare(device: torch.device, cores: int, deterministic: bool) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of activations and gradients, whatever their size, instead of mapping and
-    unmapping it in every step: as fast as tcmalloc (benchmarks/LOG.md). Other C libraries are left alone."""
+    """Let glibc reuse the memory of activations and gradients instead of mapping and unmapping it in every
+    step.
+
+    As fast as tcmalloc (benchmarks/LOG.md). Without effect on other C libraries.
+    """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -14,7 +14,8 @@ from fastcnn.errors import UserError
 from fastcnn.optim.build import build_optimizer
 from fastcnn.runtime.distributed import Ranks, gather_to_all
 from fastcnn.runtime.machine import DTYPES
-from fastcnn.setup.warmup import InputShapes, any_loss, kernels_ahead, random_images
+from fastcnn.setup.probe import random_images
+from fastcnn.setup.warmup import InputShapes, any_loss, kernels_ahead
 
 RESERVE = 0.1
 """Share of the free memory that is left for the loader, the moving average and fragmentation."""

@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from fastcnn.engine.state import Normalized
 from fastcnn.models.base import logits_of
-from fastcnn.runtime.machine import (
-    NO_BF16,
-    TRIAL_LIMIT,
-    is_native,
-)
+from fastcnn.runtime.machine import NO_BF16, TRIAL_LIMIT, is_native
+
+Shape = tuple[int, int, int, int]
+"""Shape of a batch of images, [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a network computes on the CPU."""
+    """Data type and memory format of a network on the CPU."""
 
     dtype: str
-    """Of `DTYPES`."""
+    """A name in `fastcnn.runtime.machine.DTYPES`."""
     channels_last: bool
 
     def __str__(self) -> str:
@@ -34,35 +33,34 @@ class Arithmetic:
 
 
 MARGIN = 0.95
-"""What another arithmetic must take at most, as a share of fp32 channels-last, to be chosen over it: less is
-noise."""
+"""Max time of another arithmetic to be chosen over fp32 channels-last, as a fraction: less is noise."""
 TRIAL_PIXELS = 32 * 64 * 64
-"""Of all images of a trial step, at most."""
+"""Max pixels of a trial step."""
 TRIAL_SECONDS = 0.5
-"""Of a trial step, at most."""
+"""Max duration of a trial step."""
 MIN_TRIAL_IMAGES = 4
-"""Images of a trial step: batch norm needs some."""
+"""Min images of a trial step: batch norm needs several."""
 WORTH_COMPILING = 3600
-"""Seconds of a run from which on compilation is tried on the CPU: it takes one or two minutes, and at best
-makes a step a tenth faster (benchmarks/LOG.md)."""
+"""Min duration of a run, in seconds, for a trial of compilation on the CPU: it takes one or two minutes, and
+speeds a step up by a tenth at best (benchmarks/LOG.md)."""
 
 
 def probe_arithmetic(
     network: nn.Module,
-    size: int,
-    channels: int,
-    batch_size: int,
+    shape: Shape,
+    *,
     dtype: str = "auto",
     channels_last: str = "auto",
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Arithmetic, str]:
-    """Times a few forward and backward passes on the CPU in bf16 and fp32 and in both layouts, in turn.
+    """Time forward and backward passes on the CPU in bf16 and fp32, channels-last and NCHW, in turn.
 
-    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. It is not
-    tried where the processor emulates it.
+    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. It is
+    skipped where the processor emulates it.
 
     Args:
-        dtype, channels_last: as of the flags; what is not "auto" is not varied.
+        shape: of a batch of images, [N, C, H, W].
+        dtype, channels_last: as the flags; a value other than "auto" is fixed.
 
     Returns:
         The fastest, and the figures as the reason.
@@ -75,9 +73,10 @@ def probe_arithmetic(
     ways = [Arithmetic(name, layout) for layout in layouts for name in dtypes]
     if len(ways) == 1:
         return ways[0], NO_BF16
-    count = max(MIN_TRIAL_IMAGES, min(batch_size, TRIAL_PIXELS // size**2))
-    images = _random_images(count, size, channels)
-    models = {layout: _trial_model(network, channels, layout) for layout in layouts}
+    batch_size, channels, height, width = shape
+    count = max(MIN_TRIAL_IMAGES, min(batch_size, TRIAL_PIXELS // (height * width)))
+    images = random_images((count, *shape[1:]))
+    models = {layout: _trial_model(network, channels, channels_last=layout) for layout in layouts}
     taken = _trial_step(models[layouts[0]], images[:MIN_TRIAL_IMAGES], ways[0], clock)
     if taken > TRIAL_LIMIT:
         return ways[0], f"a step of {MIN_TRIAL_IMAGES} images took {taken:.0f} s, too long to try others"
@@ -98,14 +97,16 @@ def probe_arithmetic(
 
 def probe_compile(
     network: nn.Module,
-    size: int,
-    channels: int,
-    batch_size: int,
+    shape: Shape,
     way: Arithmetic,
+    *,
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[bool, str]:
-    """Whether a run of so many steps on the CPU should be compiled: where it is long, that is tried.
+    """Decide whether to compile a run of so many steps on the CPU, by a trial if the run is long.
+
+    Args:
+        shape: of a batch of images, [N, C, H, W].
 
     Returns:
         The choice, and its reason.
@@ -114,13 +115,14 @@ def probe_compile(
         return False, "nothing is trained"
     if not is_native(way.dtype):
         return False, NO_BF16
-    eager = _trial_model(network, channels, way.channels_last)
-    some = _random_images(min(batch_size, 4), size, channels)
+    batch_size, channels = shape[:2]
+    eager = _trial_model(network, channels, channels_last=way.channels_last)
+    some = random_images((min(batch_size, 4), *shape[1:]))
     usual = min(_trial_step(eager, some, way, clock) for _ in range(2)) * batch_size / len(some)
     if steps * usual < WORTH_COMPILING:
         return False, f"{steps:,} steps take less than an hour"
-    images = _random_images(batch_size, size, channels)
-    fresh = _trial_model(network, channels, way.channels_last)
+    images = random_images(shape)
+    fresh = _trial_model(network, channels, channels_last=way.channels_last)
     compiled = cast(nn.Module, torch.compile(fresh, dynamic=False))
     try:
         first = _trial_step(compiled, images, way, clock)
@@ -134,18 +136,21 @@ def probe_compile(
     return faster < MARGIN * usual and steps * (usual - faster) > first, figures
 
 
-def _random_images(count: int, size: int, channels: int) -> Tensor:
-    return torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+def random_images(shape: Shape, device: torch.device | None = None) -> Tensor:
+    """Return random images, uint8 [N, C, H, W] in channels-last memory, as of a loader."""
+    count, channels, height, width = shape
+    images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, device=device)
+    return images.permute(0, 3, 1, 2)
 
 
-def _trial_model(network: nn.Module, channels: int, channels_last: bool) -> nn.Module:
+def _trial_model(network: nn.Module, channels: int, *, channels_last: bool) -> nn.Module:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     copied = copy.deepcopy(network).to(memory_format=layout)
     return Normalized(copied, [0.5] * channels, [0.5] * channels, channels_last=channels_last).train()
 
 
 def _trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callable[[], float]) -> float:
-    """Seconds of a forward and backward pass."""
+    """Return the seconds of a forward and backward pass."""
     start = clock()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):
         loss = logits_of(model(images)).float().square().mean()

@@ -14,19 +14,19 @@ from fastcnn.errors import UserError
 
 
 def data_name(data: str) -> str:
-    """A short name of `--data` for folders."""
+    """Return a short name of `--data` for folders."""
     return data if data in NAMED else Path(data).expanduser().resolve().name
 
 
 def choose_folder(config: Config) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to go on from, if any.
+    """Return the run's folder and the checkpoint to resume, if any.
 
     Raises:
         UserError: the folder holds another run, or the checkpoint is not there.
     """
-    told = Path(config.output_dir).expanduser() if config.output_dir != "auto" else None
+    given = Path(config.output_dir).expanduser() if config.output_dir != "auto" else None
     if config.resume == "auto":
-        folder = told or _numbered(config, newest=True)
+        folder = given or _numbered(config, newest=True)
         return folder, folder / LAST if (folder / LAST).is_file() else None
     path: Path | None = None
     if config.resume is not None:
@@ -34,7 +34,7 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
         path = path / LAST if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"--resume {config.resume}: no such checkpoint; write the path of a {LAST}")
-    folder = told or (path.parent if path is not None else _numbered(config, newest=False))
+    folder = given or (path.parent if path is not None else _numbered(config, newest=False))
     if (folder / LAST).exists() and (path is None or folder.resolve() != path.parent.resolve()):
         raise UserError(
             f"--output-dir {folder}: holds a run already; add --resume to go on with it, or write another"
@@ -43,7 +43,7 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
 
 
 def check_resumable(content: dict[str, Any], config: Config, source: Source, path: Path) -> None:
-    """UserError if a checkpoint belongs to another network, optimizer or other classes."""
+    """Raise UserError if a checkpoint belongs to another network, optimizer or other classes."""
     network = ("arch", "num_classes", "in_chans", "head", "head_hidden", "anchors", "strides")
     for name in (*network, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
         then, now = content["config"].get(name, FIELDS[name].default), to_plain(config)[name]
@@ -54,7 +54,7 @@ def check_resumable(content: dict[str, Any], config: Config, source: Source, pat
 
 
 def claim_folder(folder: Path, config: Config) -> Path:
-    """Makes the run's folder and saves the settings in it.
+    """Create the run's folder and save the settings in it.
 
     Returns:
         The folder, or with an automatic name the next one that is free if another run has taken it since.
@@ -81,14 +81,14 @@ def claim_folder(folder: Path, config: Config) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Saves the settings, such that `--config` reads them back: with --lr in place of what it is from."""
+    """Save the settings for `--config`, with --lr in place of its base."""
     done = "resume", "lr_base", "lr_base_size", "lr_base_scale"
     usual: dict[str, Any] = {name: FIELDS[name].default for name in done}
     (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, **usual)))
 
 
-def _numbered(config: Config, newest: bool) -> Path:
-    """runs/ARCH-DATA, then with -2, -3, ...: the first free one, or the last one that is taken."""
+def _numbered(config: Config, *, newest: bool) -> Path:
+    """Return runs/ARCH-DATA, or with -2, -3, ...: the first free one, or the last one that is taken."""
     arch = config.arch.replace("/", "-").replace(":", "-")
     base = Path("runs") / f"{arch}-{data_name(config.data)}"
     taken: Path | None = None

@@ -20,6 +20,7 @@ from fastcnn.engine.step import update
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup.dry_run import updates
+from fastcnn.setup.probe import Shape, random_images
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.metrics import Metrics
 from fastcnn_kernels._support import why_not_triton
@@ -37,7 +38,7 @@ class InputShapes:
     batch_size: int
     channels: int
 
-    def batch(self, size: int) -> tuple[int, int, int, int]:
+    def batch(self, size: int) -> Shape:
         """Return the shape [N, C, H, W] of a batch of images of a size."""
         return self.batch_size, self.channels, size, size
 
@@ -122,10 +123,3 @@ def any_loss(outputs: object) -> Tensor:
     """Return a scalar to which all outputs of a network contribute, whatever they are."""
     trained = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return torch.stack([leaf.float().mean() for leaf in trained]).sum()
-
-
-def random_images(shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-    """Return random images, uint8 [N, C, H, W] in channels-last memory, as of a loader."""
-    count, channels, height, width = shape
-    images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, device=device)
-    return images.permute(0, 3, 1, 2)

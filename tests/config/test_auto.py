@@ -264,7 +264,7 @@ SAVED: dict[str, Any] = {**vars(Config(**TOLD)), "seed": 5, "scale": [0.5, 1.0],
 
 def resumed(config: Config | None = None, device: str = "cuda", same_ranks: bool = True) -> Config:
     chosen = ["lr", "weight_decay", "warmup_epochs", "img_size", "val_img_size", "crop_padding"]
-    return merge_resumed_config(config or Config(), SAVED, chosen, same_ranks, device)[0]
+    return merge_resumed_config(config or Config(), SAVED, chosen, same_ranks=same_ranks, device=device)[0]
 
 
 def test_a_resumed_run_has_the_saved_settings_but_for_the_machines_and_this_starts():
@@ -283,7 +283,7 @@ def test_a_resumed_run_does_what_it_is_told():
 @pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", False)])
 def test_a_recorded_step_is_kept_on_the_same_kind_of_device(device, expected):
     saved = {**vars(Config(device="cuda", cuda_graph=True))}
-    assert merge_resumed_config(Config(), saved, (), True, device)[0].cuda_graph is expected
+    assert merge_resumed_config(Config(), saved, (), same_ranks=True, device=device)[0].cuda_graph is expected
 
 
 @pytest.mark.parametrize(
@@ -295,17 +295,22 @@ def test_a_recorded_step_is_kept_on_the_same_kind_of_device(device, expected):
     ],
 )
 def test_a_resumed_run_takes_one_of_two_settings_that_exclude_each_other(told, saved):
-    config, _ = merge_resumed_config(Config(**told), {"device": "cpu", **saved}, (), True, "cpu")
+    config, _ = merge_resumed_config(
+        Config(**told), {"device": "cpu", **saved}, (), same_ranks=True, device="cpu"
+    )
     assert config == Config(**told)
 
 
 def test_a_switch_that_has_become_a_choice_is_read():
     saved = {**SAVED, "channels_last": True}
-    assert merge_resumed_config(Config(), saved, [], True, "cuda")[0].channels_last == "on"
+    assert merge_resumed_config(Config(), saved, [], same_ranks=True, device="cuda")[0].channels_last == "on"
 
 
 def test_settings_that_no_longer_exist_are_left_out():
-    assert merge_resumed_config(Config(), {**SAVED, "gone_since": 1}, [], True, "cuda")[0].seed == 5
+    assert (
+        merge_resumed_config(Config(), {**SAVED, "gone_since": 1}, [], same_ranks=True, device="cuda")[0].seed
+        == 5
+    )
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "fp32"), ("cpu", "auto"), ("mps", "auto")])
@@ -338,13 +343,15 @@ def test_nothing_is_chosen_anew_where_the_same_is_told_again():
     names = "opt", "batch_size", "epochs", "img_size", "lr_base"
     again = Config(**{name: SAVED[name] for name in names}, lr="find")
     chosen = ["lr", "weight_decay", "warmup_epochs", "val_img_size", "crop_padding"]
-    config, reasons = merge_resumed_config(again, SAVED, chosen, True, "cuda")
+    config, reasons = merge_resumed_config(again, SAVED, chosen, same_ranks=True, device="cuda")
     assert [getattr(config, name) for name in chosen] == [SAVED[name] for name in chosen]
     assert list(reasons) == chosen
 
 
 def test_what_was_told_then_is_kept_whatever_has_changed():
-    config, reasons = merge_resumed_config(Config(batch_size=7), SAVED, ["epochs"], False, "cuda")
+    config, reasons = merge_resumed_config(
+        Config(batch_size=7), SAVED, ["epochs"], same_ranks=False, device="cuda"
+    )
     assert config.lr == TOLD["lr"]
     assert reasons == {"epochs": "as before"}
 
@@ -371,13 +378,13 @@ def test_what_was_told_then_is_kept_whatever_has_changed():
 )
 def test_what_was_found_out_as_a_run_began_is_said_where_it_is_told_again(told, lines):
     saved = {**SAVED, "lr": 0.25, "batch_size": 12, "epochs": 6.5}
-    config, _ = merge_resumed_config(Config(**told), saved, [], True, "cuda")
+    config, _ = merge_resumed_config(Config(**told), saved, [], same_ranks=True, device="cuda")
     assert ignored_on_resume(Config(**told), config) == lines
 
 
 def test_a_learning_rate_is_sought_again_where_what_it_was_found_for_has_changed():
     told = Config(lr="find", batch_size=7)
-    config, _ = merge_resumed_config(told, SAVED, ["lr"], True, "cuda")
+    config, _ = merge_resumed_config(told, SAVED, ["lr"], same_ranks=True, device="cuda")
     assert config.lr == "find"
     assert ignored_on_resume(told, config) == []
 

@@ -27,7 +27,8 @@ from fastcnn.models.airbench import WHITEN_EPS, AirbenchNet, airbench_small
 from fastcnn.models.external import with_sync_bn
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
-from fastcnn.setup import plan, transforms
+from fastcnn.setup import network as setup_network
+from fastcnn.setup import transforms
 from fastcnn.transfer.freeze import Frozen, frozen_layers
 
 CPU = torch.device("cpu")
@@ -278,15 +279,15 @@ def test_a_backbone_starts_from_images_and_every_rank_gets_what_the_first_one_fo
     source = Source(name="test", train=split_of(), val=split_of(), class_names=("a", "b"))
     transform = transforms.transform_of(config, source, ())
     before = network.get_parameter("backbone.whiten.weight").clone()
-    plan._start_from_images(network, config, source, transform)
+    setup_network.initialize_from_images(network, config, source, transform)
     found = network.get_parameter("backbone.whiten.weight").detach().clone()
     assert not torch.equal(found, before)
 
     def another(compute: Any) -> dict[str, Tensor]:
         return {key: value + 1 for key, value in compute().items()}
 
-    monkeypatch.setattr(plan, "from_main", another)
-    plan._start_from_images(network, config, source, transform)
+    monkeypatch.setattr(setup_network, "from_main", another)
+    setup_network.initialize_from_images(network, config, source, transform)
     torch.testing.assert_close(network.get_parameter("backbone.whiten.weight").detach(), found + 1)
 
 

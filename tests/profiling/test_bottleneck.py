@@ -31,7 +31,7 @@ from fastcnn.engine.state import Normalized, TrainState, build_state, unfreeze
 from fastcnn.models import build
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
-from fastcnn.profiling.bottleneck import Headroom, Timing, Verdict, verdict
+from fastcnn.profiling.bottleneck import Diagnosis, Headroom, Timing, diagnose
 from fastcnn.profiling.step_timer import CudaClock, HostClock, StepTimer
 from fastcnn.transfer.freeze import Frozen
 
@@ -103,10 +103,10 @@ def measure(
     return sum(seen[1:], Timing())
 
 
-def diagnose(
+def diagnosis_of(
     *timings: Timing, room: Headroom = ROOM, chosen: tuple[str, ...] = (), **settings: Any
-) -> Verdict:
-    return verdict(timings, dataclasses.replace(CONFIG, **settings), chosen, room)
+) -> Diagnosis:
+    return diagnose(timings, dataclasses.replace(CONFIG, **settings), chosen, room)
 
 
 # On the CPU, where device and host are one.
@@ -131,7 +131,7 @@ def test_on_the_cpu_what_is_slow_is_named(plant):
     state = state_of(Network(slow.pop("during", lambda: None)))
     (batch,) = batches(1)
     timing = measure(state, loader_of(batch, 16, slow.pop("load", lambda: None)), interval=4, **slow)
-    found = diagnose(timing, device="cpu")
+    found = diagnosis_of(timing, device="cpu")
     assert found.bound is not None
     assert found.bound == plant.split()[0], (timing, found)
     assert timing.shares()[found.bound] > 0.6
@@ -144,7 +144,7 @@ def test_a_log_line_at_the_end_of_an_epoch_counts_too():
     (batch,) = batches(1)
     loader = cast(Loader, [batch] * 4)
     timing = measure(state_of(Network()), loader, 4, on_log=lambda: time.sleep(0.1), epochs=3)
-    assert diagnose(timing, device="cpu").bound == "synchronising"
+    assert diagnosis_of(timing, device="cpu").bound == "synchronising"
 
 
 @pytest.mark.timing
@@ -177,7 +177,7 @@ def test_a_core_that_others_use_too_is_noticed():
             process.wait()
         os.sched_setaffinity(0, cores)
     assert 0.3 < timing.cpu_contention / timing.seconds < 1
-    assert " The processor is crowded: " in diagnose(timing, device="cpu").sentence
+    assert " The processor is crowded: " in diagnosis_of(timing, device="cpu").sentence
 
 
 @pytest.mark.timing
@@ -316,7 +316,7 @@ SIMULATED: dict[str, tuple[dict[str, float], str, float]] = {
 def test_on_a_device_with_a_queue_what_starves_it_is_named(case):
     settings, bound, share = SIMULATED[case]
     timing = simulate(**settings)
-    found = diagnose(timing)
+    found = diagnosis_of(timing)
     assert found.bound is not None
     assert found.bound == bound, (timing.shares(), found)
     assert timing.shares()[found.bound] == pytest.approx(share, abs=0.03)
@@ -327,7 +327,7 @@ def test_figures_are_what_would_be_reached():
     slow, fast = (simulate(0.1 * MS, 1 * MS, load) for load in (50 * MS, 0))
     images = 32 * slow.steps / slow.seconds
     without = 32 * fast.steps / fast.seconds
-    found = re.search(r"gives ([\d,]+) img/s, the model could take ([\d,]+)\.", diagnose(slow).sentence)
+    found = re.search(r"gives ([\d,]+) img/s, the model could take ([\d,]+)\.", diagnosis_of(slow).sentence)
     assert found is not None
     given, taken = (float(figure.replace(",", "")) for figure in found.groups())
     assert given == pytest.approx(images, rel=0.01)
@@ -430,7 +430,7 @@ LONG_ON_GPU = {"cycles": 30_000_000}  # 15 ms at 2 GHz
 )
 def test_on_a_gpu_what_starves_it_is_named_without_waiting_for_it(settings, bound):
     timing = on_the_gpu(**settings)
-    assert diagnose(timing).bound == bound, timing
+    assert diagnosis_of(timing).bound == bound, timing
 
 
 # Between processes.
@@ -444,7 +444,7 @@ def ranks() -> dict[str, list[Timing]]:
 
 @pytest.mark.timing
 def test_a_slow_exchange_of_gradients_is_named(ranks):
-    assert diagnose(*ranks["reduce"], device="cpu").bound == "communication"
+    assert diagnosis_of(*ranks["reduce"], device="cpu").bound == "communication"
     for timing in ranks["reduce"]:
         assert timing.communication > 0.1 * timing.steps
         assert timing.data < 0.2 * timing.communication
@@ -452,10 +452,10 @@ def test_a_slow_exchange_of_gradients_is_named(ranks):
 
 @pytest.mark.timing
 def test_the_rank_that_the_others_wait_for_is_named_with_what_holds_it_up(ranks):
-    slow_loader = diagnose(*ranks["loader of rank 1"], device="cpu")
+    slow_loader = diagnosis_of(*ranks["loader of rank 1"], device="cpu")
     assert slow_loader.bound == "data"
     assert re.match(r"Bound by rank 1: the others wait for it \d\d% of the time", slow_loader.sentence)
-    slow_network = diagnose(*ranks["network of rank 1"], device="cpu")
+    slow_network = diagnosis_of(*ranks["network of rank 1"], device="cpu")
     assert slow_network.bound == "computing"
     assert "Bound by rank 1" in slow_network.sentence
     assert "It computes longest" in slow_network.sentence
@@ -478,31 +478,31 @@ def test_after_unfreezing_it_is_another_gradient_that_comes_last(ranks):
 
 
 def of(**seconds: float) -> Timing:
-    return Timing(100, **seconds)
+    return Timing(steps=100, **seconds)
 
 
 def test_the_sentences():
-    assert diagnose(of(data=8.0, computing=2.0)).sentence == (
+    assert diagnosis_of(of(data=8.0, computing=2.0)).sentence == (
         "Bound by data: the loader gives 320 img/s, the model could take 1,600. "
         "Try --data-backend auto or --workers 8."
     )
-    assert diagnose(of(launching=3.0, computing=1.0)).sentence == (
+    assert diagnosis_of(of(launching=3.0, computing=1.0)).sentence == (
         "Bound by launching: the host queues work for 800 img/s, the device could compute 3,200. "
         "Try --compile on or --batch-size 64."
     )
-    assert diagnose(of(synchronising=3.0, computing=7.0)).sentence == (
+    assert diagnosis_of(of(synchronising=3.0, computing=7.0)).sentence == (
         "Bound by synchronising: 30% of the time the device idles at log lines and saves. "
         "Try --log-interval 500."
     )
-    assert diagnose(of(communication=2.0, computing=2.0)).sentence == (
+    assert diagnosis_of(of(communication=2.0, computing=2.0)).sentence == (
         "Bound by communication: 800 img/s, and 1,600 if gradients were there at once. "
         "Try --batch-size 64 or --grad-accum-steps 2."
     )
-    assert diagnose(of(data=0.5, synchronising=0.3, computing=9.2), compile="on").sentence == (
+    assert diagnosis_of(of(data=0.5, synchronising=0.3, computing=9.2), compile="on").sentence == (
         "Bound by computing: 92% of the time; waiting for data 5%; log lines and saves 3%."
     )
     waiting = of(communication=5.0, computing=5.0)
-    assert diagnose(waiting, waiting, of(data=5.0, computing=5.0), waiting).sentence == (
+    assert diagnosis_of(waiting, waiting, of(data=5.0, computing=5.0), waiting).sentence == (
         "Bound by rank 2: the others wait for it 50% of the time. It is held up by data: "
         "the loader gives 1,280 img/s, the model could take 2,560. Try --data-backend auto or --workers 8."
     )
@@ -511,29 +511,29 @@ def test_the_sentences():
 def test_a_loader_that_shares_the_cores_says_so():
     slow = of(data=5.0, computing=5.0)
     room = dataclasses.replace(ROOM, cores=2, can_cache=True)
-    assert diagnose(slow, device="cpu", room=room).sentence == (
+    assert diagnosis_of(slow, device="cpu", room=room).sentence == (
         "Bound by data: the loader gives 320 img/s, the model could take 640. "
         "Both share the 2 cores, so a faster loader helps twice. Try --data-backend cached."
     )
     room = dataclasses.replace(room, cores=1, can_cache=False)
-    assert diagnose(slow, device="cpu", workers=1, room=room, chosen=("data_backend",)).sentence.endswith(
+    assert diagnosis_of(slow, device="cpu", workers=1, room=room, chosen=("data_backend",)).sentence.endswith(
         "take 640. Both share one core."
     )
 
 
 def test_a_crowded_processor_is_said_beside_the_bound():
-    assert diagnose(of(data=0.1, computing=9.9, cpu_contention=5.3), compile="on") == Verdict(
+    assert diagnosis_of(of(data=0.1, computing=9.9, cpu_contention=5.3), compile="on") == Diagnosis(
         "computing",
         "Bound by computing: 99% of the time. "
         "The processor is crowded: 53% of the time the main thread waits for a core.",
         avoidable=True,
     )
-    assert not diagnose(of(data=0.1, computing=9.9, cpu_contention=0.3), compile="on").avoidable
+    assert not diagnosis_of(of(data=0.1, computing=9.9, cpu_contention=0.3), compile="on").avoidable
 
 
 def test_what_cannot_be_told_is_not_told():
-    assert diagnose(Timing()) == Verdict(None, "The run was too short to tell what bounds it.")
-    assert diagnose(of(computing=1.0), device="mps").bound is None
+    assert diagnosis_of(Timing()) == Diagnosis(None, "The run was too short to tell what bounds it.")
+    assert diagnosis_of(of(computing=1.0), device="mps").bound is None
 
 
 SLOW = {
@@ -569,7 +569,7 @@ ADVICE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("bound", "settings", "room", "advice"), ADVICE)
 def test_advice_fits_the_run(bound, settings, room, advice):
-    found = diagnose(SLOW[bound], room=dataclasses.replace(ROOM, **room), **settings)
+    found = diagnosis_of(SLOW[bound], room=dataclasses.replace(ROOM, **room), **settings)
     assert found.bound == bound
     assert f"Try {advice}" in found.sentence if advice else "Try" not in found.sentence
     for name in re.findall(r"--(?:no-)?([a-z-]+)", found.sentence):

@@ -18,6 +18,7 @@ from fastcnn.runtime import machine
 from fastcnn.setup import probe
 
 NETWORK = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+SHAPE = (4, 3, 8, 8)
 WAYS = ["fp32 channels-last", "bf16 channels-last", "fp32 NCHW", "bf16 NCHW"]
 
 
@@ -27,7 +28,7 @@ def probe_in(monkeypatch, seconds: dict[str, float], bf16: bool = True, **told):
     spans = [0.0, *itertools.chain.from_iterable((0.0, value) for value in seconds.values())]
     ticks = itertools.accumulate(itertools.chain([0.0, 0.0], spans[:1], itertools.cycle(spans[2:] + [0.0])))
     readings = iter(ticks)
-    return probe.probe_arithmetic(NETWORK, 8, 3, 4, **told, clock=lambda: next(readings))
+    return probe.probe_arithmetic(NETWORK, SHAPE, **told, clock=lambda: next(readings))
 
 
 @pytest.mark.parametrize("fastest", WAYS)
@@ -55,7 +56,7 @@ def test_without_instructions_for_bf16_it_is_not_tried(monkeypatch):
 
 def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch):
     ticks = iter([0.0, machine.TRIAL_LIMIT + 1])
-    way, why = probe.probe_arithmetic(NETWORK, 8, 3, 4, dtype="fp32", clock=lambda: next(ticks))
+    way, why = probe.probe_arithmetic(NETWORK, SHAPE, dtype="fp32", clock=lambda: next(ticks))
     assert str(way) == "fp32 channels-last"
     assert why == "a step of 4 images took 11 s, too long to try others"
 
@@ -63,9 +64,9 @@ def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch):
 @pytest.mark.parametrize(("channels_last", "layout"), [("auto", "channels-last"), ("off", "NCHW")])
 def test_a_dtype_that_is_asked_for_and_emulated_is_not_timed(without_bf16, channels_last, layout):
     overrides = {"dtype": "bf16", "channels_last": channels_last}
-    way, why = probe.probe_arithmetic(NETWORK, 8, 3, 4, **overrides, clock=never)
+    way, why = probe.probe_arithmetic(NETWORK, SHAPE, **overrides, clock=never)
     assert (str(way), why) == (f"bf16 {layout}", machine.NO_BF16)
-    assert probe.probe_compile(NETWORK, 8, 3, 4, way, 10**9, clock=never) == (False, machine.NO_BF16)
+    assert probe.probe_compile(NETWORK, SHAPE, way, steps=10**9, clock=never) == (False, machine.NO_BF16)
 
 
 def never() -> float:
@@ -144,7 +145,7 @@ def test_what_the_user_told_is_not_varied(monkeypatch, told, ways):
 
 def test_the_probe_leaves_the_network_as_it_was(monkeypatch):
     before = {name: value.clone() for name, value in NETWORK.state_dict().items()}
-    probe.probe_arithmetic(NETWORK, 8, 3, 4)
+    probe.probe_arithmetic(NETWORK, SHAPE)
     assert all(torch.equal(value, before[name]) for name, value in NETWORK.state_dict().items())
     assert all(p.grad is None and p.is_contiguous() for p in NETWORK.parameters())
 
@@ -167,7 +168,7 @@ def probe_compile(monkeypatch, steps: int, eager: float, compiled: float, first:
 
     monkeypatch.setattr(probe, "_trial_step", trial)
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: [])
-    return probe.probe_compile(NETWORK, 8, 3, 4, FP32, steps)
+    return probe.probe_compile(NETWORK, SHAPE, FP32, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_compilation_is_tried_in_long_runs_and_kept_where_it_pays_off(monkeypatc
 @pytest.mark.slow
 def test_a_compiled_trial_runs(monkeypatch):
     monkeypatch.setattr(probe, "WORTH_COMPILING", 0)
-    choice, why = probe.probe_compile(NETWORK, 8, 3, 4, FP32, steps=1)
+    choice, why = probe.probe_compile(NETWORK, SHAPE, FP32, steps=1)
     assert choice is False  # a step never wins seconds back
     assert "without, after" in why
 

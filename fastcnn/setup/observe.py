@@ -1,0 +1,96 @@
+"""Observe the checkpoint, the data and the machine that a run's settings depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcnn.config import Config, task_of
+from fastcnn.config.auto import Environment, ignored_on_resume, merge_resumed_config
+from fastcnn.data.loaders.registry import has_dali
+from fastcnn.data.sources.dataset import Source
+from fastcnn.data.sources.open import open_data
+from fastcnn.engine import checkpoint
+from fastcnn.errors import UserError
+from fastcnn.models.parts import image_sizes, map_strides
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, from_main, local_main_first
+from fastcnn.setup.run_folder import choose_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run starts: its folder, and the checkpoint that it resumes."""
+
+    folder: Path
+    config: Config
+    """The user's settings; when resuming, those of the checkpoint with the user's overrides."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Reasons of the settings that were "auto" in the checkpoint and stay."""
+    checkpoint: dict[str, Any] | None = None
+    checkpoint_path: Path | None = None
+    ignored: list[str] = field(default_factory=list)
+    """Lines about settings without effect on a resumed run."""
+
+
+def observe_start(config: Config, ranks: Ranks, device: torch.device) -> Start:
+    """Find the run's folder and read the checkpoint to resume, if any. All ranks call it.
+
+    Raises:
+        UserError: the folder holds another run, or the checkpoint cannot be read.
+    """
+    folder, path = from_main(lambda: choose_folder(config))
+    if path is None:
+        return Start(folder=folder, config=config)
+    content = local_main_first(lambda: checkpoint.load(path), ranks)
+    if config.weights not in (None, content["config"].get("weights")):
+        raise UserError(
+            f"--weights {config.weights}: the run goes on with the weights of {path}; leave it out"
+        )
+    same_ranks = len(content["ranks"]) == ranks.world_size
+    merged, kept = merge_resumed_config(
+        config, content["config"], content["chosen"], same_ranks=same_ranks, device=device.type
+    )
+    ignored = ignored_on_resume(config, merged)
+    dtype = merged.amp_dtype
+    if "amp_dtype" in kept and not from_main(lambda: machine.is_native(dtype, device)):
+        merged = dataclasses.replace(merged, amp_dtype="auto")  # chosen on another processor
+        del kept["amp_dtype"]
+    return Start(
+        folder=folder, config=merged, kept=kept, checkpoint=content, checkpoint_path=path, ignored=ignored
+    )
+
+
+def observe_data(config: Config, ranks: Ranks) -> Source:
+    """Open the data. All ranks call it."""
+    return local_main_first(lambda: open_data(config, task=task_of(config.arch), seed=config.seed), ranks)
+
+
+def observe_environment(config: Config, source: Source, ranks: Ranks, device: torch.device) -> Environment:
+    """Return everything that the choices for "auto" depend on."""
+    sizes = image_sizes(config.arch)
+    return Environment(
+        data_name=source.name,
+        train_images=len(source.train),
+        num_classes=len(source.class_names),
+        channels=source.channels,
+        native_size=source.native_size,
+        mirror=source.mirror,
+        model_size=sizes.default_image_size,
+        fixed_size=sizes.fixed_image_size,
+        minimum_size=sizes.minimum_image_size,
+        size_multiple=sizes.image_size_multiple,
+        strides=map_strides(config.arch) if task_of(config.arch) == "detection" else (),
+        device=device.type,  # type: ignore[arg-type]
+        bf16_gpu=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
+        has_dali=has_dali(),
+        has_triton=importlib.util.find_spec("triton") is not None,
+        has_compiler=machine.has_compiler(),
+        world_size=ranks.world_size,
+        cores=machine.cores_per_process(ranks),
+    )
