@@ -279,7 +279,7 @@ def _start_from_weights(
     other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)
     backbone = getattr(network, "backbone", None)
     if backbone is None or any(name.startswith("backbone.") for name in weights.state):
-        adapted = load_weights(network, weights.state, told, other_classes)
+        adapted = load_weights(network, weights.state, told, other_classes=other_classes)
     else:  # of a network for classification, whose last layers are not needed
         adapted = load_weights(backbone, backbone.without_head(weights.state), told)
     remarks = [f"starting from {weights.origin}", *adapted]
