@@ -1,11 +1,11 @@
-"""What each layer of a network costs and sees.
+"""Summary of a network: shape, cost and receptive field of each layer.
 
     from fastcnn.analysis.summary import summarize
     from fastcnn.analysis.tables import layer_table
     summary = summarize(network.to("meta").eval(), torch.empty(1, 3, 224, 224, device="meta"))
     print(*layer_table(summary), sep="\n")
 
-`fastcnn summary` is the command, for networks by name.
+The command is `fastcnn summary`, for networks by name.
 """
 
 from __future__ import annotations
@@ -26,50 +26,53 @@ from fastcnn_kernels.depthwise_conv import FLOPS
 
 @dataclass(kw_only=True)
 class Layer:
-    """One call of a module."""
+    """Call of a module."""
 
     name: str
-    """Attribute path; "" is the network itself."""
+    """Attribute path of the module; "" for the network itself."""
     kind: str
-    """Its class."""
+    """Class of the module."""
     depth: int
-    """Calls that it is inside of."""
+    """Number of enclosing calls."""
     parameters: int
-    """Of the module and those in it; 0 for all calls but the first."""
+    """Number of parameters in the module; 0 for all calls but the first."""
     multiply_adds: int = 0
-    """Of convolutions and products of matrices, as `FlopCounterMode` counts them."""
+    """Multiply-adds of convolutions and matrix products, by `FlopCounterMode`."""
     kept: int = 0
-    """Bytes that autograd keeps for the backward pass from here on, besides parameters and buffers."""
+    """Bytes that the call adds to autograd's saved tensors, without parameters and buffers."""
     shape: tuple[int, ...] = ()
-    """Of the first tensor that it returns."""
+    """Shape of the first tensor in the output."""
     field: Field | None = None
-    """Its receptive field; None if it does not depend on the image."""
+    """Receptive field; None if the output does not depend on the image."""
     milliseconds: tuple[float, float] | None = None
-    """Forward and backward."""
+    """Forward and backward time."""
 
 
 @dataclass
 class Summary:
+    """Layers of a network, and totals."""
+
     layers: list[Layer]
-    """In the order of their calls; the first one is the network, with the totals."""
+    """Layers in the order of their calls. The first one is the network, with the totals."""
     idle: dict[str, int]
-    """Parameters of the modules that were not called, such as auxiliary classifiers in evaluation."""
+    """Parameter counts of modules without calls, such as auxiliary classifiers in evaluation mode."""
     parameter_bytes: int
     undefined: dict[str, str]
-    """Why receptive fields are not defined, and the first layer to return such a map."""
+    """Reasons for undefined receptive fields, each with the first layer that has one."""
 
 
 def summarize(network: nn.Module, image: Tensor) -> Summary:
-    """Runs a network forward and counts.
+    """Summarize a network by a forward pass.
+
+    On the meta device the pass takes no computation and no memory. Attention is then a plain matrix product,
+    which saves more tensors than fused kernels. On the CPU, torch 2.11 does not count attention.
 
     Args:
-        network: on the image's device, in either mode. On the meta device nothing is computed and no memory
-            taken; attention is then a plain product of matrices, which keeps more than fused kernels do. On
-            the CPU, torch 2.11 does not count attention.
+        network: on the device of the image, in either mode.
         image: [N, C, H, W].
     """
     layers: list[Layer] = []
-    running: list[Layer] = []
+    active: list[Layer] = []
     called: set[str] = set()
     undefined: dict[str, str] = {}
     counter, following = FlopCounterMode(display=False, custom_mapping=FLOPS), Following(image)
@@ -83,16 +86,16 @@ def summarize(network: nn.Module, image: Tensor) -> Summary:
         layer = Layer(
             name=name,
             kind=type(module).__name__,
-            depth=len(running),
+            depth=len(active),
             parameters=0 if name in called else _count(module),
             multiply_adds=-counted(),
         )
         called.add(name)
         layers.append(layer)
-        running.append(layer)
+        active.append(layer)
 
     def leave(name: str, module: nn.Module, output: object) -> None:
-        layer = running.pop()
+        layer = active.pop()
         layer.multiply_adds += counted()
         tensor = first_tensor(output)
         if tensor is not None:
@@ -103,8 +106,8 @@ def summarize(network: nn.Module, image: Tensor) -> Summary:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in storages:
-            storages[storage._cdata] = storage  # held, so that no other one gets its address
-            for layer in running:
+            storages[storage._cdata] = storage  # kept alive, so that its address is not reused
+            for layer in active:
                 layer.kept += storage.nbytes()
         return tensor
 
@@ -121,11 +124,14 @@ def calls(
     enter: Callable[[str, nn.Module, object], None],
     leave: Callable[[str, nn.Module, object], None],
 ) -> Iterator[None]:
-    """Reports each call of a module that does something: its path, itself, its input, its output."""
+    """Call `enter` and `leave` around each module call, with its path, the module, and its input or output.
+
+    Dropout layers with rate 0 are skipped.
+    """
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout | StochasticDepth) and module.p == 0:
-            continue  # it waits for a rate
+            continue
 
         def before(module: nn.Module, args: object, name: str = name) -> None:
             enter(name, module, args)
@@ -146,17 +152,17 @@ def _count(module: nn.Module) -> int:
 
 
 def _idle(network: nn.Module, called: set[str]) -> dict[str, int]:
-    """The outermost modules with parameters in which nothing was called.
+    """Return the parameter counts of the outermost modules with parameters and without calls inside.
 
-    A module that calls no other, as `nn.MultiheadAttention`, is taken to use the parameters itself.
+    A module without calls of its children, such as `nn.MultiheadAttention`, counts as using their parameters.
     """
-    around = {name[:i] for name in called for i, letter in enumerate(name) if letter == "."}
+    ancestors = {name[:i] for name in called for i, letter in enumerate(name) if letter == "."}
     idle: dict[str, int] = {}
 
     def visit(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = prefix + name
-            if path in around:
+            if path in ancestors:
                 visit(child, f"{path}.")
             elif path not in called and _count(child):
                 idle[path] = _count(child)
