@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fastcnn.analysis.summary import calls
+from fastcnn.analysis.summary import module_calls
 
 
 def time_layers(
@@ -40,7 +40,7 @@ def time_layers(
 def _time_once(network: nn.Module, image: Tensor, dtype: torch.dtype) -> list[tuple[float, float]]:
     recorder = _Recorder(image)
     network.zero_grad()
-    with calls(network, recorder.enter, recorder.leave):
+    with module_calls(network, recorder.enter, recorder.leave):
         with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
             output = network(image)
         means = [leaf.float().mean() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -37,7 +37,7 @@ from fastcnn.analysis.receptive_field_rules import (
     unknown,
 )
 
-__all__ = ["Field", "Following", "Local", "Undefined", "Whole", "Window", "receptive_fields"]
+__all__ = ["Field", "FieldTracker", "Local", "Undefined", "Whole", "Window", "receptive_fields"]
 
 
 def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
@@ -51,10 +51,10 @@ def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
         image: [N, C, H, W], such as `torch.empty(1, 3, 224, 224, device="meta")`.
     """
     fields: dict[str, Field] = {}
-    following = Following(image)
+    tracker = FieldTracker(image)
 
     def keep(name: str, output: object) -> None:
-        field = following.field(output)
+        field = tracker.field(output)
         if field is not None:
             fields[name] = field
 
@@ -63,7 +63,7 @@ def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
         for name, module in network.named_modules()
     ]
     try:
-        with following, torch.no_grad():
+        with tracker, torch.no_grad():
             network(image)
     finally:
         for hook in hooks:
@@ -71,7 +71,7 @@ def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
     return fields
 
 
-class Following(TorchFunctionMode):
+class FieldTracker(TorchFunctionMode):
     """Mode that tracks the receptive field of every tensor computed from `image`, [N, C, H, W]."""
 
     def __init__(self, image: Tensor) -> None:
@@ -128,7 +128,7 @@ def _after(
         return Undefined(f"{name}: {error}")
     if len(maps) == len(inputs) or not isinstance(result, Local):
         return result
-    return result.with_besides("gate") if plain in ("mul", "rmul", "div") else Whole()
+    return result.with_notes("gate") if plain in ("mul", "rmul", "div") else Whole()
 
 
 def first_tensor(output: object) -> Tensor | None:

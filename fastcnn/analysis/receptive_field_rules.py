@@ -22,6 +22,7 @@ class Window(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of pixels."""
         return self.last - self.first + 1
 
     def through(self, kernel: int, stride: int, padding: int, dilation: int) -> Window:
@@ -48,7 +49,7 @@ class Local:
     """Vertical and horizontal."""
     axes: tuple[int, int] = (-2, -1)
     """Axes of the tensor along those of the image; twice the same if both were flattened into one."""
-    besides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """Properties that the figures do not include. The output depends on the whole image by a factor ("gate",
     as with squeeze-and-excitation), or by statistics over all positions ("norm"). "up": after upsampling,
     each position depends on a part of its window, and its neighbor on another."""
@@ -57,7 +58,7 @@ class Local:
         """Return size, stride and offset (first pixel of output 0), such as "299/32/-134 + gate"."""
         pairs = zip(*((window.size, window.stride, window.first) for window in self.windows))
         figures = "/".join(str(v) if v == h else f"{v}x{h}" for v, h in pairs)
-        return " + ".join((figures, *self.besides))
+        return " + ".join((figures, *self.notes))
 
     def through(self, kernel: Sides = 1, stride: Sides = 1, padding: Sides = 0, dilation: Sides = 1) -> Local:
         """Return the field after a convolution or pooling."""
@@ -70,13 +71,15 @@ class Local:
         vertical, horizontal = _by_axis(kernel, stride, padding, dilation)
         windows = self.windows[0].back_through(*vertical), self.windows[1].back_through(*horizontal)
         upsampled = vertical[1] > 1 or horizontal[1] > 1
-        return replace(self, windows=windows).with_besides(*["up"] * upsampled)
+        return replace(self, windows=windows).with_notes(*["up"] * upsampled)
 
     def along(self, axes: Sequence[int]) -> Local:
+        """Return the field for other axes of the tensor."""
         return replace(self, axes=(axes[0], axes[1]))
 
-    def with_besides(self, *words: str) -> Local:
-        return replace(self, besides=tuple(dict.fromkeys((*self.besides, *words))))
+    def with_notes(self, *words: str) -> Local:
+        """Return the field with more notes."""
+        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *words))))
 
 
 def _by_axis(*settings: Sides) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -125,7 +128,7 @@ def union(fields: Sequence[Local]) -> Local:
             if a.stride != b.stride:
                 raise NoWindowError(f"branches of strides {a.stride} and {b.stride}")
             windows.append(Window(a.stride, min(a.first, b.first), max(a.last, b.last)))
-        one = replace(one, windows=(windows[0], windows[1])).with_besides(*other.besides)
+        one = replace(one, windows=(windows[0], windows[1])).with_notes(*other.notes)
     return one
 
 
@@ -133,15 +136,17 @@ def union(fields: Sequence[Local]) -> Local:
 
 
 def unknown(field: Local, call: Call) -> Field:
+    """Reject an operation without a rule."""
     raise NoWindowError("no rule for it")
 
 
 def pointwise(field: Local, call: Call) -> Field:
+    """Keep the field of the inputs."""
     return field
 
 
 def _statistics(field: Local, call: Call) -> Field:
-    return field.with_besides("norm")
+    return field.with_notes("norm")
 
 
 def _convolution(field: Local, call: Call) -> Field:

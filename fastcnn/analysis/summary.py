@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
-from fastcnn.analysis.receptive_field import Field, Following, Undefined, first_tensor
+from fastcnn.analysis.receptive_field import Field, FieldTracker, Undefined, first_tensor
 from fastcnn_kernels.depthwise_conv import FLOPS
 
 
@@ -38,7 +38,7 @@ class Layer:
     """Number of parameters in the module; 0 for all calls but the first."""
     multiply_adds: int = 0
     """Multiply-adds of convolutions and matrix products, by `FlopCounterMode`."""
-    kept: int = 0
+    saved_bytes: int = 0
     """Bytes that the call adds to autograd's saved tensors, without parameters and buffers."""
     shape: tuple[int, ...] = ()
     """Shape of the first tensor in the output."""
@@ -54,7 +54,7 @@ class Summary:
 
     layers: list[Layer]
     """Layers in the order of their calls. The first one is the network, with the totals."""
-    idle: dict[str, int]
+    uncalled: dict[str, int]
     """Parameter counts of modules without calls, such as auxiliary classifiers in evaluation mode."""
     parameter_bytes: int
     undefined: dict[str, str]
@@ -71,55 +71,64 @@ def summarize(network: nn.Module, image: Tensor) -> Summary:
         network: on the device of the image, in either mode.
         image: [N, C, H, W].
     """
-    layers: list[Layer] = []
-    active: list[Layer] = []
-    called: set[str] = set()
-    undefined: dict[str, str] = {}
-    counter, following = FlopCounterMode(display=False, custom_mapping=FLOPS), Following(image)
-    tensors = (*network.parameters(), *network.buffers())
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+    recorder = _Recorder(network, image)
+    saving = saved_tensors_hooks(recorder.save, lambda tensor: tensor)
+    watching = module_calls(network, recorder.enter, recorder.leave)
+    with torch.enable_grad(), saving, recorder.counter, recorder.tracker, watching:
+        network(image)
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    return Summary(recorder.layers, _uncalled(network, recorder.called), size, recorder.undefined)
 
-    def counted() -> int:
-        return counter.get_total_flops() // 2
 
-    def enter(name: str, module: nn.Module, args: object) -> None:
+class _Recorder:
+    """Layers of one forward pass, recorded by hooks on module calls and saved tensors."""
+
+    def __init__(self, network: nn.Module, image: Tensor) -> None:
+        self.counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+        self.tracker = FieldTracker(image)
+        self.layers: list[Layer] = []
+        self.called: set[str] = set()
+        self.undefined: dict[str, str] = {}
+        self._active: list[Layer] = []
+        tensors = (*network.parameters(), *network.buffers())
+        self._storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+
+    def enter(self, name: str, module: nn.Module, args: object) -> None:
         layer = Layer(
             name=name,
             kind=type(module).__name__,
-            depth=len(active),
-            parameters=0 if name in called else _count(module),
-            multiply_adds=-counted(),
+            depth=len(self._active),
+            parameters=0 if name in self.called else _count(module),
+            multiply_adds=-self._multiply_adds(),
         )
-        called.add(name)
-        layers.append(layer)
-        active.append(layer)
+        self.called.add(name)
+        self.layers.append(layer)
+        self._active.append(layer)
 
-    def leave(name: str, module: nn.Module, output: object) -> None:
-        layer = active.pop()
-        layer.multiply_adds += counted()
+    def leave(self, name: str, module: nn.Module, output: object) -> None:
+        layer = self._active.pop()
+        layer.multiply_adds += self._multiply_adds()
         tensor = first_tensor(output)
         if tensor is not None:
-            layer.shape, layer.field = tuple(tensor.shape), following.field(tensor)
+            layer.shape, layer.field = tuple(tensor.shape), self.tracker.field(tensor)
         if isinstance(layer.field, Undefined):
-            undefined.setdefault(layer.field.reason, name)
+            self.undefined.setdefault(layer.field.reason, name)
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(self, tensor: Tensor) -> Tensor:
+        """Count the storage of a tensor that autograd saves, once, for all active calls."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in storages:
-            storages[storage._cdata] = storage  # kept alive, so that its address is not reused
-            for layer in active:
-                layer.kept += storage.nbytes()
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = storage  # kept alive, so that its address is not reused
+            for layer in self._active:
+                layer.saved_bytes += storage.nbytes()
         return tensor
 
-    watching = saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), watching, counter, following, calls(network, enter, leave):
-        network(image)
-    size = sum(p.numel() * p.element_size() for p in network.parameters())
-    return Summary(layers, _idle(network, called), size, undefined)
+    def _multiply_adds(self) -> int:
+        return self.counter.get_total_flops() // 2
 
 
 @contextmanager
-def calls(
+def module_calls(
     network: nn.Module,
     enter: Callable[[str, nn.Module, object], None],
     leave: Callable[[str, nn.Module, object], None],
@@ -151,13 +160,13 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _idle(network: nn.Module, called: set[str]) -> dict[str, int]:
+def _uncalled(network: nn.Module, called: set[str]) -> dict[str, int]:
     """Return the parameter counts of the outermost modules with parameters and without calls inside.
 
     A module without calls of its children, such as `nn.MultiheadAttention`, counts as using their parameters.
     """
     ancestors = {name[:i] for name in called for i, letter in enumerate(name) if letter == "."}
-    idle: dict[str, int] = {}
+    uncalled: dict[str, int] = {}
 
     def visit(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
@@ -165,8 +174,8 @@ def _idle(network: nn.Module, called: set[str]) -> dict[str, int]:
             if path in ancestors:
                 visit(child, f"{path}.")
             elif path not in called and _count(child):
-                idle[path] = _count(child)
+                uncalled[path] = _count(child)
 
     if called - {""}:
         visit(network, "")
-    return idle
+    return uncalled

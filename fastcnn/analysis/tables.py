@@ -37,7 +37,7 @@ WIDTH = 100
 """Line width in characters."""
 LEFT = ("network", "segmentation", "layer", "kind", "output", "receptive field", "weights")
 """Left-aligned columns."""
-BESIDES = {
+NOTES = {
     "gate": "times a factor that sees the whole image",
     "norm": "with statistics of the whole image",
     "up": "after upsampling each position sees a part of the window, and its neighbour another",
@@ -193,7 +193,7 @@ def layer_table(summary: Summary, depth: int = 2) -> list[str]:
         "output": [_by(s[1:] if s[:1] == images else s) for s in (layer.shape for layer in shown)],
         "parameters": [f"{layer.parameters:,}" if layer.parameters else "" for layer in shown],
         "MACs": [short(layer.multiply_adds) if layer.multiply_adds else "" for layer in shown],
-        "kept MiB": [_figure(layer.kept / 2**20) if layer.kept else "" for layer in shown],
+        "kept MiB": [_figure(layer.saved_bytes / 2**20) if layer.saved_bytes else "" for layer in shown],
     }
     if summary.layers[0].milliseconds is not None:
         for i, title in enumerate(("fwd ms", "bwd ms")):
@@ -209,17 +209,17 @@ def _field(field: Field | None) -> str:
 def _notes(summary: Summary) -> Iterator[str]:
     total = summary.layers[0]
     maps = [layer.field for layer in summary.layers if isinstance(layer.field, Local)]
-    besides = {word for field in maps for word in field.besides}
+    notes = {word for field in maps for word in field.notes}
     yield "Receptive field: size/stride/offset in pixels"
-    yield from (f"  {word}: {meaning}" for word, meaning in BESIDES.items() if word in besides)
+    yield from (f"  {word}: {meaning}" for word, meaning in NOTES.items() if word in notes)
     for reason, name in summary.undefined.items():
         yield f"Not defined from {name} on: {reason}"
-    for name, count in summary.idle.items():
+    for name, count in summary.uncalled.items():
         yield f"Not called: {name}, {count:,} parameters"
     times = total.milliseconds
     if times is not None:
         yield f"{_figure(times[0])} ms forward, {_figure(times[1])} ms backward"
-    size, kept = _figure(summary.parameter_bytes / 2**20), _figure(total.kept / 2**20)
+    size, kept = _figure(summary.parameter_bytes / 2**20), _figure(total.saved_bytes / 2**20)
     macs = short(total.multiply_adds)
     yield f"{total.parameters:,} parameters ({size} MiB), {macs} multiply-adds, {kept} MiB kept for backward"
 

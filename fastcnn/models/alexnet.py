@@ -62,7 +62,8 @@ class AlexNet(FeatureSequence):
                 fc8=nn.Linear(4096, num_classes),
             )
         )
-        for name, module in self.named_modules():  # section 5
+        # Initialization of section 5.
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
                 assert module.bias is not None

@@ -110,13 +110,15 @@ class ConvNet(nn.Module, ABC):
         replace_classifier(self, self.classifier_name, num_classes, hidden)
 
 
-def take_as_backbone(network: ConvNet) -> list[list[str]]:
+def strip_head(network: ConvNet) -> list[list[str]]:
     """Remove the head of a network, and return its remaining `layer_groups` with the prefix "backbone."."""
     groups = network.layer_groups()  # before the removal: some networks need their head for it
     network.remove_head()
     remaining = [f"{name}." for name, _ in network.named_parameters()]
-    kept = ([name for name in group if any(n.startswith(f"{name}.") for n in remaining)] for group in groups)
-    return [[f"backbone.{name}" for name in group] for group in kept if group]
+    remaining_groups = (
+        [name for name in group if any(n.startswith(f"{name}.") for n in remaining)] for group in groups
+    )
+    return [[f"backbone.{name}" for name in group] for group in remaining_groups if group]
 
 
 class FeatureSequence(ConvNet):

@@ -54,6 +54,7 @@ class CifarResNet(ResidualNet):
         self._initialize(zero_init_residual=zero_init_residual)
 
     def stem(self, x: Tensor) -> Tensor:
+        """Return the input of the first stage."""
         return self.relu(self.bn1(self.conv1(x)))
 
 

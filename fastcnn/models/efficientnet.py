@@ -83,7 +83,7 @@ class EfficientNet(FeatureSequence):
             if stride == 2:
                 stages.append(Stage(f"features.{len(layers) - 1}", channels, total))
                 total *= 2
-            wide = make_divisible(width * scaling.width)
+            out_channels = make_divisible(width * scaling.width)
             blocks = []
             for i in range(depth):
                 options = MBConvOptions(
@@ -97,14 +97,14 @@ class EfficientNet(FeatureSequence):
                     MBConv(
                         channels,
                         make_divisible(channels * expand),
-                        wide,
+                        out_channels,
                         kernel,
                         stride if i == 0 else 1,
                         options=options,
                         drop_path=drop_paths.pop(0),
                     )
                 )
-                channels = wide
+                channels = out_channels
             layers.append(nn.Sequential(*blocks))
         layers.append(ConvNormAct(channels, 4 * channels, activation=nn.SiLU, norm=norm))
         self.features = nn.Sequential(*layers)

@@ -45,6 +45,7 @@ class ImageSizes(NamedTuple):
 
 
 def is_external(arch: str) -> bool:
+    """Return True for names of networks outside of fastcnn."""
     return ":" in arch or ("/" in arch and arch.partition("/")[0] not in OWN_PREFIXES)
 
 
@@ -142,6 +143,7 @@ def timm_config(arch: str) -> Any:
 
 
 def torchvision_builder(arch: str) -> Callable[..., nn.Module]:
+    """Return torchvision's factory of a classification network."""
     from torchvision import models
 
     _, name = _parts(arch)
@@ -152,6 +154,11 @@ def torchvision_builder(arch: str) -> Callable[..., nn.Module]:
 
 
 def import_timm(arch: str) -> Any:
+    """Import timm.
+
+    Raises:
+        UserError: timm is not installed.
+    """
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -183,7 +190,7 @@ def _build_torchvision(arch: str, num_classes: int = 1000, in_chans: int = 3) ->
     if in_chans != 3:
         _replace_first_convolution(network, in_chans)
     if auxiliaries:
-        network.register_forward_hook(_as_outputs)
+        network.register_forward_hook(as_outputs)
     return network
 
 
@@ -246,7 +253,7 @@ def _replace_first_convolution(network: nn.Module, in_chans: int) -> None:
     setattr(network.get_submodule(parent), attribute, new)
 
 
-def _as_outputs(module: nn.Module, args: Any, output: Any) -> Outputs | None:
+def as_outputs(module: nn.Module, args: Any, output: Any) -> Outputs | None:
     """Convert torchvision's named tuple to `Outputs`, as a forward hook."""
     if isinstance(output, Tensor):
         return None  # evaluation mode: no change

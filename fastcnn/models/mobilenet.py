@@ -28,7 +28,7 @@ class MobileNetV1(FeatureSequence):
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0) -> None:
         super().__init__()
-        # Channels and stride of each pair.
+        # Channels and stride of each pair of convolutions.
         pairs = [
             (64, 1),
             (128, 2),
@@ -43,10 +43,10 @@ class MobileNetV1(FeatureSequence):
         channels = make_divisible(32 * width_mult)
         layers: list[nn.Module] = [ConvNormAct(in_chans, channels, 3, stride=2)]
         for width, stride in pairs:
-            wide = make_divisible(width * width_mult)
+            out_channels = make_divisible(width * width_mult)
             depthwise = ConvNormAct(channels, channels, 3, stride, depthwise=True)
-            layers.append(nn.Sequential(depthwise, ConvNormAct(channels, wide)))
-            channels = wide
+            layers.append(nn.Sequential(depthwise, ConvNormAct(channels, out_channels)))
+            channels = out_channels
         self.features = nn.Sequential(*layers)
         ends = {1: 64, 3: 128, 5: 256, 11: 512, 13: 1024}  # last pair of each resolution
         self.stages = tuple(
@@ -102,9 +102,9 @@ class MobileNetV2(FeatureSequence):
                 stages.append(Stage(f"features.{len(layers) - 1}", channels, total))
                 total *= 2
             for i in range(blocks):
-                wide = make_divisible(width * width_mult)
-                layers.append(LinearBottleneck(channels, wide, stride if i == 0 else 1, expand))
-                channels = wide
+                out_channels = make_divisible(width * width_mult)
+                layers.append(LinearBottleneck(channels, out_channels, stride if i == 0 else 1, expand))
+                channels = out_channels
         last = make_divisible(1280 * max(1.0, width_mult))
         layers.append(ConvNormAct(channels, last, activation=nn.ReLU6))
         self.features = nn.Sequential(*layers)
@@ -133,7 +133,7 @@ class MobileNetV3(FeatureSequence):
     Args:
         table: `LARGE` or `SMALL`.
         hidden: hidden units of the classifier.
-        width_mult: multiplier of all channels. Below 1 `hidden` stays.
+        width_mult: multiplier of all channels. Below 1 `hidden` is unchanged.
         drop_rate: dropout rate before the last layer.
     """
 
@@ -151,6 +151,8 @@ class MobileNetV3(FeatureSequence):
     ) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
+
+        # Blocks; a stage ends before each stride.
         channels, total = make_divisible(16 * width_mult), 2
         layers: list[nn.Module] = [ConvNormAct(in_chans, channels, 3, 2, nn.Hardswish, norm=norm)]
         stages: list[Stage] = []
@@ -159,14 +161,16 @@ class MobileNetV3(FeatureSequence):
             if stride == "2":
                 stages.append(Stage(f"features.{len(layers) - 1}", channels, total))
                 total *= 2
-            expanded, wide = (make_divisible(int(c) * width_mult) for c in (expand, width))
+            expanded, out_channels = (make_divisible(int(c) * width_mult) for c in (expand, width))
             options = MBConvOptions(
                 activation=nn.ReLU if name == "relu" else nn.Hardswish,
                 norm=norm,
                 squeeze=make_divisible(expanded // 4) if se == "se" else 0,
             )
-            layers.append(MBConv(channels, expanded, wide, int(kernel), int(stride), options=options))
-            channels = wide
+            layers.append(MBConv(channels, expanded, out_channels, int(kernel), int(stride), options=options))
+            channels = out_channels
+
+        # Last convolution and classifier.
         last = 6 * channels
         layers.append(ConvNormAct(channels, last, activation=nn.Hardswish, norm=norm))
         self.features = nn.Sequential(*layers)

@@ -47,6 +47,7 @@ class BasicBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
+        """Last batch norm of the residual branch."""
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,6 +90,7 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
+        """Last batch norm of the residual branch."""
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import ConvNet, Stage, take_as_backbone
+from fastcnn.models.base import ConvNet, Stage, strip_head
 from fastcnn.models.layers import ConvNormAct
 from fastcnn.models.resnet import resnet18
 
@@ -155,7 +155,7 @@ class BackboneUNet(SegmentationNet):
         self.minimum_image_size = backbone.minimum_image_size
         self.image_size_multiple = backbone.image_size_multiple
         self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
-        self._backbone_groups = take_as_backbone(backbone)
+        self._backbone_groups = strip_head(backbone)
         self.backbone = backbone
 
         # One block per doubling of the resolution, with the skip channels of its stride.

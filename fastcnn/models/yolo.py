@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import ConvNet, Stage, take_as_backbone
+from fastcnn.models.base import ConvNet, Stage, strip_head
 from fastcnn.models.layers import ConvNormAct
 from fastcnn.models.resnet import resnet18
 
@@ -111,7 +111,7 @@ class Detector(ConvNet):
 
     def __init__(self, backbone: ConvNet, strides: Sequence[int]) -> None:
         super().__init__()
-        self.backbone_groups = take_as_backbone(backbone)
+        self.backbone_groups = strip_head(backbone)
         self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
         self.minimum_image_size = backbone.minimum_image_size
         self.image_size_multiple = backbone.image_size_multiple

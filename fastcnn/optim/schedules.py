@@ -63,6 +63,7 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
+        """Number of updates in the warmup."""
         return round(self.warmup_epochs * self.steps_per_epoch)
 
 
@@ -149,12 +150,14 @@ def draw_schedule(schedule: Schedule, png: Path) -> None:
 
     from fastcnn.viz.curves import MUTED, TRAIN, VAL
 
+    # Points of the curve, with its peak and end.
     s, total, top = schedule, schedule.total_steps, _peak_step(schedule)
     steps = sorted({*range(0, total, max(1, total // 2000)), top, total - 1})
     epochs = [step / s.steps_per_epoch for step in steps]
     rates = [learning_rate(step, s) for step in steps]
     at, peak = top / s.steps_per_epoch, learning_rate(top, s)
 
+    # Curve, peak and axes.
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

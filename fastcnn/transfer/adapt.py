@@ -68,22 +68,24 @@ def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor], *, 
     Returns:
         A message, empty without a replacement.
     """
-    mine = {name: value for name, value in own.items() if name.startswith(f"{part}.")}
-    theirs = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
-    alike = {name: v.shape for name, v in mine.items()} == {name: v.shape for name, v in theirs.items()}
-    if alike and not (other_classes and mine):
+    own_part = {name: value for name, value in own.items() if name.startswith(f"{part}.")}
+    given_part = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
+    same_shapes = {name: v.shape for name, v in own_part.items()} == {
+        name: v.shape for name, v in given_part.items()
+    }
+    if same_shapes and not (other_classes and own_part):
         return ""
-    for name in theirs:
+    for name in given_part:
         del state[name]
-    state.update(mine)
-    if not mine:
+    state.update(own_part)
+    if not own_part:
         return f"{part}: left out, the network has none"
-    if not theirs:
+    if not given_part:
         return f"{part}: starts fresh, the weights have none"
-    if alike:
+    if same_shapes:
         return f"{part}: starts fresh, the weights are for other classes"
-    classes = _classes(theirs)
-    if classes == _classes(mine):
+    classes = _classes(given_part)
+    if classes == _classes(own_part):
         return f"{part}: starts fresh, the weights have another"
     return f"{part}: starts fresh, the weights are for {classes} classes"
 

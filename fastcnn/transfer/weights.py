@@ -66,17 +66,18 @@ def download_pretrained(arch: str) -> Weights:
     if arch.startswith("timm/"):
         return _timm_weights(arch)
     if arch.startswith("torchvision/"):
-        return _torchvision_weights(arch.partition("/")[2])
+        return torchvision_weights(arch.partition("/")[2])
     if is_external(arch):
         raise UserError(f"--pretrained: nothing is known about weights of {arch}; write --weights FILE")
     if not has_pretrained(arch):
         raise UserError(
             f"--pretrained: torchvision has no weights for {arch}; leave it out, or write --weights FILE"
         )
-    return _torchvision_weights(TORCHVISION[arch])
+    return torchvision_weights(TORCHVISION[arch])
 
 
-def _torchvision_weights(name: str) -> Weights:
+def torchvision_weights(name: str) -> Weights:
+    """Load the default weights of a network of torchvision by its name there."""
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).DEFAULT

@@ -125,11 +125,11 @@ def best_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> list[np.
         size: height and width of the images.
     """
     # Candidates: the best pairs of box and class of each image.
-    count, each, num_classes = scores.shape
-    best, place = scores.flatten(1).topk(min(CANDIDATES, each * num_classes))
+    count, per_image, num_classes = scores.shape
+    best, pair = scores.flatten(1).topk(min(CANDIDATES, per_image * num_classes))
     image, rank = (best > MIN_SCORE).nonzero(as_tuple=True)
-    score, place = best[image, rank], place[image, rank]
-    box, label = boxes[image, place // num_classes], place % num_classes
+    score, pair = best[image, rank], pair[image, rank]
+    box, label = boxes[image, pair // num_classes], pair % num_classes
     box = torch.stack([box[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], 1)
     rows = torch.cat([label[:, None].float(), box, score[:, None]], 1)
     if box.device.type == "mps":  # no float64 on MPS
