@@ -50,11 +50,11 @@ ROWS = (
 
 @functools.cache
 def measure(row: Row, quick: bool) -> timing.Comparison:
-    problem = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
+    workload = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
     with ExitStack() as stack:
         workers = {
-            name: stack.enter_context(Worker(partial(build_step, problem, switches), DEVICE))
-            for name, switches in SIDES.items()
+            name: stack.enter_context(Worker(partial(build_step, workload, optimizations), DEVICE))
+            for name, optimizations in SIDES.items()
         }
         calls = calls_of_a_turn(workers[BASELINE], DEVICE)
         seconds = time_workers(workers, 3 if quick else 15, calls=calls)

@@ -26,6 +26,7 @@ import torch
 import tyro
 
 from fastcnn.bench import timing
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.cached import decode_all
 from fastcnn.data.sources.dataset import Split
@@ -51,7 +52,7 @@ class Settings:
 
 def write_tensors(split: Split, class_names: tuple[str, ...], path: Path) -> None:
     """A split as airbench reads it: images uint8 [N, 32, 32, 3], labels int64 [N] and class names."""
-    images = decode_all(split, 3, 8, BadFiles(split, "training", 0.0, True)).images
+    images = decode_all(split, 3, 8, BadFiles(split, "training", 0.0)).images
     tensors = {"images": torch.from_numpy(np.asarray(images)), "labels": torch.from_numpy(split.labels)}
     torch.save({**tensors, "classes": list(class_names)}, path)
 
@@ -127,7 +128,7 @@ def main() -> int:
         return 2
     device = torch.device("cuda", 0)
     path = timing.results_file(HERE, "cifar10-speed", settings.output, device)
-    source = open_source(settings.data, settings.data_root, None, 0)
+    source = open_source(DataSettings(data=settings.data, data_root=settings.data_root), seed=0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "cifar10").mkdir()

@@ -23,7 +23,7 @@ from fastcnn.bench import timing
 from fastcnn.config import Config
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import Loader
-from fastcnn.engine.epoch import train_epoch
+from fastcnn.engine.epoch import Callbacks, train_epoch
 from fastcnn.engine.state import TrainState
 from fastcnn.engine.step import train_step
 from fastcnn.runtime.distributed import Ranks, choose_device
@@ -67,7 +67,8 @@ def compute(state: TrainState, task: Classification, batch: Batch, steps: int) -
 
 def train(state: TrainState, task: Classification, loader: Loader) -> None:
     metrics = task.metrics(DEVICE)
-    train_epoch(state, task, loader, metrics, 10, lambda: None, lambda _: False)
+    callbacks = Callbacks(on_log=lambda interval: False)
+    train_epoch(state, task, loader, metrics, log_interval=10, callbacks=callbacks)
     timing.wait_for(DEVICE)
 
 

@@ -51,6 +51,7 @@ from loader_sides import (
 from sizes import LOAD, Load
 
 from fastcnn.bench import timing
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.autoselect import choose_backend
 from fastcnn.data.loaders.registry import MAKERS, why_not
@@ -109,7 +110,10 @@ def processor_seconds() -> float:
 
 def left_out(source: Source, workers: int, device: torch.device) -> dict[str, str]:
     """Sides that cannot be measured here, and why."""
-    reasons = {f"fastcnn {backend}": why_not(backend, source, 3, workers, 1) for backend in MAKERS}
+    reasons = {
+        f"fastcnn {backend}": why_not(backend, source, channels=3, workers=workers, local_world_size=1)
+        for backend in MAKERS
+    }
     for name in TUNED:
         reasons[name] = reasons["fastcnn dali"] if device.type == "cuda" else "needs a CUDA GPU"
     if importlib.util.find_spec("timm") is None:
@@ -135,14 +139,15 @@ def measure(
     source = read(folder, images)
     job = Job(folder, source, choose_load(source.train, loads), workers, device)
     batch_size = job.load.batch_size
-    ShardedSampler(len(source.train), batch_size, rank=0, world_size=1, train=True).check()
+    ShardedSampler(count=len(source.train), batch_size=batch_size, rank=0, world_size=1, train=True).check()
     absent = left_out(source, workers, device)
 
     # Processes are forked before there are threads.
     sides = {name: process_batches(name, job) for name in PROCESSES if name not in absent}
     wait_for_quiet()
     start = time.perf_counter()
-    choice, why = choose_backend(source, job.transform, batch_size, workers, device, Ranks())
+    settings = LoaderSettings(batch_size=batch_size, workers=workers)
+    choice, why = choose_backend(source, job.transform, settings, device=device, ranks=Ranks())
     auto: dict[str, Any] = {"choice": choice, "why": why, "seconds": time.perf_counter() - start}
     loaders, build_seconds = {}, {}
     for name in (*OWN, *TUNED):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from fastcnn.bench import timing
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import Backend
 from fastcnn.data.sources.dataset import Source
@@ -52,18 +53,19 @@ class Settings:
 def read(settings: Settings) -> Source:
     path = Path(settings.data).expanduser()
     default = None if (path / "train").is_dir() else 0.2
-    return open_source(str(path), ".", settings.val_split or default, seed=0)
+    return open_source(
+        DataSettings(data=str(path), data_root=".", val_split=settings.val_split or default), seed=0
+    )
 
 
 def resident(settings: Settings, backend: Backend) -> list[float]:
     """MiB after every epoch, in the process that calls."""
     device, cores = choose_device(settings.device, Ranks()), machine.cores_per_process(Ranks())
     machine.prepare(device, cores, deterministic=False)
-    transform = Transform(settings.img_size, train_crop=settings.crop)
+    transform = Transform(size=settings.img_size, train_crop=settings.crop)
     source, workers = read(settings), settings.workers or cores
-    train, val = build_loaders(
-        source, backend, transform, settings.batch_size, workers, Ranks(), device, seed=0
-    )
+    loading = LoaderSettings(data_backend=backend, batch_size=settings.batch_size, workers=workers)
+    train, val = build_loaders(source, transform, loading, ranks=Ranks(), device=device, seed=0)
     sizes = []
     for epoch in range(settings.epochs):
         train.set_epoch(epoch)

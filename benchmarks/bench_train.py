@@ -48,27 +48,27 @@ IN_TORCHVISION = {"alexnet_torchvision": "alexnet"}
 """Names of fastcnn's networks there, where they are others."""
 
 
-def floats(problem: Workload, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-    """The problem's images, normalized, and targets."""
-    batch = problem.batch()
-    mean, std = (torch.tensor(v, device=problem.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+def floats(workload: Workload, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+    """The workload's images, normalized, and targets."""
+    batch = workload.batch()
+    mean, std = (torch.tensor(v, device=workload.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return ((batch.images / 255 - mean) / std).contiguous(memory_format=layout), batch.targets
 
 
-def torchvision_network(problem: Workload) -> nn.Module:
+def torchvision_network(workload: Workload) -> nn.Module:
     torch.manual_seed(0)
     return (
-        getattr(torchvision.models, IN_TORCHVISION.get(problem.arch, problem.arch))(num_classes=1000)
-        .to(problem.device)
+        getattr(torchvision.models, IN_TORCHVISION.get(workload.arch, workload.arch))(num_classes=1000)
+        .to(workload.device)
         .train()
     )
 
 
-def eager(problem: Workload, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
-    network = torchvision_network(problem)
+def eager(workload: Workload, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
+    network = torchvision_network(workload)
     run = torch.compile(network, dynamic=False) if compile else network
-    images, targets = floats(problem, careful)
+    images, targets = floats(workload, careful)
     if careful:
         network = network.to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = True
@@ -78,7 +78,7 @@ def eager(problem: Workload, careful: bool = False, compile: bool = False) -> Ca
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(problem.device, dtype=torch.bfloat16, enabled=careful):
+        with torch.autocast(workload.device, dtype=torch.bfloat16, enabled=careful):
             loss = F.cross_entropy(run(images), targets)
         loss.backward()
         optimizer.step()
@@ -87,18 +87,18 @@ def eager(problem: Workload, careful: bool = False, compile: bool = False) -> Ca
     return step
 
 
-def torchvision_amp(problem: Workload) -> Callable[[], Tensor]:
+def torchvision_amp(workload: Workload) -> Callable[[], Tensor]:
     """Of torchvision 0.26's train_one_epoch: autocast with its default dtype, a scaler on CUDA, and the loss
     and accuracy read in every step."""
-    network = torchvision_network(problem)
-    images, targets = floats(problem)
+    network = torchvision_network(workload)
+    images, targets = floats(workload)
     torch.backends.cudnn.benchmark = True
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    scaler = torch.amp.GradScaler(problem.device, enabled=problem.device == "cuda")
+    scaler = torch.amp.GradScaler(workload.device, enabled=workload.device == "cuda")
 
     def step() -> Tensor:
-        with torch.autocast(problem.device):
+        with torch.autocast(workload.device):
             output = network(images)
             loss = criterion(output, targets)
         optimizer.zero_grad()
@@ -113,23 +113,23 @@ def torchvision_amp(problem: Workload) -> Callable[[], Tensor]:
     return step
 
 
-def timm_step(problem: Workload) -> Callable[[], Tensor]:
+def timm_step(workload: Workload) -> Callable[[], Tensor]:
     """Of timm 1.0's train_one_epoch: its network, optimizer and loss."""
     import timm
     from timm.optim import create_optimizer_v2
 
     torch.manual_seed(0)
-    sized = {"img_size": problem.img_size} if problem.arch.startswith("vit") else {}
-    name = IN_TIMM.get(problem.arch, problem.arch)
-    network = timm.create_model(name, num_classes=1000, **sized).to(problem.device).train()
+    sized = {"img_size": workload.img_size} if workload.arch.startswith("vit") else {}
+    name = IN_TIMM.get(workload.arch, workload.arch)
+    network = timm.create_model(name, num_classes=1000, **sized).to(workload.device).train()
     network = network.to(memory_format=torch.channels_last)
-    images, targets = floats(problem, channels_last=True)
+    images, targets = floats(workload, channels_last=True)
     torch.backends.cudnn.benchmark = True
     optimizer = create_optimizer_v2(network, "sgd", lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     criterion = nn.CrossEntropyLoss()
 
     def step() -> Tensor:
-        with torch.autocast(problem.device, dtype=torch.bfloat16):
+        with torch.autocast(workload.device, dtype=torch.bfloat16):
             loss = criterion(network(images), targets)
         loss.backward()
         optimizer.step()
@@ -145,22 +145,23 @@ NOT_IN_TIMM = ("alexnet_torchvision",)
 
 @functools.cache
 def measure(row: Train, quick: bool) -> timing.Comparison:
-    problem = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
+    workload = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
     rounds = 3 if quick else 15
     machine.prepare(DEVICE, machine.cores_per_process(Ranks()), deterministic=False)  # as before a training
     if DEVICE.type == "cuda":
         way, why, compiled = probe.Arithmetic("bf16", True), "the GPU has it", True
     else:
-        network, compiled = problem.network(), False
+        network, compiled = workload.network(), False
         way, why = probe.probe_arithmetic(network, row.img_size, 3, row.batch_size)
+    own = partial(build_own_step, workload, way.dtype, channels_last=way.channels_last, compile=compiled)
     builds: dict[str, Callable[[], Any]] = {
-        BASELINE: partial(eager, problem),
-        "torchvision AMP": partial(torchvision_amp, problem),
-        "careful eager": partial(eager, problem, careful=True),
-        COMPILED: partial(eager, problem, careful=True, compile=True),
-        "timm": partial(timm_step, problem),
-        RECORDED: partial(build_own_step, problem, way.dtype, way.channels_last, compiled, cuda_graph=True),
-        OURS: partial(build_own_step, problem, way.dtype, way.channels_last, compiled),
+        BASELINE: partial(eager, workload),
+        "torchvision AMP": partial(torchvision_amp, workload),
+        "careful eager": partial(eager, workload, careful=True),
+        COMPILED: partial(eager, workload, careful=True, compile=True),
+        "timm": partial(timm_step, workload),
+        RECORDED: partial(own, cuda_graph=True),
+        OURS: own,
     }
     left_out = {} if DEVICE.type == "cuda" else dict.fromkeys((COMPILED, RECORDED), "needs a CUDA GPU")
     if not machine.is_native("bf16", DEVICE):

@@ -38,7 +38,7 @@ from fastcnn.bench.training_steps import Workload, build_own_state
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import Loader
 from fastcnn.engine.evaluate import evaluate
-from fastcnn.engine.state import TrainState
+from fastcnn.engine.state import StepOptions, TrainState
 from fastcnn.engine.step import train_step
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.metrics import Metrics
@@ -145,11 +145,12 @@ def counted(step: Callable[[], object]) -> dict[str, int]:
 
 
 def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Task, Batch, Metrics]:
-    problem = Workload(case.arch, case.img_size, case.batch_size, "cpu")
+    workload = Workload(case.arch, case.img_size, case.batch_size, "cpu")
     ema_decay, clip_grad = (0.9, 1.0) if case.clip_and_average else (None, None)
-    state = build_own_state(problem, case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
-    task = problem.task()
-    return state, task, problem.batch(), task.metrics(state.device)
+    options = StepOptions(amp_dtype=case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
+    state = build_own_state(workload, options)
+    task = workload.task()
+    return state, task, workload.batch(), task.metrics(state.device)
 
 
 def step_counts(case: Case) -> dict[str, int]:

@@ -88,7 +88,7 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     elif settings.data is None and not tiny:
         no_loader = "--data was not given"
 
-    def ladder(arch: str, size: int, batch: int, share: float) -> Item:
+    def ablation(arch: str, size: int, batch: int, share: float) -> Item:
         quickly: tuple[str, ...] = ()
         if tiny:
             arch, size, batch, quickly = "lenet5", 32, 4, ("--quick",)
@@ -116,14 +116,14 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         Item("kernels", kernels, 0.2, no_gpu, resumes=True, takes_minutes=True),
         Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.25, no_gpu),
         Item(f"train-{first}", (*train, "-k", str(first)), 0.3),
-        ladder("resnet50", 224, 256, 0.3),
+        ablation("resnet50", 224, 256, 0.3),
         Item("cifar10-speed", side_by_side, 0.25, no_gpu or no_airbench),
         Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
         *(Item(f"train-{row}", (*train, "-k", str(row)), 0.3) for row in others),
         Item(
             "batch32-kernels", (*kernels, "--batch-size", "32"), 0.2, no_gpu, resumes=True, takes_minutes=True
         ),
-        *(ladder(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
+        *(ablation(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
         Item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
     ]
 

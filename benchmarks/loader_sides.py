@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, native_size
 from fastcnn.data.sources.headers import scan
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def transform(self) -> Transform:
-        return Transform(self.size, train_crop=self.load.crop)
+        return Transform(size=self.size, train_crop=self.load.crop)
 
 
 def open_folder(root: Path) -> ImageFolder:
@@ -104,7 +104,9 @@ def read(folder: ImageFolder, count: int | None = None) -> Source:
     val = train.take(np.arange(0, len(train), 10))
     root = Path(folder.root)
     name = root.parent.name if root.name == "train" else root.name
-    return Source(name, train, val, tuple(folder.classes), native_size=native_size(train))
+    return Source(
+        name=name, train=train, val=val, class_names=tuple(folder.classes), native_size=native_size(train)
+    )
 
 
 def choose_load(split: Split, loads: tuple[Load, Load]) -> Load:
@@ -185,13 +187,22 @@ def _on_device(batches: Iterator[Any], device: torch.device) -> Iterator[object]
 def own_loader(name: str, job: Job) -> ImageLoader:
     """Of "fastcnn BACKEND" or of a side in `TUNED`."""
     split = job.split
-    share = ShardedSampler(len(split), job.load.batch_size, rank=0, world_size=1, train=True)
-    common = (split, job.transform, share, job.device, job.workers, BadFiles(split, "training", 1))
+    sampler = ShardedSampler(
+        count=len(split), batch_size=job.load.batch_size, rank=0, world_size=1, train=True
+    )
+    args = LoaderArgs(
+        split=split,
+        transform=job.transform,
+        sampler=sampler,
+        device=job.device,
+        workers=job.workers,
+        bad=BadFiles(split, "training", 1),
+    )
     if name not in TUNED:
-        return {f"fastcnn {backend}": make for backend, make in MAKERS.items()}[name](*common)
+        return {f"fastcnn {backend}": make for backend, make in MAKERS.items()}[name](args)
     from fastcnn.data.loaders.dali import DaliLoader, Tuning
 
-    return DaliLoader(*common, Tuning(**TUNED[name]))
+    return DaliLoader(args, Tuning(**TUNED[name]))
 
 
 def own_batches(loader: ImageLoader) -> Iterator[Batch]:

@@ -124,23 +124,23 @@ def startup_table(files: Files) -> str:
     return table(["", "seconds", "of which, once"], rows)
 
 
-def ladder_table(content: Content) -> str:
+def ablation_table(content: Content) -> str:
     rows = []
-    for rung in content["rungs"]:
-        if "left_out" in rung:
-            rows.append([rung["name"], rung["left_out"], *[""] * 6])
+    for variant in content["rungs"]:
+        if "left_out" in variant:
+            rows.append([variant["name"], variant["left_out"], *[""] * 6])
             continue
-        memory, payoff = rung["peak_bytes"], rung["payoff_steps"]
+        memory, payoff = variant["peak_bytes"], variant["payoff_steps"]
         rows.append(
             [
-                f"**+ {rung['name']}**" if rung["kept"] else rung["name"],
-                f"{rung['images_per_second']:,.0f}",
-                timing.spread(rung["speedup"]),
-                f"{rung['share_of_roofline']:.0%}",
+                f"**+ {variant['name']}**" if variant["kept"] else variant["name"],
+                f"{variant['images_per_second']:,.0f}",
+                timing.spread(variant["speedup"]),
+                f"{variant['share_of_roofline']:.0%}",
                 "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-                f"{rung['start_seconds']:.1f} s",
+                f"{variant['start_seconds']:.1f} s",
                 "never" if payoff is None else f"{payoff:,.0f} steps" if payoff else "",
-                f"{rung['loss_difference']:.0e}",
+                f"{variant['loss_difference']:.0e}",
             ]
         )
     head = [
@@ -256,14 +256,14 @@ def page(machines: dict[str, Files]) -> str:
                 parts.append(f"![{title}](results/{machine}/{kind}.png)\n")
         for path, content in files.items():
             if content["what"] == "ladder":
-                problem = content["problem"]
+                workload = content["problem"]
                 command = (
-                    f"fastcnn bench --arch {problem['arch']} --img-size {problem['img_size']} "
-                    f"--batch-size {problem['batch_size']}"
+                    f"fastcnn bench --arch {workload['arch']} --img-size {workload['img_size']} "
+                    f"--batch-size {workload['batch_size']}"
                 )
-                name = f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}"
+                name = f"{workload['arch']}, {workload['img_size']} px, batch {workload['batch_size']}"
                 picture = path.with_suffix(".png").relative_to(HERE)
-                parts += [f"### Ladder: {name}\n", f"`{command}`\n", ladder_table(content), ""]
+                parts += [f"### Ladder: {name}\n", f"`{command}`\n", ablation_table(content), ""]
                 parts += [f"{describe(content)}.\n", f"![ladder]({picture})\n"]
                 if "costs" in content:
                     parts += ["```", *ablation_report.cost_lines(content), "```\n"]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.bench import timing
 from fastcnn.bench.training_steps import Workload, build_own_state
-from fastcnn.engine.state import TrainState
+from fastcnn.engine.state import StepOptions, TrainState
 from fastcnn.engine.step import train_step
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, choose_device, process_group
@@ -51,7 +51,7 @@ class Job:
     def bucket_sizes(self) -> dict[str, int | None]:
         return {DEFAULT: None, **{f"{size} MiB": size for size in self.bucket_mb}}
 
-    def problem(self, device: torch.device) -> Workload:
+    def workload(self, device: torch.device) -> Workload:
         return Workload(self.arch, self.img_size, self.batch_size, str(device))
 
 
@@ -75,12 +75,13 @@ def work(index: int, job: Job, turn: Barrier) -> None:
 
 def build(job: Job, device: torch.device, bucket_cap_mb: int | None = None) -> TrainState:
     dtype = machine.DTYPES[job.dtype]
-    return build_own_state(job.problem(device), dtype, compile=job.compile, bucket_cap_mb=bucket_cap_mb)
+    options = StepOptions(amp_dtype=dtype, compile=job.compile, bucket_cap_mb=bucket_cap_mb)
+    return build_own_state(job.workload(device), options)
 
 
 def step_of(job: Job, state: TrainState, device: torch.device) -> Callable[[], object]:
-    problem = job.problem(device)
-    batch, task = problem.batch(), problem.task()
+    workload = job.workload(device)
+    batch, task = workload.batch(), workload.task()
     metrics = task.metrics(device)
     return lambda: train_step(state, task, [batch], metrics)
 

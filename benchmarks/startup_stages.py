@@ -58,12 +58,12 @@ def main(started: float, flags: list[str]) -> None:
     for stage, (module, name) in STAGES.items():
         owner = importlib.import_module(module)
         setattr(owner, name, wrapped(getattr(owner, name), stage, seconds))
-    report = importlib.import_module("fastcnn.engine.logger").Report
+    logger = importlib.import_module("fastcnn.engine.logger").Logger
 
-    def window(*_: Any) -> None:
+    def log_steps(*_: Any) -> None:
         raise FirstStep
 
-    report.window = window
+    logger.log_steps = log_steps
     try:
         train.fit(config)
     except FirstStep:

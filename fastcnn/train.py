@@ -3,8 +3,8 @@
     torchrun -m fastcnn.train --arch resnet50
     python -m fastcnn.train --arch resnet20 --data cifar10 --epochs 100
 
-`main` parses, `fit` wires data, network and folder together, `fastcnn.engine.loop` runs the epochs. Torch is
-imported after the flags are parsed.
+`main` parses flags and turns errors into exit statuses. `fit` plans and builds the run, and takes one of
+three exits: validate only, preview the schedule, or train. Torch is imported after the flags are parsed.
 """
 
 from __future__ import annotations
@@ -27,32 +27,35 @@ from fastcnn.errors import BadImageError, TrainingError, UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from fastcnn.engine.logger import Logger
     from fastcnn.engine.loop import Outcome
+    from fastcnn.setup.build import Training
+    from fastcnn.tasks.metrics import Metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run reached."""
+    """Result of a run."""
 
     network: nn.Module
-    """With the weights of the best epoch, which are those of `best.pt` in the folder."""
+    """With the weights of the best epoch, those of `best.pt` in the folder."""
     val: dict[str, float]
-    """Validation metrics of the last epoch, percent."""
+    """Validation metrics of the last epoch, in percent."""
     best: dict[str, float]
-    """Those of the best epoch, and its number as "epoch"."""
-    images_per_second: float
-    """Training throughput over all ranks; validation and the first log interval are left out."""
+    """Validation metrics of the best epoch, and its number as "epoch"."""
+    images_per_second: float = 0.0
+    """Training throughput over all ranks, without validation and the first log interval."""
     folder: Path
     verdict: str = ""
-    """What bounds the run, and what to try; empty if nothing was trained, and on all ranks but the first."""
+    """Bottleneck of the run and advice; empty if nothing was trained, and on all ranks but the first."""
     stopped_by: int | None = None
     """Number of the signal that ended the run early."""
     seconds: float = 0.0
-    """Of the epochs and their validations, without start and compilation."""
+    """Duration of the epochs and their validations, without start-up and compilation."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train") -> int:
-    """The command.
+    """Run the command.
 
     Returns:
         The exit status: 0, 1 if the loss was not finite, 2 for a user's mistake, 128 + n after signal n.
@@ -68,103 +71,136 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
-def fit(config: Config, exits: bool = False) -> Result:
-    """Trains as `config` says, in every process that torchrun started; see `fastcnn.fit`.
+def fit(config: Config, *, exits: bool = False) -> Result:
+    """Train by the settings, in every process that torchrun started; see `fastcnn.fit`.
 
     Args:
-        exits: whether a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
+        exits: a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
     """
-    from fastcnn.config.auto import describe
-    from fastcnn.config.progressive import sizes_left
-    from fastcnn.engine.checkpointer import Run
-    from fastcnn.engine.evaluate import evaluate
-    from fastcnn.engine.logger import open_report
-    from fastcnn.engine.loop import fit_epochs
-    from fastcnn.optim.schedules import describe_schedule, draw_schedule
-    from fastcnn.profiling.bottleneck import verdict
-    from fastcnn.runtime.distributed import Ranks, choose_device, from_main, process_group
-    from fastcnn.runtime.signals import stop_on_signals
-    from fastcnn.setup.build import build
+    from fastcnn.runtime.distributed import Ranks, choose_device, process_group
+    from fastcnn.setup.build import build_training
     from fastcnn.setup.plan import make_plan
-    from fastcnn.setup.run_folder import claim_folder, write_config
-    from fastcnn.setup.tuning import autotune
-    from fastcnn.setup.warmup import kernels_ahead, record_ahead, warm_up_sizes
-    from fastcnn.tasks.build import build_task
 
     started = time.perf_counter()
     check(config)
     ranks = Ranks.from_environment()
     device = choose_device(config.device, ranks)
     with process_group(ranks, device):
-        plan = make_plan(config, ranks, device)
-        state, train_loader, val_loader = build(plan, ranks, device)
-        task = build_task(plan.config.arch, plan.config, int(plan.config.num_classes))
-        loaders = train_loader, val_loader
-        run = Run(plan.folder, plan.config, plan.source, ranks, state, *loaders, tuple(plan.reasons))
-        metrics = task.metrics(device)
-        if plan.checkpoint is not None and config.test_only:
-            run.restore_weights(plan.checkpoint)
-        elif plan.checkpoint is not None:
-            run.restore(plan.checkpoint, metrics)
+        training = build_training(make_plan(config, ranks, device), ranks, device)
         try:
             if config.test_only:
-                val = evaluate(state, task, val_loader)
-                run.share_bad_files()
-                if ranks.is_main:
-                    print("".join(f"{line}\n" for line in run.bad_lines()), end="")
-                    print(f"{plan.checkpoint_path}: val {task.describe(val)}  {counted(val)}")
-                return Result(state.network, val, run.best, 0.0, plan.folder)
+                return _validate(training)
             if config.preview_schedule:
-                if ranks.is_main:
-                    draw_schedule(state.schedule, Path("schedule.png"))
-                    print(f"{describe_schedule(state.schedule)}\nschedule.png")
-                return Result(state.network, {}, run.best, 0.0, plan.folder)
-            run.folder = from_main(lambda: claim_folder(plan.folder, plan.config))
-            settled = autotune(plan.config, plan.reasons, state, task, loaders, run.folder, ranks, started)
-            plan = replace(plan, config=settled[0], reasons=settled[1])
-            run.config, run.chosen = plan.config, tuple(plan.reasons)
-            if ranks.is_main:
-                write_config(run.folder, plan.config)
-            with stop_on_signals(exits) as stop, open_report(run.folder, ranks.is_main, state) as report:
-                report.say(describe(plan.config, plan.reasons))
-                for line in (*ineffective(plan.config, plan.reasons), *plan.remarks(state), *run.bad_lines()):
-                    report.say(line)
-                if ranks.is_main:
-                    run.write_bad_files()
-                if not state.done:
-                    sizes = sizes_left(plan.config, state.schedule.epochs, state.epoch)
-                    batch = int(plan.config.batch_size), int(plan.config.in_chans)
-                    shapes = sizes, int(plan.config.val_img_size), *batch
-                    with kernels_ahead(state.network, device, state.amp_dtype, *shapes, ranks):
-                        if plan.config.compile == "on":
-                            warm_up_sizes(state, *shapes)
-                window_metrics = task.metrics(device)
-                if plan.config.progressive is None and not state.done:
-                    record_ahead(state, task, train_loader, window_metrics)
-                interval = int(plan.config.log_interval)
-                diagnose = partial(verdict, config=plan.config, chosen=plan.reasons, room=plan.room(ranks))
-                sums = metrics, window_metrics
-                outcome = fit_epochs(run, task, val_loader, *sums, report, stop, interval, diagnose)
-                report.say(_last_line(run.best, task.best_metric, outcome, run.folder))
-                run.restore_best()
+                return _preview_schedule(training)
+            return _train(training, started, exits=exits)
         finally:
-            train_loader.close()
-            val_loader.close()
-    val = outcome.val or run.best
+            training.close()
+
+
+def _validate(training: Training) -> Result:
+    """Evaluate the checkpoint and print its metrics."""
+    from fastcnn.engine.evaluate import evaluate
+
+    run, plan = training.checkpointer, training.plan
+    val = evaluate(run.state, training.task, run.val_loader)
+    run.share_bad_files()
+    if training.ranks.is_main:
+        print("".join(f"{line}\n" for line in run.bad_lines()), end="")
+        print(f"{plan.checkpoint_path}: val {training.task.describe(val)}  {counted(val)}")
+    return Result(network=run.state.network, val=val, best=run.best, folder=plan.folder)
+
+
+def _preview_schedule(training: Training) -> Result:
+    """Draw and print the learning rate schedule."""
+    from fastcnn.optim.schedules import describe_schedule, draw_schedule
+
+    run = training.checkpointer
+    if training.ranks.is_main:
+        draw_schedule(run.state.schedule, Path("schedule.png"))
+        print(f"{describe_schedule(run.state.schedule)}\nschedule.png")
+    return Result(network=run.state.network, val={}, best=run.best, folder=run.folder)
+
+
+def _train(training: Training, started: float, *, exits: bool) -> Result:
+    """Train the remaining epochs into the run's folder."""
+    from fastcnn.engine.logger import open_logger
+    from fastcnn.engine.loop import Trainer
+    from fastcnn.profiling.bottleneck import verdict
+    from fastcnn.runtime.distributed import from_main
+    from fastcnn.runtime.signals import stop_on_signals
+    from fastcnn.setup.run_folder import claim_folder, write_config
+    from fastcnn.setup.tuning import autotune
+
+    run, task, is_main = training.checkpointer, training.task, training.ranks.is_main
+    run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config))
+    config, reasons = autotune(training, started)
+    plan = training.plan = replace(training.plan, config=config, reasons=reasons)
+    run.config, run.chosen = config, tuple(reasons)
+    if is_main:
+        write_config(run.folder, config)
+    with stop_on_signals(exits=exits) as stop, open_logger(run.folder, run.state, enabled=is_main) as logger:
+        _announce(training, logger)
+        interval_metrics = task.metrics(run.state.device)
+        if not run.state.done:
+            _warm_up(training, interval_metrics)
+        trainer = Trainer(
+            run,
+            task,
+            logger,
+            stop,
+            partial(verdict, config=config, chosen=reasons, room=plan.room(training.ranks)),
+            epoch_metrics=training.epoch_metrics,
+            interval_metrics=interval_metrics,
+        )
+        outcome = trainer.fit()
+        logger.info(_last_line(run.best, task.best_metric, outcome, run.folder))
+        run.restore_best()
     return Result(
-        state.network,
-        val,
-        run.best,
-        outcome.images_per_second,
-        run.folder,
-        outcome.verdict,
-        outcome.stopped_by,
-        outcome.seconds,
+        network=run.state.network,
+        val=outcome.val or run.best,
+        best=run.best,
+        images_per_second=outcome.images_per_second,
+        folder=run.folder,
+        verdict=outcome.verdict,
+        stopped_by=outcome.stopped_by,
+        seconds=outcome.seconds,
     )
 
 
+def _announce(training: Training, logger: Logger) -> None:
+    """Log the settings, and everything to know before the first step."""
+    from fastcnn.config.auto import describe
+
+    run, plan = training.checkpointer, training.plan
+    logger.info(describe(plan.config, plan.reasons))
+    for line in (*ineffective(plan.config, plan.reasons), *plan.remarks(run.state), *run.bad_lines()):
+        logger.info(line)
+    if training.ranks.is_main:
+        run.write_bad_files()
+
+
+def _warm_up(training: Training, interval_metrics: Metrics) -> None:
+    """Compile kernels and network, and capture the step, before the first one."""
+    from fastcnn.config.progressive import sizes_left
+    from fastcnn.setup.warmup import InputShapes, kernels_ahead, record_ahead, warm_up_sizes
+
+    state, config = training.state, training.plan.config
+    shapes = InputShapes(
+        sizes=sizes_left(config, state.schedule.epochs, state.epoch),
+        val_size=int(config.val_img_size),
+        batch_size=int(config.batch_size),
+        channels=int(config.in_chans),
+    )
+    dtype, ranks = state.options.amp_dtype, training.ranks
+    with kernels_ahead(state.network, shapes, device=state.device, dtype=dtype, ranks=ranks):
+        if config.compile == "on":
+            warm_up_sizes(state, shapes)
+    if config.progressive is None:
+        record_ahead(state, training.task, training.checkpointer.loader, interval_metrics)
+
+
 def counted(val: dict[str, float]) -> str:
-    """How many images a validation counted, and how many it could not."""
+    """Return the number of validated images, and of undecodable ones, as words."""
     return f"{val['samples']:,} images" + (f" without {val['bad']} bad ones" if val["bad"] else "")
 
 

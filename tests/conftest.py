@@ -170,6 +170,6 @@ def whole_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None)
 @pytest.fixture
 def train(whole_train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`whole_train` without two thirds of a short run's time: no loaders are timed and no curves drawn."""
-    monkeypatch.setattr("fastcnn.setup.plan.choose_backend", lambda *_: ("torch", "not timed"))
+    monkeypatch.setattr("fastcnn.setup.plan.choose_backend", lambda *_, **__: ("torch", "not timed"))
     monkeypatch.setattr("fastcnn.engine.logger.draw_curves", lambda *_: None)
     return whole_train

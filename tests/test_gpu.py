@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.config import OptimizerSettings, OptName
+from fastcnn.config import LoaderSettings, OptimizerSettings, OptName
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
@@ -17,7 +17,7 @@ from fastcnn.data.transforms.mixing import Mixing
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine.cuda_graph import WARMUP_STEPS
 from fastcnn.engine.evaluate import evaluate
-from fastcnn.engine.state import TrainState, build_state, stop_if_not_finite
+from fastcnn.engine.state import StepOptions, TrainState, build_state, stop_if_not_finite
 from fastcnn.engine.step import train_step
 from fastcnn.errors import TrainingError
 from fastcnn.models import build
@@ -45,8 +45,8 @@ def state_on(
     network = build("resnet18", num_classes=10).to(memory_format=torch.channels_last).to(device)
     schedule = Schedule(peak=0.05, steps_per_epoch=10, epochs=1, kind="constant")
     optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=1e-4), lr=0.05)
-    scales = (0.5,) * 3, (0.25,) * 3
-    return build_state(network, *scales, optimizer, schedule, device, dtype, compile=compile, **settings)
+    options = StepOptions(amp_dtype=dtype, compile=compile, **settings)
+    return build_state(network, optimizer, schedule, options, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
@@ -151,7 +151,14 @@ def test_dalis_gpu_images_are_its_cpu_images(photos: Path):
     source = read_folder(photos, None, 0)
     images = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
-        _, val = build_loaders(source, "dali", Transform(32), 4, 2, Ranks(), device, seed=0)
+        _, val = build_loaders(
+            source,
+            Transform(size=32),
+            LoaderSettings(data_backend="dali", batch_size=4, workers=2),
+            ranks=Ranks(),
+            device=device,
+            seed=0,
+        )
         batches = list(val)
         assert all(batch.images.device.type == device.type for batch in batches)
         assert all(b.images.is_contiguous(memory_format=torch.channels_last) for b in batches)
@@ -190,7 +197,14 @@ def test_validation_on_the_gpu_is_validation_on_the_cpu(photos: Path):
     results = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         state = state_on(device, torch.float32)
-        _, val = build_loaders(source, "torch", Transform(64), 4, 1, Ranks(), device, seed=0)
+        _, val = build_loaders(
+            source,
+            Transform(size=64),
+            LoaderSettings(data_backend="torch", batch_size=4, workers=1),
+            ranks=Ranks(),
+            device=device,
+            seed=0,
+        )
         results.append(evaluate(state, TASK, val))
         val.close()
     assert results[0] == pytest.approx(results[1], rel=1e-3)

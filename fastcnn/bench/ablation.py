@@ -3,8 +3,8 @@
     fastcnn bench --arch resnet50
     fastcnn bench --arch timm/regnety_032 --img-size 224 --batch-size 256 --minutes 8
 
-Each rung adds its switch to the best rung so far; it is timed in turn with that one and with eager PyTorch,
-and stays on if it is faster. Every rung is a process of its own, so that nothing of one is left to another.
+Each variant adds one optimization to the best variant so far. It is timed in turn with that one and with
+eager PyTorch, and is kept if it is faster. Every variant has a process of its own, so that they share no state.
 In the end the largest costs of the best step are taken from a trace of it.
 """
 
@@ -45,7 +45,7 @@ from fastcnn.runtime import environment, machine
 from fastcnn.runtime.distributed import Ranks, choose_device
 
 BASELINE = "eager fp32 NCHW"
-RUNGS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     BASELINE: {},
     "keep memory": {"keep_memory": True},
     "cuDNN benchmark": {"cudnn_benchmark": True},
@@ -63,9 +63,9 @@ RUNGS: dict[str, dict[str, Any]] = {
     "1x1 as product": {"pointwise_as_product": True},
     "max-autotune": {"max_autotune": True},
 }
-"""What each rung changes, in the order of the ladder."""
+"""Changes of each variant, in the order of the ablation."""
 OWN = "fastcnn train"
-"""The last one: the step of a training, with what the ladder kept of dtype, layout and compilation."""
+"""The last variant: the step of `fastcnn train`, with the dtype, layout and compilation that were kept."""
 ON_CUDA = ("cuDNN benchmark", "CUDA graph", "our kernels", "accelerate", "4 input channels", "max-autotune")
 ON_CPU = ("keep memory", "bf16, our kernels")
 COMPILED = ("compile", "whole step compiled", "max-autotune")
@@ -81,7 +81,7 @@ CPU_LIMIT, QUICK_LIMIT = 600.0, 20.0
 CPU_SIZE = 64
 """Pixels a side on a CPU, where the published size would take minutes."""
 ACCEPT_RATIO = 0.99
-"""Share of the best rung's time that a rung may take at most to stay on; three of four rounds are faster."""
+"""Max time of a kept variant as a fraction of the best one's; three of four rounds must be faster."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Settings:
     quick: bool = False
     """Few rounds, and on the CPU nothing compiled: about a minute."""
     minutes: float | None = None
-    """After which only the last rung begins; None: no limit, but `QUICK_MINUTES` with `quick` on the CPU."""
+    """Time limit, after which only the last variant begins; None: none, in a quick CPU run `QUICK_MINUTES`."""
 
     def limit(self, device: torch.device) -> float | None:
         """Seconds in which a process must answer."""
@@ -108,22 +108,22 @@ class Variant:
     """One row of the table."""
 
     name: str
-    switches: Optimizations
+    optimizations: Optimizations
     left_out: str = ""
     """Why it was not measured."""
     kept: bool = False
-    """Whether the rungs after it have its switch."""
+    """Whether the variants after it have its switch."""
     start: Start | None = None
     seconds: list[float] = field(default_factory=list)
     """Of steps in turn with the baseline's."""
     baseline: list[float] = field(default_factory=list)
     best_before: list[float] = field(default_factory=list)
-    """Of the best rung before it, in the same turns."""
+    """Of the best variant before it, in the same turns."""
     loss_difference: float | None = None
     """From the baseline's losses in the first steps, at most, as a share of them."""
 
     start_before: float = 0.0
-    """`start_seconds` of the best rung before it."""
+    """`start_seconds` of the best variant before it."""
 
     def start_seconds(self) -> float:
         """To build the step and call it once, beyond a usual call's: compilation, where there is one."""
@@ -131,7 +131,7 @@ class Variant:
         return max(0.0, self.start.build_seconds + self.start.first_seconds[0] - min(self.seconds))
 
     def payoff_steps(self) -> float | None:
-        """Steps after which a longer start than the best rung's before is won back; None if it never is."""
+        """Return the steps that pay off a longer start than the best variant's; None if none do."""
         if not self.best_before:
             return 0.0
         won = statistics.median(self.best_before) - statistics.median(self.seconds)
@@ -139,7 +139,7 @@ class Variant:
 
 
 def run_ablation(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Iterator[dict[str, Any]]:
-    """Measures rung after rung, and yields the content of the JSON file after each.
+    """Measures variant after variant, and yields the content of the JSON file after each.
 
     Raises:
         UserError: no such network or device, or a size that the network does not take.
@@ -149,72 +149,72 @@ def run_ablation(settings: Settings, clock: Callable[[], float] = time.monotonic
         raise UserError("--device mps: the ladder knows cuda and cpu")
     if device.type == "cpu":
         torch.set_num_threads(machine.cores_per_process(Ranks()))  # workers take it over
-    problem = describe_problem(settings, device)
+    workload = describe_workload(settings, device)
     rounds = min(settings.rounds, QUICK_ROUNDS) if settings.quick else settings.rounds
     minutes, limit = settings.minutes, settings.limit(device)
     if minutes is None and settings.quick and device.type == "cpu":
         minutes = QUICK_MINUTES
-    begin, switches, best = clock(), Optimizations(), BASELINE
+    begin, optimizations, best = clock(), Optimizations(), BASELINE
     with ExitStack() as stack:
         try:
-            baseline = stack.enter_context(_worker(problem, switches, device, limit))
+            baseline = stack.enter_context(_worker(workload, optimizations, device, limit))
         except WorkerLimitError as error:
             raise UserError(
-                f"--arch {settings.arch}: {BASELINE} {error} for {problem.batch_size} images of "
-                f"{problem.img_size} px; lower --batch-size or --img-size"
+                f"--arch {settings.arch}: {BASELINE} {error} for {workload.batch_size} images of "
+                f"{workload.img_size} px; lower --batch-size or --img-size"
                 + (", or leave out --quick" if settings.quick else "")
             ) from None
         except WorkerError as error:
             raise UserError(f"--arch {settings.arch}: {error}") from None
         try:
-            bound = measure_roofline(baseline, problem, device, rounds, limit)
+            bound = measure_roofline(baseline, workload, device, rounds, limit)
         except WorkerError as error:
             raise UserError(f"--device {device.type}: the ceilings cannot be measured: {error}") from None
         content: dict[str, Any] = {
             "what": "ladder",
             "environment": environment.environment(device),
             "settings": vars(settings),
-            "problem": vars(problem),
+            "problem": vars(workload),
             "roofline": bound,
             "rungs": [],
         }
         workers = {BASELINE: baseline}
         calls = calls_of_a_turn(baseline, device)
         start_before = 0.0
-        for name, changes in [*RUNGS.items(), (OWN, {})]:
-            rung = Variant(name, dataclasses.replace(switches, **changes))
-            rung.left_out = _why_not(rung, settings, device, problem)
+        for name, changes in [*VARIANTS.items(), (OWN, {})]:
+            variant = Variant(name, dataclasses.replace(optimizations, **changes))
+            variant.left_out = _why_not(variant, settings, device, workload)
             late = minutes is not None and clock() - begin > 60 * minutes and name not in (BASELINE, OWN)
-            if late and not rung.left_out:
-                rung.left_out = f"time limit of {minutes:g} min reached (--minutes)"
-            if not rung.left_out:
+            if late and not variant.left_out:
+                variant.left_out = f"time limit of {minutes:g} min reached (--minutes)"
+            if not variant.left_out:
                 try:
                     if name != BASELINE:
-                        worker = _worker(problem, rung.switches, device, limit, name)
+                        worker = _worker(workload, variant.optimizations, device, limit, name)
                         workers[name] = stack.enter_context(worker)
-                    _measure(rung, workers, best, rounds, calls)
-                    rung.start_before = start_before
+                    _measure(variant, workers, best, rounds, calls)
+                    variant.start_before = start_before
                 except WorkerError as error:
-                    rung.left_out = f"failed: {error}"
+                    variant.left_out = f"failed: {error}"
                     if name == BASELINE:
                         raise UserError(f"--arch {settings.arch}: {error}") from None
                     for other in (BASELINE, best):
                         if not workers[other].is_alive():  # nothing can be compared with it any more
                             raise UserError(f"--arch {settings.arch}: {other} {error}") from None
-            if rung.kept and best != BASELINE:
+            if variant.kept and best != BASELINE:
                 workers.pop(best).close()
-            if rung.kept:
-                best, switches, start_before = name, rung.switches, rung.start_seconds()
+            if variant.kept:
+                best, optimizations, start_before = name, variant.optimizations, variant.start_seconds()
             elif name in workers:
                 workers.pop(name).close()
-            content["rungs"].append(rung_result(rung, problem, content["roofline"]))
+            content["rungs"].append(variant_result(variant, workload, content["roofline"]))
             yield content
         try:
             content["crowded"] = baseline.ask(cpu_contention)  # it took turns with all others
-            if switches.cuda_graph:  # whose kernels no trace tells the operations of
+            if optimizations.cuda_graph:  # whose kernels no trace tells the operations of
                 workers.pop(best).close()
-                switches = dataclasses.replace(switches, cuda_graph=False)
-                workers[best] = stack.enter_context(_worker(problem, switches, device, limit))
+                optimizations = dataclasses.replace(optimizations, cuda_graph=False)
+                workers[best] = stack.enter_context(_worker(workload, optimizations, device, limit))
             costs = workers[best].ask(trace.measure)
             content["costs"] = costs_result(costs, best, content["roofline"])
         except WorkerError as error:
@@ -222,19 +222,19 @@ def run_ablation(settings: Settings, clock: Callable[[], float] = time.monotonic
         yield content
 
 
-def _measure(rung: Variant, workers: dict[str, Worker], best: str, rounds: int, calls: int) -> None:
+def _measure(variant: Variant, workers: dict[str, Worker], best: str, rounds: int, calls: int) -> None:
     times = time_workers(workers, rounds, calls=calls)
-    rung.start = workers[rung.name].start
-    rung.seconds, rung.baseline = times[rung.name], times[BASELINE]
-    rung.best_before = times[best] if rung.name != BASELINE else []
+    variant.start = workers[variant.name].start
+    variant.seconds, variant.baseline = times[variant.name], times[BASELINE]
+    variant.best_before = times[best] if variant.name != BASELINE else []
     reference = workers[BASELINE].start.losses
-    rung.loss_difference = max(abs(a - b) / abs(b) for a, b in zip(rung.start.losses, reference))
-    shares = timing.ratios(rung.seconds, times[best])
+    variant.loss_difference = max(abs(a - b) / abs(b) for a, b in zip(variant.start.losses, reference))
+    shares = timing.ratios(variant.seconds, times[best])
     _, median, upper = statistics.quantiles(shares, n=4, method="inclusive")
-    rung.kept = rung.name == BASELINE or (rung.name != OWN and median < ACCEPT_RATIO and upper < 1)
+    variant.kept = variant.name == BASELINE or (variant.name != OWN and median < ACCEPT_RATIO and upper < 1)
 
 
-def describe_problem(settings: Settings, device: torch.device) -> Workload:
+def describe_workload(settings: Settings, device: torch.device) -> Workload:
     sizes = image_sizes(settings.arch)
     size = settings.img_size
     if size is None:
@@ -245,7 +245,7 @@ def describe_problem(settings: Settings, device: torch.device) -> Workload:
 
 
 def measure_roofline(
-    baseline: Worker, problem: Workload, device: torch.device, rounds: int, limit: float | None
+    baseline: Worker, workload: Workload, device: torch.device, rounds: int, limit: float | None
 ) -> dict[str, Any]:
     """Work of a step, ceilings of the machine, and the lower bound in seconds that follows.
 
@@ -257,14 +257,14 @@ def measure_roofline(
         if machine.is_native(name, device)
     }
     found = roofline.Ceilings(
-        measure_ceiling(partial(roofline.copy, problem.device), device, rounds, limit),
+        measure_ceiling(partial(roofline.copy, workload.device), device, rounds, limit),
         {
-            name: measure_ceiling(partial(roofline.product, problem.device, name), device, rounds, limit)
+            name: measure_ceiling(partial(roofline.product, workload.device, name), device, rounds, limit)
             for name in dtypes.values()
         },
     )
     operations: list[roofline.Operation] = baseline.ask(roofline.count)
-    parameters = sum(p.numel() for p in dataclasses.replace(problem, device="meta").network().parameters())
+    parameters = sum(p.numel() for p in dataclasses.replace(workload, device="meta").network().parameters())
     halves = [dataclasses.replace(o, bytes=o.bytes // 2, dtype="bfloat16") for o in operations]
     return {
         "flops": sum(o.flops for o in operations),
@@ -289,58 +289,65 @@ def measure_ceiling(
 
 
 def _worker(
-    problem: Workload,
-    switches: Optimizations,
+    workload: Workload,
+    optimizations: Optimizations,
     device: torch.device,
     limit: float | None,
     name: str = BASELINE,
 ) -> Worker:
-    keep_memory = switches.keep_memory
-    build: Callable[[], Any] = partial(build_step, problem, switches)
+    keep_memory = optimizations.keep_memory
+    build: Callable[[], Any] = partial(build_step, workload, optimizations)
     if name == OWN:
-        dtype, keep_memory = "bf16" if switches.bf16 else "fp32", False  # it prepares its process itself
-        way = switches.channels_last, switches.compile != "off", switches.cuda_graph
-        build = partial(build_own_step, problem, dtype, *way)
+        dtype, keep_memory = "bf16" if optimizations.bf16 else "fp32", False  # it prepares its process itself
+        build = partial(
+            build_own_step,
+            workload,
+            dtype,
+            channels_last=optimizations.channels_last,
+            compile=optimizations.compile != "off",
+            cuda_graph=optimizations.cuda_graph,
+        )
     return Worker(build, device, keep_memory, first_calls=FIRST_CALLS, limit=limit)
 
 
-def _why_not(rung: Variant, settings: Settings, device: torch.device, problem: Workload) -> str:
-    name = rung.name
+def _why_not(variant: Variant, settings: Settings, device: torch.device, workload: Workload) -> str:
+    name = variant.name
     if name in ON_CUDA and device.type != "cuda":
         return "needs a CUDA GPU"
     if name in ON_CPU and device.type != "cpu":
         return "for the CPU"
-    if RUNGS.get(name, {}).get("kernels") == "ours" and not has_kernels(problem):
+    if VARIANTS.get(name, {}).get("kernels") == "ours" and not has_kernels(workload):
         return "no layer of ours"
-    if name == "accelerate" and not has_slow_layers(problem):
+    if name == "accelerate" and not has_slow_layers(workload):
         return "no layer that it could swap"
-    if rung.switches.bf16 and not machine.is_native("bf16", device):
+    if variant.optimizations.bf16 and not machine.is_native("bf16", device):
         return machine.NO_BF16
     if name in COMPILED and settings.quick and device.type == "cpu":
         return "left out by --quick"
-    if name == "max-autotune" and rung.switches.compile == "off":
+    if name == "max-autotune" and variant.optimizations.compile == "off":
         return "compiled steps were not faster"
-    if name == "bf16 weights" and not rung.switches.bf16:
+    if name == "bf16 weights" and not variant.optimizations.bf16:
         return "bf16 was not faster" if machine.is_native("bf16", device) else machine.NO_BF16
     return ""
 
 
-def rung_result(rung: Variant, problem: Workload, bound: dict[str, Any]) -> dict[str, Any]:
-    if rung.left_out or rung.start is None:
-        return {"name": rung.name, "left_out": rung.left_out}
-    median = statistics.median(rung.seconds)
+def variant_result(variant: Variant, workload: Workload, bound: dict[str, Any]) -> dict[str, Any]:
+    if variant.left_out or variant.start is None:
+        return {"name": variant.name, "left_out": variant.left_out}
+    median = statistics.median(variant.seconds)
     return {
-        "name": rung.name,
-        "kept": rung.kept,
-        "switches": vars(rung.switches),
-        "seconds": timing.summary(rung.seconds),
-        "speedup": timing.summary(timing.ratios(rung.baseline, rung.seconds)),
-        "images_per_second": problem.batch_size / median,
-        "share_of_roofline": bound["least_seconds"]["bf16" if rung.switches.bf16 else "fp32"] / median,
-        "start_seconds": rung.start_seconds(),
-        "payoff_steps": rung.payoff_steps(),
-        "peak_bytes": rung.start.peak_bytes,
-        "loss_difference": rung.loss_difference,
+        "name": variant.name,
+        "kept": variant.kept,
+        "switches": vars(variant.optimizations),
+        "seconds": timing.summary(variant.seconds),
+        "speedup": timing.summary(timing.ratios(variant.baseline, variant.seconds)),
+        "images_per_second": workload.batch_size / median,
+        "share_of_roofline": bound["least_seconds"]["bf16" if variant.optimizations.bf16 else "fp32"]
+        / median,
+        "start_seconds": variant.start_seconds(),
+        "payoff_steps": variant.payoff_steps(),
+        "peak_bytes": variant.start.peak_bytes,
+        "loss_difference": variant.loss_difference,
     }
 
 
@@ -353,6 +360,6 @@ def costs_result(costs: list[trace.Cost], of: str, bound: dict[str, Any]) -> dic
     }
 
 
-def results_name(problem: dict[str, Any]) -> str:
-    arch = problem["arch"].replace("/", "-").replace(":", "-")
-    return f"ladder-{arch}-{problem['img_size']}px-batch{problem['batch_size']}"
+def results_name(workload: dict[str, Any]) -> str:
+    arch = workload["arch"].replace("/", "-").replace(":", "-")
+    return f"ladder-{arch}-{workload['img_size']}px-batch{workload['batch_size']}"

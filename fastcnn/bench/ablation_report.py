@@ -1,4 +1,4 @@
-"""The ladder for people: lines of a table, a picture, and what became slower than before.
+"""Lines, picture and regression check of an ablation, from its JSON content.
 
 All of it works on the content of `fastcnn.bench.ablation`'s JSON files.
 """
@@ -31,7 +31,7 @@ in the first steps (ten, or as few as three of slow ones)."""
 
 
 def head(content: Content) -> str:
-    problem, environment, roofline = content["problem"], content["environment"], content["roofline"]
+    workload, environment, roofline = content["problem"], content["environment"], content["roofline"]
     where = environment.get("gpu") or f"{environment['processor']}, {environment['threads']} threads"
     rates = roofline["product_flops_per_second"]
     speeds = [
@@ -41,25 +41,25 @@ def head(content: Content) -> str:
     ]
     missing = "" if "bfloat16" in rates else f"; {machine.NO_BF16}"
     return (
-        f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}, on {where}, "
+        f"{workload['arch']}, {workload['img_size']} px, batch {workload['batch_size']}, on {where}, "
         f"torch {environment['torch']}\n"
-        f"{roofline['flops'] / problem['batch_size'] / 1e9:.3g} GFLOP an image forward and backward; "
+        f"{roofline['flops'] / workload['batch_size'] / 1e9:.3g} GFLOP an image forward and backward; "
         f"this machine copies {roofline['copy_bytes_per_second'] / 1e9:,.0f} GB/s and multiplies matrices at "
         f"{', '.join(speeds)}{missing}"
     )
 
 
-def line(rung: Content) -> str:
-    if "left_out" in rung:
-        return f"  {rung['name']:<20}  {rung['left_out']}"
-    seconds, speedup, payoff = rung["seconds"], rung["speedup"], rung["payoff_steps"]
-    memory = rung["peak_bytes"]
+def line(variant: Content) -> str:
+    if "left_out" in variant:
+        return f"  {variant['name']:<20}  {variant['left_out']}"
+    seconds, speedup, payoff = variant["seconds"], variant["speedup"], variant["payoff_steps"]
+    memory = variant["peak_bytes"]
     speed = timing.spread(speedup)
     return (
-        f"{'+' if rung['kept'] else ' '} {rung['name']:<20}{1000 * seconds['median']:>10.1f}"
-        f"{rung['images_per_second']:>9,.0f}{speed:>23}{rung['share_of_roofline']:>13.0%}"
-        f"{'' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{rung['start_seconds']:>6.1f} s"
-        f"{_payoff(payoff):>13}{rung['loss_difference']:>9.0e}"
+        f"{'+' if variant['kept'] else ' '} {variant['name']:<20}{1000 * seconds['median']:>10.1f}"
+        f"{variant['images_per_second']:>9,.0f}{speed:>23}{variant['share_of_roofline']:>13.0%}"
+        f"{'' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{variant['start_seconds']:>6.1f} s"
+        f"{_payoff(payoff):>13}{variant['loss_difference']:>9.0e}"
     )
 
 
@@ -95,38 +95,39 @@ def _payoff(steps: float | None) -> str:
 
 
 def draw(content: Content, path: Path) -> None:
-    """A bar for each rung, with the spread of its speed, and the roofline."""
+    """A bar for each variant, with the spread of its speed, and the roofline."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    problem = content["problem"]
-    rungs = [rung for rung in content["rungs"] if "left_out" not in rung]
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.42 * len(rungs)), layout="constrained")
-    rates = [rung["images_per_second"] for rung in rungs]
+    workload = content["problem"]
+    variants = [variant for variant in content["rungs"] if "left_out" not in variant]
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.42 * len(variants)), layout="constrained")
+    rates = [variant["images_per_second"] for variant in variants]
     low, high = (
-        [problem["batch_size"] / rung["seconds"][q] for rung in rungs] for q in ("quartile_3", "quartile_1")
+        [workload["batch_size"] / variant["seconds"][q] for variant in variants]
+        for q in ("quartile_3", "quartile_1")
     )
     spread = [[max(0, r - lo) for r, lo in zip(rates, low)], [max(0, hi - r) for r, hi in zip(rates, high)]]
-    colors = ["#3b6ea5" if rung["kept"] or rung is rungs[-1] else "#c9cfd6" for rung in rungs]
-    places = range(len(rungs))
+    colors = ["#3b6ea5" if variant["kept"] or variant is variants[-1] else "#c9cfd6" for variant in variants]
+    places = range(len(variants))
     axes.barh(places, rates, color=colors, xerr=spread, error_kw={"ecolor": "#555", "elinewidth": 1})
     longest = max(high)
-    for place, rung, end in zip(places, rungs, high):
-        text = f"{rung['images_per_second']:,.0f} img/s, {rung['speedup']['median']:.2f}x"
+    for place, variant, end in zip(places, variants, high):
+        text = f"{variant['images_per_second']:,.0f} img/s, {variant['speedup']['median']:.2f}x"
         axes.text(end + 0.01 * longest, place, text, va="center", fontsize=9)
     least = content["roofline"]["least_seconds"]
-    axes.set_yticks(places, [("+ " if r["kept"] and i else "") + r["name"] for i, r in enumerate(rungs)])
+    axes.set_yticks(places, [("+ " if r["kept"] and i else "") + r["name"] for i, r in enumerate(variants)])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * longest)
     axes.set_xlabel(
         "training images a second (bars: median, lines: quartiles); roofline: "
-        + ", ".join(f"{problem['batch_size'] / seconds:,.0f} in {dtype}" for dtype, seconds in least.items())
+        + ", ".join(f"{workload['batch_size'] / seconds:,.0f} in {dtype}" for dtype, seconds in least.items())
     )
     where = content["environment"].get("gpu") or content["environment"]["processor"]
     axes.set_title(
-        f"{problem['arch']}, {problem['img_size']} px, batch {problem['batch_size']}, {where}; "
+        f"{workload['arch']}, {workload['img_size']} px, batch {workload['batch_size']}, {where}; "
         "grey: did not stay on",
         fontsize=10,
     )
@@ -155,11 +156,11 @@ def read(file: str) -> Content:
 
 
 def regressions(now: Content, before: Content, most: float) -> tuple[list[str], int]:
-    """One line for each rung whose speed-up over eager PyTorch fell by more than the share `most`, or that
+    """One line for each variant whose speed-up over eager PyTorch fell by more than the share `most`, or that
     does not run any more; and how many were compared.
 
     Speed-ups are compared, not seconds, because both sides of each were timed in turn. Rungs are compared
-    whose switches are the same in both.
+    whose optimizations are the same in both.
 
     Raises:
         UserError: the baseline is of something else or of another machine, or has no rung in common.
@@ -172,20 +173,20 @@ def regressions(now: Content, before: Content, most: float) -> tuple[list[str], 
             of = ", ".join(f"{name} {value}" for name, value in theirs.items() if value != ours[name])
             raise UserError(f"--baseline: it is of {of}; measure the same")
     # The first is 1 in both.
-    known = {rung["name"]: rung for rung in before["rungs"][1:] if "left_out" not in rung}
+    known = {variant["name"]: variant for variant in before["rungs"][1:] if "left_out" not in variant}
     lines, compared = [], 0
-    for rung in now["rungs"]:
-        old = known.get(rung["name"])
+    for variant in now["rungs"]:
+        old = known.get(variant["name"])
         if old is None:
             continue
-        if rung.get("left_out", "").startswith("failed"):
+        if variant.get("left_out", "").startswith("failed"):
             compared += 1
-            lines.append(f"{rung['name']}: {rung['left_out']}")
-        elif "left_out" not in rung and rung["switches"] == old["switches"]:
+            lines.append(f"{variant['name']}: {variant['left_out']}")
+        elif "left_out" not in variant and variant["switches"] == old["switches"]:
             compared += 1
-            then, today = old["speedup"]["median"], rung["speedup"]["median"]
+            then, today = old["speedup"]["median"], variant["speedup"]["median"]
             if today < (1 - most) * then:
-                lines.append(f"{rung['name']}: {today:.2f} times eager PyTorch, {then:.2f} before")
+                lines.append(f"{variant['name']}: {today:.2f} times eager PyTorch, {then:.2f} before")
     if not compared:
         raise UserError("--baseline: it has no rung in common with this run; measure it anew")
     return lines, compared

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn import models
-from fastcnn.config import LossSettings, OptimizerSettings, task_of
+from fastcnn.config import DataSettings, LossSettings, OptimizerSettings, task_of
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources.dataset import Source
 from fastcnn.data.sources.open import open_data
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine.cuda_graph import WARMUP_STEPS, CudaRecorder, Recorder
-from fastcnn.engine.state import Normalized, TrainState, build_state
+from fastcnn.engine.state import Normalized, StepOptions, TrainState, build_state
 from fastcnn.engine.step import train_step
 from fastcnn.models.base import logits_of
 from fastcnn.optim.build import build_optimizer
@@ -84,7 +84,9 @@ class Workload:
     def _annotated(self) -> Source | None:
         """Where the task's masks or boxes come from."""
         task = task_of(self.arch)
-        return None if task == "classification" else open_data(task, "synthetic", "", None, seed=0)
+        if task == "classification":
+            return None
+        return open_data(DataSettings(data="synthetic"), task=task, seed=0)
 
     def network(self) -> nn.Module:
         torch.manual_seed(0)
@@ -98,8 +100,12 @@ class Workload:
         """The same random images and targets in every process."""
         if self._annotated is not None:
             split = self._annotated.train
-            share = ShardedSampler(len(split), self.batch_size, 0, 1, train=True)
-            return SyntheticLoader(split, Transform(self.img_size), share, torch.device(self.device)).batch
+            sampler = ShardedSampler(
+                count=len(split), batch_size=self.batch_size, rank=0, world_size=1, train=True
+            )
+            return SyntheticLoader(
+                split, Transform(size=self.img_size), sampler, torch.device(self.device)
+            ).batch
         generator = torch.Generator().manual_seed(0)
         n, size = self.batch_size, self.img_size
         pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
@@ -108,39 +114,40 @@ class Workload:
         return Batch(*(t.to(self.device) for t in (pixels.permute(0, 3, 1, 2), targets, real)))
 
 
-def build_step(problem: Workload, switches: Optimizations) -> Callable[[], Tensor]:
+def build_step(workload: Workload, optimizations: Optimizations) -> Callable[[], Tensor]:
     """A step that returns its loss, as a tensor on the device."""
-    torch.backends.cudnn.benchmark = switches.cudnn_benchmark
-    network, batch = problem.network(), problem.batch()
-    normalize = Normalized(nn.Identity(), MEAN, STD, switches.channels_last).to(problem.device)
+    torch.backends.cudnn.benchmark = optimizations.cudnn_benchmark
+    network, batch = workload.network(), workload.batch()
+    channels_last = optimizations.channels_last
+    normalize = Normalized(nn.Identity(), MEAN, STD, channels_last=channels_last).to(workload.device)
     images = cast(Tensor, normalize(batch.images))
-    if switches.kernels != "ours":
+    if optimizations.kernels != "ours":
         without_kernels(network)
-    if switches.pointwise_as_product:
+    if optimizations.pointwise_as_product:
         pointwise_as_product(network)
-    if switches.four_channels:
+    if optimizations.four_channels:
         images = four_channels(network, images)
-    if switches.channels_last:
+    if optimizations.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    device = torch.device(problem.device)
+    device = torch.device(workload.device)
 
     def autocast() -> Any:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=switches.bf16)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=optimizations.bf16)
 
-    if switches.kernels == "accelerate":
+    if optimizations.kernels == "accelerate":
         with autocast():
             accelerate(network, images)
-    masters = Masters(network) if switches.bf16_weights else None
+    masters = Masters(network) if optimizations.bf16_weights else None
     parameters = masters.all if masters is not None else list(network.parameters())
     optimizer = torch.optim.SGD(
         parameters,
-        lr=torch.tensor(LR, device=device) if switches.fused else LR,
+        lr=torch.tensor(LR, device=device) if optimizations.fused else LR,
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
-        fused=True if switches.fused and switches.compile != "step" else None,
+        fused=True if optimizations.fused and optimizations.compile != "step" else None,
     )
     trained = [p for p in network.parameters() if p.requires_grad]
-    criterion = _criterion(problem, batch)
+    criterion = _criterion(workload, batch)
 
     def forward(images: Tensor) -> Tensor:
         with autocast():
@@ -163,13 +170,13 @@ def build_step(problem: Workload, switches: Optimizations) -> Callable[[], Tenso
         return loss.detach()
 
     options: dict[str, Any] | None = (
-        {"max_autotune": True, "prologue_fusion": True} if switches.max_autotune else None
+        {"max_autotune": True, "prologue_fusion": True} if optimizations.max_autotune else None
     )
-    if switches.compile == "step":
+    if optimizations.compile == "step":
         torch._dynamo.config.trace_autograd_ops = True
         step = torch.compile(whole, dynamic=False, options=options)
     else:
-        compiled = switches.compile == "model"
+        compiled = optimizations.compile == "model"
         run = torch.compile(forward, dynamic=False, options=options) if compiled else forward
 
         def step(images: Tensor) -> Tensor:
@@ -179,80 +186,63 @@ def build_step(problem: Workload, switches: Optimizations) -> Callable[[], Tenso
             update()
             return loss.detach()
 
-    if switches.cuda_graph:
+    if optimizations.cuda_graph:
         trained_state = [*parameters, *network.parameters(), *network.buffers()]
         return recorded(lambda: step(images), optimizer, trained_state, CudaRecorder(device))
     return lambda: step(images)
 
 
-def _criterion(problem: Workload, batch: Batch) -> Callable[[Any], Tensor]:
+def _criterion(workload: Workload, batch: Batch) -> Callable[[Any], Tensor]:
     """Of a network's outputs: what PyTorch's user writes to classify, the task's own loss for all else."""
-    if task_of(problem.arch) == "classification":
+    if task_of(workload.arch) == "classification":
         return lambda outputs: F.cross_entropy(logits_of(outputs), batch.targets)
-    task = problem.task()
+    task = workload.task()
     return lambda outputs: task.loss(outputs, batch, train=True)
 
 
-def build_own_state(
-    problem: Workload,
-    amp_dtype: torch.dtype,
-    channels_last: bool = True,
-    compile: bool = False,
-    ema_decay: float | None = None,
-    clip_grad: float | None = None,
-    bucket_cap_mb: int | None = None,
-    cuda_graph: bool = False,
-) -> TrainState:
-    """The problem's network as fastcnn trains it; arguments as those of `build_state`."""
-    network = problem.network()
-    if channels_last:
+def build_own_state(workload: Workload, options: StepOptions) -> TrainState:
+    """Return the workload's network as fastcnn trains it."""
+    network = workload.network()
+    if options.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    state = build_state(
-        network,
-        MEAN,
-        STD,
-        build_optimizer(network, OptimizerSettings(weight_decay=WEIGHT_DECAY, momentum=MOMENTUM), lr=LR),
-        Schedule(peak=LR, steps_per_epoch=1000, epochs=1, kind="constant"),
-        torch.device(problem.device),
-        amp_dtype,
-        channels_last,
-        compile,
-        ema_decay,
-        clip_grad=clip_grad,
-        bucket_cap_mb=bucket_cap_mb,
-        cuda_graph=cuda_graph,
+    optimizer = build_optimizer(
+        network, OptimizerSettings(weight_decay=WEIGHT_DECAY, momentum=MOMENTUM), lr=LR
     )
+    schedule = Schedule(peak=LR, steps_per_epoch=1000, epochs=1, kind="constant")
+    state = build_state(network, optimizer, schedule, options, mean=MEAN, std=STD)
     state.train_model.train()
     return state
 
 
 def build_own_step(
-    problem: Workload, dtype: str, channels_last: bool, compile: bool, cuda_graph: bool = False
+    workload: Workload, dtype: str, *, channels_last: bool, compile: bool, cuda_graph: bool = False
 ) -> Callable[[], Tensor]:
     """fastcnn's step, as it trains: from uint8 images, with its metrics and its guard."""
-    machine.prepare(torch.device(problem.device), torch.get_num_threads(), deterministic=False)
-    way = machine.DTYPES[dtype], channels_last, compile
-    state = build_own_state(problem, *way, cuda_graph=cuda_graph)
-    batch, task = problem.batch(), problem.task()
+    machine.prepare(torch.device(workload.device), torch.get_num_threads(), deterministic=False)
+    options = StepOptions(
+        amp_dtype=machine.DTYPES[dtype], channels_last=channels_last, compile=compile, cuda_graph=cuda_graph
+    )
+    state = build_own_state(workload, options)
+    batch, task = workload.batch(), workload.task()
     metrics = task.metrics(state.device)
 
     def step() -> Tensor:
         metrics.reset()
         train_step(state, task, [batch], metrics)
-        return metrics.state()[1] / problem.batch_size  # of the losses of the batch
+        return metrics.state()[1] / workload.batch_size  # of the losses of the batch
 
     return step
 
 
-def has_kernels(problem: Workload) -> bool:
+def has_kernels(workload: Workload) -> bool:
     """Whether the network is built with layers of `fastcnn_kernels`."""
-    modules = replace(problem, device="meta").network().modules()
+    modules = replace(workload, device="meta").network().modules()
     return any(type(module) in (DepthwiseConv2d, LocalResponseNorm) for module in modules)
 
 
-def has_slow_layers(problem: Workload) -> bool:
+def has_slow_layers(workload: Workload) -> bool:
     """Whether there is a layer that `accelerate` may swap."""
-    modules = replace(problem, device="meta").network().modules()
+    modules = replace(workload, device="meta").network().modules()
     return any(
         isinstance(module, nn.LocalResponseNorm)
         or (isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels)

@@ -1,4 +1,4 @@
-"""`fastcnn bench`: measures the ladder, prints it rung by rung, writes JSON and a picture, and compares."""
+"""`fastcnn bench`: run the ablation, print it variant by variant, write JSON and a plot, and compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastcnn.runtime import environment
 
 
 def show(settings: ablation.Settings, output: str | None, baseline: str | None, max_regression: float) -> int:
-    """Returns the exit status: 1 if a rung became slower than `baseline` by more than `max_regression`.
+    """Returns the exit status: 1 if a variant became slower than `baseline` by more than `max_regression`.
 
     Raises:
         UserError: as `fastcnn.bench.ablation.run_ablation`, or a baseline of something else.
@@ -23,14 +23,14 @@ def show(settings: ablation.Settings, output: str | None, baseline: str | None, 
     content = None
     path = Path()
     for content in ablation.run_ablation(settings):
-        rungs = content["rungs"]
-        if len(rungs) == 1:
+        variants = content["rungs"]
+        if len(variants) == 1:
             print(ablation_report.head(content), ablation_report.HEADER, sep="\n")
             name = f"{ablation.results_name(content['problem'])}.json"
             device = torch.device(content["problem"]["device"])
             path = Path(output or Path("benchmarks/results") / environment.machine_name(device) / name)
         if "costs" not in content:
-            print(ablation_report.line(rungs[-1]), flush=True)
+            print(ablation_report.line(variants[-1]), flush=True)
         timing.write_json(path, content)
     assert content is not None
     print(ablation_report.LEGEND, *ablation_report.cost_lines(content), sep="\n")

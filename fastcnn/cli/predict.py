@@ -17,6 +17,7 @@ from PIL import Image
 from fastcnn.config import LossSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.folder import image_files
@@ -58,8 +59,19 @@ def predict(path: Path, images: Path, output: Path | None, batch_size: int, work
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
     if len(bad) == len(split):
         raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); write another folder")
-    share = ShardedSampler(len(split), min(batch_size, len(split)), 0, 1, train=False)
-    loader = MAKERS["torch"](split, _transform(content), share, where, workers, bad)
+    sampler = ShardedSampler(
+        count=len(split), batch_size=min(batch_size, len(split)), rank=0, world_size=1, train=False
+    )
+    loader = MAKERS["torch"](
+        LoaderArgs(
+            split=split,
+            transform=_transform(content),
+            sampler=sampler,
+            device=where,
+            workers=workers,
+            bad=bad,
+        )
+    )
     model = Normalized(network, content["mean"], content["std"]).to(where).eval()
     task = build_task(content["arch"], LossSettings(), content["num_classes"])
     coming = iter(names)
@@ -98,9 +110,9 @@ def _transform(content: dict[str, Any]) -> Transform:
     """What validation did."""
     config = content["config"]
     return Transform(
-        content.get("val_img_size", content["img_size"]),  # older ones do not say
-        content["in_chans"],
-        config["train_crop"],
+        size=content.get("val_img_size", content["img_size"]),  # older ones do not say
+        channels=content["in_chans"],
+        train_crop=config["train_crop"],
         crop_pct=config["crop_pct"],
         crop_mode=config.get("crop_mode", "center"),  # nor this
     )

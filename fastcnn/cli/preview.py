@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcnn.config import FIELDS, Config, flag
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS, why_not
 from fastcnn.data.transforms.mixing import Mixing, mix_of, mixed
 from fastcnn.errors import UserError
@@ -57,7 +57,9 @@ def preview(config: Config, output: Path) -> None:
     if source.name == "synthetic" or backend == "synthetic":
         raise UserError("fastcnn preview: synthetic images are not loaded; write another --data or loader")
     source = source.with_channels(int(config.in_chans))
-    reason = why_not(backend, source, int(config.in_chans), int(config.workers), 1)
+    reason = why_not(
+        backend, source, channels=int(config.in_chans), workers=int(config.workers), local_world_size=1
+    )
     if reason:
         raise UserError(f"--data-backend {backend}: {reason}")
     good = np.array([i for i in range(len(source.train)) if i not in source.train.problems])
@@ -68,20 +70,29 @@ def preview(config: Config, output: Path) -> None:
     transform = transform_of(config, source, reasons)
     val_transform = dataclasses.replace(transform, size=int(config.val_img_size), progressive=False)
 
-    def loader(train: bool) -> ImageLoader:
-        share = ShardedSampler(count, count, 0, 1, train, config.seed)
+    def loader(*, train: bool) -> ImageLoader:
+        sampler = ShardedSampler(
+            count=count, batch_size=count, rank=0, world_size=1, train=train, seed=config.seed
+        )
         bad = BadFiles(some, "training", max_fraction=1)
         return MAKERS[backend](
-            some, transform if train else val_transform, share, device, int(config.workers), bad
+            LoaderArgs(
+                split=some,
+                transform=transform if train else val_transform,
+                sampler=sampler,
+                device=device,
+                workers=int(config.workers),
+                bad=bad,
+            )
         )
 
-    val, train = loader(False), loader(True)
+    val, train = loader(train=False), loader(train=True)
     try:
         columns = [_in_order(next(iter(val)), np.arange(count))]
         for epoch in range(EPOCHS):
             train.set_epoch(epoch)
             (batch,) = train
-            columns.append(_in_order(_mixed(batch, config, epoch), train.share.order(epoch)))
+            columns.append(_in_order(_mixed(batch, config, epoch), train.sampler.order(epoch)))
     finally:
         val.close()
         train.close()
@@ -136,6 +147,6 @@ def _mixed(batch: Batch, config: Config, epoch: int) -> Batch:
     if not settings.goes_on(epoch) or config.mixup == config.cutmix == 0:
         return batch
     size = batch.images.shape[-1]
-    mix: Tensor = torch.from_numpy(mix_of(settings, config.seed, epoch, 0, 0, size))
+    mix: Tensor = torch.from_numpy(mix_of(settings, seed=config.seed, step=epoch, rank=0, part=0, size=size))
     images = mixed(batch.images.float(), mix.to(batch.images.device)).round().to(torch.uint8)
     return batch._replace(images=images)

@@ -34,6 +34,7 @@ def validations(steps: int, steps_per_epoch: int, interval: int) -> int:
 
 
 def epochs_within(
+    *,
     budget: float,
     elapsed: float,
     step_seconds: float,
@@ -42,7 +43,7 @@ def epochs_within(
     val_interval: int = 1,
     at_the_end: float = 0.0,
 ) -> float:
-    """The most epochs, a multiple of 1 / steps_per_epoch, whose updates and validations fit a time.
+    """Return the most epochs, a multiple of 1 / steps_per_epoch, whose updates and validations fit a time.
 
     Args:
         budget: seconds of the whole run.

@@ -1,1 +1,1 @@
-"""From files to batches on the device."""
+"""Data: from files to batches on the device."""

@@ -1,4 +1,4 @@
-"""Where fastcnn keeps what it can make again: the demo set, image headers, indices of shards. Torch-free."""
+"""Cache of reproducible files: the demo set, image headers, shard indices. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import numpy as np
 
 
 def cache_root() -> Path:
-    """$FASTCNN_CACHE if set, else $XDG_CACHE_HOME/fastcnn, else ~/.cache/fastcnn. It need not exist."""
-    told = os.environ.get("FASTCNN_CACHE")
-    path = Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
+    """Return the cache folder, which need not exist.
+
+    $FASTCNN_CACHE if set, else $XDG_CACHE_HOME/fastcnn, else ~/.cache/fastcnn.
+    """
+    override = os.environ.get("FASTCNN_CACHE")
+    path = Path(override) if override else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
     return path.expanduser()
 
 
 def keep(path: Path, consequence: str, **arrays: Any) -> None:
-    """Writes arrays to an .npz file that holds the old or the new ones at any instant.
+    """Write arrays to an .npz file atomically.
 
     Args:
-        consequence: what a person has to expect where it cannot be written; said in a warning.
+        consequence: end of the warning that is printed if the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""An encoded image to pixels by Pillow: the same ones as DALI's, where there is no DALI.
+"""Decode images with Pillow, to the same pixels as DALI.
 
-EXIF orientation is ignored and alpha is dropped, as torchvision does.
+EXIF orientation is ignored and alpha is dropped, as in torchvision.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""What every backend decodes, named as Pillow names it; MPO is a phone's JPEG with a second one behind it."""
+"""Formats decoded by every backend, with Pillow's names. MPO is a JPEG followed by a second one."""
 MAX_PIXELS = 178_956_970
-"""Where Pillow refuses too: a file of a few bytes can declare billions of pixels."""
+"""Pillow's own limit: a file of a few bytes can declare billions of pixels."""
 
-
-_DECODERS = tuple(name for name in FORMATS if name != "MPO")  # which Pillow opens as a JPEG
+_DECODERS = tuple(name for name in FORMATS if name != "MPO")  # Pillow opens MPO as JPEG
 
 
 class DecodeError(ValueError):
-    """Bytes that are not the image they should be; the message says why."""
+    """Undecodable bytes, or an unexpected image; the message is the reason."""
 
 
 def decode(
@@ -29,15 +28,15 @@ def decode(
     size: tuple[int, int] | None = None,
     region: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
-    """Encoded bytes, uint8 [length], to pixels, uint8 [H, W, channels].
+    """Decode bytes, uint8 [length], to pixels, uint8 [H, W, channels].
 
     Args:
-        channels: 3 (RGB) or 1 (grey).
-        size: height and width that the image has.
-        region: top, left, height and width of the part that is wanted, instead of all.
+        channels: 3 (RGB) or 1 (gray).
+        size: expected height and width.
+        region: top, left, height and width of the region to return; None: the whole image.
 
     Raises:
-        DecodeError: it cannot be decoded, or has another size.
+        DecodeError: undecodable, or of another size.
     """
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -45,19 +44,19 @@ def decode(
         if size is not None and image.size != (size[1], size[0]):
             raise DecodeError("changed since its header was read")
         if mode == "L":
-            image.draft("L", image.size)  # a JPEG's own luma, as DALI takes it
+            image.draft("L", image.size)  # a JPEG's luma channel, as in DALI
         image.load()
-        image.info.pop("transparency", None)  # dropped anyway, and a palette's makes Pillow warn
+        image.info.pop("transparency", None)  # alpha is dropped; a palette's makes Pillow warn
     except DecodeError:
         raise
     except UnidentifiedImageError as error:
         raise DecodeError("not an image") from error
-    except Exception as error:  # foreign bytes lead a decoder anywhere
+    except Exception as error:  # a decoder may raise anything on corrupt bytes
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from error
     if region is not None:
         top, left, height, width = region
         image = image.crop((left, top, left + width, top + height))
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip at 255
         wide = np.asarray(image).astype(np.uint32).clip(max=65_535)
         image = Image.fromarray(((wide * 255 + 32_767) // 65_535).astype(np.uint8))
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))

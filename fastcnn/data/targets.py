@@ -1,6 +1,6 @@
-"""What samples mean besides their pixels, and how that moves with them: class numbers, masks, boxes.
+"""Targets of samples: class numbers, masks and boxes, transformed with the image's geometry.
 
-All of it is a pure function of the images and their geometry, so it is the same whichever backend loads them.
+Targets are a pure function of the images and their geometry, so they are the same for all backends.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from fastcnn.data.decode import DecodeError
 from fastcnn.data.transforms.geometry import Geometry
 
 IGNORE = 255
-"""In a mask: a pixel that is neither trained on nor counted."""
+"""Mask value of pixels excluded from loss and metrics."""
 NO_BOX = -1
-"""Class of the rows that fill up an image's boxes."""
+"""Class of the padding rows of an image's boxes."""
 MIN_VISIBLE = 0.25
-"""A box stays, cut off, if a crop leaves at least this share of its area."""
+"""Minimum visible fraction of a box's area after a crop; boxes below it are dropped."""
 
 
 class Targets(Protocol):
-    """Of N images."""
+    """Targets of N images."""
 
     threads: bool
-    """Whether `load` takes long enough to be done beside the training."""
+    """Load in background threads, because `load` is slow."""
 
     def take(self, indices: np.ndarray) -> Targets:
-        """Those of the images at `indices`, in that order."""
+        """Return the targets of the images at `indices`, in that order."""
 
     def load(self, images: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
-        """Targets of a batch, as `fastcnn.data.batch.Batch` holds them.
+        """Return the targets of a batch, see `fastcnn.data.batch.Batch`.
 
         Args:
-            images: [N] numbers.
-            geometry: what becomes of them.
-            size: pixels a side of the samples.
+            images: image numbers, [N].
+            geometry: crop, resize and flip of each image.
+            size: side of the samples in pixels.
         """
 
 
 @dataclass(frozen=True)
 class Labels:
-    """One class for each image."""
+    """One class per image."""
 
     values: np.ndarray
-    """[N] int64"""
+    """Class numbers, int64 [N]."""
     threads = False
 
     def take(self, indices: np.ndarray) -> Labels:
@@ -60,14 +60,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class Masks:
-    """One class for each pixel of each image."""
+    """One class per pixel."""
 
     table: np.ndarray
-    """[256] uint8: the class number, or `IGNORE`, of each value in the files (or arrays)."""
+    """Class number or `IGNORE` of each stored value, uint8 [256]."""
     paths: tuple[str, ...] = ()
-    """N files: palette or grey images of one byte a pixel."""
+    """N mask files: palette or gray images with one byte per pixel."""
     arrays: Sequence[np.ndarray] | None = None
-    """N of uint8 [H, W], in place of files."""
+    """N masks in memory, uint8 [H, W] each, instead of files."""
     threads = True
 
     def take(self, indices: np.ndarray) -> Masks:
@@ -76,7 +76,7 @@ class Masks:
         return Masks(self.table, tuple(self.paths[i] for i in chosen) if self.paths else (), arrays)
 
     def read(self, index: int) -> np.ndarray:
-        """Class numbers, uint8 [H, W]; DecodeError if the file has none."""
+        """Return the class numbers of a mask, uint8 [H, W]; DecodeError if it is unreadable."""
         values = self.arrays[index] if self.arrays is not None else read_mask(self.paths[index])
         return self.table[values]
 
@@ -89,22 +89,22 @@ class Masks:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Any number of boxes for each image."""
+    """Any number of boxes per image."""
 
     first: np.ndarray
-    """[N + 1] int64: image i has the rows from first[i] to first[i + 1]."""
+    """Row offsets, int64 [N + 1]: image i has the rows first[i] to first[i + 1]."""
     values: np.ndarray
-    """[K, 6] float32: class, left, top, right, bottom in pixels of the whole image (right and bottom
-    exclusive), and 1 for a crowd or what is too difficult to count, else 0."""
+    """Boxes, float32 [K, 6]: class; left, top, right, bottom in pixels of the whole image (right and bottom
+    exclusive); 1 for a crowd or a difficult object that is not counted, else 0."""
     threads = False
 
     @cached_property
     def most(self) -> int:
-        """Boxes of the image that has the most."""
+        """Largest number of boxes of an image, at least 1."""
         return max(1, int(np.diff(self.first).max(initial=0)))
 
     def of(self, index: int) -> np.ndarray:
-        """[k, 6] those of an image."""
+        """Return the boxes of an image, float32 [k, 6]."""
         return self.values[self.first[index] : self.first[index + 1]]
 
     def take(self, indices: np.ndarray) -> Boxes:
@@ -112,7 +112,7 @@ class Boxes:
 
     @staticmethod
     def of_images(rows: Sequence[np.ndarray]) -> Boxes:
-        """From the [k, 6] of each image."""
+        """Build from the boxes of each image, [k, 6] each."""
         first = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         values = np.concatenate([np.zeros((0, 6)), *rows]).astype(np.float32)
         return Boxes(first, values)
@@ -127,10 +127,10 @@ class Boxes:
 
 
 def read_mask(path: str) -> np.ndarray:
-    """The values of a mask's pixels, uint8 [H, W]: a palette image's are its indices, not its colours.
+    """Read the stored values of a mask, uint8 [H, W]; for a palette image the indices, not the colors.
 
     Raises:
-        DecodeError: it is not there, is not an image, or has more than one byte a pixel.
+        DecodeError: missing, not an image, or more than one byte per pixel.
     """
     try:
         with Image.open(path) as image:
@@ -141,17 +141,19 @@ def read_mask(path: str) -> np.ndarray:
             return np.asarray(image, dtype=np.uint8)
     except DecodeError:
         raise
-    except Exception as error:  # foreign bytes lead a decoder anywhere
+    except Exception as error:  # a decoder may raise anything on corrupt bytes
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise DecodeError(reason) from error
 
 
 def move_mask(mask: np.ndarray, geometry: Geometry, i: int, out: np.ndarray) -> None:
-    """What the i-th sample's geometry makes of its mask, by the nearest pixel, into `out` [size, size]; what
-    lies outside the image stays as it is."""
+    """Transform the i-th sample's mask by nearest neighbor into `out` [size, size].
+
+    Pixels outside the image keep their value."""
     axes = []
     for axis in (0, 1):
         resized, low = int(geometry.resized[i, axis]), geometry.roi_start[i, axis]
+        # Position in the resized image, then in the whole image.
         at = np.arange(len(out)) + geometry.shift[i, axis]
         inside = (0 <= at) & (at < resized)
         scale = (geometry.roi_end[i, axis] - low) / resized
@@ -163,10 +165,11 @@ def move_mask(mask: np.ndarray, geometry: Geometry, i: int, out: np.ndarray) -> 
 
 
 def move_boxes(boxes: np.ndarray, geometry: Geometry, i: int, size: int) -> np.ndarray:
-    """What the i-th sample's geometry makes of the boxes [k, 6] of its image: those of which enough is left,
-    cut off at the border of the sample."""
+    """Transform the boxes [k, 6] of the i-th sample and clip them at its border.
+
+    Boxes with less than `MIN_VISIBLE` of their area left are dropped."""
     low, high, resized = geometry.roi_start[i], geometry.roi_end[i], geometry.resized[i]
-    corners = boxes[:, 1:5].reshape(-1, 2, 2)[:, :, ::-1]  # (vertical, horizontal), as in the geometry
+    corners = boxes[:, 1:5].reshape(-1, 2, 2)[:, :, ::-1]  # (vertical, horizontal), as in Geometry
     corners = (corners - (geometry.start[i] + low)) * (resized / (high - low))
     area = (corners[:, 1] - corners[:, 0]).prod(axis=1)
     cut = (corners.clip(0, resized) - geometry.shift[i]).clip(0, size)

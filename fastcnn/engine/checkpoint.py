@@ -118,7 +118,7 @@ def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
         group.update(settings)
     add_momentum_buffers(state.optimizer)  # of what was frozen then and trains now
     if state.recorded is not None:
-        state.recorded.forget()  # it knows the tensors that the optimizer had until now
+        state.recorded.reset()  # it knows the tensors that the optimizer had until now
     if content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
     state.step, state.epoch = content["step"], content["epoch"]

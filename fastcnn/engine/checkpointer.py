@@ -1,4 +1,4 @@
-"""A run's folder: where it is, what is saved there and when, and how a run goes on from it."""
+"""Checkpoints of a run: what is saved into its folder, and how a run resumes from it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ AVERAGE = "average.pt"
 LAST, BEST, BAD_FILES, PICTURE = "last.pt", "best.pt", "bad-files.txt", "validation.png"
 
 
-@dataclass
-class Run:
-    """Saves checkpoints of one run into `folder` and remembers its best epoch."""
+@dataclass(kw_only=True)
+class Checkpointer:
+    """Save checkpoints of one run into `folder`, and track its best epoch."""
 
     folder: Path
     config: Config
@@ -38,28 +38,31 @@ class Run:
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the best epoch so far, and its number as "epoch"."""
     since_best: int = 0
-    """Validations since."""
+    """Validations since the best one."""
     average: Average = field(default_factory=Average)
-    """Of the last epochs."""
+    """Mean of the weights of the last epochs."""
     averaged: int | None = None
-    """The step at which it was validated and saved."""
+    """Step at which that mean was validated and saved."""
 
-    def save(self, metrics: Metrics, is_best: bool = False) -> None:
-        """Writes `last.pt`, and `best.pt` if this is it. All ranks call it; waits for the device.
+    def save(self, metrics: Metrics, *, is_best: bool = False) -> None:
+        """Write `last.pt`, and `best.pt` if it is the best. All ranks call it; waits for the device.
+
+        Args:
+            metrics: sums of the current epoch.
 
         Raises:
             fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
         """
-        self._save(LAST, metrics, is_best)
+        self._save(LAST, metrics, is_best=is_best)
 
-    def save_average(self, metrics: Metrics, is_best: bool) -> None:
-        """Writes `average.pt`, and `best.pt` if this is it, when the average is in the network."""
-        self._save(AVERAGE, metrics, is_best)
+    def save_average(self, metrics: Metrics, *, is_best: bool) -> None:
+        """Write `average.pt`, and `best.pt` if it is the best, with the average in the network."""
+        self._save(AVERAGE, metrics, is_best=is_best)
         self.averaged = self.state.step
 
-    def _save(self, name: str, metrics: Metrics, is_best: bool) -> None:
+    def _save(self, name: str, metrics: Metrics, *, is_best: bool) -> None:
         stop_if_not_finite(self.state)
-        # What differs between ranks: batch-norm statistics, random generators, the sums of this epoch.
+        # State that differs between ranks: batch norm statistics, random generators, sums of this epoch.
         own = {
             "buffers": checkpoint.buffers(self.state),
             "random": checkpoint.random_state(self.state.device),
@@ -95,18 +98,21 @@ class Run:
         checkpoint.save(self.folder / name, content, self.folder / BEST if is_best else None)
 
     def restore_weights(self, content: dict[str, Any]) -> None:
-        """The network's and its moving average's, and how good they were."""
+        """Load the weights, their moving average and the best metrics."""
         checkpoint.unpack_weights(self.state, content)
         self.best = content["best"]
 
     def restore(self, content: dict[str, Any], metrics: Metrics) -> None:
-        """Goes on from a checkpoint's content.
+        """Resume from a checkpoint's content.
 
-        The rest of an epoch is the same samples with the same crops, whatever the backend, the batch size and
-        the number of processes are now; steps are counted as if they always had been so.
+        The rest of an epoch has the same samples and crops under any backend, batch size and world size.
+        Steps are counted as if these had always been the same.
+
+        Args:
+            metrics: gets the sums of the epoch so far.
 
         Raises:
-            UserError: it is in the middle of an epoch, whose order was another.
+            UserError: it was saved in the middle of an epoch with another order of samples.
         """
         self.restore_weights(content)
         checkpoint.unpack_progress(self.state, content)
@@ -118,7 +124,7 @@ class Run:
             for name, old in content["order"].items()
             if old != self._order()[name]
         ]
-        accum, schedule = self.state.accum_steps, self.state.schedule
+        accum, schedule = self.state.options.accum_steps, self.state.schedule
         epoch = int(content["epoch"])  # 9 of a run that was 9.5 epochs long, and goes on with the tenth
         self.state.step = epoch * schedule.steps_per_epoch
         at = content["loader"]
@@ -141,22 +147,22 @@ class Run:
                 metrics.add(rank["metrics"])
 
     def _find_average(self, step: int) -> dict[str, float] | None:
-        """The best as it was saved with the average of a run that ended at this step, if it came to that."""
+        """Return the best metrics as saved with the average of a run that ended at this step, if any."""
         path = self.folder / AVERAGE
         content = checkpoint.load(path) if path.exists() else {"step": None}
         return content["best"] if content["step"] == step else None
 
     def restore_best(self) -> None:
-        """Puts the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""
+        """Load the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""
         path = self.folder / BEST
         if path.exists() and self.best:
             self.state.network.load_state_dict(checkpoint.load(path)["weights"])
 
     def share_bad_files(self) -> None:
-        """Tells all ranks what any of them found bad since the last time. All ranks call it.
+        """Exchange the undecodable images found by each rank since the last call. All ranks call it.
 
         Raises:
-            UserError: together they are more than allowed.
+            UserError: in total there are more than --max-bad-fraction allows.
         """
         if sum_over_ranks([sum(len(bad.unreported) for bad in self._bad())], self.state.device) == [0]:
             return
@@ -167,7 +173,7 @@ class Run:
             bad.check_all()
 
     def bad_lines(self) -> list[str]:
-        """What a person should know of them at the start."""
+        """Return the lines about undecodable images for the start of a run."""
         lines = []
         for bad in self._bad():
             if bad:
@@ -177,7 +183,7 @@ class Run:
         return lines
 
     def write_bad_files(self) -> None:
-        """Lists them in the run's folder, if there are any."""
+        """List the undecodable images in the run's folder, if there are any."""
         lines = [f"{bad.phase}\t{line}\n" for bad in self._bad() for line in bad.lines()]
         if lines:
             (self.folder / BAD_FILES).write_text("".join(lines))
@@ -186,7 +192,7 @@ class Run:
         return self.loader.bad, self.val_loader.bad
 
     def _order(self) -> dict[str, Any]:
-        """What the samples' order depends on."""
+        """Return everything that determines the order of the samples."""
         return {
             "--seed": self.config.seed,
             "--aug-repeats": self.config.aug_repeats,

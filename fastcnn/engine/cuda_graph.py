@@ -34,7 +34,7 @@ class Recorder(Protocol):
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """What does it again, without doing it now."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Nothing that it recorded is needed any more."""
 
 
@@ -62,7 +62,7 @@ class CudaRecorder:
         self._pool = graph.pool()
         return graph.replay
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self._pool = None  # which belongs to graphs that are gone
 
 
@@ -84,7 +84,7 @@ class RecordedSteps:
 
         Args:
             of: the objects that the work reaches besides; with others it is recorded anew. Their tensors, and
-                those of the network and the optimizer, stay where they are until `forget` is called.
+                those of the network and the optimizer, stay where they are until `reset` is called.
 
         Raises:
             UserError: it cannot be recorded, as where the host waits for the device.
@@ -104,11 +104,11 @@ class RecordedSteps:
                     target.copy_(value, non_blocking=True)
         replay()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """What was recorded is not true any more."""
         self._done.clear()
         self._recordings.clear()
-        self.recorder.forget()
+        self.recorder.reset()
 
     def _record(self, work: Callable[[], None]) -> Callable[[], None]:
         try:

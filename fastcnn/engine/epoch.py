@@ -17,19 +17,31 @@ from fastcnn.tasks.base import Task
 from fastcnn.tasks.metrics import Metrics
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LogInterval:
-    """The steps since the last look at the device."""
+    """The steps between two log lines."""
 
     steps: int
     samples: int
     """Images of this rank."""
     seconds: float
     data_seconds: float
-    """Of these, spent waiting for the loader."""
+    """Part of `seconds` spent waiting for the loader."""
     timing: Timing
     cold: bool = False
-    """Whether it holds start-up and compilation."""
+    """Includes start-up and compilation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Calls from within an epoch."""
+
+    on_log: Callable[[LogInterval], bool]
+    """After each log interval; True stops the epoch. Reads and resets the metrics."""
+    on_step: Callable[[], None] = lambda: None
+    """After each update; waits for the device only to save."""
+    should_stop: Callable[[], bool] = lambda: False
+    """After each update; True ends the log interval. The same on every rank."""
 
 
 def train_epoch(
@@ -37,50 +49,55 @@ def train_epoch(
     task: Task,
     loader: Loader,
     metrics: Metrics,
+    *,
     log_interval: int,
-    on_step: Callable[[], None],
-    on_log: Callable[[LogInterval], bool],
-    should_stop: Callable[[], bool] = lambda: False,
+    callbacks: Callbacks,
     limit: int | None = None,
 ) -> bool:
-    """The rest of the loader's epoch.
+    """Train the rest of the loader's epoch.
 
     Args:
-        metrics: sums since the last window; `on_log` reads and resets it.
-        on_step: called after each update; waits for the device at most to save.
-        on_window: called every `log_interval` updates and at the end; True stops the epoch.
-        hurry: True calls `on_log` right after this update; every rank must say the same.
-        limit: updates at most, where the epoch is cut short.
+        metrics: sums since the last log line.
+        log_interval: updates between log lines; the last interval may be shorter.
+        limit: updates at most, for a partial epoch.
 
     Returns:
         Whether the epoch was finished.
     """
     to_training(state)
 
-    def look() -> bool:
-        window = _window(state, steps, samples, start, data_seconds)
+    def log() -> bool:
+        state.guard.wait()  # so that the time is that of the work
+        seconds = time.perf_counter() - start
+        interval = LogInterval(
+            steps=steps,
+            samples=samples,
+            seconds=seconds,
+            data_seconds=data_seconds,
+            timing=state.timer.read(steps),
+        )
         with state.timer.pause():
-            return on_log(window)
+            return callbacks.on_log(interval)
 
     steps = samples = 0
     data_seconds, start = 0.0, time.perf_counter()
-    for group, waited in islice(_groups(iter(loader), state.accum_steps, state.timer), limit):
+    for group, waited in islice(_groups(iter(loader), state.options.accum_steps, state.timer), limit):
         train_step(state, task, group, metrics)
         state.timer.after_step()
         steps += 1
         samples += sum(len(batch.mask) for batch in group)
         data_seconds += waited
-        on_step()
-        if steps == log_interval or should_stop():
-            if look():
+        callbacks.on_step()
+        if steps == log_interval or callbacks.should_stop():
+            if log():
                 return False
             steps = samples = 0
             data_seconds, start = 0.0, time.perf_counter()
-    return not (steps and look())
+    return not (steps and log())
 
 
 def _groups(batches: Iterator[Batch], size: int, timer: StepTimer) -> Iterator[tuple[list[Batch], float]]:
-    """Batches by `size`, an incomplete last group left out, and the seconds waited for each group."""
+    """Yield the batches of each update and the seconds waited for them; drop an incomplete last group."""
     while True:
         timer.before_data()
         start = time.perf_counter()
@@ -90,9 +107,3 @@ def _groups(batches: Iterator[Batch], size: int, timer: StepTimer) -> Iterator[t
         waited = time.perf_counter() - start
         timer.before_step()
         yield group, waited
-
-
-def _window(state: TrainState, steps: int, samples: int, start: float, data_seconds: float) -> LogInterval:
-    state.guard.wait()  # so that the time is that of the work
-    seconds = time.perf_counter() - start
-    return LogInterval(steps, samples, seconds, data_seconds, state.timer.read(steps))

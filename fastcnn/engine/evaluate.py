@@ -17,9 +17,9 @@ from fastcnn.tasks.metrics import Metrics
 
 
 def evaluate_batch(state: TrainState, task: Task, batch: Batch, metrics: Metrics) -> object:
-    """Adds a batch to the metrics of a validation, and gives the outputs."""
+    """Add a batch to the metrics of a validation, and return the outputs."""
     with state.autocast():
-        outputs = mean_over_views(state.eval_model, batch.images, state.tta)
+        outputs = mean_over_views(state.eval_model, batch.images, state.options.tta)
         loss = task.loss(outputs, batch, train=False)
     metrics.update(loss, outputs, batch)
     return outputs
@@ -27,13 +27,18 @@ def evaluate_batch(state: TrainState, task: Task, batch: Batch, metrics: Metrics
 
 @torch.no_grad()
 def evaluate(
-    state: TrainState, task: Task, loader: Loader, look: Callable[[Batch, object], None] | None = None
+    state: TrainState, task: Task, loader: Loader, sample: Callable[[Batch, object], None] | None = None
 ) -> dict[str, float]:
-    """The task's metrics over every good sample of `loader` once, all ranks together; "samples" is their
-    number, "bad" that of the others. `look` is shown each batch with the outputs.
+    """Return the task's metrics over every decodable sample of `loader`, once, over all ranks.
 
-    Uses the moving average of the weights where there is one, and the mean over the views of each image that
-    the state asks for. All ranks call it.
+    Uses the moving average of the weights if there is one, and test-time augmentation by `state.options.tta`.
+    All ranks call it.
+
+    Args:
+        sample: called with each batch and its outputs.
+
+    Returns:
+        The metrics, "samples" with their number, and "bad" with the number of undecodable samples.
     """
     fixed = state.frozen.buffers() if state.frozen is not None else []
     average_buffers(state.network, fixed)
@@ -44,8 +49,8 @@ def evaluate(
             average_buffers(state.network, fixed)
         for batch in loader:
             outputs = evaluate_batch(state, task, batch, metrics)
-            if look is not None:
-                look(batch, outputs)
+            if sample is not None:
+                sample(batch, outputs)
     result = metrics.compute()
     samples = int(result.pop("samples"))
     (bad,) = sum_over_ranks([loader.skipped], state.device)

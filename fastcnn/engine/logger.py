@@ -1,6 +1,6 @@
-"""What a person sees of a run: a live bar or plain lines, metrics.jsonl, TensorBoard, curves as a PNG.
+"""The log of a run: progress bar or plain lines, metrics.jsonl, TensorBoard, curves as a PNG.
 
-Only rank 0 speaks. Nothing here waits for the device.
+Only rank 0 logs. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ CURVES_EVERY = 30.0
 """Seconds between redrawings of the curves while a run goes on."""
 
 
-class Report:
-    """Speaks for one run.
+class Logger:
+    """The log of one run.
 
     Args:
-        folder: the run's folder.
-        enabled: False on all ranks but the first: then every method does nothing.
-        schedule: how long the run is.
-        step, epoch: updates made and epochs finished before this start, when the run is resumed.
+        folder: of the run.
+        schedule: length of the run.
+        enabled: False on all ranks but the first, where every method does nothing.
+        step, epoch: updates made and epochs finished before this start of a resumed run.
     """
 
     def __init__(
-        self, folder: Path, enabled: bool, schedule: Schedule, step: int = 0, epoch: float = 0
+        self, folder: Path, schedule: Schedule, *, enabled: bool, step: int = 0, epoch: float = 0
     ) -> None:
         self.folder = folder
         self.enabled = enabled
@@ -54,13 +54,13 @@ class Report:
             self._drop_later_records(step / schedule.steps_per_epoch, epoch)
             self.board = _tensorboard(folder)
 
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
+    def info(self, line: str) -> None:
+        """Print a line above the bar."""
         if self.enabled:
             tqdm.write(line, file=sys.stdout) if self.live else print(line, flush=True)
 
-    def epoch_begins(self, epoch: int, done: int) -> None:
-        """Epoch counted from 0, of which `done` updates are already made."""
+    def begin_epoch(self, epoch: int, done: int) -> None:
+        """Start the bar of an epoch, counted from 0, with `done` updates already made."""
         if self.live:
             self.bar = tqdm(
                 total=self._steps_of(epoch),
@@ -72,12 +72,13 @@ class Report:
             )
 
     def step(self) -> None:
+        """Count an update."""
         self.step_count += 1
         if self.bar is not None:
             self.bar.update()
 
-    def window(self, epoch: int, described: str, record: dict[str, Any]) -> None:
-        """The steps since the last window: `described` for people, `record` for machines."""
+    def log_steps(self, epoch: int, described: str, record: dict[str, Any]) -> None:
+        """Log the steps since the last call: `described` for people, `record` for machines."""
         if not self.enabled:
             return
         text = (
@@ -93,18 +94,18 @@ class Report:
                 flush=True,
             )
         self._write({"kind": "train", **record})
-        if not self.steady:  # the first window has start-up and compilation in it, which do not come again
+        if not self.steady:  # start-up and compilation, in the first interval, do not repeat
             self.steady, self.started, self.first_step = True, time.perf_counter(), self.step_count
 
-    def epoch_ends(
-        self, epoch: int, train: str, val: str | None, is_best: bool, record: dict[str, Any]
+    def log_epoch(
+        self, epoch: int, train: str, val: str | None, *, is_best: bool, record: dict[str, Any]
     ) -> None:
-        """`train` and `val` for people, `val` None where nothing was validated; `record` for machines."""
+        """Log an epoch: `train` and `val` for people, None without a validation; `record` for machines."""
         if not self.enabled:
             return
         self._close_bar()
         validated = "not validated" if val is None else f"val {val}{' best' if is_best else '     '}"
-        self.say(
+        self.info(
             f"epoch {epoch + 1}/{self.epochs}  train {train}  {validated}  "
             f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
             f"took {clock(record['seconds'])}"
@@ -114,7 +115,7 @@ class Report:
             self._draw()
 
     def close(self) -> None:
-        """Draws the curves and ends the bar."""
+        """Draw the curves and close the bar."""
         self._close_bar()
         if self.enabled:
             self._draw()
@@ -131,7 +132,7 @@ class Report:
             self.bar = None
 
     def _steps_of(self, epoch: int) -> int:
-        """Updates of an epoch, counted from 0; the last one may be a part."""
+        """Return the updates of an epoch, counted from 0; the last one may be partial."""
         s = self.schedule
         return min(s.steps_per_epoch, s.total_steps - epoch * s.steps_per_epoch)
 
@@ -148,7 +149,7 @@ class Report:
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def _drop_later_records(self, progress: float, epoch: float) -> None:
-        """After a kill the log may be ahead of the checkpoint; what comes again is written again."""
+        """Drop records later than the checkpoint: after a kill these steps are trained and logged again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
@@ -164,17 +165,17 @@ class Report:
 
 
 @contextmanager
-def open_report(folder: Path, enabled: bool, state: TrainState) -> Iterator[Report]:
-    """The report of a run that starts, or goes on, from `state`; its curves are drawn at the end."""
-    report = Report(folder, enabled, state.schedule, state.step, state.epoch)
+def open_logger(folder: Path, state: TrainState, *, enabled: bool) -> Iterator[Logger]:
+    """Open the log of a run that starts or resumes from `state`; draw its curves at the end."""
+    logger = Logger(folder, state.schedule, enabled=enabled, step=state.step, epoch=state.epoch)
     try:
-        yield report
+        yield logger
     finally:
-        report.close()
+        logger.close()
 
 
 def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Numbers of a nested record under names like "val/acc1"."""
+    """Return the numbers of a nested record under names like "val/acc1"."""
     found: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, dict):
@@ -185,7 +186,7 @@ def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"

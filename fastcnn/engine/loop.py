@@ -1,4 +1,4 @@
-"""The epochs of a run: train, validate, save, report, stop when asked to."""
+"""The training loop: `Trainer` trains, validates, saves and logs the remaining epochs of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from fastcnn.config.progressive import milestones_of, size_at
-from fastcnn.data.loaders.base import Loader
-from fastcnn.engine.checkpointer import PICTURE, Run
-from fastcnn.engine.epoch import LogInterval, train_epoch
+from fastcnn.engine.checkpointer import PICTURE, Checkpointer
+from fastcnn.engine.epoch import Callbacks, LogInterval, train_epoch
 from fastcnn.engine.evaluate import evaluate
-from fastcnn.engine.logger import Report
+from fastcnn.engine.logger import Logger
 from fastcnn.engine.state import stop_if_not_finite, unfreeze
 from fastcnn.engine.swa import Average, load_averaged
 from fastcnn.optim.schedules import learning_rate
@@ -30,36 +28,45 @@ Diagnose = Callable[[list[Timing]], Verdict]
 
 
 @dataclass
-class Pace:
-    """Throughput over windows of steps; validation and what is saved after it are left out."""
+class Throughput:
+    """Throughput over log intervals; excludes validation and checkpoints after it."""
 
     world_size: int
-    windows: list[LogInterval] = field(default_factory=list)
+    intervals: list[LogInterval] = field(default_factory=list)
 
     def steady(self) -> list[LogInterval]:
-        """The windows after start-up and compilation, if there are any."""
-        return [window for window in self.windows if not window.cold] or self.windows
+        """Return the intervals after start-up and compilation; all, if there are no others."""
+        return [interval for interval in self.intervals if not interval.cold] or self.intervals
 
     def images_per_second(self) -> float:
-        """Over all ranks."""
-        windows = self.steady()
-        seconds = sum(w.seconds for w in windows)
-        return self.world_size * sum(w.samples for w in windows) / seconds if seconds else 0.0
+        """Return the images per second over all ranks."""
+        intervals = self.steady()
+        seconds = sum(interval.seconds for interval in intervals)
+        return self.world_size * sum(interval.samples for interval in intervals) / seconds if seconds else 0.0
 
     def data_wait(self) -> float:
-        """Share of the time spent waiting for the loader, 0 to 1."""
-        windows = self.steady()
-        seconds = sum(w.seconds for w in windows)
-        return sum(w.data_seconds for w in windows) / seconds if seconds else 0.0
+        """Return the fraction of the time spent waiting for the loader, 0 to 1."""
+        intervals = self.steady()
+        seconds = sum(interval.seconds for interval in intervals)
+        return sum(interval.data_seconds for interval in intervals) / seconds if seconds else 0.0
 
     def timing(self) -> Timing:
-        """Where the time went after start-up, on this rank."""
-        return sum((w.timing for w in self.windows if not w.cold), Timing())
+        """Return the time per activity after start-up, on this rank."""
+        return sum((interval.timing for interval in self.intervals if not interval.cold), Timing())
+
+    def figures(self) -> dict[str, object]:
+        """Return the figures of a log record."""
+        shares: Mapping[Bottleneck, float] = self.timing().shares()
+        return {
+            "images_per_second": self.images_per_second(),
+            "data_wait": self.data_wait(),
+            "shares": {name: round(share, 4) for name, share in shares.items()},
+        }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How the epochs went."""
+    """Result of the training loop."""
 
     val: dict[str, float]
     """Metrics of the last validation; empty if there was none."""
@@ -67,205 +74,263 @@ class Outcome:
     stopped_by: int | None
     """Number of the signal that ended the run early."""
     verdict: str
-    """What bounds the run; empty if nothing was trained, and on all ranks but the first."""
+    """Bottleneck of the run; empty if nothing was trained, and on all ranks but the first."""
     seconds: float
-    """Of the epochs and their validations."""
+    """Duration of the epochs and their validations."""
 
 
-def fit_epochs(
-    run: Run,
-    task: Task,
-    val_loader: Loader,
-    epoch_metrics: Metrics,
-    window_metrics: Metrics,
-    report: Report,
-    stop: StopRequest,
-    log_interval: int,
-    diagnose: Diagnose,
-) -> Outcome:
-    """Trains the epochs that are left, saving into `run`.
+class Trainer:
+    """Train the remaining epochs of a run and save them into its folder. All ranks make and call one.
 
     Args:
-        epoch_metrics: sums of the epoch under way when the run was saved, else empty.
-        window_metrics: sums since the last log line, empty as yet.
-        stop: a signal's request; all ranks answer it together at a log line, a single process at once, and
+        checkpointer: saves the run; it holds state, loaders and settings.
+        stop: a signal's request. All ranks answer it together at a log line, a single process at once, and
             before a validation, which a resumed run makes up for.
-        judge: says what bounds the run, from what all ranks measured.
-
-    Raises:
-        fastcnn.errors.TrainingError: the loss became infinite or NaN.
+        diagnose: the bottleneck by the timings of all ranks.
+        epoch_metrics: sums of the current epoch when the run was saved, else empty.
+        interval_metrics: sums since the last log line, empty at first.
     """
-    state, config, world_size = run.state, run.config, run.ranks.world_size
-    pace = Pace(world_size)
-    val: dict[str, float] = {}
-    stopped = told = gives_up = False
-    seconds = 0.0
 
-    def verdict() -> Verdict | None:
-        timings = gather_to_main(pace.timing())
-        return diagnose(timings) if timings and pace.windows else None
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        task: Task,
+        logger: Logger,
+        stop: StopRequest,
+        diagnose: Diagnose,
+        *,
+        epoch_metrics: Metrics,
+        interval_metrics: Metrics,
+    ) -> None:
+        self.checkpointer = checkpointer
+        self.state = checkpointer.state
+        self.config = checkpointer.config
+        self.task = task
+        self.logger = logger
+        self.stop = stop
+        self.diagnose = diagnose
+        self.epoch_metrics = epoch_metrics
+        self.interval_metrics = interval_metrics
+        self.throughput = Throughput(checkpointer.ranks.world_size)
+        self.val: dict[str, float] = {}
+        self.stopped = False  # by a signal
+        self.out_of_patience = False
+        self.announced = False  # the bottleneck, while there is time to change something
+        self.seconds = 0.0
+        self._saved_at = time.perf_counter()
+        self._size = 0  # of progressive resizing
+        last = math.ceil(self.state.schedule.epochs)
+        self._first_averaged = max(0, last - self.config.average_last)
 
-    def sums() -> Metrics:
-        total = task.metrics(state.device)
-        total.add(epoch_metrics.state())
-        total.add(window_metrics.state())
-        return total
+    def fit(self) -> Outcome:
+        """Train until the last epoch, a signal or the end of patience.
 
-    def on_step() -> None:
-        report.step()
-        if config.checkpoint_steps is not None and state.step % config.checkpoint_steps == 0:
-            run.save(sums())
+        Raises:
+            fastcnn.errors.TrainingError: the loss became infinite or NaN.
+        """
+        while not (self.state.done or self.stopped or self.out_of_patience):
+            start, epoch = time.perf_counter(), int(self.state.epoch)
+            first_interval = len(self.throughput.intervals)
+            self.begin_epoch(epoch)
+            if not self.train_epoch(epoch) or any_rank(bool(self.stop), self.state.device):
+                self.checkpointer.save(self.epoch_metrics)
+                self.stopped = True
+            else:
+                self.end_epoch(epoch, start, self.throughput.intervals[first_interval:])
+        self.average_last_epochs()
+        final = self.bottleneck()
+        if final is not None:
+            self.logger.info(final.sentence)
+        return Outcome(
+            val=self.val,
+            images_per_second=self.throughput.images_per_second(),
+            stopped_by=(self.stop.signal or signal.SIGTERM) if self.stopped else None,
+            verdict=final.sentence if final is not None else "",
+            seconds=self.seconds,
+        )
 
-    saved = time.perf_counter()
-
-    def on_log(epoch: int, window: LogInterval) -> bool:
-        nonlocal saved
-        stop_if_not_finite(state)
-        run.share_bad_files()
-        measured = window_metrics.compute()
-        epoch_metrics.add(window_metrics.state())
-        window_metrics.reset()
-        window = dataclasses.replace(window, cold=not pace.windows)
-        pace.windows.append(window)
-        just_now = Pace(world_size, [window])
-        record = {
-            "step": state.step,
-            "progress": state.step / state.schedule.steps_per_epoch,
-            "metrics": measured,
-            "main_metric": task.best_metric,
-            "lr": learning_rate(state.step - 1, state.schedule),
-            "images_per_second": just_now.images_per_second(),
-            "data_wait": just_now.data_wait(),
-            "shares": _rounded(window.timing.shares()),
-        }
-        report.window(epoch, task.describe(measured), record)
-        minutes = config.checkpoint_minutes
-        if minutes is not None:
-            due = run.ranks.is_main and time.perf_counter() - saved > 60 * minutes
-            if any_rank(due, state.device):
-                run.save(epoch_metrics)
-                saved = time.perf_counter()
-        return any_rank(bool(stop), state.device)
-
-    schedule = state.schedule
-    first_averaged = max(0, math.ceil(schedule.epochs) - config.average_last)
-    size = 0  # of progressive resizing
-    while not state.done:
-        epoch = int(state.epoch)
-        cut = schedule.total_steps < (epoch + 1) * schedule.steps_per_epoch
+    def begin_epoch(self, epoch: int) -> None:
+        """Unfreeze layers, set the loader to the epoch and to its image size."""
+        state, config, loader = self.state, self.config, self.checkpointer.loader
         if epoch + 1 == config.unfreeze_epoch and state.frozen is not None:
             unfreeze(state)
-            report.say(f"epoch {epoch + 1}: all layers train from here on")
-        start = time.perf_counter()
-        first_window = len(pace.windows)
-        run.loader.set_epoch(epoch)
+            self.logger.info(f"epoch {epoch + 1}: all layers train from here on")
+        loader.set_epoch(epoch)
         if config.progressive is not None:
-            before, size = size, size_at(config.progressive, milestones_of(config, schedule.epochs), epoch)
-            run.loader.resize(size)
-            if size != before:
-                report.say(f"epoch {epoch + 1}: images of {size} px from here on")
-        report.epoch_begins(epoch, state.step - epoch * schedule.steps_per_epoch)
-        finished = train_epoch(
+            size = size_at(config.progressive, milestones_of(config, state.schedule.epochs), epoch)
+            loader.resize(size)
+            if size != self._size:
+                self.logger.info(f"epoch {epoch + 1}: images of {size} px from here on")
+            self._size = size
+        self.logger.begin_epoch(epoch, state.step - epoch * state.schedule.steps_per_epoch)
+
+    def train_epoch(self, epoch: int) -> bool:
+        """Train the rest of an epoch; False if it was stopped before its end."""
+        state = self.state
+        return train_epoch(
             state,
-            task,
-            run.loader,
-            window_metrics,
-            log_interval,
-            on_step,
-            partial(on_log, epoch),
-            should_stop=lambda: bool(stop) and world_size == 1,
-            limit=max(0, schedule.total_steps - state.step) if cut else None,
+            self.task,
+            self.checkpointer.loader,
+            self.interval_metrics,
+            log_interval=int(self.config.log_interval),
+            limit=max(0, state.schedule.total_steps - state.step) if self._is_partial(epoch) else None,
+            callbacks=Callbacks(
+                on_log=lambda interval: self.on_log(epoch, interval),
+                on_step=self.on_step,
+                should_stop=lambda: bool(self.stop) and self.throughput.world_size == 1,
+            ),
         )
-        if not finished or any_rank(bool(stop), state.device):
-            run.save(epoch_metrics)
-            stopped = True
-            break
-        trained = epoch_metrics.compute()
-        if not cut:  # else a run that is given more epochs goes on with this one
-            epoch_metrics.reset()
-        state.epoch = schedule.epochs if cut else epoch + 1
-        last = state.done
-        validates = last or state.epoch % config.val_interval == 0
-        gallery = Gallery(task, run.source.class_names, len(val_loader))
-        pictured = task.pictured and run.ranks.is_main
-        is_best = False
-        if validates:
-            val = evaluate(state, task, val_loader, gallery.look if pictured else None)
-            run.share_bad_files()
-            is_best = val[task.best_metric] > run.best.get(task.best_metric, float("-inf"))
-        if is_best:
-            run.best = {**val, "epoch": state.epoch}
-        if validates:
-            run.since_best = 0 if is_best else run.since_best + 1
-        if epoch == first_averaged:  # what a shorter run averaged is not of the last epochs any more
-            run.average = Average()
-        if epoch >= first_averaged and not cut:
-            run.average.add(state)
-        seconds += time.perf_counter() - start
-        gives_up = config.patience is not None and run.since_best >= config.patience and not last
-        stopped = any_rank(bool(stop), state.device) and not last
-        this_epoch = Pace(world_size, pace.windows[first_window:])
+
+    def on_step(self) -> None:
+        """Advance the progress bar, and save where --checkpoint-steps is due."""
+        self.logger.step()
+        every = self.config.checkpoint_steps
+        if every is not None and self.state.step % every == 0:
+            sums = self.task.metrics(self.state.device)
+            sums.add(self.epoch_metrics.state())
+            sums.add(self.interval_metrics.state())
+            self.checkpointer.save(sums)
+
+    def on_log(self, epoch: int, interval: LogInterval) -> bool:
+        """Check, log and save after a log interval; True if a signal stops the run."""
+        state = self.state
+        stop_if_not_finite(state)
+        self.checkpointer.share_bad_files()
+
+        # The sums of the interval move into those of the epoch.
+        measured = self.interval_metrics.compute()
+        self.epoch_metrics.add(self.interval_metrics.state())
+        self.interval_metrics.reset()
+        interval = dataclasses.replace(interval, cold=not self.throughput.intervals)
+        self.throughput.intervals.append(interval)
         record = {
-            "step": state.step,
-            "progress": state.step / schedule.steps_per_epoch,
+            **self._progress(),
+            "metrics": measured,
+            "main_metric": self.task.best_metric,
+            "lr": learning_rate(state.step - 1, state.schedule),
+            **Throughput(self.throughput.world_size, [interval]).figures(),
+        }
+        self.logger.log_steps(epoch, self.task.describe(measured), record)
+
+        minutes = self.config.checkpoint_minutes
+        if minutes is not None:
+            due = self.checkpointer.ranks.is_main and time.perf_counter() - self._saved_at > 60 * minutes
+            if any_rank(due, state.device):
+                self.checkpointer.save(self.epoch_metrics)
+                self._saved_at = time.perf_counter()
+        return any_rank(bool(self.stop), state.device)
+
+    def end_epoch(self, epoch: int, start: float, intervals: list[LogInterval]) -> None:
+        """Validate, log and save an epoch that was trained to its end."""
+        state, config, run = self.state, self.config, self.checkpointer
+        trained = self.epoch_metrics.compute()
+        partial = self._is_partial(epoch)
+        if not partial:  # a run that gets more epochs continues a partial one
+            self.epoch_metrics.reset()
+        state.epoch = state.schedule.epochs if partial else epoch + 1
+
+        gallery = Gallery(self.task, run.source.class_names, len(run.val_loader))
+        validates = state.done or state.epoch % config.val_interval == 0
+        is_best = validates and self.validate(gallery)
+        if epoch == self._first_averaged:  # epochs averaged by a shorter run are no longer the last ones
+            run.average = Average()
+        if epoch >= self._first_averaged and not partial:
+            run.average.add(state)
+        self.seconds += time.perf_counter() - start
+
+        patience = config.patience
+        self.out_of_patience = patience is not None and run.since_best >= patience and not state.done
+        self.stopped = any_rank(bool(self.stop), state.device) and not state.done
+        record = {
+            **self._progress(),
             "epoch": state.epoch,
             "train": trained,
-            **({"val": val} if validates else {}),
-            "images_per_second": this_epoch.images_per_second(),
-            "data_wait": this_epoch.data_wait(),
-            "shares": _rounded(this_epoch.timing().shares()),
+            **({"val": self.val} if validates else {}),
+            **Throughput(self.throughput.world_size, intervals).figures(),
             "seconds": time.perf_counter() - start,
         }
         stop_if_not_finite(state)
-        # Before the save: a resumed run drops records that its checkpoint does not know.
-        found = task.describe(val) if validates else None
-        report.epoch_ends(epoch, task.describe(trained), found, is_best, record)
-        if is_best or last or stopped or gives_up or state.epoch % config.checkpoint_interval == 0:
-            run.save(epoch_metrics, is_best)
-        if is_best and pictured:
-            gallery.save(run.folder / PICTURE)
-        if gives_up:
-            report.say(f"stopping: the last {run.since_best} validations were no better than the best one")
-        if stopped or gives_up:
-            break
-        if not told and not last and pace.timing().steps:
-            told = True
-            early = verdict()
-            if early is not None and early.avoidable:
-                report.say(early.sentence)
-    average = run.average
-    if config.average_last > 0 and state.done and state.epoch % 1 > 0:
-        average = average.including_partial_epoch(state)
-    if gives_up and state.epoch <= first_averaged:
-        average = Average()
-        if config.average_last > 0:
-            of = f"{config.average_last} of {math.ceil(schedule.epochs)}"
-            report.say(f"no average: the run ended before the last {of} epochs, which --average-last takes")
-    if (state.done or (gives_up and not stopped)) and average.epochs > 0 and run.averaged != state.step:
-        val = _validate_average(average, run, task, val_loader, report)
-    final = verdict()
-    if final is not None:
-        report.say(final.sentence)
-    stopped_by = (stop.signal or signal.SIGTERM) if stopped else None
-    sentence = final.sentence if final is not None else ""
-    return Outcome(val, pace.images_per_second(), stopped_by, sentence, seconds)
+        # Before the checkpoint: a resumed run drops records that its checkpoint does not know.
+        found = self.task.describe(self.val) if validates else None
+        self.logger.log_epoch(epoch, self.task.describe(trained), found, is_best=is_best, record=record)
+        self.checkpoint(gallery, is_best=is_best)
+        if self.out_of_patience:
+            self.logger.info(
+                f"stopping: the last {run.since_best} validations were no better than the best one"
+            )
+        elif not self.stopped:
+            self.announce_bottleneck()
 
+    def validate(self, gallery: Gallery) -> bool:
+        """Evaluate on the validation images; True if it is the best epoch so far."""
+        run, metric = self.checkpointer, self.task.best_metric
+        sample = gallery.sample if self._is_pictured() else None
+        self.val = evaluate(self.state, self.task, run.val_loader, sample)
+        run.share_bad_files()
+        is_best = self.val[metric] > run.best.get(metric, float("-inf"))
+        if is_best:
+            run.best = {**self.val, "epoch": self.state.epoch}
+        run.since_best = 0 if is_best else run.since_best + 1
+        return is_best
 
-def _validate_average(
-    average: Average, run: Run, task: Task, val_loader: Loader, report: Report
-) -> dict[str, float]:
-    """Puts the average of the last epochs into the network and saves it, as the best if it is."""
-    load_averaged(average, run.state, run.loader)
-    val = evaluate(run.state, task, val_loader)
-    stop_if_not_finite(run.state)
-    is_best = val[task.best_metric] > run.best[task.best_metric]
-    if is_best:
-        run.best = {**val, "epoch": run.state.epoch}
-    found = f"{task.describe(val)}{' best' if is_best else ''}"
-    report.say(f"average of the last {average.epochs} epochs  val {found}")
-    run.save_average(task.metrics(run.state.device), is_best)
-    return val
+    def checkpoint(self, gallery: Gallery, *, is_best: bool) -> None:
+        """Save the epoch where a checkpoint is due, with the pictures of the best validation."""
+        due = self.state.epoch % self.config.checkpoint_interval == 0
+        if is_best or self.state.done or self.stopped or self.out_of_patience or due:
+            self.checkpointer.save(self.epoch_metrics, is_best=is_best)
+        if is_best and self._is_pictured():
+            gallery.save(self.checkpointer.folder / PICTURE)
 
+    def bottleneck(self) -> Verdict | None:
+        """Diagnose the run so far; None on all ranks but the first. All ranks call it."""
+        timings = gather_to_main(self.throughput.timing())
+        return self.diagnose(timings) if timings and self.throughput.intervals else None
 
-def _rounded(shares: Mapping[Bottleneck, float]) -> dict[str, float]:
-    return {name: round(share, 4) for name, share in shares.items()}
+    def announce_bottleneck(self) -> None:
+        """Print an avoidable bottleneck once, after the first epoch that was measured."""
+        if self.announced or self.state.done or not self.throughput.timing().steps:
+            return
+        self.announced = True
+        early = self.bottleneck()
+        if early is not None and early.avoidable:
+            self.logger.info(early.sentence)
+
+    def average_last_epochs(self) -> None:
+        """Validate and save the average of the last epochs, if the run ended with some of them."""
+        state, config, run = self.state, self.config, self.checkpointer
+        average = run.average
+        if config.average_last > 0 and state.done and self.state.epoch % 1 > 0:
+            average = average.including_partial_epoch(state)
+        if self.out_of_patience and state.epoch <= self._first_averaged:
+            average = Average()
+            if config.average_last > 0:
+                of = f"{config.average_last} of {math.ceil(state.schedule.epochs)}"
+                self.logger.info(
+                    f"no average: the run ended before the last {of} epochs, which --average-last takes"
+                )
+        ended = state.done or (self.out_of_patience and not self.stopped)
+        if not ended or average.epochs == 0 or run.averaged == state.step:
+            return
+
+        load_averaged(average, state, run.loader)
+        self.val = evaluate(state, self.task, run.val_loader)
+        stop_if_not_finite(state)
+        metric = self.task.best_metric
+        is_best = self.val[metric] > run.best[metric]
+        if is_best:
+            run.best = {**self.val, "epoch": state.epoch}
+        found = f"{self.task.describe(self.val)}{' best' if is_best else ''}"
+        self.logger.info(f"average of the last {average.epochs} epochs  val {found}")
+        run.save_average(self.task.metrics(state.device), is_best=is_best)
+
+    def _is_partial(self, epoch: int) -> bool:
+        """Return whether the run ends within this epoch."""
+        schedule = self.state.schedule
+        return schedule.total_steps < (epoch + 1) * schedule.steps_per_epoch
+
+    def _is_pictured(self) -> bool:
+        return self.task.pictured and self.checkpointer.ranks.is_main
+
+    def _progress(self) -> dict[str, float]:
+        step = self.state.step
+        return {"step": step, "progress": step / self.state.schedule.steps_per_epoch}

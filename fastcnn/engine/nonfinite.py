@@ -10,9 +10,9 @@ from fastcnn.runtime.distributed import is_distributed
 
 
 class FiniteGuard:
-    """Remembers on the device whether a loss was infinite or NaN; from then on no update is made.
+    """A flag on the device: the first loss that is infinite or NaN sets it, and it stops all updates.
 
-    `found_inf` is what fused optimizers read to skip a step, as under `torch.amp.GradScaler`.
+    Fused optimizers skip a step by `found_inf`, as under `torch.amp.GradScaler`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,31 +21,35 @@ class FiniteGuard:
         self._pending: dist.Work | None = None
 
     def check(self, value: Tensor) -> None:
+        """Set the flag if a value is infinite or NaN."""
         self.found_inf.copy_(torch.maximum(self.found_inf, (~torch.isfinite(value.detach())).float()))
 
     def share(self) -> None:
-        """Starts telling all ranks: one bad loss makes every rank's averaged gradient bad."""
+        """Start the all-reduce of the flag: one bad loss makes every rank's averaged gradient bad."""
         if is_distributed():
             self._pending = dist.all_reduce(self.found_inf, dist.ReduceOp.MAX, async_op=True)
 
     def nan_if_bad(self, loss: Tensor) -> Tensor:
-        """The loss, or NaN from the first bad one on: with fp16 it is the scaler that skips updates."""
+        """Return the loss, or NaN once the flag is set: with fp16 the scaler skips the updates."""
         return torch.where(self.found_inf > 0, torch.nan, 1.0) * loss
 
     def finish_checks(self, norm: Tensor | None = None) -> None:
-        """Ends the step's checks, with a norm of the whole gradient, as it was before clipping, if there is
-        one: after this every rank's flag is in, as far as the device's order of work goes."""
+        """Finish the checks of a step: wait, on the stream, for the all-reduced flag.
+
+        Args:
+            norm: of the gradient before clipping, the same on all ranks; sets the flag too.
+        """
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
-        if norm is not None:  # the same on all ranks
+        if norm is not None:
             self.check(norm)
         self.bad_steps += self.found_inf
 
     def wait(self) -> None:
-        """Until the device has done all that was queued."""
+        """Wait until the device has finished all queued work."""
         self.found_inf.item()
 
     def count(self) -> int:
-        """Steps since the first bad one, itself included; waits for the device."""
+        """Return the steps since the first bad one, itself included; waits for the device."""
         return int(self.bad_steps.item())

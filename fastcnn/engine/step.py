@@ -1,7 +1,7 @@
-"""The training loop: works through a task object and knows no network, no data and no kernel by name.
+"""One training step, through a task object: independent of network, data and kernels.
 
-Losses, counts and the flag for a non-finite loss stay on the device; the host waits for it only at the
-log interval, before a save and at the end of an epoch.
+Losses, counts and the flag for a non-finite loss stay on the device. The host waits for it only at log lines,
+before a save and at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastcnn.tasks.metrics import Metrics
 
 
 def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
-    """One update from the mean gradient of `batches`, without waiting for the device."""
+    """Update the weights by the mean gradient of `batches`, without waiting for the device."""
     update(state, task, batches, metrics)
     if state.ema is not None:
         state.ema.update()
@@ -36,10 +36,9 @@ def train_step(state: TrainState, task: Task, batches: Sequence[Batch], metrics:
 
 
 def update(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Metrics) -> None:
-    """The device's part of a step, with what the host tells it anew: how the batches are mixed, and the
-    learning rate."""
-    if state.mixing is not None:
-        mixing = state.mixing
+    """Forward, backward and update on the device; the host supplies learning rate and mixing parameters."""
+    mixing = state.options.mixing
+    if mixing is not None:
         batches = [
             batch._replace(mix=_draw_mix(state, mixing, i, batch.images.shape[-1]))
             for i, batch in enumerate(batches)
@@ -52,10 +51,10 @@ def update(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Met
 
 
 def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[Batch]) -> None:
-    """It may be recorded: nothing here changes from step to step but what is in tensors."""
+    """Do the device's work. A CUDA graph may replay it, so all that differs between steps is in tensors."""
     for i, batch in enumerate(batches):
         last = i + 1 == len(batches)
-        with _no_sync(state.train_model, not last):
+        with _no_sync(state.train_model, skip=not last):
             with state.autocast():
                 outputs = state.train_model(batch.images, batch.mix)
                 loss = task.loss(outputs, batch, train=True)
@@ -70,12 +69,14 @@ def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[B
             state.timer.after_allreduce()
         metrics.update(loss, outputs, batch)
 
+    # Gradient clipping; with fp16 the scaler handles an overflowing gradient.
     norm = None
-    if state.clip_grad is not None:
+    if state.options.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
-        norm = _clip(state.network, state.clip_grad, state.clip_mode)
-    # With fp16 an overflowing gradient is the scaler's business.
+        norm = _clip(state.network, state.options.clip_grad, state.options.clip_mode)
     state.guard.finish_checks(None if state.scaler.is_enabled() else norm)
+
+    # Update, skipped on the device after a loss that is not finite.
     if state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -86,26 +87,29 @@ def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[B
 
 
 def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor:
-    """How batch `part` of the next update is mixed, on its way to the device. Where nothing is mixed, or no
-    more, it is the same graph."""
+    """Draw the mixing parameters of batch `part` of the next update, and copy them to the device.
+
+    The identity takes the place of mixing where there is none, so that the graph stays the same.
+    """
     drawn = plain()
     if mixing.goes_on(state.step // state.schedule.steps_per_epoch):
         rank = dist.get_rank() if is_distributed() else 0
-        drawn = mix_of(mixing, state.seed, state.step, rank, part, size)
+        seed, step = state.options.seed, state.step
+        drawn = mix_of(mixing, seed=seed, step=step, rank=rank, part=part, size=size)
     return to_device(drawn, state.device)
 
 
-def _clip(network: nn.Module, most: float, mode: ClipMode) -> Tensor:
-    """Clips the gradient, and gives a norm of it from before that: infinite or NaN if a part of it was."""
+def _clip(network: nn.Module, limit: float, mode: ClipMode) -> Tensor:
+    """Clip the gradient and return a norm of the unclipped one: infinite or NaN if any entry is."""
     if mode == "norm":
-        return nn.utils.clip_grad_norm_(network.parameters(), most)
-    # Clipping makes infinity a number like any other, so it is looked for first.
+        return nn.utils.clip_grad_norm_(network.parameters(), limit)
+    # Clipping by value would hide an infinite entry.
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     largest = nn.utils.get_total_norm(gradients, math.inf)
-    nn.utils.clip_grad_value_(network.parameters(), most)
+    nn.utils.clip_grad_value_(network.parameters(), limit)
     return largest
 
 
-def _no_sync(model: nn.Module, skip: bool) -> AbstractContextManager[object]:
-    """DDP averages gradients in the last of the accumulated batches only."""
+def _no_sync(model: nn.Module, *, skip: bool) -> AbstractContextManager[object]:
+    """Return the context of a backward pass; DDP averages gradients in the last accumulated batch only."""
     return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()

@@ -1,5 +1,5 @@
-"""The mean of the weights of a run's last epochs (Izmailov et al., "Averaging Weights Leads to Wider Optima
-and Better Generalization", UAI 2018)."""
+"""Stochastic weight averaging: the mean of the weights of a run's last epochs (Izmailov et al., "Averaging
+Weights Leads to Wider Optima and Better Generalization", UAI 2018)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fastcnn.engine.checkpoint import pack_state
 from fastcnn.engine.state import TrainState, to_training
 from fastcnn.runtime.distributed import average_buffers
 
-BATCHES = 100
-"""Of training, over which the statistics of batch norm are taken anew, at most."""
+STATISTICS_BATCHES = 100
+"""Training batches, at most, over which the batch norm statistics are recomputed."""
 
 
 class Average:
-    """A running mean of the weights that validation sees after whole epochs, on the CPU."""
+    """Running mean, on the CPU, of the validated weights after whole epochs."""
 
     def __init__(self) -> None:
         self.epochs = 0
         self.weights: dict[str, Tensor] = {}
 
     def add(self, state: TrainState) -> None:
-        """Adds the weights of an epoch."""
+        """Add the weights of an epoch."""
         self.epochs += 1
         for name, value in pack_state(state)["weights"].items():
             own = value.detach().to("cpu", copy=True)
@@ -36,8 +36,7 @@ class Average:
             self.weights[name] = own
 
     def including_partial_epoch(self, state: TrainState) -> Average:
-        """The mean with the weights of an epoch that was cut short. It is another one, so that a run that is
-        given more epochs and finishes that one does not count it twice."""
+        """Return a copy that includes a partial epoch; the original is for a run that finishes it later."""
         whole = Average()
         whole.epochs, whole.weights = self.epochs, dict(self.weights)
         whole.add(state)
@@ -52,24 +51,26 @@ class Average:
 
 @torch.no_grad()
 def load_averaged(average: Average, state: TrainState, loader: Loader) -> None:
-    """Makes the average the network's weights, and takes the statistics of its batch norms anew from training
-    batches, as `torch.optim.swa_utils.update_bn` does. A moving average of the weights begins anew with them.
-    All ranks call it."""
+    """Load the average into the network and recompute its batch norm statistics from training batches.
+
+    `torch.optim.swa_utils.update_bn` does the same. The exponential moving average restarts from these
+    weights. All ranks call it.
+    """
     state.network.load_state_dict(average.weights)
-    _take_statistics(state, loader)
+    _recompute_statistics(state, loader)
     if state.ema is not None:
         state.ema.restart()
 
 
-def batches_looked_at(network: nn.Module, loader: Loader) -> int:
-    """How many training batches `load_averaged` takes for the statistics, at most."""
+def statistics_batches(network: nn.Module, loader: Loader) -> int:
+    """Return the number of training batches from which `load_averaged` recomputes the statistics."""
     has_statistics = any(
         isinstance(module, _BatchNorm) and module.track_running_stats for module in network.modules()
     )
-    return min(BATCHES, len(loader)) if has_statistics else 0
+    return min(STATISTICS_BATCHES, len(loader)) if has_statistics else 0
 
 
-def _take_statistics(state: TrainState, loader: Loader) -> None:
+def _recompute_statistics(state: TrainState, loader: Loader) -> None:
     to_training(state)
     fixed = {id(buffer) for buffer in state.frozen.buffers()} if state.frozen is not None else set()
     norms = [
@@ -85,7 +86,7 @@ def _take_statistics(state: TrainState, loader: Loader) -> None:
         norm.momentum = None  # a mean in which every batch counts the same
     model: nn.Module = getattr(state.eval_model, "_orig_mod", state.eval_model)  # not to compile it once more
     loader.load_state_dict({"epoch": 0, "consumed": 0})  # its first epoch may be the one that has just ended
-    for batch in islice(loader, BATCHES):
+    for batch in islice(loader, STATISTICS_BATCHES):
         with state.autocast():
             model(batch.images)
     for norm, momentum in zip(norms, momenta):

@@ -22,7 +22,7 @@ class StopRequest:
     """Set by a signal; `signal` is its number. Another Ctrl-C raises KeyboardInterrupt, or with `exits` ends
     the process."""
 
-    def __init__(self, exits: bool) -> None:
+    def __init__(self, *, exits: bool) -> None:
         self.signal: int | None = None
         self.exits = exits
         self._since = 0.0
@@ -48,13 +48,13 @@ def _exit() -> None:
 
 
 @contextmanager
-def stop_on_signals(exits: bool = False) -> Iterator[StopRequest]:
+def stop_on_signals(*, exits: bool = False) -> Iterator[StopRequest]:
     """Catches SIGTERM and SIGINT inside the block; elsewhere than in the main thread it catches nothing.
 
     Args:
         exits: whether a further Ctrl-C ends the process; else it raises KeyboardInterrupt.
     """
-    request = StopRequest(exits)
+    request = StopRequest(exits=exits)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

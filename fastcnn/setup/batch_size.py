@@ -14,7 +14,7 @@ from fastcnn.errors import UserError
 from fastcnn.optim.build import build_optimizer
 from fastcnn.runtime.distributed import Ranks, gather_to_all
 from fastcnn.runtime.machine import DTYPES
-from fastcnn.setup.warmup import any_loss, kernels_ahead, random_images
+from fastcnn.setup.warmup import InputShapes, any_loss, kernels_ahead, random_images
 
 RESERVE = 0.1
 """Share of the free memory that is left for the loader, the moving average and fragmentation."""
@@ -64,9 +64,13 @@ def find_batch_size(
     network = build().to(device)
     if config.channels_last == "on":
         network = network.to(memory_format=torch.channels_last)
-    sizes = config.progressive or (int(config.img_size),)
-    shapes = sizes, int(config.val_img_size), cap, int(config.in_chans)
-    with kernels_ahead(network, device, DTYPES[config.amp_dtype], *shapes, ranks):
+    shapes = InputShapes(
+        sizes=config.progressive or (int(config.img_size),),
+        val_size=int(config.val_img_size),
+        batch_size=cap,
+        channels=int(config.in_chans),
+    )
+    with kernels_ahead(network, shapes, device=device, dtype=DTYPES[config.amp_dtype], ranks=ranks):
         pass
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
@@ -116,17 +120,20 @@ def _fits(network: nn.Module, config: Config, size: int, limit: int, device: tor
 
 
 def _try(network: nn.Module, config: Config, size: int, device: torch.device) -> None:
-    channels = int(config.in_chans)
-    model = Normalized(network, [0.5] * channels, [0.5] * channels, config.channels_last == "on").to(device)
+    channels, pixels, val_pixels = int(config.in_chans), int(config.img_size), int(config.val_img_size)
+    model = Normalized(
+        network, [0.5] * channels, [0.5] * channels, channels_last=config.channels_last == "on"
+    )
+    model = model.to(device)
     optimizer = build_optimizer(network, OptimizerSettings(opt=config.opt, weight_decay=0.0), lr=0.0)
     dtype, half = DTYPES[config.amp_dtype], config.amp_dtype != "fp32"
     with torch.autocast(device.type, dtype=dtype, enabled=half):
-        outputs = model.train()(random_images(size, int(config.img_size), channels, device))
+        outputs = model.train()(random_images((size, channels, pixels, pixels), device))
     any_loss(outputs).backward()
     optimizer.step()
     del outputs
     with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=half):
-        model.eval()(random_images(size, int(config.val_img_size), channels, device))
+        model.eval()(random_images((size, channels, val_pixels, val_pixels), device))
 
 
 def _free() -> None:

@@ -1,13 +1,17 @@
-"""From a plan to everything a run needs: the network on its device, loaders and optimizer."""
+"""Build a training from its plan: network on its device, loaders, optimizer, checkpointer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from fastcnn.config import Config
 from fastcnn.data.loaders.base import Loader
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.transforms.mixing import Mixing
-from fastcnn.engine.state import TrainState, build_state
+from fastcnn.engine.checkpointer import Checkpointer
+from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.errors import UserError
 from fastcnn.models.external import with_sync_bn
 from fastcnn.optim.build import build_optimizer
@@ -15,11 +19,63 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, on_every_rank
 from fastcnn.setup.plan import Plan
+from fastcnn.tasks.base import Task
+from fastcnn.tasks.build import build_task
+from fastcnn.tasks.metrics import Metrics
 from fastcnn.transfer.freeze import Frozen, lr_scales
 
 
+@dataclass(kw_only=True)
+class Training:
+    """A training that is ready to start, or to resume."""
+
+    plan: Plan
+    ranks: Ranks
+    task: Task
+    checkpointer: Checkpointer
+    """Holds the state and the loaders."""
+    epoch_metrics: Metrics
+    """Sums of the current epoch; empty unless the run resumes within one."""
+
+    @property
+    def state(self) -> TrainState:
+        return self.checkpointer.state
+
+    def close(self) -> None:
+        """Stop the loaders."""
+        self.checkpointer.loader.close()
+        self.checkpointer.val_loader.close()
+
+
+def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
+    """Build everything that a run needs, and load the checkpoint that it resumes from.
+
+    Raises:
+        ValueError: fewer images than one batch, or than one update takes.
+    """
+    config = plan.config
+    state, loader, val_loader = build(plan, ranks, device)
+    checkpointer = Checkpointer(
+        folder=plan.folder,
+        config=config,
+        source=plan.source,
+        ranks=ranks,
+        state=state,
+        loader=loader,
+        val_loader=val_loader,
+        chosen=tuple(plan.reasons),
+    )
+    task = build_task(config.arch, config, int(config.num_classes))
+    metrics = task.metrics(device)
+    if plan.checkpoint is not None and config.test_only:
+        checkpointer.restore_weights(plan.checkpoint)
+    elif plan.checkpoint is not None:
+        checkpointer.restore(plan.checkpoint, metrics)
+    return Training(plan=plan, ranks=ranks, task=task, checkpointer=checkpointer, epoch_metrics=metrics)
+
+
 def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, Loader, Loader]:
-    """The state that training changes, and the training and validation loaders.
+    """Build the state, and the training and validation loaders.
 
     Raises:
         ValueError: fewer images than one batch, or than one update takes.
@@ -28,32 +84,17 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     train_loader, val_loader = on_every_rank(
         lambda: build_loaders(
             source,
-            config.data_backend,  # type: ignore[arg-type]
             plan.transform,
-            int(config.batch_size),
-            int(config.workers),
-            ranks,
-            device,
-            config.seed,
-            config.max_bad_fraction,
-            config.aug_repeats,
-            int(config.val_img_size),
+            config,
+            ranks=ranks,
+            device=device,
+            seed=config.seed,
+            val_size=int(config.val_img_size),
         )
     )
-    steps_per_epoch = len(train_loader) // config.grad_accum_steps
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"--grad-accum-steps {config.grad_accum_steps}: more than the {len(train_loader)} batches of an "
-            f"epoch; write {len(train_loader)} or less"
-        )
-    least = 1 / steps_per_epoch
-    if round(float(config.epochs) * steps_per_epoch) == 0:
-        raise UserError(
-            f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
-            f"write {least:.2g} or more"
-        )
-    peak = 0.0 if config.lr == "find" else float(config.lr)
-    schedule = Schedule.of(config, peak=peak, steps_per_epoch=steps_per_epoch)
+    schedule = _schedule(config, len(train_loader))
+
+    # The network on its device, the frozen part of it, and its optimizer.
     network = with_sync_bn(plan.network, config.arch) if config.sync_bn else plan.network
     network = network.to(device)
     epoch = plan.checkpoint["epoch"] if plan.checkpoint is not None else 0
@@ -61,27 +102,50 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     frozen = Frozen(network, plan.frozen) if plan.frozen and not thawed else None
     scales = lr_scales(network, config.backbone_lr_scale, config.layer_decay)
     optimizer = build_optimizer(network, config, lr=schedule.peak, lr_scales=scales)
-    mixing = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
     state = build_state(
         network,
-        source.mean,
-        source.std,
         optimizer,
         schedule,
-        device,
+        step_options(config),
+        mean=source.mean,
+        std=source.std,
+        frozen=frozen,
+    )
+    torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
+    return state, train_loader, val_loader
+
+
+def step_options(config: Config) -> StepOptions:
+    """Return the options of the training step, from settings without "auto"."""
+    mixing = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
+    return StepOptions(
         amp_dtype=machine.DTYPES[config.amp_dtype],
         channels_last=config.channels_last == "on",
         compile=config.compile == "on",
         cuda_graph=config.cuda_graph and not config.test_only,
-        ema_decay=config.model_ema_decay if config.model_ema else None,
-        ema_steps=config.model_ema_steps,
         accum_steps=config.grad_accum_steps,
         clip_grad=config.clip_grad,
         clip_mode=config.clip_mode,
-        frozen=frozen,
+        ema_decay=config.model_ema_decay if config.model_ema else None,
+        ema_steps=config.model_ema_steps,
         mixing=mixing if mixing.mixup > 0 or mixing.cutmix > 0 else None,
         seed=config.seed,
         tta=config.tta,
     )
-    torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
-    return state, train_loader, val_loader
+
+
+def _schedule(config: Config, batches: int) -> Schedule:
+    """Return the learning rate schedule for the batches of an epoch; its peak is 0 with --lr find."""
+    steps_per_epoch = batches // config.grad_accum_steps
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"--grad-accum-steps {config.grad_accum_steps}: more than the {batches} batches of an "
+            f"epoch; write {batches} or less"
+        )
+    if round(float(config.epochs) * steps_per_epoch) == 0:
+        raise UserError(
+            f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
+            f"write {1 / steps_per_epoch:.2g} or more"
+        )
+    peak = 0.0 if config.lr == "find" else float(config.lr)
+    return Schedule.of(config, peak=peak, steps_per_epoch=steps_per_epoch)

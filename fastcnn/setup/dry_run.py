@@ -67,7 +67,7 @@ def time_updates(state: TrainState, task: Task, loader: Loader, at_most: float) 
     """
     metrics = task.metrics(state.device)
     to_training(state)
-    batches = updates(loader, state.accum_steps)
+    batches = updates(loader, state.options.accum_steps)
     for _ in range(1 if state.recorded is None else WARMUP_STEPS + 1):  # they compile, allocate and record
         train_step(state, task, next(batches), metrics)
     state.guard.wait()

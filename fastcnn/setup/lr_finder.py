@@ -38,7 +38,7 @@ def range_test(state: TrainState, task: Task, loader: Loader, low: float, high: 
     to_training(state)
     trials: list[Trial] = []
     average = 0.0
-    for number, group in zip(range(UPDATES), updates(loader, state.accum_steps)):
+    for number, group in zip(range(UPDATES), updates(loader, state.options.accum_steps)):
         rate = low * (high / low) ** (number / (UPDATES - 1))
         state.schedule = dataclasses.replace(
             state.schedule, peak=rate, kind="constant", warmup_epochs=0.0, warmup_factor=0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +104,20 @@ class Plan:
         config, train = self.config, self.source.train
         loads = config.data_backend != "synthetic"
         timed = "data_backend" in self.reasons and not config.deterministic
-        limit = (int(config.in_chans), int(config.workers), ranks.local_world_size)
-        fits = loads and not why_not("cached", self.source, *limit)
+        reason = functools.partial(
+            why_not,
+            "cached",
+            self.source,
+            channels=int(config.in_chans),
+            workers=int(config.workers),
+            local_world_size=ranks.local_world_size,
+        )
+        fits = loads and not reason()
         return Headroom(
             cores=machine.cores_per_process(ranks),
             images=len(train) // ranks.world_size,
             # Where it was among the loaders that were timed, it is the fastest or was found to be slower.
-            can_cache=fits and not (timed and not why_not("cached", self.source, *limit, MEMORY_SHARE)),
+            can_cache=fits and not (timed and not reason(memory_share=MEMORY_SHARE)),
             threads_help=loads and (config.data_backend == "dali" or not needs_one_thread(train)),
             can_compile=importlib.util.find_spec("triton") is not None,
             can_record=ranks.world_size == 1,
@@ -161,8 +169,9 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         source, loaded = _start_from_weights(network, config, source, ranks)
     transform = transform_of(config, source, reasons)
     if config.data_backend == "auto":
-        sizes = int(config.batch_size), int(config.workers)
-        backend, why = from_main(lambda: choose_backend(source, transform, *sizes, device, ranks))
+        backend, why = from_main(
+            lambda: choose_backend(source, transform, config, device=device, ranks=ranks)
+        )
         config = dataclasses.replace(config, data_backend=backend)
         reasons = {**reasons, "data_backend": why}
     if content is None and not loaded and config.data_backend != "synthetic":
@@ -180,9 +189,7 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
         UserError: no such data, or settings that do not fit it.
     """
     sizes = image_sizes(config.arch)
-    told = config.data, config.data_root, config.val_split, config.seed
-    labels = config.ignore_index, config.bad_labels
-    source = local_main_first(lambda: open_data(task_of(config.arch), *told, *labels), ranks)
+    source = local_main_first(lambda: open_data(config, task=task_of(config.arch), seed=config.seed), ranks)
     cores = machine.cores_per_process(ranks)
     facts = Environment(
         data_name=source.name,
@@ -301,8 +308,15 @@ def _start_from_images(network: nn.Module, config: Config, source: Source, trans
 
         def compute(part: Any = part) -> dict[str, Tensor]:
             count = min(FIRST_IMAGES, max(1, FIRST_PIXELS // int(config.img_size) ** 2))
-            told = source.mean, source.std, count, int(config.workers)
-            part.init_from_images(first_images(source.train, transform, *told))
+            images = first_images(
+                source.train,
+                transform,
+                mean=source.mean,
+                std=source.std,
+                count=count,
+                workers=int(config.workers),
+            )
+            part.init_from_images(images)
             return part.state_dict()
 
         part.load_state_dict(from_main(compute))
@@ -312,5 +326,10 @@ def _can_load(config: Config, source: Source, ranks: Ranks) -> bool:
     """Whether the loader that was chosen before can be used here."""
     if config.data_backend == "auto" or config.data_backend == "synthetic":
         return True
-    channels, workers = int(config.in_chans), int(config.workers)
-    return not why_not(config.data_backend, source, channels, workers, ranks.local_world_size)
+    return not why_not(
+        config.data_backend,
+        source,
+        channels=int(config.in_chans),
+        workers=int(config.workers),
+        local_world_size=ranks.local_world_size,
+    )

@@ -141,7 +141,7 @@ def _random_images(count: int, size: int, channels: int) -> Tensor:
 def _trial_model(network: nn.Module, channels: int, channels_last: bool) -> nn.Module:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     copied = copy.deepcopy(network).to(memory_format=layout)
-    return Normalized(copied, [0.5] * channels, [0.5] * channels, channels_last).train()
+    return Normalized(copied, [0.5] * channels, [0.5] * channels, channels_last=channels_last).train()
 
 
 def _trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callable[[], float]) -> float:

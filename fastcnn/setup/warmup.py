@@ -1,9 +1,10 @@
-"""What a run compiles and records before its first step."""
+"""Compilation and CUDA graph capture before the first step of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -25,51 +26,53 @@ from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.precompile import Call, calls_of, precompiling
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputShapes:
+    """Shapes of the images of a run."""
+
+    sizes: Sequence[int]
+    """Image sizes of the remaining training, in pixels."""
+    val_size: int
+    """Image size of the validation, in pixels."""
+    batch_size: int
+    channels: int
+
+    def batch(self, size: int) -> tuple[int, int, int, int]:
+        """Return the shape [N, C, H, W] of a batch of images of a size."""
+        return self.batch_size, self.channels, size, size
+
+
 @contextmanager
 def kernels_ahead(
-    network: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: Sequence[int],
-    val_size: int,
-    batch_size: int,
-    channels: int,
-    ranks: Ranks,
+    network: nn.Module, shapes: InputShapes, *, device: torch.device, dtype: torch.dtype, ranks: Ranks
 ) -> Iterator[None]:
-    """On a GPU, compiles the Triton kernels of a network's layers in processes of their own, beside what is
-    done inside; the first process of each machine does it.
+    """On a GPU, compile the Triton kernels of a network's layers in other processes, beside the block's work.
+
+    The first process of each machine does it.
 
     Args:
-        dtype: of activations.
-        sizes: pixels a side of the training images.
+        dtype: data type of the activations.
     """
     if device.type != "cuda" or ranks.local_rank > 0 or why_not_triton(device) is not None:
         yield
         return
     calls: list[Call] = []
-    with suppress(RuntimeError):  # a network that needs numbers: its kernels are compiled as they come
-        for size in (*sizes, val_size):
-            found = calls_of(network, (batch_size, channels, size, size), dtype)
-            calls += [call for call in found if size in sizes or call.kind in ("forward", "norm")]
+    with suppress(RuntimeError):  # a network that needs real numbers compiles its kernels at its first step
+        for size in (*shapes.sizes, shapes.val_size):
+            found = calls_of(network, shapes.batch(size), dtype)
+            calls += [call for call in found if size in shapes.sizes or call.kind in ("forward", "norm")]
     capability, cores = torch.cuda.get_device_capability(device), machine.cores_per_process(ranks)
     with precompiling(list(dict.fromkeys(calls)), capability, cores):
         yield
 
 
-def warm_up_sizes(
-    state: TrainState, sizes: Sequence[int], val_size: int, batch_size: int, channels: int
-) -> None:
-    """Runs forward and backward on random images of each size, and validation of its own; nothing of it
-    stays: weights, statistics, gradients and random states are as before. All ranks call it.
+def warm_up_sizes(state: TrainState, shapes: InputShapes) -> None:
+    """Compile the network for each image size, by forward and backward passes on random images.
 
-    It raises torch's limit on recompilations, 8 by default, behind which a network runs eagerly: unfreezing
-    compiles each graph once more.
-
-    Args:
-        sizes: pixels a side of the training images to come.
-        batch_size: images of a batch.
+    Weights, statistics, gradients and random states are restored. All ranks call it. Torch's limit on
+    recompilations, 8 by default, is raised: beyond it a network runs eagerly, and unfreezing compiles again.
     """
-    limit = 2 * (len(sizes) + 1)
+    limit = 2 * (len(shapes.sizes) + 1)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     generators = random_state(state.device)
     buffers = list(state.network.buffers())
@@ -77,12 +80,12 @@ def warm_up_sizes(
 
     state.eval_model.eval()
     with torch.no_grad(), state.autocast():
-        state.eval_model(random_images(batch_size, val_size, channels, state.device))
+        state.eval_model(random_images(shapes.batch(shapes.val_size), state.device))
     to_training(state)
-    mix = torch.from_numpy(plain()).to(state.device) if state.mixing is not None else None
-    for size in sizes:
+    mix = torch.from_numpy(plain()).to(state.device) if state.options.mixing is not None else None
+    for size in shapes.sizes:
         with state.autocast():
-            outputs = state.train_model(random_images(batch_size, size, channels, state.device), mix)
+            outputs = state.train_model(random_images(shapes.batch(size), state.device), mix)
         any_loss(outputs).backward()
         state.optimizer.zero_grad(set_to_none=True)
 
@@ -93,8 +96,10 @@ def warm_up_sizes(
 
 
 def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics) -> None:
-    """Records the step for the batches of `loader` and these metrics, if it is to be recorded; nothing of it
-    stays: as after a loss that is not finite, updates change nothing."""
+    """Capture the CUDA graph of the step for the loader's batches and these metrics, if the run has one.
+
+    Nothing changes: updates are skipped, as after a loss that is not finite.
+    """
     if state.recorded is None:
         return
     generators, place = random_state(state.device), loader.state_dict()
@@ -103,7 +108,7 @@ def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics
     before = [tensor.clone() for tensor in changed]
     to_training(state)
     state.guard.found_inf.fill_(1)
-    for batches in islice(updates(loader, state.accum_steps), WARMUP_STEPS + 1):
+    for batches in islice(updates(loader, state.options.accum_steps), WARMUP_STEPS + 1):
         update(state, task, batches, metrics)
     metrics.reset()
     loader.load_state_dict(place)
@@ -114,12 +119,13 @@ def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics
 
 
 def any_loss(outputs: object) -> Tensor:
-    """A scalar to which all outputs of a network contribute, whatever they are."""
+    """Return a scalar to which all outputs of a network contribute, whatever they are."""
     trained = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return torch.stack([leaf.float().mean() for leaf in trained]).sum()
 
 
-def random_images(count: int, size: int, channels: int, device: torch.device) -> Tensor:
-    """As a loader yields them."""
-    shape = (count, size, size, channels)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+def random_images(shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """Return random images, uint8 [N, C, H, W] in channels-last memory, as of a loader."""
+    count, channels, height, width = shape
+    images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, device=device)
+    return images.permute(0, 3, 1, 2)

@@ -32,7 +32,7 @@ class Gallery:
         self.step = 0
         self.pairs: list[tuple[Image.Image, Image.Image]] = []
 
-    def look(self, batch: Batch, outputs: object) -> None:
+    def sample(self, batch: Batch, outputs: object) -> None:
         """Select samples of a batch; syncs with the device if there are any."""
         size = len(batch.mask)
         last = max((self.batches - 1) * size, size - 1)  # the last batch may be padded

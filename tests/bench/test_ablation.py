@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fastcnn.bench import ablation, ablation_report, roofline, trace
-from fastcnn.bench.ablation import BASELINE, OWN, RUNGS, Settings
+from fastcnn.bench.ablation import BASELINE, OWN, VARIANTS, Settings
 from fastcnn.bench.roofline import Ceilings, Operation, Probe
 from fastcnn.bench.training_steps import Optimizations, Workload, build_step
 from fastcnn.bench.worker import (
@@ -286,13 +286,13 @@ def test_what_is_faster_stays_on_and_what_is_not_goes(rungs):
     assert found["fused optimizer"]["switches"]["bf16"] is True
     assert found["bf16"]["speedup"]["median"] == 2
     assert found["fused optimizer"]["speedup"]["median"] == 2.5
-    assert list(found) == [*RUNGS, OWN]
+    assert list(found) == [*VARIANTS, OWN]
 
 
 def test_the_largest_costs_are_those_of_the_best_step(rungs):
     rungs(bf16=0.5)
     *before, last = rungs.contents
-    assert len(before) == len(RUNGS) + 1
+    assert len(before) == len(VARIANTS) + 1
     assert all("costs" not in content for content in before)
     (cost,) = last["costs"]["largest"]
     assert (last["costs"]["of"], last["costs"]["seconds"], cost["seconds"]) == ("bf16", 0.5, 0.5)
@@ -472,7 +472,7 @@ def test_the_share_of_the_roofline_is_the_bound_over_the_time(rungs):
 )
 def test_sizes_are_the_published_ones_on_a_gpu_and_small_on_a_cpu(arch, cuda, expected):
     device = torch.device("cuda" if cuda else "cpu")
-    problem = ablation.describe_problem(Settings(arch), device)
+    problem = ablation.describe_workload(Settings(arch), device)
     assert (problem.img_size, problem.batch_size) == (expected, 256 if cuda else 32)
 
 
@@ -487,7 +487,7 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypa
     assert main.main(["bench", *flags, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(output.read_text())
-    assert [rung["name"] for rung in content["rungs"]] == [*RUNGS, OWN]
+    assert [rung["name"] for rung in content["rungs"]] == [*VARIANTS, OWN]
     assert any(rung.get("left_out") == machine.NO_BF16 for rung in content["rungs"]) != machine.is_native(
         "bf16"
     )

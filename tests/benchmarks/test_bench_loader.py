@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import LoaderArgs
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources.dataset import IMAGENET_MEAN, IMAGENET_STD, Split
@@ -117,11 +119,10 @@ def test_all_that_can_be_measured_is(photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sides.TUNED)
 def test_dali_on_a_gpu_knows_the_settings(name):
     """The graph is made without a GPU; a name that the decoder does not know is refused then."""
-    from fastcnn.data.loaders.dali import Tuning, _pipeline
+    from fastcnn.data.loaders.dali import Graph, Tuning, batch_pipeline
 
     def pipeline(decoder):
-        _pipeline(
-            feed=lambda: None,
+        graph = Graph(
             fields=["start", "shape"],
             steps=[],
             border="pad",
@@ -131,6 +132,10 @@ def test_dali_on_a_gpu_knows_the_settings(name):
             channels=3,
             gpu=True,
             decoder=decoder,
+        )
+        batch_pipeline(
+            lambda: None,
+            graph,
             batch_size=2,
             num_threads=1,
             device_id=0,
@@ -160,12 +165,16 @@ def test_memory_is_taken_for_the_largest_height_and_width():
 def test_dalis_settings_do_not_change_a_pixel(photos, crop):
     from fastcnn.data.loaders.dali import DaliLoader, Tuning
 
-    source, transform = read_folder(photos, None, 0), Transform(24, train_crop=crop)
-    share = ShardedSampler(len(source.train), 4, 0, 1, train=True)
+    source, transform = read_folder(photos, None, 0), Transform(size=24, train_crop=crop)
+    sampler = ShardedSampler(count=len(source.train), batch_size=4, rank=0, world_size=1, train=True)
     bad = BadFiles(source.train, "training", 1)
     tuning = Tuning(prefetch=4, threads=3, hw_decoder_load=0.9, preallocate=True)
-    tuned = DaliLoader(source.train, transform, share, CPU, 1, bad, tuning)
-    plain, val = build_loaders(source, "dali", transform, 4, 1, Ranks(), CPU, seed=0)
+    args = LoaderArgs(
+        split=source.train, transform=transform, sampler=sampler, device=CPU, workers=1, bad=bad
+    )
+    tuned = DaliLoader(args, tuning)
+    settings = LoaderSettings(data_backend="dali", batch_size=4, workers=1)
+    plain, val = build_loaders(source, transform, settings, ranks=Ranks(), device=CPU, seed=0)
     for epoch in range(2):
         tuned.set_epoch(epoch)
         plain.set_epoch(epoch)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.open import open_source
 from fastcnn.runtime import environment
 
@@ -78,7 +79,7 @@ def test_a_recipe_without_a_file_was_not_run():
 def test_airbench_reads_the_same_images_and_labels(demo, tmp_path):
     small = tmp_path / "small"
     shutil.copytree(demo, small)
-    source = open_source(str(small), "data", None, 0)
+    source = open_source(DataSettings(data=str(small)), seed=0)
     bench_cifar10.write_tensors(source.val, source.class_names, tmp_path / "test.pt")
     content = torch.load(tmp_path / "test.pt", weights_only=True)
     assert content["images"].dtype == torch.uint8

@@ -15,6 +15,7 @@ from PIL import Image
 from fastcnn.cli.main import main
 from fastcnn.cli.preview import EPOCHS, ROWS, caption, preview
 from fastcnn.config.parse import parse
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources import demo
@@ -106,11 +107,12 @@ def test_samples_are_those_of_the_loader(photos, tmp_path):
     some = source.train.take(np.array(chosen(photos)))
     some.labels[:] = np.arange(ROWS)
     transform = Transform(
-        SIDE, augment=Augment(aa="ra", color_jitter=(0.4,)), train_crop="random-resized", hflip=0.5
+        size=SIDE, augment=Augment(aa="ra", color_jitter=(0.4,)), train_crop="random-resized", hflip=0.5
     )
-    numbered = type(source)("numbered", some, some, tuple(map(str, range(ROWS))))
+    numbered = type(source)(name="numbered", train=some, val=some, class_names=tuple(map(str, range(ROWS))))
     cpu = torch.device("cpu")
-    train, val = build_loaders(numbered, "torch", transform, ROWS, 1, Ranks(), cpu, seed=3)
+    settings = LoaderSettings(data_backend="torch", batch_size=ROWS, workers=1)
+    train, val = build_loaders(numbered, transform, settings, ranks=Ranks(), device=cpu, seed=3)
     try:
         (batch,) = val
         assert np.array_equal(found[:, 0], batch.images.permute(0, 2, 3, 1))

@@ -17,6 +17,7 @@ from training import CPU, TASK
 
 from fastcnn.config import Config, OptimizerSettings
 from fastcnn.config.progressive import milestones_of, never_reached, size_at, sizes_left
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.config.validate import check
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import ImageLoader
@@ -27,12 +28,12 @@ from fastcnn.data.sources.dataset import Source
 from fastcnn.data.sources.open import open_source
 from fastcnn.data.transforms.mixing import Mixing
 from fastcnn.data.transforms.transform import Transform
-from fastcnn.engine.state import TrainState, build_state
+from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.engine.step import train_step
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime.distributed import Ranks
-from fastcnn.setup.warmup import warm_up_sizes
+from fastcnn.setup.warmup import InputShapes, warm_up_sizes
 from fastcnn.transfer.freeze import Frozen
 
 BACKENDS = [
@@ -108,14 +109,15 @@ def test_a_run_that_ends_before_its_last_size_is_told_so(told, epochs, more):
 
 
 def make_loaders(source: Source, backend: Any, size: int, val_size: int | None = None, **changes: Any) -> Any:
-    transform = Transform(size, progressive=True, **changes)
-    return build_loaders(source, backend, transform, 4, 2, Ranks(), CPU, seed=0, val_size=val_size)
+    transform = Transform(size=size, progressive=True, **changes)
+    settings = LoaderSettings(data_backend=backend, batch_size=4, workers=2)
+    return build_loaders(source, transform, settings, ranks=Ranks(), device=CPU, seed=0, val_size=val_size)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
 def test_after_a_change_of_size_batches_are_those_of_a_loader_of_that_size(photos, backend, crop):
-    source = open_source(str(photos), "", None, 0)
+    source = open_source(DataSettings(data=str(photos)), seed=0)
     loader, val = make_loaders(source, backend, 48, train_crop=crop)
     right, _ = make_loaders(source, backend, 32, train_crop=crop)
     try:
@@ -143,7 +145,7 @@ def test_after_a_change_of_size_batches_are_those_of_a_loader_of_that_size(photo
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_validation_images_have_the_size_that_they_are_told(photos, backend):
-    source = open_source(str(photos), "", None, 0)
+    source = open_source(DataSettings(data=str(photos)), seed=0)
     train, val = make_loaders(source, backend, 32, val_size=40)
     _, alone = make_loaders(source, backend, 40)
     try:
@@ -157,18 +159,19 @@ def test_validation_images_have_the_size_that_they_are_told(photos, backend):
 
 
 def test_padding_grows_with_the_size_unless_it_is_told():
-    assert Transform(32).padding == 4
-    assert Transform(48).padding == 6
-    assert Transform(48, crop_padding=2).padding == 2
+    assert Transform(size=32).padding == 4
+    assert Transform(size=48).padding == 6
+    assert Transform(size=48, crop_padding=2).padding == 2
 
 
 def test_small_images_that_change_their_size_do_not_lie_on_the_device_ready_to_be_cut(demo):
-    source = open_source(str(demo), "", None, 0)
+    source = open_source(DataSettings(data=str(demo)), seed=0)
     size = source.native_size
     assert size is not None
     for progressive in (True, False):
-        transform = Transform(size, train_crop="pad", progressive=progressive)
-        loaders = build_loaders(source, "cached", transform, 4, 1, Ranks(), CPU, seed=0)
+        transform = Transform(size=size, train_crop="pad", progressive=progressive)
+        settings = LoaderSettings(data_backend="cached", batch_size=4, workers=1)
+        loaders = build_loaders(source, transform, settings, ranks=Ranks(), device=CPU, seed=0)
         assert [isinstance(loader, CachedLoader) for loader in loaders] == [not progressive, True]
         for loader in loaders:
             loader.close()
@@ -261,7 +264,11 @@ def state_of(**settings: Any) -> TrainState:
     network = small(10).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, OptimizerSettings(weight_decay=0.0), lr=0.05)
     schedule = Schedule(peak=0.05, steps_per_epoch=5, epochs=2, kind="constant")
-    return build_state(network, [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32, **settings)
+    return build_state(network, optimizer, schedule, StepOptions(**settings), mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def shapes(*sizes: int, val_size: int) -> InputShapes:
+    return InputShapes(sizes=sizes, val_size=val_size, batch_size=4, channels=3)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mixing": Mixing(mixup=1.0), "ema_decay": 0.9}])
@@ -280,7 +287,7 @@ def test_warming_up_leaves_no_trace(settings):
         return {**state.network.state_dict(), "loss": torch.tensor(metrics.compute()["loss"])}
 
     cold = trained(lambda _: None)
-    warm = trained(lambda state: warm_up_sizes(state, [16, 24], 32, 4, 3))
+    warm = trained(lambda state: warm_up_sizes(state, shapes(16, 24, val_size=32)))
     assert all(torch.equal(cold[name], warm[name]) for name in cold)
     assert cold["1.num_batches_tracked"] == 3
 
@@ -288,7 +295,7 @@ def test_warming_up_leaves_no_trace(settings):
 def test_what_is_frozen_stays_in_evaluation_mode_while_warming_up():
     state = state_of()
     state.frozen = Frozen(state.network, ["0", "1"])
-    warm_up_sizes(state, [16], 16, 4, 3)
+    warm_up_sizes(state, shapes(16, val_size=16))
     assert not state.network.get_submodule("1").training
     assert state.network.get_submodule("5").training
 
@@ -337,7 +344,7 @@ def test_more_sizes_than_torch_would_compile_are_compiled_too(monkeypatch):
     count_graphs(monkeypatch, "eager")
     sizes = list(range(16, 36, 2))
     with torch._dynamo.config.patch(recompile_limit=8):
-        warm_up_sizes(state_of(compile=True), sizes, 40, 4, 3)
+        warm_up_sizes(state_of(compile=True), shapes(*sizes, val_size=40))
     assert counters["stats"]["unique_graphs"] == len(sizes) + 1 == 11
 
 

@@ -40,7 +40,15 @@ times = st.floats(0.001, 100, allow_nan=False)
 def test_what_is_planned_fits_and_one_more_update_does_not(
     budget, elapsed, step, per_epoch, val, interval, end
 ):
-    epochs = epochs_within(budget, elapsed, step, per_epoch, val, interval, end)
+    epochs = epochs_within(
+        budget=budget,
+        elapsed=elapsed,
+        step_seconds=step,
+        steps_per_epoch=per_epoch,
+        val_seconds=val,
+        val_interval=interval,
+        at_the_end=end,
+    )
     steps = round(epochs * per_epoch)
     assert steps >= 1
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
@@ -58,8 +59,9 @@ def batches(
     """Grey values [SIZE, SIZE] and the target of each sample of an epoch."""
     if not train and split.annotations is not None:
         split = split.take(np.arange(60))
-    source = Source("marked", split, split, ("one", "two"))
-    loaders = build_loaders(source, backend, transform, 20, 2, Ranks(), CPU, seed=0)  # type: ignore[arg-type]
+    source = Source(name="marked", train=split, val=split, class_names=("one", "two"))
+    settings = LoaderSettings(data_backend=backend, batch_size=20, workers=2)  # type: ignore[arg-type]
+    loaders = build_loaders(source, transform, settings, ranks=Ranks(), device=CPU, seed=0)
     try:
         for batch in loaders[0 if train else 1]:
             yield from zip(batch.images[:, 0].numpy(), batch.targets.numpy())
@@ -75,11 +77,11 @@ def extent(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 CASES = [
-    pytest.param(True, Transform(SIZE, scale=(0.2, 1.0)), id="random-resized"),
-    pytest.param(True, Transform(SIZE, train_crop="pad"), id="pad"),
-    pytest.param(True, Transform(SIZE, train_crop="pad", crop_mode="border"), id="pad with borders"),
-    pytest.param(False, Transform(SIZE, crop_mode="border"), id="validation with borders"),
-    pytest.param(False, Transform(SIZE, crop_mode="center"), id="validation of the centre"),
+    pytest.param(True, Transform(size=SIZE, scale=(0.2, 1.0)), id="random-resized"),
+    pytest.param(True, Transform(size=SIZE, train_crop="pad"), id="pad"),
+    pytest.param(True, Transform(size=SIZE, train_crop="pad", crop_mode="border"), id="pad with borders"),
+    pytest.param(False, Transform(size=SIZE, crop_mode="border"), id="validation with borders"),
+    pytest.param(False, Transform(size=SIZE, crop_mode="center"), id="validation of the centre"),
 ]
 EVERY_CASE = pytest.mark.parametrize(("train", "transform"), CASES)
 EVERY_BACKEND = pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_small_images_of_one_size_move_alike_in_every_backend(backend):
     images, boxes = marked(200, square=SIZE)
     split = dataclasses.replace(with_boxes(images, boxes), images=np.stack(images))
     for pixels, target in batches(
-        split, backend, True, Transform(SIZE, train_crop="pad", crop_mode="border")
+        split, backend, True, Transform(size=SIZE, train_crop="pad", crop_mode="border")
     ):
         rows = target[target[:, 0] != NO_BOX]
         if len(rows):
@@ -148,7 +150,7 @@ def test_small_images_of_one_size_move_alike_in_every_backend(backend):
 
 
 def test_a_box_stays_if_a_quarter_of_it_does():
-    transform = Transform(32)
+    transform = Transform(size=32)
     geometry = eval_geometry(transform, np.array([[36, 72]]))  # the middle 36 x 36 or so
     left = float(geometry.start[0, 1] + geometry.roi_start[0, 1])
     for visible, kept in ((MIN_VISIBLE - 0.02, 0), (MIN_VISIBLE + 0.02, 1)):
@@ -163,7 +165,7 @@ def test_a_box_stays_if_a_quarter_of_it_does():
 def test_boxes_are_filled_up_to_the_most_that_an_image_has():
     boxes = Boxes.of_images([np.zeros((0, 6)), np.array([[1, 0, 0, 8, 8, 0], [2, 8, 8, 16, 16, 0]])])
     assert boxes.most == 2
-    geometry = eval_geometry(Transform(16, crop_mode="border"), np.array([[16, 16], [16, 16]]))
+    geometry = eval_geometry(Transform(size=16, crop_mode="border"), np.array([[16, 16], [16, 16]]))
     loaded = boxes.load(np.array([0, 1]), geometry, 16)
     assert loaded.shape == (2, 2, 6)
     assert loaded[:, :, 0].tolist() == [[NO_BOX, NO_BOX], [1, 2]]
@@ -174,7 +176,7 @@ def test_boxes_are_filled_up_to_the_most_that_an_image_has():
 
 def test_a_flip_mirrors_boxes_and_masks():
     sizes = np.array([[16, 16]])
-    transform = Transform(16, train_crop="pad", hflip=1.0)
+    transform = Transform(size=16, train_crop="pad", hflip=1.0)
     geometry = train_geometry(transform, sizes, 0, 0, np.array([0]))
     still = dataclasses.replace(geometry, shift=np.zeros_like(geometry.shift))
     moved = move_boxes(np.array([[0, 1, 2, 5, 8, 0]], dtype=np.float32), still, 0, 16)

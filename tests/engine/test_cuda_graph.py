@@ -19,7 +19,7 @@ from fastcnn.data.loaders.base import Loader
 from fastcnn.data.transforms.mixing import Mixing
 from fastcnn.engine import checkpoint
 from fastcnn.engine.cuda_graph import WARMUP_STEPS, RecordedSteps
-from fastcnn.engine.state import TrainState, build_state, stop_if_not_finite, unfreeze
+from fastcnn.engine.state import StepOptions, TrainState, build_state, stop_if_not_finite, unfreeze
 from fastcnn.engine.step import train_step
 from fastcnn.errors import TrainingError, UserError
 from fastcnn.models import build
@@ -54,7 +54,8 @@ def state_of(
     network = Small() if network is None else network
     optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=1e-3), lr=0.05)
     schedule = Schedule(peak=0.05, steps_per_epoch=10, epochs=1, kind="cosine", warmup_epochs=0.3)
-    state = build_state(network, [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32, **settings)
+    frozen, options = settings.pop("frozen", None), StepOptions(**settings)
+    state = build_state(network, optimizer, schedule, options, mean=[0.5] * 3, std=[0.25] * 3, frozen=frozen)
     state.train_model.train()
     recorder = TapeRecorder()
     state.recorded = RecordedSteps(optimizer, recorder) if record else None

@@ -13,7 +13,7 @@ from networks import each
 from runs import interrupt_after, records
 
 import fastcnn
-from fastcnn.engine.logger import Report
+from fastcnn.engine.logger import Logger
 from fastcnn.optim.schedules import Schedule
 
 Train = Callable[..., int]
@@ -118,11 +118,11 @@ def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_g
 )
 def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, steps, ends):
     schedule = Schedule(peak=0.1, steps_per_epoch=steps, epochs=epochs)
-    report = Report(tmp_path, True, schedule)
+    logger = Logger(tmp_path, schedule, enabled=True)
     figures = {"images_per_second": 1.0, "data_wait": 0.0}
     for epoch, _ in ends:
         step = min((epoch + 1) * steps, schedule.total_steps)
-        report.window(epoch, "", {**figures, "step": step, "progress": step / steps})
+        logger.log_steps(epoch, "", {**figures, "step": step, "progress": step / steps})
     out = capsys.readouterr().out.splitlines()
     assert all(line.startswith(f"epoch {end}") for line, (_, end) in zip(out, ends))
 
@@ -130,13 +130,13 @@ def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, st
 def test_compilation_does_not_count_for_the_time_that_is_left(tmp_path, capsys, monkeypatch):
     now = 0.0
     monkeypatch.setattr("fastcnn.engine.logger.time.perf_counter", lambda: now)
-    report = Report(tmp_path, True, Schedule(peak=0.1, steps_per_epoch=10, epochs=10))
+    logger = Logger(tmp_path, Schedule(peak=0.1, steps_per_epoch=10, epochs=10), enabled=True)
     for epoch, seconds in enumerate((60.0, 1.0, 1.0)):
         now += seconds
         for _ in range(10):
-            report.step()
+            logger.step()
         step = 10 * (epoch + 1)
-        report.window(
+        logger.log_steps(
             epoch, "", {"images_per_second": 1.0, "data_wait": 0.0, "step": step, "progress": epoch + 1.0}
         )
     lines = capsys.readouterr().out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -26,7 +27,7 @@ from training import (
 from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.targets import IGNORE
-from fastcnn.engine.epoch import train_epoch
+from fastcnn.engine.epoch import Callbacks, train_epoch
 from fastcnn.engine.evaluate import evaluate
 from fastcnn.engine.state import Normalized, TrainState, stop_if_not_finite
 from fastcnn.engine.step import train_step
@@ -158,7 +159,7 @@ def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(arch, dtype, 
     state, task = state_of(arch, lr=0.001), task_for(arch)
     factors, loss = iter([1.0, 1.0, float("nan"), 1.0]), task.loss
     monkeypatch.setattr(task, "loss", lambda *given, **told: loss(*given, **told) * next(factors))
-    state.amp_dtype = dtype
+    state.options = dataclasses.replace(state.options, amp_dtype=dtype)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=dtype == torch.float16)
     data = batches(4, size=1, arch=arch)  # in fp16 the CPU convolves slowly
     for batch in data[:2]:
@@ -241,10 +242,10 @@ def test_an_epoch_is_cut_into_windows_and_stops_when_asked():
         return len(seen) == 3
 
     def run(interval: int, accumulate: int = 1) -> bool:
-        state.accum_steps = accumulate
-        return train_epoch(
-            state, TASK, loader_of(batches(7)), TASK.metrics(CPU), interval, lambda: None, on_log
-        )
+        state.options = dataclasses.replace(state.options, accum_steps=accumulate)
+        callbacks = Callbacks(on_log=on_log)
+        loader, metrics = loader_of(batches(7)), TASK.metrics(CPU)
+        return train_epoch(state, TASK, loader, metrics, log_interval=interval, callbacks=callbacks)
 
     assert run(5)
     assert seen == [(5, 40), (2, 16)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from fastcnn.config import OptimizerSettings
-from fastcnn.engine.state import TrainState, build_state
+from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.transfer.freeze import Frozen, frozen_layers
@@ -19,13 +18,10 @@ def small_state(
     frozen = Frozen(network, frozen_layers(network, "backbone", None)) if freeze else None
     return build_state(
         network,
-        [0.5] * 3,
-        [0.25] * 3,
         build_optimizer(network, OptimizerSettings(weight_decay=1e-3), lr=0.05),
         Schedule(peak=0.05, steps_per_epoch=4, epochs=1, kind="constant"),
-        torch.device("cpu"),
-        torch.float32,
-        accum_steps=accum_steps,
+        StepOptions(accum_steps=accum_steps, bucket_cap_mb=bucket_cap_mb),
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
         frozen=frozen,
-        bucket_cap_mb=bucket_cap_mb,
     )

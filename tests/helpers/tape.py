@@ -71,7 +71,7 @@ class TapeRecorder:
 
         return replay
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         pass
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcnn.config import OptimizerSettings, OptName
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import Loader
-from fastcnn.engine.state import TrainState, build_state
+from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.engine.step import train_step
 from fastcnn.models import build
 from fastcnn.optim.build import build_optimizer
@@ -62,7 +62,7 @@ def state_of(arch: str = "lenet5", lr: float = 0.05, opt: OptName = "sgd", **set
     network = build(arch, num_classes=10, **OPTIONS.get(arch, {})).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=1e-3), lr=lr)
     schedule = Schedule(peak=lr, steps_per_epoch=5, epochs=2, kind="constant")
-    return build_state(network, MEAN, STD, optimizer, schedule, CPU, torch.float32, **settings)
+    return build_state(network, optimizer, schedule, StepOptions(**settings), mean=MEAN, std=STD)
 
 
 def losses(state: TrainState, data: list[Batch], accumulate: int = 1, task: Task = TASK) -> list[float]:

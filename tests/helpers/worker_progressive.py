@@ -11,12 +11,12 @@ from torch._dynamo.utils import counters
 
 from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
-from fastcnn.engine.state import build_state, to_training
+from fastcnn.engine.state import StepOptions, build_state, to_training
 from fastcnn.engine.step import train_step
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime.distributed import Ranks
-from fastcnn.setup.warmup import warm_up_sizes
+from fastcnn.setup.warmup import InputShapes, warm_up_sizes
 from fastcnn.tasks.classification import Classification
 
 CPU = torch.device("cpu")
@@ -30,10 +30,10 @@ def results() -> dict[str, Any]:
     network = small(10)
     optimizer = build_optimizer(network, OptimizerSettings(weight_decay=0.0), lr=0.05)
     schedule = Schedule(peak=0.05, steps_per_epoch=3, epochs=1)
-    settings = [0.5] * 3, [0.25] * 3, optimizer, schedule, CPU, torch.float32
-    state = build_state(network, *settings, compile=True)
+    options = StepOptions(compile=True)
+    state = build_state(network, optimizer, schedule, options, mean=[0.5] * 3, std=[0.25] * 3)
     counters.clear()
-    warm_up_sizes(state, SIZES, 40, 4, 3)
+    warm_up_sizes(state, InputShapes(sizes=SIZES, val_size=40, batch_size=4, channels=3))
     graphs = [counters["stats"]["unique_graphs"]]
     to_training(state)
     task = Classification(10)

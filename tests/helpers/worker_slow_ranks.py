@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import Loader
-from fastcnn.engine.epoch import LogInterval, train_epoch
+from fastcnn.engine.epoch import Callbacks, LogInterval, train_epoch
 from fastcnn.engine.state import TrainState, unfreeze
 from fastcnn.models import build
 from fastcnn.profiling.bottleneck import Timing
@@ -75,17 +75,23 @@ def timings(
 
     seen: list[Timing] = []
 
-    def look(window: LogInterval) -> bool:
-        seen.append(window.timing)
+    def on_log(interval: LogInterval) -> bool:
+        seen.append(interval.timing)
         return False
 
+    callbacks = Callbacks(on_log=on_log)
+
     task = Classification(10)
-    train_epoch(state, task, cast(Loader, load_batches(2)), task.metrics(CPU), 2, lambda: None, look)
+    train_epoch(
+        state, task, cast(Loader, load_batches(2)), task.metrics(CPU), log_interval=2, callbacks=callbacks
+    )
     if frozen:
         unfreeze(state)
         if reduce:
             make_slow(state)
-    train_epoch(state, task, cast(Loader, load_batches(4)), task.metrics(CPU), 4, lambda: None, look)
+    train_epoch(
+        state, task, cast(Loader, load_batches(4)), task.metrics(CPU), log_interval=4, callbacks=callbacks
+    )
     return gather_to_main(seen[-1])
 
 

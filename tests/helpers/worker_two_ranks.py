@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.distributed as dist
 from small_state import small_state
@@ -82,7 +84,7 @@ def mixes(rank: int) -> list[list[float]]:
 
     found: list[list[float]] = []
     state, task = small_state(build("lenet5", num_classes=10), freeze=False), Seen(10)
-    state.mixing = Mixing(mixup=1.0)
+    state.options = dataclasses.replace(state.options, mixing=Mixing(mixup=1.0))
     for _ in range(2):
         batch = small_batch("lenet5", 4, torch.Generator().manual_seed(rank))
         train_step(state, task, [batch, batch], task.metrics(CPU))

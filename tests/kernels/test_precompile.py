@@ -175,8 +175,9 @@ def test_before_a_training_the_first_process_of_a_machine_compiles(monkeypatch, 
     monkeypatch.setattr(warmup, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     ranks = Ranks(rank, 2, rank, 2)
-    shapes = [16, 32], 48, 4, 3
-    with warmup.kernels_ahead(Network(), torch.device(device), torch.bfloat16, *shapes, ranks):
+    shapes = warmup.InputShapes(sizes=[16, 32], val_size=48, batch_size=4, channels=3)
+    where, dtype = torch.device(device), torch.bfloat16
+    with warmup.kernels_ahead(Network(), shapes, device=where, dtype=dtype, ranks=ranks):
         pass
     assert len(told) == expected
     for calls, capability, _ in told:

@@ -20,7 +20,7 @@ from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine import checkpoint
-from fastcnn.engine.state import build_state, unfreeze
+from fastcnn.engine.state import StepOptions, build_state, unfreeze
 from fastcnn.engine.step import train_step
 from fastcnn.models import build
 from fastcnn.models.airbench import WHITEN_EPS, AirbenchNet, airbench_small
@@ -152,7 +152,7 @@ def test_a_step_leaves_what_does_not_train_and_moves_the_rest_and_so_does_its_av
     optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.01), lr=0.01)
     schedule = Schedule(peak=0.01, steps_per_epoch=4, epochs=1, kind="constant")
     state = build_state(
-        network, (0.5,) * 3, (0.25,) * 3, optimizer, schedule, CPU, torch.float32, ema_decay=0.9
+        network, optimizer, schedule, StepOptions(ema_decay=0.9), mean=(0.5,) * 3, std=(0.25,) * 3
     )
     task = task_for("resnet20")
     state.train_model.train()
@@ -171,10 +171,7 @@ def test_unfreezing_lets_train_what_trained_before_alone():
     frozen = Frozen(network, frozen_layers(network, "backbone", None))
     optimizer = build_optimizer(network, OptimizerSettings(opt="muon", weight_decay=0.01), lr=0.01)
     schedule = Schedule(peak=0.01, steps_per_epoch=4, epochs=1)
-    state = build_state(
-        *(network, (0.5,) * 3, (0.25,) * 3, optimizer, schedule, CPU, torch.float32),
-        frozen=frozen,
-    )
+    state = build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3, frozen=frozen)
     assert "block2.conv1.weight" in fixed(network)
     unfreeze(state)
     assert set(fixed(network)) == FIXED
@@ -197,7 +194,7 @@ def split_of(count: int = 40) -> Split:
 
 def test_the_first_images_are_spread_evenly_over_the_split_and_normalized():
     mean, std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
-    images = first_images(split_of(), PAD, mean, std, count=14, workers=1)
+    images = first_images(split_of(), PAD, mean=mean, std=std, count=14, workers=1)
     assert images.shape == (14, 3, 8, 8)
     assert images.dtype == torch.float32
     values = np.linspace(0, 39, 14).astype(int) / 255
@@ -207,7 +204,7 @@ def test_the_first_images_are_spread_evenly_over_the_split_and_normalized():
 
 
 def test_a_small_split_is_looked_at_as_a_whole():
-    images = first_images(split_of(3), PAD, (0.0,) * 3, (1.0,) * 3, count=100, workers=1)
+    images = first_images(split_of(3), PAD, mean=(0.0,) * 3, std=(1.0,) * 3, count=100, workers=1)
     torch.testing.assert_close(images[:, 0, 0, 0] * 255, torch.tensor([0.0, 1.0, 2.0]))
 
 
@@ -221,7 +218,7 @@ def test_photos_are_seen_as_in_evaluation_and_bad_ones_are_left_out(photos, tmp_
     files = scan("test", [str(good[0]), str(bad), str(good[2])])
     transform = Transform(size=32, channels=3)
     split = Split(np.zeros(3, dtype=np.int64), files)
-    images = first_images(split, transform, (0.0,) * 3, (1.0,) * 3, count=3, workers=1)
+    images = first_images(split, transform, mean=(0.0,) * 3, std=(1.0,) * 3, count=3, workers=1)
     assert images.shape == (2, 3, 32, 32)
     assert 0 <= images.min() < images.max() <= 1
     assert capsys.readouterr().err == ""
@@ -278,7 +275,7 @@ def test_a_backbone_starts_from_images_and_every_rank_gets_what_the_first_one_fo
     network = build("unet/airbench_small", 3)
     config = Config(arch="unet/airbench_small", img_size=8, in_chans=3, crop_padding=1, hflip=0.5, workers=1)
     config = dataclasses.replace(config, scale=(0.5, 1.0), train_crop="pad", crop_mode="center")
-    source = Source("test", split_of(), split_of(), ("a", "b"))
+    source = Source(name="test", train=split_of(), val=split_of(), class_names=("a", "b"))
     transform = transforms.transform_of(config, source, ())
     before = network.get_parameter("backbone.whiten.weight").clone()
     plan._start_from_images(network, config, source, transform)

@@ -18,7 +18,7 @@ from torchvision.ops import StochasticDepth
 
 from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
-from fastcnn.engine.state import Normalized, build_state, stop_if_not_finite
+from fastcnn.engine.state import Normalized, StepOptions, build_state, stop_if_not_finite
 from fastcnn.engine.step import train_step
 from fastcnn.models import MODELS, ConvNet, Outputs, Stage, alexnet, build, convnext, layers, vit
 from fastcnn.models.cifar_resnet import CifarResNet, PadShortcut
@@ -308,8 +308,8 @@ def test_a_network_trains_a_step_and_evaluates_in_channels_last(name):
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     batch = Batch(pixels, torch.arange(4), torch.ones(4, dtype=torch.bool))
     optimizer = build_optimizer(network, OptimizerSettings(weight_decay=1e-4), lr=0.01)
-    schedule, cpu = Schedule(peak=0.01, steps_per_epoch=1, epochs=1), torch.device("cpu")
-    state = build_state(network, (0.5,) * 3, (0.25,) * 3, optimizer, schedule, cpu, dtype)
+    schedule, options = Schedule(peak=0.01, steps_per_epoch=1, epochs=1), StepOptions(amp_dtype=dtype)
+    state = build_state(network, optimizer, schedule, options, mean=(0.5,) * 3, std=(0.25,) * 3)
     task = Classification(10)
     metrics = task.metrics(state.device)
     before = {key: value.detach().clone() for key, value in network.named_parameters()}

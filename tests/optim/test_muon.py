@@ -367,7 +367,7 @@ def test_a_step_of_training_asks_nothing_of_the_device_and_moves_the_loss_down(m
     network = build("airbench_small", 10)
     optimizer = build_optimizer(network, OptimizerSettings(opt="muon", weight_decay=0.01), lr=0.02)
     schedule, cpu = Schedule(peak=0.02, steps_per_epoch=10, epochs=1, kind="constant"), torch.device("cpu")
-    state = build_state(network, (0.5,) * 3, (0.25,) * 3, optimizer, schedule, cpu, torch.float32)
+    state = build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3)
     task = task_for("resnet20")
     metrics = task.metrics(cpu)
     batch = Batch(*small_batch("resnet20", 16, torch.Generator().manual_seed(0))[:3])

@@ -25,7 +25,7 @@ import fastcnn
 from fastcnn.config import FIELDS, Config, OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import ImageLoader, Loader
-from fastcnn.engine.epoch import LogInterval, train_epoch
+from fastcnn.engine.epoch import Callbacks, LogInterval, train_epoch
 from fastcnn.engine.nonfinite import FiniteGuard
 from fastcnn.engine.state import Normalized, TrainState, build_state, unfreeze
 from fastcnn.models import build
@@ -66,7 +66,7 @@ class Network(nn.Module):
 def state_of(network: nn.Module, device: torch.device = CPU) -> TrainState:
     optimizer = build_optimizer(network.to(device), OptimizerSettings(weight_decay=1e-3), lr=0.05)
     schedule = Schedule(peak=0.05, steps_per_epoch=100, epochs=1, kind="constant")
-    return build_state(network, [0.5] * 3, [0.25] * 3, optimizer, schedule, device, torch.float32)
+    return build_state(network, optimizer, schedule, mean=[0.5] * 3, std=[0.25] * 3)
 
 
 def loader_of(batch: Batch, steps: int, before: Callable[[], None] = lambda: None) -> Loader:
@@ -89,13 +89,17 @@ def measure(
     """Of all windows but the first."""
     seen: list[Timing] = []
 
-    def look(window: LogInterval) -> bool:
-        seen.append(window.timing)
+    def log(interval: LogInterval) -> bool:
+        seen.append(interval.timing)
         on_log()
         return False
 
+    callbacks = Callbacks(on_log=log, on_step=on_step)
+
     for _ in range(epochs):
-        train_epoch(state, TASK, loader, TASK.metrics(state.device), interval, on_step, look)
+        train_epoch(
+            state, TASK, loader, TASK.metrics(state.device), log_interval=interval, callbacks=callbacks
+        )
     return sum(seen[1:], Timing())
 
 
@@ -583,7 +587,7 @@ def slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(self: ImageLoader) -> Iterator[Batch]:
         for batch in real(self):
-            time.sleep(0.05 if self.share.train else 0)
+            time.sleep(0.05 if self.sampler.train else 0)
             yield batch
 
     monkeypatch.setattr(ImageLoader, "__iter__", slow)

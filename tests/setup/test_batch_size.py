@@ -79,10 +79,11 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory(100)
     real = batch_size.random_images
 
-    def images(count: int, size: int, channels: int, device: torch.device) -> torch.Tensor:
+    def images(shape: tuple[int, int, int, int], device: torch.device) -> torch.Tensor:
+        count, channels, height, width = shape
         if not memory.fits(count):
             raise memory.error
-        return real(min(count, 2), size, channels, device)
+        return real((min(count, 2), channels, height, width), device)
 
     monkeypatch.setattr(batch_size, "random_images", images)
     monkeypatch.setattr(batch_size.gc, "collect", lambda: 0)  # a second each, in a process of many tests

@@ -14,6 +14,7 @@ from small_tasks import task_for
 from torch import nn
 from training import batches, loader_of, state_of
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources.open import open_data
@@ -96,9 +97,9 @@ def test_a_validation_of_one_batch_is_timed_too(monkeypatch):
 
 
 def test_a_look_at_synthetic_images_leaves_all_of_them_to_the_validation():
-    source = open_data("classification", "synthetic", "", None, seed=0)
-    share = ShardedSampler(64, 16, 0, 1, train=False)
-    loader = SyntheticLoader(source.val, Transform(32), share, torch.device("cpu"))
+    source = open_data(DataSettings(data="synthetic"), task="classification", seed=0)
+    sampler = ShardedSampler(count=64, batch_size=16, rank=0, world_size=1, train=False)
+    loader = SyntheticLoader(source.val, Transform(size=32), sampler, torch.device("cpu"))
     assert len(list(zip(range(2), loader))) == 2
     assert len(list(loader)) == len(list(loader)) == 4
 

@@ -18,9 +18,9 @@ from training import CPU, MEAN, STD, TASK, batches, loader_of, step_twice_withou
 import fastcnn
 from fastcnn.config import NetworkSettings, OptimizerSettings
 from fastcnn.data.sources.demo import VERSION
-from fastcnn.engine.epoch import train_epoch
+from fastcnn.engine.epoch import Callbacks, train_epoch
 from fastcnn.engine.evaluate import evaluate
-from fastcnn.engine.state import TrainState, build_state, unfreeze
+from fastcnn.engine.state import StepOptions, TrainState, build_state, unfreeze
 from fastcnn.engine.step import train_step
 from fastcnn.errors import UserError
 from fastcnn.models import MODELS, ConvNet, build
@@ -155,12 +155,15 @@ def state_of(
         network, OptimizerSettings(opt=opt, weight_decay=0.1), lr=0.05, lr_scales=scales
     )
     schedule = Schedule(peak=0.05, steps_per_epoch=3, epochs=2, kind="constant")
-    return build_state(network, MEAN, STD, optimizer, schedule, CPU, torch.float32, frozen=frozen, **settings)
+    return build_state(
+        network, optimizer, schedule, StepOptions(**settings), mean=MEAN, std=STD, frozen=frozen
+    )
 
 
 def epoch(state: TrainState, count: int = 3) -> None:
     metrics = TASK.metrics(CPU)
-    train_epoch(state, TASK, loader_of(batches(count)), metrics, 10, lambda: None, lambda window: False)
+    callbacks = Callbacks(on_log=lambda interval: False)
+    train_epoch(state, TASK, loader_of(batches(count)), metrics, log_interval=10, callbacks=callbacks)
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:

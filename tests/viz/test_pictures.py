@@ -106,7 +106,7 @@ def test_a_gallery_shows_samples_from_all_over_the_validation(batches, size, tmp
     gallery = Gallery(Watched(3), NAMES, batches)
     for step in range(batches):
         real = size if step + 1 < batches else max(1, size - 1)
-        gallery.look(batch_of(size, real), torch.full((size, 3, 8, 8), float(step)))
+        gallery.sample(batch_of(size, real), torch.full((size, 3, 8, 8), float(step)))
     assert seen[0] == 0
     assert seen[-1] == batches - 1
     assert len(seen) == min(batches, COUNT)

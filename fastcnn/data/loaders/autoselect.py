@@ -1,4 +1,4 @@
-"""Which loader is the fastest for these images on this machine: each is timed for a moment."""
+"""Select the fastest loader by timing each of them briefly on the training images."""
 
 from __future__ import annotations
 
@@ -10,40 +10,48 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS, Backend, why_not
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.runtime.distributed import Ranks
 
 MEMORY_SHARE = 0.25
-"""Of the free memory, what may be filled without having been asked to."""
+"""Fraction of the free memory that an automatically selected loader may fill."""
 ROUNDS = 3
-"""Turns of each candidate; the best counts, because whatever disturbs a loader makes it slower."""
+"""Turns of each candidate. The best one counts, since disturbances only slow a loader down."""
 SECONDS = 0.3
-"""Of a turn."""
+"""Length of a turn."""
 AHEAD = 2
-"""Batches that a loader may have prepared before its turn; they are not counted."""
+"""Batches that may be prefetched before a turn; they are not counted."""
 
 
 def choose_backend(
-    source: Source, transform: Transform, batch_size: int, workers: int, device: torch.device, ranks: Ranks
+    source: Source, transform: Transform, settings: LoaderSettings, *, device: torch.device, ranks: Ranks
 ) -> tuple[Backend, str]:
-    """Times the loaders in turn on a sample of the training images.
+    """Time the loaders in turn on a sample of the training images.
 
     Returns:
-        The fastest, and the figures as the reason.
+        The fastest backend, and the measured speeds as the reason.
     """
     candidates = [
         backend
         for backend in MAKERS
-        if not why_not(backend, source, transform.channels, workers, ranks.local_world_size, MEMORY_SHARE)
+        if not why_not(
+            backend,
+            source,
+            channels=transform.channels,
+            workers=int(settings.workers),
+            local_world_size=ranks.local_world_size,
+            memory_share=MEMORY_SHARE,
+        )
     ]
     if len(candidates) == 1:
         return candidates[0], "the only one here"
-    speeds = time_backends(candidates, source.train, transform, batch_size, workers, device)
+    speeds = time_backends(candidates, source.train, transform, settings, device)
     figures = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
     return max(speeds, key=speeds.__getitem__), f"img/s alone: {figures}"
 
@@ -52,30 +60,33 @@ def time_backends(
     candidates: list[Backend],
     split: Split,
     transform: Transform,
-    batch_size: int,
-    workers: int,
+    settings: LoaderSettings,
     device: torch.device,
 ) -> dict[Backend, float]:
-    """Training images a second of each loader, on at most eight batches of them, again and again."""
+    """Return the training images per second of each loader, on up to eight batches that repeat."""
+    batch_size = int(settings.batch_size)
     count = min(len(split), 8 * batch_size)
     sample = split.take(np.random.default_rng(0).permutation(len(split))[:count])
     if sample.files is not None:
-        for i in range(count):  # so that all find the files in the system's cache
+        for i in range(count):  # into the system's cache, for all candidates alike
             if i not in sample.problems:
                 with contextlib.suppress(OSError):
                     sample.files.read(i)
-    share = ShardedSampler(count, min(batch_size, count), 0, 1, train=True)
+    sampler = ShardedSampler(count=count, batch_size=min(batch_size, count), rank=0, world_size=1, train=True)
     loaders = {
         name: MAKERS[name](
-            sample,
-            transform,
-            share,
-            device,
-            workers,
-            BadFiles(sample, "training", max_fraction=1, quiet=True),
+            LoaderArgs(
+                split=sample,
+                transform=transform,
+                sampler=sampler,
+                device=device,
+                workers=int(settings.workers),
+                bad=BadFiles(sample, "training", max_fraction=1, quiet=True),
+            )
         )
         for name in candidates
     }
+    # Alternate the order between turns, so that no candidate is always first.
     best = dict.fromkeys(candidates, 0.0)
     try:
         batches = {name: _endless(loader) for name, loader in loaders.items()}
@@ -97,7 +108,7 @@ def time_backends(
 
 
 def _wait_for_quiet() -> None:
-    """Until what the last loader has under way is done, a second at most."""
+    """Wait until the last loader has finished its prefetching, at most a second."""
     for _ in range(50):
         busy = time.process_time()
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: named once, replaced in training, masked in evaluation, and counted."""
+"""Undecodable images: reported once, counted, replaced in training and masked in evaluation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fastcnn.errors import NAMED_AT_MOST, BadImageError, UserError
 
 
 class BadFiles:
-    """The bad ones of a split, as far as this process knows.
+    """Undecodable images of a split that are known to this process.
 
     Args:
-        split: knows those whose header was bad.
+        split: its `problems`, found in the headers, are included from the start.
         phase: "training" or "validation", for messages.
-        max_fraction: share of the split that may be bad.
-        alone: this process is the only one; else all of them ask together whether there are too many
+        max_fraction: tolerated fraction of the split.
+        alone: single process. Otherwise the limit is checked jointly with the other ranks
             (`fastcnn.engine.checkpointer.Run.share_bad_files`).
-        quiet: name none of them.
+        quiet: print no warnings.
     """
 
     def __init__(
-        self, split: Split, phase: str, max_fraction: float, alone: bool = True, quiet: bool = False
+        self, split: Split, phase: str, max_fraction: float, *, alone: bool = True, quiet: bool = False
     ) -> None:
         self.split = split
         self.phase = phase
@@ -34,7 +34,7 @@ class BadFiles:
         self.same_class: dict[int, np.ndarray] = {}
         self.named = 0
         self.unreported: list[int] = []
-        """Found by this process, and not yet known to the others."""
+        """Found by this process and not yet known to the other ranks."""
         self.merge(split.problems)
 
     def __len__(self) -> int:
@@ -44,14 +44,14 @@ class BadFiles:
         return sample in self.reasons
 
     def merge(self, reasons: dict[int, str]) -> None:
-        """Takes over what is known already."""
+        """Add known undecodable images and their reasons."""
         self.reasons.update(reasons)
 
     def find(self, sample: int, reason: str) -> None:
-        """Notes and names a file that could not be decoded.
+        """Record an undecodable image and print a warning.
 
         Raises:
-            BadImageError: there are more of them than allowed, and this process is alone.
+            BadImageError: above the limit in a single process.
         """
         if sample in self.reasons:
             return
@@ -65,15 +65,15 @@ class BadFiles:
             raise BadImageError(too_many_error)
 
     def check_all(self) -> None:
-        """UserError if too many are bad; for what every rank knows alike."""
+        """Raise UserError above the limit; for images that all ranks know of."""
         too_many_error = self.too_many_error()
         if too_many_error:
             raise UserError(too_many_error)
 
     def too_many_error(self) -> str:
-        """What to say if there are more than allowed, else ""."""
+        """Return the error message if the limit is exceeded, else ""."""
         count, total = len(self), len(self.split)
-        if count <= self.max_fraction * total + 1e-6:  # a decimal share is not exact
+        if count <= self.max_fraction * total + 1e-6:  # decimal fractions are not exact
             return ""
         known = sorted(self.reasons)
         listed = "; ".join(self.line(sample) for sample in known[:NAMED_AT_MOST])
@@ -86,17 +86,17 @@ class BadFiles:
 
     def line(self, sample: int) -> str:
         line = f"{self.split.name(sample)}: {self.reasons[sample]}"
-        return line.encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
+        return line.encode("utf-8", "backslashreplace").decode()  # a file name may hold any bytes
 
     def lines(self) -> list[str]:
-        """One for each, for people."""
+        """Return one line for each undecodable image."""
         return [self.line(sample) for sample in sorted(self.reasons)]
 
     def replacement(self, sample: int) -> int:
-        """The sample itself, or if it is bad the next good one of its class, or if there is none of any.
+        """Return the sample, or if undecodable the next good one of its class, else of any class.
 
         Raises:
-            BadImageError: no image is good.
+            BadImageError: no image can be decoded.
         """
         if sample not in self.reasons:
             return sample
@@ -115,7 +115,7 @@ class BadFiles:
         raise BadImageError(f"--data: no {self.phase} image can be decoded ({self.line(sample)})")
 
     def replacements(self, samples: np.ndarray) -> np.ndarray:
-        """[N] the images to decode for samples [N]."""
+        """Return the images to decode for samples [N], int64 [N]."""
         if not self.reasons:
             return samples.copy()
         return np.fromiter((self.replacement(s) for s in samples.tolist()), np.int64, len(samples))

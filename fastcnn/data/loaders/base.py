@@ -1,6 +1,6 @@
-"""What all loaders of real images share: order, position, targets, masks and stand-ins for bad files.
+"""Base of all loaders of real images: order, position, targets, masks, replacements of undecodable images.
 
-A batch is a pure function of (seed, epoch, samples). So a position is all there is to save, and a backend
+A batch is a pure function of (seed, epoch, samples). So a loader's state is its position alone, and a backend
 only turns one `BatchRequest` after the other into pixels.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,204 +29,206 @@ from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import BadImageError
 from fastcnn.runtime.to_device import to_device
 
-if TYPE_CHECKING:
-    from fastcnn.data.loaders.bad_files import BadFiles
-
 
 class Loader(Protocol):
     """Batches of one phase for one rank.
 
-    Training yields full batches only; evaluation yields every image once over all ranks, the last
-    batches padded and masked.
+    Training yields full batches only. Evaluation yields every image once over all ranks; the last batches
+    are padded and masked.
     """
 
     num_samples: int
-    """Samples over all ranks in an epoch, bad ones included."""
+    """Samples per epoch over all ranks, including undecodable ones."""
     skipped: int
-    """Bad ones among them that this rank has masked in the last pass of evaluation."""
+    """Undecodable samples that this rank masked in the last evaluation pass."""
 
     bad: BadFiles
-    """Which of them cannot be decoded, as far as this rank knows."""
+    """Undecodable images known to this rank."""
 
     def __len__(self) -> int:
-        """Batches an epoch, the same on every rank."""
+        """Return the number of batches per epoch, the same on every rank."""
 
     @property
     def steps_left(self) -> int:
-        """Batches of the rest of the current epoch."""
+        """Remaining batches of the current epoch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the current epoch."""
+        """Yield the rest of the current epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, counted from 0, that comes next; the current one changes nothing."""
+        """Set the next epoch, counted from 0; the current one has no effect."""
 
     def resize(self, size: int) -> None:
-        """From the next iteration on images have so many pixels a side."""
+        """Set the side of the images in pixels, from the next iteration on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was yielded, the same on every rank."""
+        """Return the position after the last yielded batch, the same on every rank."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, whatever the backend, the batch size and the ranks were."""
+        """Resume at a saved position, also with another backend, batch size or number of ranks."""
 
     def close(self) -> None:
-        """Ends threads and processes."""
+        """Stop threads and processes."""
 
 
 class LoaderPosition(NamedTuple):
-    """Where a loader is."""
+    """Position of a loader."""
 
     epoch: int
     consumed: int
-    """Samples of the epoch that all ranks had together before this process took over."""
+    """Samples of the epoch consumed by all ranks together before the last resume."""
     step: int
-    """Batches since."""
+    """Batches of this rank since then."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchRequest:
     """One batch to load."""
 
-    place: LoaderPosition
+    position: LoaderPosition
     samples: np.ndarray
-    """[N] numbers in the split."""
+    """Numbers of the samples in the split, [N]."""
     images: np.ndarray
-    """[N] the images that are decoded for them: themselves, or another where they are bad."""
+    """Numbers of the images to decode, [N]: the samples, or replacements of undecodable ones."""
     geometry: Geometry
     targets: PendingTargets
     draw_ids: np.ndarray
-    """[N] numbers by which random numbers are drawn: of samples that are used several times an epoch, each
-    time another."""
+    """Keys of the random numbers, [N]; they differ between repeated uses of a sample in an epoch."""
     steps: tuple[Step, ...] = ()
-    """What becomes of the pixels after crop and flip."""
+    """Augmentation after crop and flip."""
 
 
 @dataclass(frozen=True)
 class PendingTargets:
-    """Targets that are loaded beside the training, or not begun."""
+    """Targets that are loading in the background, or not started (no `parts`)."""
 
     images: np.ndarray
-    """Whose."""
+    """Numbers of the images, [N]."""
     parts: Sequence[Future[np.ndarray]] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderArgs:
+    """Arguments of every backend's loader: one phase of one rank."""
+
+    split: Split
+    """Images as files or arrays."""
+    transform: Transform
+    sampler: ShardedSampler
+    """Order and batch size; `sampler.train` enables augmentation."""
+    device: torch.device
+    """Device of the batches."""
+    workers: int
+    """Loader threads."""
+    bad: BadFiles
+    """Undecodable images of the split; a loader adds those that it finds."""
+
+
 class ImageLoader(ABC):
-    """One phase of one rank.
+    """Loader of the real images of one phase on one rank."""
 
-    Args:
-        split: files or arrays.
-        transform: their geometry.
-        share: which samples, in batches of what size; training augments.
-        device: where the batches go.
-        workers: threads.
-        bad: which of them cannot be decoded.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        transform: Transform,
-        share: ShardedSampler,
-        device: torch.device,
-        workers: int,
-        bad: BadFiles,
-    ) -> None:
-        self.split = split
-        self.transform = transform
-        self.share = share
-        self.device = device
-        self.workers = workers
-        self.bad = bad
-        self.num_samples = share.num_samples
+    def __init__(self, args: LoaderArgs) -> None:
+        self.split = args.split
+        self.transform = args.transform
+        self.sampler = args.sampler
+        self.device = args.device
+        self.workers = args.workers
+        self.bad = args.bad
+        self.num_samples = args.sampler.num_samples
         self.skipped = 0
-        self.targets = split.targets
+        self.targets = args.split.targets
         self._target_pool: ThreadPoolExecutor | None = None
-        self.place = LoaderPosition(0, 0, 0)
-        self._prefetched: LoaderPosition | None = (
-            None  # what the backend will deliver next, if it was started
-        )
+        self.position = LoaderPosition(0, 0, 0)
+        # Position of the batch that the backend delivers next; None if it is not started.
+        self._prefetched: LoaderPosition | None = None
 
     @abstractmethod
-    def _start(self, place: LoaderPosition) -> None:
-        """Begins to load `self._works(place)`, dropping what was begun before."""
+    def _start(self, position: LoaderPosition) -> None:
+        """Start loading `self._requests(position)`; drop prefetched batches."""
 
     @abstractmethod
     def _next(self) -> tuple[BatchRequest, Tensor]:
-        """The next work's images, uint8 [N, C, H, W] channels-last, on the device. What cannot be decoded is
-        told to `self.bad` and loaded by its stand-in."""
+        """Return the next request and its images, uint8 [N, C, H, W] channels-last, on the device.
+
+        Undecodable images are reported to `self.bad` and replaced."""
 
     @abstractmethod
     def _stop(self) -> None:
-        """Drops what was begun, and ends the backend's threads."""
+        """Drop prefetched batches and stop the backend's threads."""
 
     def close(self) -> None:
-        """Ends threads; a later iteration starts them again."""
+        """Stop threads; a later iteration restarts them."""
         self._stop()
         if self._target_pool is not None:
             self._target_pool.shutdown(cancel_futures=True)
         self._target_pool = self._prefetched = None
 
     def __len__(self) -> int:
-        return self.share.steps
+        return self.sampler.steps
 
     def set_epoch(self, epoch: int) -> None:
-        if epoch != self.place.epoch:
-            self.place = LoaderPosition(epoch, 0, 0)
+        if epoch != self.position.epoch:
+            self.position = LoaderPosition(epoch, 0, 0)
 
     def resize(self, size: int) -> None:
         if size != self.transform.size:
             assert self.transform.progressive
-            self.close()  # drops what was loaded ahead
+            self.close()  # drops prefetched batches
             self.transform = dataclasses.replace(self.transform, size=size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self.share.train:
-            self.place, self.skipped = LoaderPosition(0, 0, 0), 0
-        while self.place.step < self.share.steps_after(self.place.consumed):
-            if self._prefetched != self.place:
-                self._start(self.place)
-            work, images = self._next()
-            assert work.place == self.place
-            self._prefetched = self._after(self.place)
-            self.place = self.place._replace(step=self.place.step + 1)
-            yield Batch(images, to_device(self._targets_of(work), self.device), self._mask(work))
+        if not self.sampler.train:
+            self.position, self.skipped = LoaderPosition(0, 0, 0), 0
+        while self.position.step < self.sampler.steps_after(self.position.consumed):
+            if self._prefetched != self.position:
+                self._start(self.position)
+            request, images = self._next()
+            assert request.position == self.position
+            self._prefetched = self._after(self.position)
+            self.position = self.position._replace(step=self.position.step + 1)
+            yield Batch(images, to_device(self._targets_of(request), self.device), self._mask(request))
 
     @property
     def steps_left(self) -> int:
-        return self.share.steps_after(self.place.consumed) - self.place.step
+        return self.sampler.steps_after(self.position.consumed) - self.position.step
 
     def state_dict(self) -> dict[str, Any]:
-        place, share = self.place, self.share
-        consumed = place.consumed + place.step * share.batch_size * share.world_size
-        return {"epoch": place.epoch, "consumed": consumed}
+        position, sampler = self.position, self.sampler
+        consumed = position.consumed + position.step * sampler.batch_size * sampler.world_size
+        return {"epoch": position.epoch, "consumed": consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.place = LoaderPosition(state["epoch"], state["consumed"], 0)
+        self.position = LoaderPosition(state["epoch"], state["consumed"], 0)
 
-    def _works(self, place: LoaderPosition) -> Iterator[BatchRequest]:
-        """All that comes from `place` on, epoch after epoch: backends load ahead across their borders."""
-        share, t = self.share, self.transform
+    def _requests(self, position: LoaderPosition) -> Iterator[BatchRequest]:
+        """Yield requests from `position` on, without end: backends prefetch across epochs."""
+        sampler, t = self.sampler, self.transform
         while True:
-            epoch, consumed, first = place
-            order = share.order(epoch, consumed)
-            for step in range(first, share.steps_after(consumed)):
-                draw_ids = share.indices(order, step)
-                samples = draw_ids % share.count
+            epoch, consumed, first = position
+            order = sampler.order(epoch, consumed)
+            for step in range(first, sampler.steps_after(consumed)):
+                draw_ids = sampler.indices(order, step)
+                samples = draw_ids % sampler.count
                 images = self.bad.replacements(samples)
                 geometry = self._geometry(epoch, draw_ids, images)
                 targets = self._begin_targets(images, geometry)
                 steps: tuple[Step, ...] = ()
-                if share.train:
-                    steps = draw_steps(t.augment, t.size, share.seed, epoch, draw_ids)
+                if sampler.train:
+                    steps = draw_steps(t.augment, t.size, sampler.seed, epoch, draw_ids)
                 yield BatchRequest(
-                    LoaderPosition(epoch, consumed, step), samples, images, geometry, targets, draw_ids, steps
+                    position=LoaderPosition(epoch, consumed, step),
+                    samples=samples,
+                    images=images,
+                    geometry=geometry,
+                    targets=targets,
+                    draw_ids=draw_ids,
+                    steps=steps,
                 )
-            place = LoaderPosition(epoch + 1 if share.train else epoch, 0, 0)
+            position = LoaderPosition(epoch + 1 if sampler.train else epoch, 0, 0)
 
     def _begin_targets(self, images: np.ndarray, geometry: Geometry) -> PendingTargets:
-        """Starts to load what takes long."""
-        images = images.copy()  # a backend may put others in their places
+        """Start loading slow targets in the background."""
+        images = images.copy()  # a backend may replace undecodable images in place
         if not self.targets.threads:
             return PendingTargets(images)
         if self._target_pool is None:
@@ -240,42 +242,43 @@ class ImageLoader(ABC):
         chosen = np.asarray(part)
         try:
             return self.targets.load(images[chosen], geometry.take(chosen), self.transform.size)
-        except DecodeError as error:  # it was good when the data was read
+        except DecodeError as error:  # it was readable when the data set was opened
             raise BadImageError(f"--data: {error}; start again") from error
 
-    def _targets_of(self, work: BatchRequest) -> np.ndarray:
-        """A batch's targets: of the images that were decoded in the end."""
-        begun = work.targets
-        if not begun.parts:
-            return self._load_targets(work.images, work.geometry, range(len(work.images)))
-        targets = np.concatenate([part.result() for part in begun.parts])
-        others = np.flatnonzero(begun.images != work.images)
+    def _targets_of(self, request: BatchRequest) -> np.ndarray:
+        """Return the targets of the images that were decoded in the end."""
+        pending = request.targets
+        if not pending.parts:
+            return self._load_targets(request.images, request.geometry, range(len(request.images)))
+        targets = np.concatenate([part.result() for part in pending.parts])
+        # Reload those of images that were replaced since.
+        others = np.flatnonzero(pending.images != request.images)
         if len(others):
-            targets[others] = self._load_targets(work.images, work.geometry, others.tolist())
+            targets[others] = self._load_targets(request.images, request.geometry, others.tolist())
         return targets
 
     def _geometry(self, epoch: int, draw_ids: np.ndarray, images: np.ndarray) -> Geometry:
         sizes = self.split.sizes[images]
-        if self.share.train:
-            return train_geometry(self.transform, sizes, self.share.seed, epoch, draw_ids)
+        if self.sampler.train:
+            return train_geometry(self.transform, sizes, self.sampler.seed, epoch, draw_ids)
         return eval_geometry(self.transform, sizes)
 
-    def _after(self, place: LoaderPosition) -> LoaderPosition:
-        """What `_works` yields after `place`."""
-        if place.step + 1 < self.share.steps_after(place.consumed):
-            return place._replace(step=place.step + 1)
-        return LoaderPosition(place.epoch + 1 if self.share.train else place.epoch, 0, 0)
+    def _after(self, position: LoaderPosition) -> LoaderPosition:
+        """Return the position after `position`, as in `_requests`."""
+        if position.step + 1 < self.sampler.steps_after(position.consumed):
+            return position._replace(step=position.step + 1)
+        return LoaderPosition(position.epoch + 1 if self.sampler.train else position.epoch, 0, 0)
 
-    def _mask(self, work: BatchRequest) -> Tensor:
-        if self.share.train:
-            return _all_real(self.share.batch_size, self.device)
-        real = self.share.is_real(work.place.step)
-        bad = np.fromiter((s in self.bad for s in work.samples.tolist()), bool, len(real))
+    def _mask(self, request: BatchRequest) -> Tensor:
+        if self.sampler.train:
+            return _all_real(self.sampler.batch_size, self.device)
+        real = self.sampler.is_real(request.position.step)
+        bad = np.fromiter((s in self.bad for s in request.samples.tolist()), bool, len(real))
         self.skipped += int((real & bad).sum())
         return to_device(real & ~bad, self.device)
 
 
 @cache
 def _all_real(batch_size: int, device: torch.device) -> Tensor:
-    """One mask for all training batches: nothing is allocated in a step for it."""
+    """Return one mask for all training batches, so that no step allocates it."""
     return torch.ones(batch_size, dtype=torch.bool, device=device)

@@ -1,7 +1,7 @@
-"""Data sets that fit into memory: decoded once, then only cropped and flipped.
+"""Loader for data sets that fit into memory: images are decoded once.
 
-Small images of one size stay on the training device, where a batch is one gather; others are cropped and
-resized by `fastcnn.data.loaders.torch_loader` from memory.
+Small images of one size stay on the training device, where a batch is one gather. Others are cropped and
+resized from memory by `fastcnn.data.loaders.torch_loader`.
 """
 
 from __future__ import annotations
@@ -16,57 +16,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderPosition
+from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderArgs, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
 from fastcnn.data.loaders.torch_loader import TorchLoader
 from fastcnn.data.sources.dataset import Split, native_size
 from fastcnn.data.targets import Masks
 from fastcnn.data.transforms.augment import operations
 from fastcnn.data.transforms.torch_ops import BATCHED, apply_to_batch
-from fastcnn.data.transforms.transform import Transform
 from fastcnn.runtime.to_device import to_device
 
 WITH_PADDING = 2.6
-"""Memory of small images and their padded copy, over that of the images alone."""
+"""Memory of small images with their padded copy, relative to the images alone."""
 
 
 def decoded_bytes(split: Split, channels: int) -> int:
-    """What the images of a split take when decoded."""
+    """Return the size of a split's decoded images in bytes."""
     return int(split.sizes.astype(np.int64).prod(axis=1).sum()) * channels
 
 
 def cached_bytes(split: Split, channels: int) -> int:
-    """What it takes to cache a split that is not in memory already."""
+    """Return the bytes needed to cache a split; 0 if it is in memory already."""
     if split.images is not None:
         return 0
     return int(decoded_bytes(split, channels) * (WITH_PADDING if native_size(split) else 1))
 
 
 def free_memory() -> int:
-    """Bytes that programs can still take on this machine, or in this container."""
-    free = 8 << 30  # where nobody tells
+    """Return the bytes that programs can still allocate in this machine or container."""
+    free = 8 << 30  # fallback without any information
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) << 10
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    # Limit of the container, by cgroup v2.
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
         stat = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
-        files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))  # which give way
+        files = int(stat.get("inactive_file", 0)) + int(
+            stat.get("active_file", 0)
+        )  # page cache, which is reclaimable
         free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
     return free
 
 
 def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Split:
-    """The same images in memory; those that cannot be decoded are told to `bad` and stay black.
+    """Return a split with its images in memory; undecodable ones are added to `bad` and stay black.
 
     Raises:
-        UserError: more of them than allowed.
+        UserError: more undecodable images than allowed.
     """
     if split.images is not None:
         return split
@@ -101,59 +102,57 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
     return dataclasses.replace(split, images=images, annotations=annotations)
 
 
-def cached_loader(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
-    """The loader for a split that `decode_all` returned: on the device where the images are small ones of the
-    samples' size and what is done to them is done to whole batches, else in threads from memory."""
-    batched = operations(transform.augment) <= BATCHED or not share.train
-    whole = split.common_size == (transform.size, transform.size) and transform.resize == transform.size
-    whole = whole and batched and not transform.progressive
-    if whole and (transform.train_crop == "pad" or not share.train):
+def cached_loader(args: LoaderArgs) -> ImageLoader:
+    """Return the loader for a split returned by `decode_all`.
+
+    `CachedLoader` if the images have the samples' size, fit the device and need batched operations only; else
+    `TorchLoader`, in threads from memory."""
+    split, transform, sampler, device = args.split, args.transform, args.sampler, args.device
+    batched = operations(transform.augment) <= BATCHED or not sampler.train
+    same_size = split.common_size == (transform.size, transform.size) and transform.resize == transform.size
+    pads_only = transform.train_crop == "pad" or not sampler.train
+    if same_size and batched and pads_only and not transform.progressive:
         room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else float("inf")
         if WITH_PADDING * decoded_bytes(split, transform.channels) < room:
-            return CachedLoader(split, transform, share, device, workers, bad)
-    return TorchLoader(split, transform, share, device, workers, bad)
+            return CachedLoader(args)
+    return TorchLoader(args)
 
 
 class CachedLoader(ImageLoader):
-    """One phase of one rank, from images [N, size, size, C] on the device, by pad-crop or as they are."""
+    """Pad-crops, or whole images, of images [N, size, size, C] on the device."""
 
     _windows: Tensor | None = None
 
-    def _start(self, place: LoaderPosition) -> None:
-        self._source: Iterator[BatchRequest] = self._works(place)
+    def _start(self, position: LoaderPosition) -> None:
+        self._source: Iterator[BatchRequest] = self._requests(position)
         if self._windows is None:
             self._windows = self._all_windows()
 
     def _next(self) -> tuple[BatchRequest, Tensor]:
         assert self._windows is not None
-        work = next(self._source)
-        where = np.stack([work.images, *(work.geometry.shift + self._padding).T, work.geometry.flip])
+        request = next(self._source)
+        # One upload per batch: image, row, column and flip of each sample.
+        where = np.stack([request.images, *(request.geometry.shift + self._padding).T, request.geometry.flip])
         image, down, right, flip = to_device(where, self.device)
         images = self._windows[image, down, right]
-        if work.geometry.flip.any():
+        if request.geometry.flip.any():
             images = torch.where(flip.bool()[:, None, None, None], images.flip(2), images)
-        images = apply_to_batch(images, work.steps, self.transform.fill)
-        return work, images.permute(0, 3, 1, 2)
+        images = apply_to_batch(images, request.steps, self.transform.fill)
+        return request, images.permute(0, 3, 1, 2)
 
     @property
     def _padding(self) -> int:
-        return self.transform.padding if self.share.train else 0
+        return self.transform.padding if self.sampler.train else 0
 
     def _all_windows(self) -> Tensor:
-        """A view [N, shifts, shifts, size, size, C] of the padded images: every crop there is."""
+        """Return all crops as a view of the padded images, [N, shifts, shifts, size, size, C]."""
         p, size = self._padding, self.transform.size
         images = torch.from_numpy(np.asarray(self.split.images)).to(self.device)
         if self.transform.pad_mode == "reflect":
-            place = torch.arange(-p, size + p, device=self.device).abs()
-            place = size - 1 - (size - 1 - place).abs()  # beyond the border, which itself is not repeated
-            padded = images[:, place][:, :, place]
+            # Mirrored at the border, which itself is not repeated.
+            index = torch.arange(-p, size + p, device=self.device).abs()
+            index = size - 1 - (size - 1 - index).abs()
+            padded = images[:, index][:, :, index]
         else:
             padded = F.pad(images, (0, 0, p, p, p, p))
         n, row, column, channel = padded.stride()

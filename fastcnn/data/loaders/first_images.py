@@ -1,4 +1,4 @@
-"""Images to start a network from: some of the training split, as evaluation shows them."""
+"""Training images for data-dependent initialization of a network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.transforms.transform import Transform
@@ -19,25 +20,42 @@ BATCH = 250
 
 
 def first_images(
-    split: Split, transform: Transform, mean: Sequence[float], std: Sequence[float], count: int, workers: int
+    split: Split,
+    transform: Transform,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    count: int,
+    workers: int,
 ) -> Tensor:
-    """Some images, evenly spread over the split, since folders come class by class.
+    """Return images evenly spread over the split, since folders are ordered by class.
 
     Args:
-        split: with images.
-        transform: of the run; they are resized and cropped as in evaluation, and not augmented.
-        mean, std: of each channel, of values from 0 to 1.
-        count: how many, if there are so many.
+        split: has images.
+        transform: the run's; images are resized and cropped as in evaluation, without augmentation.
+        mean, std: per channel, for values from 0 to 1.
+        count: maximum number of images.
         workers: threads.
 
     Returns:
-        float32 [count, C, size, size], normalized; fewer where some cannot be decoded.
+        Normalized images, float32 [count, C, size, size]; undecodable ones are missing.
     """
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64)
     some = dataclasses.replace(split.take(chosen), annotations=None)
-    share = ShardedSampler(len(some), min(BATCH, len(some)), 0, 1, train=False)
-    bad = BadFiles(some, "training", max_fraction=1, quiet=True)  # the run's own loader will name them
-    loader = MAKERS["torch"](some, transform, share, torch.device("cpu"), workers, bad)
+    sampler = ShardedSampler(
+        count=len(some), batch_size=min(BATCH, len(some)), rank=0, world_size=1, train=False
+    )
+    bad = BadFiles(some, "training", max_fraction=1, quiet=True)  # the run's own loader reports them
+    loader = MAKERS["torch"](
+        LoaderArgs(
+            split=some,
+            transform=transform,
+            sampler=sampler,
+            device=torch.device("cpu"),
+            workers=workers,
+            bad=bad,
+        )
+    )
     try:
         images = torch.cat([batch.images[batch.mask] for batch in loader])
     finally:

@@ -1,67 +1,43 @@
-"""The loaders by name, and where each of them cannot be used."""
+"""Registry of the loaders, and the conditions under which each is unavailable."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
-import torch
-
-from fastcnn.data.batch import ShardedSampler
-from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import ImageLoader
-from fastcnn.data.sources.dataset import Source, Split
-from fastcnn.data.transforms.transform import Transform
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
+from fastcnn.data.sources.dataset import Source
 
 Backend = Literal["dali", "torch", "cached"]
-Maker = Callable[[Split, Transform, ShardedSampler, torch.device, int, BadFiles], ImageLoader]
+Maker = Callable[[LoaderArgs], ImageLoader]
 
 
 def has_dali() -> bool:
+    """Return whether DALI is installed."""
     return (
         importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     )
 
 
-def _dali(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def _dali(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.dali import DaliLoader
 
-    return DaliLoader(split, transform, share, device, workers, bad)
+    return DaliLoader(args)
 
 
-def _torch(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def _torch(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.torch_loader import TorchLoader
 
-    return TorchLoader(split, transform, share, device, workers, bad)
+    return TorchLoader(args)
 
 
-def _cached(
-    split: Split,
-    transform: Transform,
-    share: ShardedSampler,
-    device: torch.device,
-    workers: int,
-    bad: BadFiles,
-) -> ImageLoader:
+def _cached(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.cached import cached_loader, decode_all
 
-    split = decode_all(split, transform.channels, workers, bad)
-    return cached_loader(split, transform, share, device, workers, bad)
+    split = decode_all(args.split, args.transform.channels, args.workers, args.bad)
+    return cached_loader(dataclasses.replace(args, split=split))
 
 
 MAKERS: dict[Backend, Maker] = {"dali": _dali, "torch": _torch, "cached": _cached}
@@ -70,15 +46,16 @@ MAKERS: dict[Backend, Maker] = {"dali": _dali, "torch": _torch, "cached": _cache
 def why_not(
     backend: Backend,
     source: Source,
+    *,
     channels: int,
     workers: int,
     local_world_size: int,
     memory_share: float = 0.5,
 ) -> str:
-    """What speaks against a loader here, as the end of a message that names it; "" if nothing does.
+    """Return why a loader is unavailable, as the end of a message that names it; "" if it is available.
 
     Args:
-        memory_share: of the free memory, what the decoded images of a node's processes may take.
+        memory_share: fraction of the free memory for the decoded images of a node's processes.
     """
     if backend == "dali":
         if not has_dali():

@@ -1,4 +1,4 @@
-"""One random batch on the device, again and again: the speed of the model alone."""
+"""One random batch on the device, repeated: for the speed of the model alone."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from fastcnn.data.transforms.transform import Transform
 class SyntheticLoader:
     """Random images of one phase on one rank, with the targets of the split's first images.
 
-    Arguments as in `fastcnn.data.loaders.dali.DaliLoader`."""
+    Arguments as in `fastcnn.data.loaders.base.LoaderArgs`."""
 
     def __init__(
-        self, split: Split, transform: Transform, share: ShardedSampler, device: torch.device
+        self, split: Split, transform: Transform, sampler: ShardedSampler, device: torch.device
     ) -> None:
         self.split = split
         self.transform = transform
-        self.share = share
+        self.sampler = sampler
         self.device = device
-        self.steps = share.steps
-        self.step_samples = share.batch_size * share.world_size
-        self.num_samples = share.steps * self.step_samples  # nothing is padded
-        self.bad = BadFiles(split, "training" if share.train else "validation", max_fraction=1)
+        self.steps = sampler.steps
+        self.step_samples = sampler.batch_size * sampler.world_size
+        self.num_samples = sampler.steps * self.step_samples  # no padding
+        self.bad = BadFiles(split, "training" if sampler.train else "validation", max_fraction=1)
         self.batch = self._make()
         self.skipped = 0
         self.epoch = 0
         self.position = 0
 
     def _make(self) -> Batch:
-        n, size = self.share.batch_size, self.transform.size
-        generator = torch.Generator().manual_seed(self.share.seed * 65_537 + self.share.rank)
+        n, size = self.sampler.batch_size, self.transform.size
+        generator = torch.Generator().manual_seed(self.sampler.seed * 65_537 + self.sampler.rank)
         shape = (n, size, size, self.transform.channels)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
         split = self.split
@@ -56,7 +56,7 @@ class SyntheticLoader:
             self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self.share.train:
+        if not self.sampler.train:
             self.position = 0
         while self.position < self.steps:
             self.position += 1
@@ -78,11 +78,18 @@ class SyntheticLoader:
         self.epoch, self.position = state["epoch"], state["consumed"] // self.step_samples
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there are no threads."""
 
 
 def _whole(sizes: np.ndarray, size: int) -> Geometry:
-    """All of images of sizes [N, 2], stretched to a square of that size."""
+    """Return the geometry of whole images of sizes [N, 2], stretched to a square of side `size`."""
     zero = np.zeros(sizes.shape, dtype=np.int32)
-    roi = zero.astype(np.float32), sizes.astype(np.float32)
-    return Geometry(zero, sizes, *roi, np.full_like(zero, size), zero, np.zeros(len(sizes), dtype=bool))
+    return Geometry(
+        start=zero,
+        shape=sizes,
+        roi_start=zero.astype(np.float32),
+        roi_end=sizes.astype(np.float32),
+        resized=np.full_like(zero, size),
+        shift=zero,
+        flip=np.zeros(len(sizes), dtype=bool),
+    )

@@ -1,7 +1,7 @@
-"""Loading by torchvision in threads: for where DALI has no build, and for images that are in memory.
+"""Loader with torchvision in threads: for platforms without DALI, and for images in memory.
 
-Pillow's decoding and torch's resizing release Python's lock, so threads do what worker processes otherwise
-do, and there is nothing to copy between processes, to fork, or to leave behind.
+Pillow's decoding and torch's resizing release the GIL, so threads replace worker processes. Nothing is copied
+between processes, and no process can be left behind.
 """
 
 from __future__ import annotations
@@ -21,94 +21,99 @@ from fastcnn.data.loaders.threads import chunks, pool_for
 from fastcnn.data.transforms.geometry import Geometry
 from fastcnn.data.transforms.torch_ops import apply_to_image
 
-_AHEAD = 2  # batches under way while one is used
+_PREFETCH = 2  # batches
 _LONGEST = 8
-"""Long side over short side; a longer strip is cut to this around its middle before it is resized whole."""
+"""Maximum aspect ratio: longer strips are cropped to it around the middle before they are resized."""
 
 
 class TorchLoader(ImageLoader):
-    """One phase of one rank, by torchvision."""
+    """Loader with torchvision."""
 
     _pool: ThreadPoolExecutor | None = None
 
-    def _start(self, place: LoaderPosition) -> None:
+    def _start(self, position: LoaderPosition) -> None:
         self._drop()
         if self._pool is None:
             self._pool = pool_for(self.split, self.workers, gives_way=self.device.type == "cpu")
-        self._source: Iterator[BatchRequest] = self._works(place)
+        self._source: Iterator[BatchRequest] = self._requests(position)
         self._under_way: deque[tuple[BatchRequest, Tensor, list[Future[dict[int, str]]]]] = deque()
-        for _ in range(_AHEAD):
+        for _ in range(_PREFETCH):
             self._submit()
 
     def _submit(self) -> None:
         assert self._pool is not None
-        work, t = next(self._source), self.transform
+        request, t = next(self._source), self.transform
         images = torch.empty(
-            (len(work.samples), t.size, t.size, t.channels),
+            (len(request.samples), t.size, t.size, t.channels),
             dtype=torch.uint8,
             pin_memory=self.device.type == "cuda",
         )
-        parts = chunks(range(len(images)), 4 * self.workers)  # enough to even out slow images
-        futures = [self._pool.submit(self._load_part, work, part, images.numpy()) for part in parts]
-        self._under_way.append((work, images, futures))
+        parts = chunks(range(len(images)), 4 * self.workers)  # small enough to even out slow images
+        futures = [self._pool.submit(self._load_part, request, part, images.numpy()) for part in parts]
+        self._under_way.append((request, images, futures))
 
     def _next(self) -> tuple[BatchRequest, Tensor]:
-        work, images, futures = self._under_way.popleft()
+        request, images, futures = self._under_way.popleft()
         self._submit()
         for future in futures:
             for i, reason in future.result().items():
-                self._replace(work, i, reason, images.numpy()[i])
-        # [N, H, W, C] permuted is channels-last.
-        return work, images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+                self._replace(request, i, reason, images.numpy()[i])
+        # [N, H, W, C] permuted to [N, C, H, W] is channels-last.
+        return request, images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
 
-    def _load_part(self, work: BatchRequest, part: Sequence[int], out: np.ndarray) -> dict[int, str]:
-        """Some samples of a batch; which of them cannot be decoded, and why."""
+    def _load_part(self, request: BatchRequest, part: Sequence[int], out: np.ndarray) -> dict[int, str]:
+        """Load some samples of a batch; return the reason for each undecodable one."""
         problems = {}
         for i in part:
             try:
-                self._load(work, i, out[i])
+                self._load(request, i, out[i])
             except DecodeError as error:
                 problems[i] = str(error)
         return problems
 
-    def _replace(self, work: BatchRequest, i: int, reason: str, out: np.ndarray) -> None:
+    def _replace(self, request: BatchRequest, i: int, reason: str, out: np.ndarray) -> None:
+        """Replace an undecodable image until one can be decoded, and update the request."""
         while reason:
-            self.bad.find(int(work.images[i]), reason)
-            work.images[i] = self.bad.replacement(int(work.samples[i]))
-            again = self._geometry(work.place.epoch, work.draw_ids[i : i + 1], work.images[i : i + 1])
-            for old, new in zip(vars(work.geometry).values(), vars(again).values()):
+            self.bad.find(int(request.images[i]), reason)
+            request.images[i] = self.bad.replacement(int(request.samples[i]))
+            again = self._geometry(
+                request.position.epoch, request.draw_ids[i : i + 1], request.images[i : i + 1]
+            )
+            for old, new in zip(vars(request.geometry).values(), vars(again).values()):
                 old[i] = new[0]
             try:
-                self._load(work, i, out)
+                self._load(request, i, out)
                 reason = ""
             except DecodeError as error:
                 reason = str(error)
 
-    def _load(self, work: BatchRequest, i: int, out: np.ndarray) -> None:
-        """One sample of a batch, into [size, size, channels]."""
-        image, g, t = int(work.images[i]), work.geometry, self.transform
-        if self.share.train and t.train_crop == "random-resized":
+    def _load(self, request: BatchRequest, i: int, out: np.ndarray) -> None:
+        """Load one sample of a batch into `out`, [size, size, channels]."""
+        image, g, t = int(request.images[i]), request.geometry, self.transform
+        if self.sampler.train and t.train_crop == "random-resized":
             (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
             pixels = resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
         else:
             if t.crop_mode == "border":
                 pixels = resize(self._pixels(image), *g.resized[i].tolist())
-            elif self.share.train and t.train_crop == "random":
+            elif self.sampler.train and t.train_crop == "random":
                 pixels = self._window(image, g, i)
             else:
                 pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
             up, left = g.shift[i].tolist()
-            pixels = _shifted(pixels, up, left, t.size, reflect=t.pad_mode == "reflect" and self.share.train)
+            pixels = _shifted(
+                pixels, up, left, t.size, reflect=t.pad_mode == "reflect" and self.sampler.train
+            )
         pixels = pixels[:, ::-1] if g.flip[i] else pixels
-        out[:] = apply_to_image(pixels, work.steps, i, t.fill) if work.steps else pixels
+        out[:] = apply_to_image(pixels, request.steps, i, t.fill) if request.steps else pixels
 
     def _window(self, image: int, geometry: Geometry, i: int) -> np.ndarray:
-        """torchvision's Resize and, where the geometry says, a crop."""
+        """Apply torchvision's Resize and the crop of the geometry."""
         t, pixels = self.transform, self._pixels(image)
         sides = np.array(pixels.shape[:2])
         corner = geometry.start[i] + geometry.roi_start[i]
         most = _LONGEST * sides.min()
-        if sides.max() > most:  # a strip: what lies around the window
+        if sides.max() > most:  # a strip: keep the part around the window
             first = (corner.astype(int) - most // 2).clip(0, (sides - most).clip(min=0))
             pixels = pixels[first[0] :, first[1] :][:most, :most]
             sides, corner = np.array(pixels.shape[:2]), corner - first
@@ -117,7 +122,7 @@ class TorchLoader(ImageLoader):
         return resize(pixels, *scaled.tolist())[y : y + t.size, x : x + t.size]
 
     def _pixels(self, image: int, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """An image, or a region of it (top, left, height, width)."""
+        """Return an image, or a region of it (top, left, height, width)."""
         if self.split.images is not None:
             pixels = self.split.images[image]
             top, left, height, width = region or (0, 0, *pixels.shape[:2])
@@ -126,6 +131,7 @@ class TorchLoader(ImageLoader):
         return self.split.files.decode(image, self.transform.channels, region)
 
     def _drop(self) -> None:
+        """Cancel prefetched batches."""
         if self._pool is not None:
             for _, _, futures in self._under_way:
                 for future in futures:
@@ -139,7 +145,7 @@ class TorchLoader(ImageLoader):
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[H, W, C] uint8 to [height, width, C], antialiased."""
+    """Resize an image, uint8 [H, W, C], to [height, width, C] with antialiasing."""
     if pixels.shape[:2] == (height, width):
         return pixels
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
@@ -147,7 +153,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resize_and_crop(pixels: np.ndarray, short: int, size: int) -> np.ndarray:
-    """torchvision's Resize(short) and CenterCrop(size)."""
+    """Apply torchvision's Resize(short) and CenterCrop(size)."""
     height, width = pixels.shape[:2]
     most = _LONGEST * min(height, width)
     if max(height, width) > most:
@@ -159,8 +165,8 @@ def _resize_and_crop(pixels: np.ndarray, short: int, size: int) -> np.ndarray:
     return pixels[y : y + size, x : x + size]
 
 
-def _shifted(pixels: np.ndarray, up: int, left: int, size: int, reflect: bool) -> np.ndarray:
-    """The image moved up and left over black of `size` x `size`, or over its own reflection."""
+def _shifted(pixels: np.ndarray, up: int, left: int, size: int, *, reflect: bool) -> np.ndarray:
+    """Return the image shifted up and left, padded to `size` x `size` with black or its reflection."""
     height, width, channels = pixels.shape
     if up == left == 0 and height == width == size:
         return pixels
@@ -173,7 +179,7 @@ def _shifted(pixels: np.ndarray, up: int, left: int, size: int, reflect: bool) -
     return moved
 
 
-def _reflected(place: np.ndarray, size: int) -> np.ndarray:
-    """Where to find what lies beyond the border, which itself is not repeated."""
+def _reflected(index: np.ndarray, size: int) -> np.ndarray:
+    """Mirror indices at the border, which itself is not repeated."""
     last = size - 1
-    return last - abs(last - abs(place))
+    return last - abs(last - abs(index))

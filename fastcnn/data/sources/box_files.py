@@ -1,4 +1,4 @@
-"""Boxes as files have them, YOLO's text, VOC's XML and COCO's JSON, and which of them cannot be used."""
+"""Readers and checks of box files: YOLO's text, VOC's XML and COCO's JSON."""
 
 from __future__ import annotations
 
@@ -17,59 +17,63 @@ from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
 
 SLACK_PX, SLACK_SHARE = 1, 0.01
-"""A box that reaches over the border by so much is cut without a complaint: pixels, or, where a file has
-shares of the image's sides, such a share if that is more."""
+"""Tolerated overhang of a box, which is clipped silently: pixels, or for files with relative coordinates this
+fraction of the image's side if that is more."""
 
 
 class Rows:
-    """Boxes in the order of their files, those that cannot be used among them."""
+    """Boxes in the order of their files, including invalid ones."""
 
-    def __init__(self, where: Callable[[int, int], str], relative: bool = False) -> None:
+    def __init__(self, where: Callable[[int, int], str], *, relative: bool = False) -> None:
         self.where = where
-        """Tells a person where a box is, by its image and its number there."""
+        """Describes the place of a box, given its image and its number there, for messages."""
         self.relative = relative
-        """Sides are in shares of the image's, not in pixels."""
+        """Coordinates are fractions of the image's sides, not pixels."""
         self.values: list[tuple[float, ...]] = []
-        """Image, number, class, left, top, right, bottom (right and bottom exclusive), crowd."""
+        """Image, number, class, left, top, right, bottom (right and bottom exclusive), crowd flag."""
         self.broken: dict[int, str] = {}
-        """Which rows are none, and why."""
+        """Reason for each invalid row."""
         self.unread: set[int] = set()
-        """Images of whose boxes nothing is known."""
+        """Images whose boxes cannot be read."""
 
     def add_broken(self, image: int, number: int, reason: str) -> None:
+        """Add an invalid row."""
         self.broken[len(self.values)] = reason
         self.values.append((image, number, *(0.0,) * 6))
 
     def add_unread(self, image: int, reason: str) -> None:
+        """Add an image whose boxes cannot be read."""
         self.unread.add(image)
         self.add_broken(image, 0, reason)
 
 
 def checked(rows: Rows, sizes: np.ndarray, num_classes: int, bad: BadLabels) -> Boxes:
-    """The good boxes, cut at the border of their images.
+    """Return the valid boxes, clipped at the border of their images.
 
     Args:
-        sizes: [N, 2] height and width of the images; 0 where unknown, and their boxes are taken as they are.
-        bad: is told of the others.
+        sizes: height and width of the images, [N, 2]; 0 if unknown, which disables clipping.
+        bad: collects the invalid boxes.
     """
     table = np.array(rows.values, dtype=np.float64).reshape(-1, 8)
     image, classes = table[:, 0].astype(np.int64), table[:, 2]
     sides = sizes[image][:, ::-1].astype(np.float64)
     known = (sides > 0).all(axis=1, keepdims=True)
     limit = np.maximum(SLACK_PX, SLACK_SHARE * sides if rows.relative else 0)
-    with np.errstate(all="ignore"):  # what is not finite is found below
+    # Clip, and find faults column by column.
+    with np.errstate(all="ignore"):  # values that are not finite are found below
         if rows.relative:
             table[:, 3:7] *= np.tile(sides, 2)
         low, high = table[:, 3:5], table[:, 5:7]
-        centre = (low + high) / 2
+        center = (low + high) / 2
         ends = [np.where(known, end.clip(0, sides), end).astype(np.float32) for end in (low, high)]
-        faults = {  # a later one is the better reason
+        faults = {  # later ones take precedence
             "reaches over the image's border": known & ((low < -limit) | (high > sides + limit)),
             "has no area": known & (ends[0] >= ends[1]),
-            "lies outside the image": known & ((centre < 0) | (centre > sides)),
+            "lies outside the image": known & ((center < 0) | (center > sides)),
             "class": ((classes < 0) | (classes >= num_classes))[:, None],
             "is not of finite numbers": ~np.isfinite(table[:, 3:7]),
         }
+    # One reason per invalid row, reported in the order of the files.
     reason_of: dict[int, str] = {}
     for reason, found in faults.items():
         reason_of.update(dict.fromkeys(np.flatnonzero(found.any(axis=1)).tolist(), reason))
@@ -83,6 +87,7 @@ def checked(rows: Rows, sizes: np.ndarray, num_classes: int, bad: BadLabels) -> 
             width, height = sides[row]
             reason = f"the box ({corners}) in {width:g} x {height:g} pixels {reason}"
         bad.add(rows.where(int(image[row]), int(table[row, 1])), reason)
+    # Valid rows, sorted by image.
     good = np.ones(len(table), dtype=bool)
     good[list(reason_of)] = False
     order = np.flatnonzero(good)[np.argsort(image[good], kind="stable")]
@@ -92,10 +97,10 @@ def checked(rows: Rows, sizes: np.ndarray, num_classes: int, bad: BadLabels) -> 
 
 
 def read_yolo(paths: Sequence[str | None]) -> Rows:
-    """Text of a box a line, `class cx cy w h` in shares of the image's sides.
+    """Read YOLO's text files: a box per line, `class cx cy w h` as fractions of the image's sides.
 
     Args:
-        paths: of N images; None where there is no file, and so no box.
+        paths: files of N images; None for an image without boxes.
     """
     rows = Rows(
         lambda image, number: f"{paths[image]}" + (f", line {number}" if number else ""), relative=True
@@ -112,7 +117,7 @@ def read_yolo(paths: Sequence[str | None]) -> Rows:
                 label, x, y, w, h = map(float, words)
             except ValueError:
                 label = math.nan
-            if label % 1 != 0:  # nor is NaN's
+            if label % 1 != 0:  # also true for NaN
                 rows.add_broken(image, number, f"{line.strip()[:60]!r} is not `class cx cy w h`")
                 continue
             rows.values.append((image, number, label, x - w / 2, y - h / 2, x + w / 2, y + h / 2, 0))
@@ -120,11 +125,13 @@ def read_yolo(paths: Sequence[str | None]) -> Rows:
 
 
 def read_voc(paths: Sequence[str], class_names: Sequence[str]) -> Rows:
-    """PASCAL VOC's XML. Its pixels are counted from 1, the last one of a box included (development kit of
-    2012, section 3.5); `difficult` objects are crowds.
+    """Read PASCAL VOC's XML files.
+
+    Pixels are counted from 1, and a box includes its last pixel (development kit of 2012, section 3.5);
+    `difficult` objects are crowds.
 
     Args:
-        paths: of N images.
+        paths: files of N images.
     """
     rows = Rows(lambda image, number: f"{paths[image]}, object {number}" if number else paths[image])
     index = {name: float(i) for i, name in enumerate(class_names)}
@@ -166,14 +173,14 @@ class Coco(NamedTuple):
 
     path: Path
     images: dict[Any, str]
-    """File name of each image by its id."""
+    """File names by image id."""
     categories: dict[Any, str]
-    """Name of each by its id, in the order of the ids."""
+    """Names by category id, in the order of the ids."""
     annotations: list[Any]
 
 
 def read_coco(path: Path) -> Coco:
-    """UserError if it is not one."""
+    """Read a COCO file; UserError if it is malformed."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file, object_hook=_without_outlines)
@@ -193,16 +200,16 @@ def read_coco(path: Path) -> Coco:
 
 
 def _without_outlines(record: dict[str, Any]) -> dict[str, Any]:
-    record.pop("segmentation", None)  # most of the file
+    record.pop("segmentation", None)  # most of the file's bytes
     return record
 
 
 def coco_rows(coco: Coco, index: dict[Any, int | None], classes: dict[Any, int]) -> Rows:
-    """A file's boxes.
+    """Return the boxes of a COCO file.
 
     Args:
-        index: number of each image by its id; None if it is left out.
-        classes: number of each class by its category's id.
+        index: image numbers by image id; None for a skipped image.
+        classes: class numbers by category id.
     """
 
     def where(image: int, number: int) -> str:

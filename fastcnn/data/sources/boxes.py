@@ -1,4 +1,4 @@
-"""Where images and boxes come from: folders as YOLO has them, COCO's JSON, PASCAL VOC, the demo set."""
+"""Sources with boxes: folders in YOLO's layout, COCO's JSON, PASCAL VOC, the demo set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.box_files import Coco, Rows, checked, coco_rows, read_coco, read_voc, read_yolo
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
@@ -34,21 +35,18 @@ BOXES_NAMED = ("demo", "synthetic", "voc2007", "voc2012")
 ROBOFLOW = "_annotations.coco.json"
 
 
-def box_source(
-    data: str, data_root: str, val_split: float | None, seed: int, bad_labels: Literal["stop", "skip"]
-) -> Source:
-    """`--data` to a source whose targets are boxes.
+def box_source(settings: DataSettings, *, seed: int) -> Source:
+    """Open `--data` as a source whose targets are boxes.
 
     Args:
-        data: a name in `BOXES_NAMED`, or a folder as YOLO or COCO have it.
-        data_root: where torchvision's data sets are, or are downloaded to.
-        val_split: share of a folder without val/ to validate on.
-        seed: of that share's choice.
-        bad_labels: whether bad boxes end it, or are left out.
+        settings: `data` is a name in `BOXES_NAMED`, or a folder in the layout of YOLO or COCO.
+        seed: seed of the validation split.
 
     Raises:
-        UserError: no such data, a folder that is not laid out as it should be, or bad boxes.
+        UserError: no such data, a folder with an unexpected layout, or invalid boxes with
+            `--bad-labels stop`.
     """
+    data, val_split = settings.data, settings.val_split
     root = check_name(data, BOXES_NAMED, val_split)
     if data == "synthetic":
         return _synthetic()
@@ -58,7 +56,7 @@ def box_source(
     if data == "demo":
         splits, class_names = _demo(bad), CLASS_NAMES
     elif data in BOXES_NAMED:
-        splits, class_names = _voc(data, Path(data_root), bad), VOC_CLASSES
+        splits, class_names = _voc(data, Path(settings.data_root), bad), VOC_CLASSES
     else:
         name = root.resolve().name
         coco = _coco_files(root)
@@ -76,11 +74,18 @@ def box_source(
                 )
             class_names = _yolo_names(root)
             splits, remarks = _yolo(folders, len(class_names), bad)
-    return make_source(name, splits, class_names, remarks + bad.apply(bad_labels), val_split, seed)
+    return make_source(
+        name,
+        splits,
+        class_names,
+        remarks=remarks + bad.apply(settings.bad_labels),
+        val_split=val_split,
+        seed=seed,
+    )
 
 
 def _split(key: str, images: Sequence[str], rows: Rows, num_classes: int, bad: BadLabels) -> Split:
-    """Images and their good boxes; headers are kept under `key`."""
+    """Return the images with their valid boxes; headers are cached under `key`."""
     files = scan(key, images)
     boxes = checked(rows, files.sizes, num_classes, bad)
     split = Split(np.zeros(len(images), dtype=np.int64), files, annotations=boxes)
@@ -106,7 +111,7 @@ def _yolo(
 
 
 def _yolo_names(root: Path) -> tuple[str, ...]:
-    """From data.yaml, or another one, or classes.txt."""
+    """Read the class names from data.yaml, another YAML file or classes.txt."""
     own = root / "data.yaml"
     for path in [own] if own.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
@@ -129,7 +134,7 @@ def _yolo_names(root: Path) -> tuple[str, ...]:
 
 
 def _coco_files(root: Path) -> list[Path]:
-    """COCO's files to train and to validate on, as far as there are any."""
+    """Return COCO's training file and, if present, its validation file; none without a training file."""
     if (root / "train" / ROBOFLOW).is_file():
         val = [root / name / ROBOFLOW for name in VAL]
         return [root / "train" / ROBOFLOW, *[path for path in val if path.is_file()][:1]]
@@ -182,7 +187,7 @@ def _coco_split(root: Path, coco: Coco, phase: str, classes: dict[Any, int], bad
 
 
 def _locate(folders: Sequence[Path], names: Sequence[str]) -> list[str | None]:
-    """Where files lie, each in the first folder that has it."""
+    """Return the path of each file in the first folder that has it, else None."""
     places: dict[str, str] = {}
     wanted = set(names)
     for folder in folders:
@@ -226,7 +231,7 @@ def _demo(bad: BadLabels) -> list[Split]:
 
 
 def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Source:
-    """Up to 8 random boxes for each of the images that only the synthetic loader makes."""
+    """Return up to 8 random boxes per image; the images are made by the synthetic loader."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -237,4 +242,9 @@ def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Sour
         boxes = Boxes(first, values.astype(np.float32))
         return Split(np.zeros(count, dtype=np.int64), annotations=boxes)
 
-    return Source("synthetic", split(train), split(val), tuple(f"class {i}" for i in range(classes)))
+    return Source(
+        name="synthetic",
+        train=split(train),
+        val=split(val),
+        class_names=tuple(f"class {i}" for i in range(classes)),
+    )

@@ -15,32 +15,30 @@ from fastcnn.data.sources.headers import Files
 from fastcnn.data.targets import Boxes, Labels, Masks, Targets
 
 NAMED = ("demo", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist")
-"""Of images with a class."""
+"""Named data sets for classification."""
 SMALL_IMAGE = 96
-"""Images of one size up to this many pixels a side are trained on as they are, with pad-crop."""
-
+"""Maximum side in pixels of equally sized images that are trained on without a resize, by pad-crop."""
 SYNTHETIC_SIZE = 64
-"""Pixels a side of what the masks and boxes of synthetic data lie in."""
-
+"""Side in pixels of the images that masks and boxes of synthetic data refer to."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one phase: files to decode, or decoded ones in memory, or both."""
+    """Images of one phase, as files to decode, decoded in memory, or both."""
 
     labels: np.ndarray
-    """[N] int64"""
+    """Class numbers, int64 [N]."""
     files: Files | None = None
-    """N of them"""
+    """N image files."""
     images: np.ndarray | Sequence[np.ndarray] | None = None
-    """N of [H, W, C] uint8; an array [N, H, W, C] where all have one size"""
+    """N decoded images, uint8 [H, W, C] each; one array [N, H, W, C] if all have the same size."""
     annotations: Masks | Boxes | None = None
-    """N masks or lists of boxes; then the labels, by which stand-ins are chosen, are all 0"""
+    """N masks or lists of boxes. The labels, by which replacements are chosen, are all 0 then."""
 
     @property
     def targets(self) -> Targets:
-        """What the images mean."""
+        """Annotations if there are any, else the labels."""
         return Labels(self.labels) if self.annotations is None else self.annotations
 
     def __len__(self) -> int:
@@ -48,8 +46,7 @@ class Split:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """[N, 2] height and width in pixels; 0 where the header could not be read, `SYNTHETIC_SIZE` where
-        there are no images."""
+        """Height and width in pixels, [N, 2]; 0 for unreadable headers, `SYNTHETIC_SIZE` without images."""
         if self.files is not None:
             return self.files.sizes
         if self.images is None:
@@ -58,19 +55,19 @@ class Split:
 
     @property
     def problems(self) -> dict[int, str]:
-        """Which of them cannot be decoded, as far as their headers tell."""
+        """Reason for each image whose header is unreadable."""
         return self.files.problems if self.files is not None else {}
 
     @cached_property
     def common_size(self) -> tuple[int, int] | None:
-        """Height and width of all good ones if they are the same."""
+        """Height and width of the readable images if all are equal, else None."""
         good = self.sizes[self.sizes.min(axis=1) > 0]
         same = len(good) > 0 and bool((good == good[0]).all())
         return (int(good[0, 0]), int(good[0, 1])) if same else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells whether two splits have the same images in the same order, wherever their folder is."""
+        """Digest of the images' names, labels and order, independent of the folder's location."""
         digest = hashlib.sha256(self.labels.tobytes())
         if self.files is not None:
             names = ("/".join(self.name(i).rsplit("/", 2)[-2:]) for i in range(len(self)))
@@ -78,11 +75,11 @@ class Split:
         return f"{len(self)} ({digest.hexdigest()[:8]})"
 
     def name(self, index: int) -> str:
-        """An image as a person would look for it."""
+        """Return the name of an image for messages."""
         return self.files.name(index) if self.files is not None else f"image {index}"
 
     def take(self, indices: np.ndarray) -> Split:
-        """The images at `indices`, in that order."""
+        """Return the split of the images at `indices`, in that order."""
         images = self.images
         if isinstance(images, np.ndarray):
             images = images[indices]
@@ -93,28 +90,28 @@ class Split:
         return Split(self.labels[indices], files, images, annotations)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set: two splits and what is known about them."""
+    """A data set: two splits and their properties."""
 
     name: str
     train: Split
     val: Split
     class_names: tuple[str, ...]
     channels: int = 3
-    """3 (RGB) or 1 (grey)"""
+    """3 (RGB) or 1 (gray)."""
     native_size: int | None = None
-    """Pixels a side where all images are small squares of one size, else None."""
+    """Side in pixels if all images are small squares of one size, else None."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Of each channel, of values from 0 to 1."""
+    """Mean per channel, for values from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_STD
     mirror: bool = True
-    """Whether a mirrored image keeps its class."""
+    """Mirrored images keep their class."""
     remarks: tuple[str, ...] = ()
-    """What was left out, for people."""
+    """Messages about skipped files."""
 
     def with_channels(self, channels: int) -> Source:
-        """The same images with 1 (grey) or 3 (RGB) channels."""
+        """Return the same images with 1 (gray) or 3 (RGB) channels."""
         if channels == self.channels:
             return self
         return dataclasses.replace(
@@ -128,7 +125,7 @@ class Source:
 
 
 def _with_channels(split: Split, channels: int) -> Split:
-    if split.images is None:  # files are decoded to what is asked for
+    if split.images is None:  # files are decoded to any number of channels
         return split
     assert isinstance(split.images, np.ndarray)
     mode = "L" if channels == 1 else "RGB"
@@ -142,6 +139,6 @@ def _with_channels(split: Split, channels: int) -> Split:
 
 
 def native_size(split: Split) -> int | None:
-    """Pixels a side if all images are small squares of one size."""
+    """Return the side in pixels if all images are small squares of one size, else None."""
     height, width = split.common_size or (0, 0)
     return width if 0 < width == height <= SMALL_IMAGE else None

@@ -1,8 +1,8 @@
-"""The built-in demo data set: coloured shapes on plain or patterned ground, drawn when a user has no data.
+"""Built-in demo data set: colored shapes on a plain or patterned background, drawn on first use.
 
-Ten classes of 64 x 64 px images, told apart by hue and shape together: going round a cycle, each class
-shares its hue with one neighbour and its shape with the other, so that hue alone, or shape alone, gets at
-most half of the images right. The shape's box and mask are known, for detection and segmentation.
+Ten classes of 64 x 64 px images, distinguished by hue and shape together. In a cycle of the classes, each one
+shares its hue with one neighbor and its shape with the other. So hue alone, or shape alone, is right for at
+most half of the images. The shape's box and mask are known, for detection and segmentation.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ IMAGE_SIZE = 64
 TRAIN_PER_CLASS = 150
 VAL_PER_CLASS = 40
 
-# Degrees on the HSV circle. Neighbours are at least 55 apart, several times the jitter.
+# Degrees on the HSV circle. Neighbors are at least 55 apart, several times the jitter.
 HUES = {"red": 0, "yellow": 55, "green": 130, "blue": 215, "purple": 285}
 HUE_JITTER = 10
 SHAPES = ("circle", "star", "square", "cross", "triangle")
 
-# Sorted, because readers of class folders number the classes in that order.
+# Sorted, as readers of class folders number the classes in this order.
 CLASS_NAMES: tuple[str, ...] = tuple(
     sorted(f"{hue} {SHAPES[(2 * i + j + 1) // 2 % 5]}" for i, hue in enumerate(HUES) for j in (0, 1))
 )
@@ -41,11 +41,15 @@ _INDEX = "boxes.json"
 def draw(
     label: int, rng: np.random.Generator, size: int = IMAGE_SIZE
 ) -> tuple[Image.Image, Image.Image, tuple[int, int, int, int]]:
-    """Draws one image of class `label` (an index into CLASS_NAMES), `size` x `size` px.
+    """Draw one image of class `label` (an index into CLASS_NAMES), `size` x `size` px.
 
-    Returns the RGB image; its mask of the same size (mode "L": 0 on the background, label + 1 on the
-    shape); and the mask's extent, the box (left, top, right, bottom) in px, right and bottom exclusive.
-    The same state of `rng` gives the same result. Raises ValueError where there is no such class.
+    Returns:
+        The RGB image; its mask of the same size (mode "L": 0 on the background, label + 1 on the shape); the
+        mask's bounding box (left, top, right, bottom) in px, right and bottom exclusive. The same state of
+        `rng` gives the same result.
+
+    Raises:
+        ValueError: no such class.
     """
     if not 0 <= label < len(CLASS_NAMES):
         raise ValueError(f"label {label}: the demo classes are 0 to {len(CLASS_NAMES) - 1}")
@@ -54,14 +58,14 @@ def draw(
 
     pixels = _background(rng, size)
     if rng.random() < 0.3:
-        grey = rng.uniform(0.15, 0.95)
-        pixels += _distractor(rng, size)[..., None] * (grey - pixels)
+        gray = rng.uniform(0.15, 0.95)
+        pixels += _distractor(rng, size)[..., None] * (gray - pixels)
 
-    coverage = _rasterise([_place(_outline(shape, rng), rng, size)], size)
+    coverage = _rasterize([_place(_outline(shape, rng), rng, size)], size)
     degrees = HUES[hue] + rng.uniform(-HUE_JITTER, HUE_JITTER)
-    colour = _rgb(degrees, rng.uniform(0.6, 1.0), rng.uniform(0.65, 1.0))
+    color = _rgb(degrees, rng.uniform(0.6, 1.0), rng.uniform(0.65, 1.0))
     shade = 1 - rng.uniform(0, 0.3) * _ramp(rng, size)
-    pixels += coverage[..., None] * (colour * shade[..., None] - pixels)
+    pixels += coverage[..., None] * (color * shade[..., None] - pixels)
 
     pixels += rng.normal(0, rng.uniform(0.005, 0.035), pixels.shape)
     image = Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
@@ -74,21 +78,22 @@ def draw(
 def write(
     root: Path, train_per_class: int = TRAIN_PER_CLASS, val_per_class: int = VAL_PER_CLASS, seed: int = 0
 ) -> None:
-    """Writes the data set to the folder `root`, whole or not at all; a set already there is kept.
+    """Write the data set to the folder `root` atomically; an existing set is kept.
 
-    For each split, train and val, and each class, its name with "_" for the space:
-    `<split>/<class>/0000.jpg` and on, the images; `masks/<split>/<class>/0000.png`, their masks, as `draw`
-    gives them. `boxes.json` maps each image's path, relative to `root`, to {"label": int, "box": [left,
-    top, right, bottom]}. An image depends on its split, class, number and `seed`, not on the counts.
+    Images are `<split>/<class>/0000.jpg` and so on, with the splits train and val and "_" for the space in
+    class names. Their masks, as returned by `draw`, are `masks/<split>/<class>/0000.png`. `boxes.json` maps
+    each image's path, relative to `root`, to {"label": int, "box": [left, top, right, bottom]}. An image
+    depends on its split, class, number and `seed`, not on the counts.
 
-    Raises ValueError for a count below 1, and OSError where the folder cannot be written or holds
-    something else.
+    Raises:
+        ValueError: a count below 1.
+        OSError: the folder cannot be written, or has other content.
     """
     if min(train_per_class, val_per_class) < 1:
         raise ValueError(f"{train_per_class} + {val_per_class} demo images a class: each must be at least 1")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        # One level down, since the scratch folder itself is closed to other users of a shared cache.
+        # One level down, since other users of a shared cache cannot read the scratch folder itself.
         fresh = Path(scratch) / root.name
         boxes = {}
         for split_index, (split, count) in enumerate((("train", train_per_class), ("val", val_per_class))):
@@ -107,22 +112,21 @@ def write(
         try:
             fresh.rename(root)
         except OSError:
-            # Another process may have finished first: its set is as good as ours.
+            # Another process may have finished first, with the same set.
             if not (root / _INDEX).is_file():
                 raise
 
 
 def demo_root() -> Path:
-    """The folder of the demo data set: `shapes-v1` in $FASTCNN_CACHE if set, else in
-    $XDG_CACHE_HOME/fastcnn, else in ~/.cache/fastcnn. It need not exist.
-    """
+    """Return the folder of the demo data set, which need not exist: `shapes-v1` in `cache_root()`."""
     return cache_root() / f"shapes-v{VERSION}"
 
 
 def ensure_demo() -> Path:
-    """Returns `demo_root()`, after writing the data set there if there is none yet (a few seconds).
+    """Return `demo_root()`; write the data set there first if it is missing (a few seconds).
 
-    Raises ValueError, in one line that names the folder, where it cannot be written.
+    Raises:
+        UserError: the folder cannot be written.
     """
     root = demo_root()
     try:
@@ -140,7 +144,7 @@ def _rgb(degrees: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _axis(angle: float, size: int) -> np.ndarray:
-    """Each pixel's coordinate along `angle`, from the centre; the image's side is 1."""
+    """Return each pixel's coordinate along `angle`, from the center, in units of the image's side."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
     return x * math.cos(angle) + y * math.sin(angle)
 
@@ -150,7 +154,7 @@ def _ramp(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    # Both tones are nearly grey, so that only the shape has a hue to speak of.
+    # Both tones are nearly gray, so that only the shape has a distinct hue.
     one, other = (_rgb(rng.uniform(0, 360), rng.uniform(0, 0.12), rng.uniform(0.3, 0.95)) for _ in range(2))
     kind = rng.choice(["plain", "gradient", "stripes", "checks"])
     if kind == "plain":
@@ -168,7 +172,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _outline(shape: str, rng: np.random.Generator) -> np.ndarray:
-    """The corners of the upright shape, as complex numbers (imaginary part down), at any scale."""
+    """Return the corners of the upright shape as complex numbers (imaginary part down), at any scale."""
     if shape == "star":
         return _spokes(10) * np.tile([1, rng.uniform(0.38, 0.5)], 5)
     if shape == "cross":
@@ -185,34 +189,34 @@ def _spokes(count: int) -> np.ndarray:
 
 
 def _place(outline: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Turns, scales and moves an outline to lie anywhere inside the image; in px."""
+    """Rotate, scale and shift an outline to a random place inside the image; in px."""
     squeeze = rng.uniform(0.85, 1)
     turned = outline * np.exp(1j * math.radians(rng.uniform(-25, 25)))
     corners = np.stack([turned.real, turned.imag * squeeze], 1)
     corners -= corners.min(0)
-    # The turned outline's extent is what is 30% to 75% of the side, so that no shape is known by its size.
+    # The rotated outline covers 30% to 75% of the side, so that size does not give the shape away.
     corners *= size * rng.triangular(0.3, 0.7, 0.75) / corners.max()
     return corners + rng.uniform(0, size - corners.max(0))
 
 
 def _distractor(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Coverage of a small blob, or of a few lines, behind the shape."""
+    """Return the coverage of a small blob, or of a few lines, behind the shape."""
     if rng.random() < 0.5:
         spokes = _spokes(9) * rng.uniform(0.6, 1, 9)
-        centre = rng.uniform(0, size, 2)
+        center = rng.uniform(0, size, 2)
         blob = np.stack([spokes.real, spokes.imag], 1) * size * rng.uniform(0.06, 0.14)
-        return _rasterise([centre + blob], size)
+        return _rasterize([center + blob], size)
     lines = []
     for _ in range(rng.integers(1, 4)):
         start, end = rng.uniform(0, size, (2, 2))
         along = end - start
         side = along[::-1] * (-1, 1) / np.hypot(*along) * size * rng.uniform(0.005, 0.015)
         lines.append(np.stack([start - side, end - side, end + side, start + side]))
-    return _rasterise(lines, size)
+    return _rasterize(lines, size)
 
 
-def _rasterise(polygons: list[np.ndarray], size: int) -> np.ndarray:
-    """The share of each pixel that polygons with corners in px cover, 0 to 1."""
+def _rasterize(polygons: list[np.ndarray], size: int) -> np.ndarray:
+    """Return the covered fraction of each pixel, 0 to 1, by polygons with corners in px."""
     canvas = Image.new("L", (size * _SUPERSAMPLING, size * _SUPERSAMPLING))
     for corners in polygons:
         ImageDraw.Draw(canvas).polygon((corners * _SUPERSAMPLING).ravel().tolist(), fill=255)

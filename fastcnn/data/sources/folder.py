@@ -1,6 +1,6 @@
-"""Where images come from: folders, tar shards, CIFAR and MNIST, the demo set, nothing at all.
+"""Sources of labeled images in class folders.
 
-A source says which images there are, how large they are and what their labels mean; it decodes nothing.
+A source lists the images with their sizes and labels; it decodes nothing.
 """
 
 from __future__ import annotations
@@ -11,25 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcnn.data.sources.dataset import (
-    Source,
-    Split,
-    native_size,
-)
+from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.headers import scan
 from fastcnn.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
-    *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but named
+    *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but reported
 )
 
 
 def read_folder(root: Path, val_split: float | None, seed: int, name: str | None = None) -> Source:
-    """An image folder: `train/` with `val/` or `test/`, or class folders alone with a `val_split`.
+    """Read an image folder: `train/` with `val/` or `test/`, or class folders alone with a `val_split`.
 
-    A `val/` without class folders is read with its list: `val.txt` (a file name and a class number or
-    name a line) or ImageNet's `LOC_val_solution.csv`, in `val/` or beside it.
+    A `val/` without class folders needs a list, in `val/` or beside it: `val.txt` (a file name and a class
+    number or name per line) or ImageNet's `LOC_val_solution.csv`.
     """
     train_root = root / "train" if (root / "train").is_dir() else root
     val_root = next((root / v for v in ("val", "validation", "valid", "test") if (root / v).is_dir()), None)
@@ -55,10 +51,10 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     else:
         train, val = split_by_class(train, val_split, seed)
     return Source(
-        name or root.resolve().name,
-        train,
-        val,
-        class_names,
+        name=name or root.resolve().name,
+        train=train,
+        val=val,
+        class_names=class_names,
         native_size=native_size(train),
         remarks=remarks + (_left_out(val_root) if val_root is not None else ()),
     )
@@ -69,7 +65,7 @@ def _visible_folders(root: Path) -> list[Path]:
 
 
 def image_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """Paths of the files of a folder, and of those below it, that end so; sorted, without hidden ones."""
+    """Return the paths of a folder's files with these suffixes, recursive and sorted, without hidden ones."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -100,7 +96,7 @@ def _read_classes(root: Path, class_names: tuple[str, ...]) -> Split:
 
 
 def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
-    """A folder of images with a list that gives each one's class."""
+    """Read a folder of images with a list of their classes."""
     candidates = [d / n for n in ("val.txt", "test.txt", "LOC_val_solution.csv") for d in (root, root.parent)]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
@@ -124,9 +120,9 @@ def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
 
 
 def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, file name and class of each line of a list of images."""
+    """Yield line number, file name and class of each line of a list of images."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if path.suffix == ".csv":  # ImageId,PredictionString: the class is the second one's first word
+        if path.suffix == ".csv":  # ImageId,PredictionString; the class is the first word of the latter
             image, _, prediction = line.partition(",")
             words = [f"{image}.JPEG", *prediction.split()[:1]] if number > 1 else []
         else:
@@ -139,9 +135,9 @@ def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Takes `share` of the images for validation, the same share of every class as nearly as can be."""
+    """Split off the fraction `share` for validation, stratified by class; return both parts."""
     rng = np.random.default_rng(seed)
-    place = np.empty(len(split))  # of each image in its shuffled class, from 0 to 1
+    place = np.empty(len(split))  # relative position of each image in its shuffled class, 0 to 1
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
         place[members] = (rng.permutation(len(members)) + rng.random()) / len(members)
@@ -151,7 +147,7 @@ def split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split]
 
 
 def _left_out(root: Path) -> tuple[str, ...]:
-    """What lies in a folder of class folders and is not read."""
+    """Return remarks on skipped files and folders beside the class folders."""
     hidden = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.startswith("."))
     stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
     remarks = []
@@ -163,5 +159,5 @@ def _left_out(root: Path) -> tuple[str, ...]:
 
 
 def and_more(names: Sequence[str]) -> str:
-    """After the first of them: how many there are."""
+    """Return the number of names, as a suffix to the first one; "" for a single name."""
     return f" ({len(names)} in all)" if len(names) > 1 else ""

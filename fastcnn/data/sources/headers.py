@@ -1,6 +1,6 @@
-"""What can be known of images without decoding them: their sizes, and which of them cannot be read.
+"""Image headers: sizes and unreadable files, without decoding.
 
-Headers are read once, by threads, and kept in a cache; a changed or new file is read again.
+Headers are read once, by threads, and cached; changed or new files are read again.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
 
 SCAN_THREADS = 16
-"""More than cores: on a network file system a scan mostly waits."""
+"""More than cores, as a scan of a network file system mostly waits."""
 SLOW_SCAN = 50_000
-"""Files whose scan takes long enough to be announced."""
+"""Number of files above which a scan is announced."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Files:
-    """Encoded images: whole files, or members of tar shards."""
+    """Encoded images: files, or members of tar shards."""
 
     paths: tuple[str, ...]
-    """N paths: of the images, or of the shards that hold them."""
+    """N paths of the images, or of their shards."""
     sizes: np.ndarray
-    """[N, 2] int32: height and width in pixels; 0 where the header could not be read."""
+    """Height and width in pixels, int32 [N, 2]; 0 if the header is unreadable."""
     problems: dict[int, str] = field(default_factory=dict)
-    """Which of them cannot be read, and why."""
+    """Reason for each unreadable image."""
     spans: np.ndarray | None = None
-    """[N, 2] int64: first byte and number of bytes in the shard; None for whole files."""
+    """First byte and number of bytes in the shard, int64 [N, 2]; None for files."""
     members: tuple[str, ...] | None = None
-    """N names in the shards."""
+    """N names in the shards; None for files."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """A file as a person would look for it."""
+        """Return the name of an image for messages."""
         path = self.paths[index]
         return path if self.members is None else f"{path}/{self.members[index]}"
 
     def read(self, index: int) -> np.ndarray:
-        """An image's encoded bytes, uint8 [length]; OSError if they are not there."""
+        """Read an image's encoded bytes, uint8 [length]; OSError if they are missing."""
         if self.spans is None:
             return np.fromfile(self.paths[index], dtype=np.uint8)
         offset, length = (int(v) for v in self.spans[index])
@@ -66,7 +66,7 @@ class Files:
     def decode(
         self, index: int, channels: int, region: tuple[int, int, int, int] | None = None
     ) -> np.ndarray:
-        """An image's pixels by Pillow, as `fastcnn.data.decode.decode`; DecodeError if it has none."""
+        """Decode an image by `fastcnn.data.decode.decode`; DecodeError if that fails."""
         try:
             data = self.read(index)
         except OSError as error:
@@ -75,14 +75,14 @@ class Files:
         return decode(data, channels, (height, width), region)
 
     def take(self, indices: np.ndarray) -> Files:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         chosen = indices.tolist()
         return Files(
-            tuple(self.paths[i] for i in chosen),
-            self.sizes[indices],
-            {new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
-            None if self.spans is None else self.spans[indices],
-            None if self.members is None else tuple(self.members[i] for i in chosen),
+            paths=tuple(self.paths[i] for i in chosen),
+            sizes=self.sizes[indices],
+            problems={new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
+            spans=None if self.spans is None else self.spans[indices],
+            members=None if self.members is None else tuple(self.members[i] for i in chosen),
         )
 
 
@@ -91,30 +91,38 @@ def scan(
     paths: Sequence[str],
     spans: np.ndarray | None = None,
     members: Sequence[str] | None = None,
+    *,
     announce: bool = True,
 ) -> Files:
-    """Reads the headers of images, or takes them from the cache where the file's size and time are the same.
+    """Read the headers of images; unchanged files (by size and time) come from the cache.
 
     Args:
-        root: names the data set; what was read is kept under this name.
-        paths: of the images, or of the shards that hold them.
-        spans, members: see `Files`.
-        announce: say so when it takes long.
+        root: name of the data set, the cache's key.
+        paths, spans, members: see `Files`.
+        announce: print a notice before a long scan.
     """
     stamps = file_stamps(paths)
     if spans is not None:
         stamps = np.column_stack([stamps, spans])
     names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
     encoded = Files(
-        tuple(paths),
-        np.zeros((len(paths), 2), dtype=np.int32),
-        {},
-        spans,
-        tuple(members) if members is not None else None,
+        paths=tuple(paths),
+        sizes=np.zeros((len(paths), 2), dtype=np.int32),
+        problems={},
+        spans=spans,
+        members=tuple(members) if members is not None else None,
     )
     notice = "reading the headers of {:,} images, once"
     slow = SLOW_SCAN if announce else len(paths)
-    sizes, problems = examine_once(root, names, stamps, 2, lambda i: examine(encoded, i), notice, slow)
+    sizes, problems = examine_once(
+        root,
+        names,
+        stamps,
+        columns=2,
+        examine=lambda i: examine(encoded, i),
+        notice=notice,
+        slow=slow,
+    )
     return dataclasses.replace(encoded, sizes=sizes, problems=problems)
 
 
@@ -122,26 +130,28 @@ def examine_once(
     key: str,
     names: Sequence[str],
     stamps: np.ndarray,
+    *,
     columns: int,
     examine: Callable[[int], tuple[Any, ...]],
     notice: str,
     slow: int,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """What is known of N files: from the cache where a file is as it was, else examined, by threads.
+    """Examine N files by threads; results of unchanged files come from the cache.
 
     Args:
-        key: what was found is kept under this name.
-        names: N of them.
-        stamps: [N, S] int64, by which a changed file is told.
-        columns: how many numbers are found of a file.
-        examine: these numbers of the i-th file, and what is wrong with it ("" if nothing).
-        notice: what to print, with their number for {}, before more than `slow` are examined.
+        key: cache key.
+        names: N names.
+        stamps: int64 [N, S]; a changed row means a changed file.
+        columns: numbers per file.
+        examine: returns these numbers for the i-th file, then its problem ("" if none).
+        notice: printed before more than `slow` files are examined, with their number for {}.
 
     Returns:
-        The numbers, int32 [N, columns], and what is wrong with some.
+        The numbers, int32 [N, columns], and the problems by file.
     """
     entry = cache_root() / "manifests" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
     known = _recall(entry)
+    # From the cache.
     facts = np.zeros((len(names), columns), dtype=np.int32)
     problems: dict[int, str] = {}
     missing = []
@@ -153,6 +163,7 @@ def examine_once(
         facts[i] = before[1]
         if before[2]:
             problems[i] = before[2]
+    # Examine the rest.
     if missing:
         if len(missing) > slow:
             print(notice.format(len(missing)), file=sys.stderr, flush=True)
@@ -168,7 +179,7 @@ def examine_once(
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """`work` of each item, in their order; for what mostly waits for files."""
+    """Map `work` over the items by threads, in order; for work that mostly waits for files."""
     parts = [items[i : i + 64] for i in range(0, len(items), 64)]
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         for found in pool.map(lambda part: [work(item) for item in part], parts):
@@ -176,7 +187,7 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
 
 
 def examine(files: Files, index: int) -> tuple[int, int, str]:
-    """Height, width and what is wrong with an image ("" if nothing), from its header and its end."""
+    """Return height, width and problem ("" if none) of an image, from its header and its end."""
     try:
         if files.spans is None:
             with open(files.paths[index], "rb") as stream:
@@ -188,7 +199,7 @@ def examine(files: Files, index: int) -> tuple[int, int, str]:
         return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
     except OSError as error:
         return 0, 0, error.strerror or "not an image"
-    except Exception as error:  # foreign bytes lead Pillow's parsers anywhere
+    except Exception as error:  # Pillow's parsers may raise anything on corrupt bytes
         return 0, 0, f"not an image that Pillow reads: {error}"
 
 
@@ -205,11 +216,12 @@ def _examine(stream: BinaryIO) -> tuple[int, int, str]:
             return 0, 0, f"a rare kind of {image.format}, which is not read; convert it to PNG"
         if width * height > MAX_PIXELS:
             return 0, 0, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
+        # A truncated file lacks the end marker.
         stream.seek(max(0, end - 16))
         tail = stream.read()
         jpeg = tail.endswith(b"\xff\xd9")
         ends = {"JPEG": jpeg, "MPO": jpeg, "PNG": tail.endswith(b"IEND\xaeB`\x82")}
-        if not ends.get(image.format, True):  # bytes after the end are harmless, a missing end is not
+        if not ends.get(image.format, True):  # trailing bytes are harmless
             stream.seek(0)
             try:
                 image.load()
@@ -222,22 +234,22 @@ def _examine(stream: BinaryIO) -> tuple[int, int, str]:
 
 
 def _is_rare(image: ImageFile.ImageFile) -> bool:
-    """Whether DALI and Pillow make something different of it."""
+    """Return whether DALI and Pillow decode an image differently."""
     if image.format == "TIFF":
-        turned = image.getexif().get(0x0112, 1) != 1  # Pillow turns it upright, here alone
+        turned = image.getexif().get(0x0112, 1) != 1  # Pillow applies the orientation only here
         return turned or image.mode in ("1", "I", "F")
     if image.format == "PPM":
-        return image.tile[0][0] != "raw"  # text, or a largest value that is not 255 or 65,535
+        return image.tile[0][0] != "raw"  # text, or a maximum other than 255 and 65,535
     return False
 
 
 class _Window(io.RawIOBase):
-    """Some bytes of an open file as a file of their own."""
+    """A byte range of an open file as a file of its own."""
 
     def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
         self.file, self.offset, self.length, self.at = file, offset, length, 0
         self.taken = 0
-        """Bytes that were read."""
+        """Bytes read so far."""
 
     def readable(self) -> bool:
         return True
@@ -260,9 +272,9 @@ class _Window(io.RawIOBase):
 
 
 def file_stamps(paths: Sequence[str]) -> np.ndarray:
-    """[N, 2] int64: bytes and time of the last change of each file; 0 where there is none."""
+    """Return size in bytes and modification time in ns of each file, int64 [N, 2]; 0 if missing."""
     stamps = np.zeros((len(paths), 2), dtype=np.int64)
-    seen: dict[str, tuple[int, int]] = {}  # a shard holds many images
+    seen: dict[str, tuple[int, int]] = {}  # shards repeat
     for i, path in enumerate(paths):
         if path not in seen:
             try:
@@ -275,12 +287,12 @@ def file_stamps(paths: Sequence[str]) -> np.ndarray:
 
 
 def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
-    """Name → stamps, facts and problem; empty if nothing was kept, or nothing that can be read."""
+    """Load stamps, facts and problem by name; empty without a readable cache entry."""
     try:
         with np.load(entry, allow_pickle=False) as kept:
             names, problems = _split_text(kept["names"]), _split_text(kept["problems"])
             stamps, facts = kept["stamps"].tolist(), kept["facts"]
-    except Exception:  # not there, cut off, or of another version: it can be made again
+    except Exception:  # missing, truncated or of another version: rebuilt
         return {}
     return {
         name: (tuple(stamp), fact, problem)
@@ -291,7 +303,7 @@ def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
 def _remember(
     entry: Path, names: Sequence[str], stamps: np.ndarray, facts: np.ndarray, problems: dict[int, str]
 ) -> None:
-    passing = {os.strerror(code) for code in errno.errorcode}  # the machine's, not the file's
+    passing = {os.strerror(code) for code in errno.errorcode}  # errors of the machine, not of the file
     stamps = stamps.copy()
     for i, problem in problems.items():
         if problem in passing:

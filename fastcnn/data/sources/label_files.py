@@ -1,4 +1,4 @@
-"""Masks and boxes lie in files of their own: where those are, which classes they name, which are bad."""
+"""Label files of masks and boxes: location, class names, collection of errors."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
     "tvmonitor",
 )
-"""PASCAL VOC's twenty (Everingham et al. 2010, table 1), as its files number and name them."""
+"""PASCAL VOC's twenty classes (Everingham et al. 2010, table 1), named and numbered as in its files."""
 VOC_SETS = {"voc2007": ("trainval", "test"), "voc2012": ("train", "val")}
-"""Of each year: to train on, to validate on."""
+"""Training and validation set of each year."""
 
 TRAIN = ("train", "train2017")
 VAL = ("val", "validation", "valid", "test", "val2017")
 
 
 class BadLabels:
-    """What is wrong with the labels of a data set, of all of its files together."""
+    """Collector of the label errors of all files of a data set."""
 
     def __init__(self) -> None:
         self.count = 0
         self.lines: list[str] = []
-        """Of the first ones."""
+        """Messages of the first errors."""
 
     def add(self, where: str, reason: str) -> None:
+        """Count an error and keep its message if it is among the first ones."""
         self.count += 1
         if len(self.lines) < NAMED_AT_MOST:
             line = f"{where}: {reason}".replace("\n", "\\n")
-            self.lines.append(line.encode("utf-8", "backslashreplace").decode())  # a name may be of any bytes
+            self.lines.append(
+                line.encode("utf-8", "backslashreplace").decode()
+            )  # a file name may hold any bytes
 
     def apply(self, action: Literal["stop", "skip"]) -> tuple[str, ...]:
-        """Remarks on what is left out; UserError if nothing may be."""
+        """Return remarks on skipped labels; UserError for errors with "stop"."""
         if not self.count:
             return ()
         if action == "skip":
@@ -57,7 +60,7 @@ class BadLabels:
 
 
 def check_name(data: str, named: Sequence[str], val_split: float | None) -> Path:
-    """The folder that `--data` means, which must be there unless it is one of the named sets."""
+    """Return the folder of `--data`; UserError if it is missing and not a named set."""
     if data in named:
         if val_split is not None:
             raise UserError(f"--val-split: {data} has its own validation images; leave it out")
@@ -71,7 +74,7 @@ def check_name(data: str, named: Sequence[str], val_split: float | None) -> Path
 
 
 def check_val(root: Path, val: Path | None, val_split: float | None) -> None:
-    """UserError unless there is exactly one of a folder (or file) to validate on and a share."""
+    """Raise UserError unless there is exactly one of validation data `val` and `val_split`."""
     if val is not None and val_split is not None:
         raise UserError(f"--val-split: {root} has {val.relative_to(root)}; leave it out")
     if val is None and val_split is None:
@@ -79,10 +82,13 @@ def check_val(root: Path, val: Path | None, val_split: float | None) -> None:
 
 
 def find_folders(root: Path, kind: str, val_split: float | None) -> list[tuple[Path, Path]]:
-    """Where images are and where their labels are: to train on, and, without `val_split`, to validate on.
+    """Find the folders of images and labels for training and, without `val_split`, for validation.
 
     Args:
-        kind: "masks" or "labels", the name of the folder of the labels.
+        kind: name of the label folders, "masks" or "labels".
+
+    Returns:
+        Pairs of folders; none if the layout is unknown.
     """
 
     def first(names: Sequence[str]) -> tuple[Path, Path] | None:
@@ -106,7 +112,7 @@ def find_folders(root: Path, kind: str, val_split: float | None) -> list[tuple[P
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """A name a line; none if the file is not there."""
+    """Read class names, one per line; none if the file is missing."""
     if not path.is_file():
         return ()
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -117,7 +123,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def open_voc(name: str, kind: Any, data_root: Path) -> list[Any]:
-    """torchvision's data sets of a year, to train and to validate on; `kind` is its class."""
+    """Open torchvision's training and validation set of a VOC year; `kind` is its class."""
     year = name.removeprefix("voc")
     return [
         open_torchvision(name, data_root, partial(kind, data_root, year=year, image_set=image_set))
@@ -129,11 +135,12 @@ def make_source(
     name: str,
     splits: Sequence[Split],
     class_names: tuple[str, ...],
+    *,
     remarks: tuple[str, ...],
     val_split: float | None = None,
     seed: int = 0,
 ) -> Source:
-    """From the images to train and to validate on, or from all of them and the share to validate on."""
+    """Build a source from training and validation images, or from one split and `val_split`."""
     for split, phase in zip(splits, ("training", "validation")):
         if not len(split):
             raise UserError(f"--data {name}: no {phase} images" + (f" ({remarks[0]})" if remarks else ""))
@@ -142,4 +149,11 @@ def make_source(
             raise UserError(f"--val-split {val_split:g}: there is one image only; add some to {name}")
         splits = split_by_class(splits[0], val_split, seed)
     train, val = splits
-    return Source(name, train, val, class_names, native_size=native_size(train), remarks=remarks)
+    return Source(
+        name=name,
+        train=train,
+        val=val,
+        class_names=class_names,
+        native_size=native_size(train),
+        remarks=remarks,
+    )

@@ -1,7 +1,7 @@
-"""Where the images and masks of segmentation come from: folders, Oxford-IIIT Pet, PASCAL VOC, the demo set.
+"""Sources with masks: folders, Oxford-IIIT Pet, PASCAL VOC, the demo set.
 
-Every mask is examined once, as `fastcnn.data.sources.headers` does with headers: bad masks are known before
-the training starts.
+Every mask is read once and the result cached, as headers are in `fastcnn.data.sources.headers`. So invalid
+masks are known before the training starts.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
@@ -36,53 +37,46 @@ from fastcnn.errors import UserError
 
 MASKS_NAMED = ("demo", "synthetic", "oxford-iiit-pet", "voc2007", "voc2012")
 MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
-"""Not .jpg: its pixels are near the class numbers at best."""
+"""Not .jpg: lossy compression changes class numbers."""
 SLOW_MASKS = 2_000
-"""Masks whose examination takes long enough to be announced."""
+"""Number of masks above which their examination is announced."""
 
 
-class Pairs(NamedTuple):
-    """Images and what is known of their masks."""
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Images and properties of their masks."""
 
     files: Files
     """N images."""
     masks: tuple[str, ...]
     """N paths."""
     sizes: np.ndarray
-    """[N, 2] int32: height and width of the masks; 0 where one cannot be read."""
+    """Height and width of the masks, int32 [N, 2]; 0 if unreadable."""
     present: np.ndarray
-    """[N, 256] bool: the values in the masks."""
+    """Values present in each mask, bool [N, 256]."""
     problems: dict[int, str]
-    """Which masks cannot be read, and why."""
+    """Reason for each unreadable mask."""
 
 
-def mask_source(
-    data: str,
-    data_root: str,
-    val_split: float | None,
-    seed: int,
-    ignore_index: int,
-    bad_labels: Literal["stop", "skip"],
-) -> Source:
-    """`--data` to a source whose targets are masks.
+def mask_source(settings: DataSettings, *, seed: int) -> Source:
+    """Open `--data` as a source whose targets are masks.
 
     Args:
-        data: a name in `MASKS_NAMED`, or a folder of images and masks of the same names.
-        data_root: where torchvision's data sets are, or are downloaded to.
-        val_split: share of a folder without val/ to validate on.
-        seed: of that share's choice.
-        ignore_index: value in a folder's masks that is neither trained on nor counted.
-        bad_labels: whether bad masks end it, or their images are left out.
+        settings: `data` is a name in `MASKS_NAMED`, or a folder of images and masks of the same names;
+            `ignore_index` applies to a folder's masks.
+        seed: seed of the validation split.
 
     Raises:
-        UserError: no such data, a folder that is not laid out as it should be, or bad masks.
+        UserError: no such data, a folder with an unexpected layout, or invalid masks with
+            `--bad-labels stop`.
     """
+    data, val_split, ignore_index = settings.data, settings.val_split, settings.ignore_index
     root = check_name(data, MASKS_NAMED, val_split)
     if data == "synthetic":
         return _synthetic()
     bad = BadLabels()
     if data in MASKS_NAMED:
-        pairs, class_names, table, ignored = _named(data, Path(data_root))
+        pairs, class_names, table, ignored = _named(data, Path(settings.data_root))
         remarks: list[str] = []
     else:
         folders = find_folders(root, "masks", val_split)
@@ -99,11 +93,18 @@ def mask_source(
         table, ignored = _table(range(len(class_names)), ignore_index), ignore_index
     splits = [_good(found, table, ignored, bad) for found in pairs]
     name = data if data in MASKS_NAMED else root.resolve().name
-    return make_source(name, splits, class_names, (*remarks, *bad.apply(bad_labels)), val_split, seed)
+    return make_source(
+        name,
+        splits,
+        class_names,
+        remarks=(*remarks, *bad.apply(settings.bad_labels)),
+        val_split=val_split,
+        seed=seed,
+    )
 
 
 def _named(name: str, data_root: Path) -> tuple[list[Pairs], tuple[str, ...], np.ndarray, int]:
-    """A named set's pairs to train and to validate on, its classes, its table and the value it ignores."""
+    """Return a named set's training and validation pairs, classes, table and ignored value."""
     if name == "demo":
         root = ensure_demo()
         pairs = [_match(root / phase, root / "masks" / phase)[0] for phase in ("train", "val")]
@@ -118,7 +119,7 @@ def _named(name: str, data_root: Path) -> tuple[list[Pairs], tuple[str, ...], np
             images, masks = ([str(path) for path in paths] for paths in (data._images, data._segs))
             pairs.append(_examine(f"{key} {part}", images, masks))
         table = np.full(256, IGNORE, dtype=np.uint8)
-        table[[2, 1]] = 0, 1  # a trimap's values are 1 for the pet, 2 for the background, 3 for in between
+        table[[2, 1]] = 0, 1  # trimap values: 1 pet, 2 background, 3 border
         return pairs, ("background", "pet"), table, 3
     from torchvision.datasets import VOCSegmentation
 
@@ -131,7 +132,7 @@ def _named(name: str, data_root: Path) -> tuple[list[Pairs], tuple[str, ...], np
 
 
 def _table(classes: Sequence[int], ignored: int) -> np.ndarray:
-    """Values that are the class numbers, but for an ignored one."""
+    """Return the table of a mask whose values are class numbers, except an ignored one."""
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[classes] = classes
     if 0 <= ignored < len(table):
@@ -140,7 +141,7 @@ def _table(classes: Sequence[int], ignored: int) -> np.ndarray:
 
 
 def _match(images: Path, masks: Path) -> tuple[Pairs, tuple[str, ...]]:
-    """The images of a folder with the masks of another that have the same names, and remarks."""
+    """Pair the images of a folder with the masks of the same names; return pairs and remarks."""
     of_name = {_stem(path, masks): path for path in reversed(image_files(masks, MASK_SUFFIXES))}
     paths = image_files(images)
     names = [_stem(path, images) for path in paths]
@@ -155,23 +156,29 @@ def _stem(path: str, root: Path) -> str:
 
 
 def _examine(key: str, images: Sequence[str], masks: Sequence[str]) -> Pairs:
-    """Reads the headers of the images and all of the masks, or takes them from the cache under `key`."""
+    """Read image headers and masks; unchanged files come from the cache under `key`."""
     files = scan(f"{key} images", images)
     facts, problems = examine_once(
         f"{key} masks",
         masks,
         file_stamps(masks),
-        2 + 256 // 32,
-        lambda i: examine_mask(masks[i]),
-        "examining {:,} masks, once",
-        SLOW_MASKS,
+        columns=2 + 256 // 32,
+        examine=lambda i: examine_mask(masks[i]),
+        notice="examining {:,} masks, once",
+        slow=SLOW_MASKS,
     )
     bits = np.ascontiguousarray(facts[:, 2:]).view(np.uint8)
-    return Pairs(files, tuple(masks), facts[:, :2], np.unpackbits(bits, axis=1).astype(bool), problems)
+    return Pairs(
+        files=files,
+        masks=tuple(masks),
+        sizes=facts[:, :2],
+        present=np.unpackbits(bits, axis=1).astype(bool),
+        problems=problems,
+    )
 
 
 def examine_mask(path: str) -> tuple[int | str, ...]:
-    """Height and width of a mask, the values present as 256 bits in 8 numbers, and what is wrong with it."""
+    """Return height and width of a mask, its values as 256 bits in 8 numbers, and its problem."""
     try:
         mask = read_mask(path)
     except DecodeError as error:
@@ -181,7 +188,7 @@ def examine_mask(path: str) -> tuple[int | str, ...]:
 
 
 def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
-    """From classes.txt, else numbered up to the largest value of the training masks."""
+    """Read classes.txt, else number the classes up to the largest value of the training masks."""
     listed = read_class_names(root / "classes.txt")
     if len(listed) > IGNORE:
         raise UserError(f"{root / 'classes.txt'}: {len(listed)} classes; masks can have {IGNORE} at most")
@@ -189,7 +196,7 @@ def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
     good = (train.sizes == train.files.sizes).all(axis=1) | ~known
     if listed:
         return listed
-    if not good.any():  # which is said later; so far no class is out of range
+    if not good.any():  # reported later; until then no class is out of range
         return tuple(f"class {i}" for i in range(IGNORE))
     values = np.flatnonzero(train.present[good].any(axis=0))
     values = values[values != ignored]
@@ -205,7 +212,7 @@ def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
 
 
 def _good(pairs: Pairs, table: np.ndarray, ignored: int, bad: BadLabels) -> Split:
-    """The images whose masks are as they should be, and those that cannot be read themselves."""
+    """Return the images with valid masks, and unreadable images; add invalid masks to `bad`."""
     classes = np.flatnonzero(table != IGNORE)
     strange = pairs.present.copy()
     strange[:, classes] = False
@@ -230,7 +237,7 @@ def _good(pairs: Pairs, table: np.ndarray, ignored: int, bad: BadLabels) -> Spli
 
 
 def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 21) -> Source:
-    """A few masks of random blocks, again and again, for images that only the synthetic loader makes."""
+    """Return 48 masks of random blocks, repeated; the images are made by the synthetic loader."""
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, classes, (48, 8, 8), dtype=np.uint8)
     masks = list(blocks.repeat(SYNTHETIC_SIZE // 8, axis=1).repeat(SYNTHETIC_SIZE // 8, axis=2))
@@ -240,4 +247,9 @@ def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 21) -> Sour
         arrays = [masks[i % len(masks)] for i in range(count)]
         return Split(np.zeros(count, dtype=np.int64), annotations=Masks(table, arrays=arrays))
 
-    return Source("synthetic", split(train), split(val), tuple(f"class {i}" for i in range(classes)))
+    return Source(
+        name="synthetic",
+        train=split(train),
+        val=split(val),
+        class_names=tuple(f"class {i}" for i in range(classes)),
+    )

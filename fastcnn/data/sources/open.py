@@ -3,67 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from fastcnn.data.sources.dataset import (
-    NAMED,
-    Source,
-)
+from fastcnn.config.settings import DataSettings, TaskName
+from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.data.sources.demo import ensure_demo
-from fastcnn.data.sources.folder import (
-    read_folder,
-)
+from fastcnn.data.sources.folder import read_folder
 from fastcnn.data.sources.torchvision import synthetic_source, torchvision_source
-from fastcnn.data.targets import IGNORE
 from fastcnn.errors import UserError
 
 
-def open_data(
-    task: str,
-    data: str,
-    data_root: str,
-    val_split: float | None,
-    seed: int,
-    ignore_index: int = IGNORE,
-    bad_labels: Literal["stop", "skip"] = "stop",
-) -> Source:
-    """`--data` to a source with the targets of a task.
+def open_data(settings: DataSettings, *, task: TaskName, seed: int) -> Source:
+    """Open `--data` as a source with the targets of a task.
 
     Args:
-        task: "classification", "segmentation" or "detection".
-        data, data_root, val_split, seed: as of `open_source`.
-        ignore_index, bad_labels: as of `fastcnn.data.sources.masks.mask_source`.
+        seed: seed of the validation split.
 
     Raises:
         UserError: no such data, or data that is not laid out for the task.
     """
-    told = data, data_root, val_split, seed
     if task == "segmentation":
         from fastcnn.data.sources.masks import mask_source
 
-        return mask_source(*told, ignore_index, bad_labels)
+        return mask_source(settings, seed=seed)
     if task == "detection":
         from fastcnn.data.sources.boxes import box_source
 
-        return box_source(*told, bad_labels)
-    return open_source(*told)
+        return box_source(settings, seed=seed)
+    return open_source(settings, seed=seed)
 
 
-def open_source(data: str, data_root: str, val_split: float | None, seed: int) -> Source:
-    """`--data` to a source.
+def open_source(settings: DataSettings, *, seed: int) -> Source:
+    """Open `--data` as a source of labeled images.
 
     Args:
-        data: a name in `NAMED`, the path of an image folder, or shards (`fastcnn.data.sources.shards`).
-        data_root: where torchvision's data sets are, or are downloaded to.
-        val_split: share of a folder without val/ to validate on.
-        seed: of that share's choice.
+        settings: `data` is a name in `NAMED`, an image folder or shards (`fastcnn.data.sources.shards`).
+        seed: seed of the validation split.
 
     Raises:
-        ValueError: no such data, or a folder that is not laid out as it should be; the message says what
-            to write instead.
+        UserError: no such data, or a folder with an unexpected layout; the message names the remedy.
     """
     from fastcnn.data.sources.shards import is_shards, read_shards
 
+    data, data_root, val_split = settings.data, Path(settings.data_root), settings.val_split
     if val_split is not None and data in NAMED:
         raise UserError(f"--val-split: {data} has its own validation images; leave it out")
     if data == "demo":
@@ -72,9 +53,9 @@ def open_source(data: str, data_root: str, val_split: float | None, seed: int) -
     if data == "synthetic":
         return synthetic_source()
     if data in NAMED:
-        return torchvision_source(data, Path(data_root))
+        return torchvision_source(data, data_root)
     if is_shards(data):
-        return read_shards(data, Path(data_root), val_split, seed)
+        return read_shards(data, data_root, val_split, seed)
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""A look at some training images before the training."""
+"""Random sample of the training images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from fastcnn.data.sources.dataset import Split
 
 
 def some_images(split: Split, count: int, seed: int, channels: int = 3) -> list[np.ndarray]:
-    """At most `count` images by chance, uint8 [H, W, channels], of which grey ones have the same value in
-    all channels; those that cannot be decoded are left out."""
+    """Return up to `count` random images, uint8 [H, W, channels] each.
+
+    Gray images are repeated in all channels. Undecodable images are skipped."""
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
     images = []
     for i in chosen.tolist():
@@ -20,6 +21,6 @@ def some_images(split: Split, count: int, seed: int, channels: int = 3) -> list[
         elif split.files is not None and i not in split.problems:
             try:
                 images.append(split.files.decode(i, channels))
-            except DecodeError:  # the loader will name it
+            except DecodeError:  # the loader reports it
                 continue
     return images

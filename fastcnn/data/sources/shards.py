@@ -3,8 +3,8 @@
     python -m fastcnn.train --data 'shards/{train-{000..146},val-{00..06}}.tar'
     python -m fastcnn.train --data 's3://bucket/{train-{000..146},val-00}.tar'
 
-A shard is indexed once; samples are then read from where they lie in it, in any order. Remote shards are
-copied to --data-root first, and read from there the next time.
+A shard is indexed once; samples are then read by their byte range, in any order. Remote shards are copied to
+--data-root on first use.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from fastcnn.errors import UserError
 
 REMOTE = ("s3://", "gs://")
 VALIDATION = ("val", "test")
-"""How the names of shards to validate on begin."""
+"""Prefixes of the names of validation shards."""
 INDEX_THREADS = 8
 
 
 class Index(NamedTuple):
-    """The samples of a shard, in its order."""
+    """Samples of a shard, in its order."""
 
     members: list[str]
-    """Names of the images."""
+    """Names of the image members."""
     classes: list[str]
-    """What their .cls says."""
+    """Contents of their .cls members."""
     spans: np.ndarray
-    """[N, 2] int64: first byte and number of bytes."""
+    """First byte and number of bytes, int64 [N, 2]."""
 
 
 def is_shards(data: str) -> bool:
-    """Whether `--data` means shards: a pattern of tars, or a folder of them."""
+    """Return whether `--data` is a pattern of tar files, or a folder of them."""
     if data.startswith(REMOTE) or data.endswith(".tar"):
         return True
     folder = Path(data).expanduser()
@@ -58,16 +58,16 @@ def is_shards(data: str) -> bool:
 
 
 def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) -> Source:
-    """Shards whose names begin with val or test are validated on, the others trained on.
+    """Read shards: names that begin with val or test are for validation, the others for training.
 
     Args:
-        data: a folder of tars, or a pattern with {000..146} and {a,b}.
-        data_root: where remote shards are copied to.
-        val_split: share to validate on where no name begins so.
-        seed: of that share's choice.
+        data: a folder of tar files, or a pattern with {000..146} and {a,b}.
+        data_root: folder for copies of remote shards.
+        val_split: fraction for validation if there are no validation shards.
+        seed: seed of that split.
 
     Raises:
-        UserError: a shard that is not there or not what it should be.
+        UserError: a missing or malformed shard.
     """
     folder = Path(data).expanduser()
     names = sorted(map(str, folder.glob("*.tar"))) if folder.is_dir() else list(expand(data))
@@ -76,6 +76,7 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         local = list(pool.map(partial(_local, data_root=data_root), names))
         indices = list(pool.map(_index, local))
+    # Class names: numbers if all .cls are numbers, else sorted names.
     words = {word for index in indices for word in index.classes}
     numbered = all(word.isdecimal() for word in words)
     count = max((int(word) for word in words), default=0) + 1 if numbered else len(words)
@@ -85,8 +86,8 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
     label = {name: i for i, name in enumerate(class_names)}
     is_val = [posixpath.basename(name).startswith(VALIDATION) for name in names]
 
-    def split(wanted: bool) -> Split:
-        chosen = [(path, index) for path, index, v in zip(local, indices, is_val) if v == wanted]
+    def split(*, validation: bool) -> Split:
+        chosen = [(path, index) for path, index, v in zip(local, indices, is_val) if v == validation]
         paths = [path for path, index in chosen for _ in index.members]
         members = [member for _, index in chosen for member in index.members]
         spans = np.concatenate([np.empty((0, 2), np.int64), *(index.spans for _, index in chosen)])
@@ -94,7 +95,7 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
         root = " ".join(os.path.abspath(path) for path, _ in chosen)
         return Split(np.asarray(labels, dtype=np.int64), scan(root, paths, spans, members))
 
-    train, val = split(False), split(True)
+    train, val = split(validation=False), split(validation=True)
     if not len(train):
         raise UserError(
             f"--data {data}: no shard to train on; name them train-000.tar, val-000.tar and so on"
@@ -106,12 +107,19 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
             raise UserError(f"--data {data}: no shard is called val*.tar; add one, or add --val-split 0.1")
         train, val = split_by_class(train, val_split, seed)
     stem = re.sub(r"\W+", "-", posixpath.basename(posixpath.dirname(data) if data.endswith(".tar") else data))
-    return Source(stem.strip("-") or "shards", train, val, class_names, native_size=native_size(train))
+    return Source(
+        name=stem.strip("-") or "shards",
+        train=train,
+        val=val,
+        class_names=class_names,
+        native_size=native_size(train),
+    )
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """`{a,b}` and `{000..146}` as a shell expands them, nested too."""
+    """Expand `{a,b}` and `{000..146}` as a shell does, also nested."""
     start = pattern.find("{")
+    # Commas and the closing brace of the first group.
     depth, cuts = 0, [start]
     for i in range(start, len(pattern)) if start >= 0 else ():
         depth += {"{": 1, "}": -1}.get(pattern[i], 0)
@@ -146,7 +154,7 @@ def _checked(name: str) -> str:
 
 
 def _fetched(uri: str, data_root: Path) -> str:
-    """A remote shard's local copy, made by DALI's clients on first use."""
+    """Return the local copy of a remote shard, downloaded by DALI on first use."""
     parent = posixpath.dirname(uri)
     mark = hashlib.sha256(parent.encode()).hexdigest()[:8]
     folder = data_root / "shards" / f"{re.sub(r'[^a-zA-Z0-9]+', '-', parent)}-{mark}"
@@ -164,20 +172,20 @@ def _fetched(uri: str, data_root: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
         file.write(content)
-    os.chmod(file.name, 0o644)  # a temporary file is its maker's alone
+    os.chmod(file.name, 0o644)  # a temporary file is private to its owner
     os.replace(file.name, path)
     return str(path)
 
 
 def _index(path: str) -> Index:
-    """What a shard holds, from the cache if it has not changed since."""
+    """Return the index of a shard, from the cache if the shard is unchanged."""
     status = os.stat(path)
     key = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
     entry = cache_root() / "shards" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
     try:
         with np.load(entry, allow_pickle=False) as kept:
             return Index(kept["members"].tolist(), kept["classes"].tolist(), kept["spans"])
-    except Exception:  # not there, or cut off: it can be made again
+    except Exception:  # missing or truncated: rebuilt
         index = _read_index(path)
     keep(
         entry,
@@ -190,6 +198,7 @@ def _index(path: str) -> Index:
 
 
 def _read_index(path: str) -> Index:
+    """Read the index of a shard from its tar headers; UserError if it is malformed."""
     images: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}
     try:

@@ -1,4 +1,4 @@
-"""Data sets downloaded by torchvision, and synthetic ones."""
+"""Data sets downloaded by torchvision, and synthetic labels."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.data.sources.dataset import (
-    Source,
-    Split,
-)
+from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.errors import UserError
 
 
 def synthetic_source(train: int = 12_800, val: int = 1_280, classes: int = 1000) -> Source:
-    """Random labels for images that only the synthetic loader makes."""
+    """Return random labels; the images are made by the synthetic loader."""
     rng = np.random.default_rng(0)
     return Source(
-        "synthetic",
-        Split(rng.integers(0, classes, train)),
-        Split(rng.integers(0, classes, val)),
-        tuple(f"class {i}" for i in range(classes)),
+        name="synthetic",
+        train=Split(rng.integers(0, classes, train)),
+        val=Split(rng.integers(0, classes, val)),
+        class_names=tuple(f"class {i}" for i in range(classes)),
     )
 
 
 def torchvision_source(name: str, root: Path) -> Source:
-    """CIFAR and MNIST by torchvision, downloaded into `root` if they are not there."""
+    """Open CIFAR or MNIST with torchvision; missing files are downloaded into `root`."""
     import torchvision
 
     kinds = {
@@ -45,10 +42,10 @@ def torchvision_source(name: str, root: Path) -> Source:
         images = images[..., None] if images.ndim == 3 else images
         splits.append(Split(np.asarray(data.targets, dtype=np.int64), images=images))
     return Source(
-        name,
-        splits[0],
-        splits[1],
-        tuple(data.classes),
+        name=name,
+        train=splits[0],
+        val=splits[1],
+        class_names=tuple(data.classes),
         channels=len(mean),
         native_size=images.shape[1],
         mean=mean,
@@ -58,10 +55,10 @@ def torchvision_source(name: str, root: Path) -> Source:
 
 
 def open_torchvision(name: str, root: Path, make: Callable[..., Any]) -> Any:
-    """torchvision's data set, `make(download=...)`, of the files in `root`, or downloaded there."""
+    """Open torchvision's data set `make(download=...)` from `root`; download it first if it is missing."""
     try:
         return make(download=False)
-    except (OSError, RuntimeError):  # no folder, or not all of it
+    except (OSError, RuntimeError):  # missing or incomplete
         pass
     try:
         return make(download=True)

@@ -1,1 +1,1 @@
-"""Transforms: crops, augmentation and mixing, for every loader the same."""
+"""Transforms: crops, augmentation and mixing, identical for all loaders."""

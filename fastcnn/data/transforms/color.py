@@ -1,7 +1,7 @@
-"""Augmentations that are linear in color: one matrix and one offset for each sample.
+"""Augmentations that are linear in color, as one matrix and one offset per sample.
 
 Brightness, contrast, saturation, hue, lighting and inversion are all
-`matrix @ colour + share * mean of the grey image + offset`, in every backend.
+`matrix @ color + share * mean of the gray image + offset`, in every backend.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 
 from fastcnn.data.transforms.augment import Step
 
-GREY = np.array([0.299, 0.587, 0.114])
-"""ITU-R BT.601, as Pillow and torchvision."""
-YIQ = np.array([GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-"""NTSC's; the last two rows sum to 0, so that grey has no colour."""
+GRAY = np.array([0.299, 0.587, 0.114])
+"""Luma weights of ITU-R BT.601, as in Pillow and torchvision."""
+YIQ = np.array([GRAY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+"""Matrix from RGB to NTSC's YIQ; the last two rows sum to 0, so that gray has no chroma."""
 
 LINEAR = ("brightness", "contrast", "saturation", "hue", "lighting", "invert")
 
@@ -24,23 +24,23 @@ IMAGENET_COMPONENTS = (
     * np.array([[0.2175], [0.0188], [0.0045]])
     * 255
 )
-"""[3, 3]: ImageNet's principal components of colour, each times its variance for values from 0 to 1, times
-255: the figures of fb.resnet.torch (datasets/imagenet.lua), which timm's and DALI's users have taken over."""
+"""ImageNet's principal components of color, [3, 3], each times its variance for values from 0 to 1, times
+255. From fb.resnet.torch (datasets/imagenet.lua); adopted by users of timm and DALI."""
 
 
 class Linear(NamedTuple):
-    """What a step does to the colours of N samples of C channels."""
+    """Linear color transform of N samples of C channels."""
 
     matrix: np.ndarray
-    """[N, C, C] float32"""
+    """float32 [N, C, C]"""
     share: np.ndarray
-    """[N] float32: of the mean of the grey image, which is added."""
+    """Factor of the gray image's mean, which is added, float32 [N]."""
     offset: np.ndarray
-    """[N, C] float32, in values from 0 to 255"""
+    """float32 [N, C], for values from 0 to 255"""
 
 
 def linear(step: Step, channels: int) -> Linear:
-    """Of a step all of whose kinds are `LINEAR` or "identity"; others count as nothing."""
+    """Return the linear transform of a step; kinds that are not in `LINEAR` count as identity."""
     count, value = len(step.code), step.values[:, 0].astype(np.float64)
     matrix = np.tile(np.eye(channels), (count, 1, 1))
     share, offset = np.zeros(count), np.zeros((count, channels))
@@ -52,7 +52,7 @@ def linear(step: Step, channels: int) -> Linear:
         share[chosen["contrast"]] = 1 - value[chosen["contrast"]]
     if "saturation" in chosen and channels == 3:
         factor = value[chosen["saturation"], None, None]
-        matrix[chosen["saturation"]] = factor * np.eye(3) + (1 - factor) * np.tile(GREY, (3, 1))
+        matrix[chosen["saturation"]] = factor * np.eye(3) + (1 - factor) * np.tile(GRAY, (3, 1))
     if "hue" in chosen and channels == 3:
         matrix[chosen["hue"]] = hue_matrix(value[chosen["hue"]])
     if "lighting" in chosen:
@@ -65,7 +65,7 @@ def linear(step: Step, channels: int) -> Linear:
 
 
 def hue_matrix(turns: np.ndarray) -> np.ndarray:
-    """[N, 3, 3]: what turns colours by `turns` [N] around the grey axis in YIQ, as DALI's hue does."""
+    """Return rotations of colors by `turns` [N] around the gray axis in YIQ, as in DALI, [N, 3, 3]."""
     cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
     turn = np.zeros((len(turns), 3, 3))
     turn[:, 0, 0] = 1
@@ -75,14 +75,14 @@ def hue_matrix(turns: np.ndarray) -> np.ndarray:
 
 
 def principal_components(images: list[np.ndarray]) -> np.ndarray:
-    """[3, 3] float64: the principal components of the images' colours, each times its variance for values
-    from 0 to 1, times 255 (Krizhevsky et al. 2012, section 4.1).
+    """Return the principal components of the images' colors, each times its variance for values from 0 to 1,
+    times 255 (Krizhevsky et al. 2012, section 4.1), float64 [3, 3].
 
     Args:
-        images: uint8 [H, W, 3] each; of large ones about a thousand pixels are looked at.
+        images: uint8 [H, W, 3] each; about a thousand pixels of a large image are used.
     """
-    colours = np.concatenate([image.reshape(-1, 3)[:: 1 + image.size // 3000] for image in images])
-    colours = colours.astype(np.float64) / 255
-    variances, vectors = np.linalg.eigh(np.cov(colours, rowvar=False))
+    colors = np.concatenate([image.reshape(-1, 3)[:: 1 + image.size // 3000] for image in images])
+    colors = colors.astype(np.float64) / 255
+    variances, vectors = np.linalg.eigh(np.cov(colors, rowvar=False))
     largest = variances.argsort()[::-1]
     return 255 * variances[largest, None] * vectors.T[largest]

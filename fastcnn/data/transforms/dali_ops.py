@@ -1,7 +1,7 @@
-"""The operations of `fastcnn.data.transforms.augment` inside a DALI pipeline.
+"""The operations of `fastcnn.data.transforms.augment` in a DALI pipeline.
 
-Kinds that one DALI operator can do are a group: the host computes its arguments, batch by batch, and the
-operator runs on the samples that need it. Nothing here is random or has a state.
+Kinds implemented by the same DALI operator form a group. The host computes its arguments batch by batch, and
+the operator runs on the samples that need it. Nothing here is random or stateful.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import DataNode
 
 from fastcnn.data.transforms.augment import Step
-from fastcnn.data.transforms.color import GREY, linear
+from fastcnn.data.transforms.color import GRAY, linear
 
 Fields = dict[str, DataNode]
-"""What `fields_of` has of a step, in a pipeline; always on the host."""
+"""Result of `fields_of` for a step as nodes of a pipeline, always on the host."""
 
 _GROUPS = {
     **dict.fromkeys(("rotate", "shear_x", "shear_y", "translate_x", "translate_y"), "affine"),
     **dict.fromkeys(("brightness", "invert"), "scale"),
 }
-"""Of other kinds the group has the kind's name."""
+"""Groups of kinds; for other kinds the group has the kind's name."""
 _ENTRIES = {"shear_x": (0, 1, 1), "shear_y": (1, 0, 1), "translate_x": (0, 2, -1), "translate_y": (1, 2, -1)}
-"""Which element of an affine matrix holds the value: its row, its column, its sign."""
+"""Row, column and sign of the value in an affine matrix."""
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 _SHARP = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=np.float32)
 
 
 class _Setting(NamedTuple):
-    """What is the same for all samples."""
+    """Parameters shared by all samples."""
 
     size: int
     fill: tuple[int, ...]
@@ -39,18 +39,18 @@ class _Setting(NamedTuple):
 
 
 def groups_of(kinds: Sequence[str], channels: int) -> tuple[str, ...]:
-    """Which groups of operations a step of these kinds has. Grey images have no colour to change."""
+    """Return the groups of a step of these kinds; saturation and hue are skipped for gray images."""
     nothing = ("identity",) if channels == 3 else ("identity", "saturation", "hue")
     return tuple(dict.fromkeys(_GROUPS.get(kind, kind) for kind in kinds if kind not in nothing))
 
 
 def fields_of(step: Step, size: int, channels: int) -> dict[str, np.ndarray]:
-    """What `apply_steps` needs of a step of N samples: names depend on its kinds alone.
+    """Return the arguments of `apply_steps` for a step of N samples; the names depend only on its kinds.
 
     Returns:
-        "group": [N] int32, the place in `groups_of`, or -1 for nothing, unless all do the same; and what the
-        groups ask for: "affine" [N, 3, 3], "factor" and "base" [N], "hue" [N, 3, 3], "offset" [N, C]
-        int16, "kernel" [N, 3, 3], "amount" [N], "anchor" and "extent" [N, 2]; float32 if nothing is said.
+        "group": index in `groups_of`, -1 for none, int32 [N]; missing if all samples have the same group.
+        Arguments of the groups, float32 unless noted: "affine" [N, 3, 3], "factor" and "base" [N], "hue" [N,
+        3, 3], "offset" int16 [N, C], "kernel" [N, 3, 3], "amount" [N], "anchor" and "extent" [N, 2].
     """
     groups, amount = groups_of(step.kinds, channels), step.values[:, 0]
     of_kinds = [_GROUPS.get(kind, kind) for kind in step.kinds]
@@ -78,14 +78,14 @@ def fields_of(step: Step, size: int, channels: int) -> dict[str, np.ndarray]:
 
 
 def _affine_matrices(step: Step, size: int) -> np.ndarray:
-    """[N, 3, 3] float32: from a place in the result to the one in the image, in pixels from the corner."""
+    """Return the map from result to image coordinates, in pixels from the corner, float32 [N, 3, 3]."""
     matrices = np.tile(np.eye(3), (len(step.code), 1, 1))
     for number, kind in enumerate(step.kinds):
         chosen = step.code == number
         value = step.values[chosen, 0].astype(np.float64)
         if kind == "rotate":
-            cos, sin, centre = np.cos(np.radians(value)), np.sin(np.radians(value)), size / 2
-            rows = [cos, -sin, centre * (1 - cos + sin)], [sin, cos, centre * (1 - sin - cos)]
+            cos, sin, center = np.cos(np.radians(value)), np.sin(np.radians(value)), size / 2
+            rows = [cos, -sin, center * (1 - cos + sin)], [sin, cos, center * (1 - sin - cos)]
             matrices[chosen, :2] = np.array(rows).transpose(2, 0, 1)
         elif kind in _ENTRIES:
             row, column, sign = _ENTRIES[kind]
@@ -98,16 +98,17 @@ def apply_steps(
     steps: Sequence[tuple[tuple[str, ...], Fields]],
     size: int,
     fill: tuple[int, ...],
+    *,
     gpu: bool,
 ) -> DataNode:
-    """To be called in a pipeline that has conditionals.
+    """Apply steps in a pipeline with conditionals enabled.
 
     Args:
         images: uint8 [size, size, C], 1 or 3 channels.
-        steps: of each its kinds, and its `fields_of` on the host.
-        fill: what erases, [C].
-        gpu: whether to work by what suits a GPU: there named arguments come from the host alone, and on the
-            CPU some operators are slow that are fast there.
+        steps: kinds, and `fields_of` as nodes on the host, of each step.
+        fill: value of erased pixels, [C].
+        gpu: use operators for the GPU. Their named arguments must come from the host, and some of them are
+            slow on the CPU.
     """
     setting = _Setting(size, fill, gpu)
     for kinds, fields in steps:
@@ -123,7 +124,7 @@ def apply_steps(
 def _affine(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
     if setting.gpu:
         return fn.warp_affine(images, matrix=fields["affine"][:2], fill_value=0)
-    # By OpenCV, in an eighth of the time.
+    # OpenCV takes an eighth of the time.
     return fn.experimental.warp_perspective(images, matrix=fields["affine"], fill_value=0)
 
 
@@ -132,7 +133,7 @@ def _scale(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
 
 
 def _contrast(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
-    weights = GREY.astype(np.float32) if len(setting.fill) == 3 else np.ones(1, dtype=np.float32)
+    weights = GRAY.astype(np.float32) if len(setting.fill) == 3 else np.ones(1, dtype=np.float32)
     shares = fn.reductions.mean(images, axes=(0, 1)) * types.Constant(weights, device=images.device)
     mean = fn.reductions.sum(shares, axes=0)
     if setting.gpu:
@@ -142,13 +143,13 @@ def _contrast(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
 
 def _saturation(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
     factor = fields["amount"]
-    grey = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
-    grey = fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
+    gray = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
+    gray = fn.color_space_conversion(gray, image_type=types.GRAY, output_type=types.RGB)
     if setting.gpu:
-        return _rounded(images * factor + grey * (1.0 - factor))
-    # A quarter of the time that a matrix takes.
-    coloured = fn.brightness_contrast(images, brightness=factor, dtype=types.INT16)
-    return _rounded(coloured + fn.brightness_contrast(grey, brightness=1.0 - factor, dtype=types.INT16))
+        return _rounded(images * factor + gray * (1.0 - factor))
+    # A quarter of the time of a matrix.
+    colored = fn.brightness_contrast(images, brightness=factor, dtype=types.INT16)
+    return _rounded(colored + fn.brightness_contrast(gray, brightness=1.0 - factor, dtype=types.INT16))
 
 
 def _hue(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
@@ -182,19 +183,20 @@ def _solarize_add(images: DataNode, fields: Fields, setting: _Setting) -> DataNo
 
 def _autocontrast(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
     low, high = fn.reductions.min(images, axes=(0, 1)), fn.reductions.max(images, axes=(0, 1))
-    flat = low == high  # stays
+    flat = low == high  # unchanged
     return _rounded((images - low * (flat ^ True)) * (255.0 / (high - low + flat * _byte(255))))
 
 
 def _equalize(images: DataNode, fields: Fields, setting: _Setting) -> DataNode:
-    """As Pillow's `ImageOps.equalize`: a value that b pixels of a channel are below becomes b / (p // 255),
-    where p of them are below the highest value. DALI makes 255 b / p of it if it is given the inverted
-    image, whose result is inverted."""
+    """Equalize as Pillow's `ImageOps.equalize`.
+
+    There, a value with b pixels below it in the channel becomes b / (p // 255), with p pixels below the
+    highest value. DALI's result for the inverted image, inverted, is 255 b / p."""
     highest = images == fn.reductions.max(images, axes=(0, 1))
     count = fn.reductions.sum(highest * _byte(1), axes=(0, 1))
     lower = setting.size**2 - fn.cast(count, dtype=types.INT32)
     step = lower // 255
-    few = step == 0  # stays
+    few = step == 0  # unchanged
     factor = lower / (255.0 * (step + few)) * (few ^ True)
     return _rounded((fn.equalize(images ^ _byte(255)) ^ _byte(255)) * factor + images * few)
 
@@ -227,7 +229,7 @@ _APPLY: dict[str, Callable[[DataNode, Fields, _Setting], DataNode]] = {
 
 
 def _rounded(values: DataNode) -> DataNode:
-    """To the nearest of 0 to 255."""
+    """Round and clip to 0 to 255."""
     return fn.cast(values, dtype=types.UINT8)
 
 

@@ -1,8 +1,8 @@
-"""Mixup and CutMix on whole batches on the device, in the training graph: each image with the one at the
-other end of its batch.
+"""Mixup and CutMix of whole batches on the device, within the training graph.
 
-Both are one tensor of seven numbers, and so is not to mix: one graph does all, and the host waits for
-nothing. What is drawn is a pure function of (seed, step, rank, batch within the step).
+Image i is mixed with image -1 - i of its batch. Mixup, CutMix and no mixing are all encoded in one 7-element
+tensor, so one graph covers the three without a host synchronization. Draws are a pure function of (seed,
+step, rank, batch within the step).
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ import torch
 from torch import Tensor
 
 _STREAM = 1
-"""Sets what is drawn here apart from what is drawn of (seed, epoch): NumPy fills seeds up with zeros."""
+"""Separates these draws from those of (seed, epoch), as NumPy pads seeds with zeros."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Settings, as of the flags of the same names."""
+    """Settings of mixing, named as the flags."""
 
     mixup: float = 0.0
-    """Alpha of its Beta(alpha, alpha); 0 is off."""
+    """Alpha of Mixup's Beta(alpha, alpha); 0 disables it."""
     cutmix: float = 0.0
-    """The same. With both, a batch gets either, one as probable as the other."""
+    """Alpha of CutMix; 0 disables it. With both, each batch gets one of them with equal probability."""
     prob: float = 1.0
-    """Of a batch to be mixed."""
+    """Probability that a batch is mixed."""
     off_epoch: int = 0
-    """Epoch, counted from 1, after which nothing is mixed; 0: never."""
+    """Epoch, counted from 1, after which mixing is disabled; 0: never."""
 
     def goes_on(self, epoch: int) -> bool:
-        """Whether an epoch, counted from 0, is mixed."""
+        """Return whether an epoch, counted from 0, is mixed."""
         return self.off_epoch == 0 or epoch < self.off_epoch
 
 
 def plain() -> np.ndarray:
-    """Of a batch that is not mixed."""
+    """Return the parameters of a batch without mixing, as `mix_of`."""
     return np.array([0, 0, 0, 0, 1, 1, 1], dtype=np.float32)
 
 
-def mix_of(settings: Mixing, seed: int, step: int, rank: int, part: int, size: int) -> np.ndarray:
-    """How a batch is mixed.
+def mix_of(settings: Mixing, *, seed: int, step: int, rank: int, part: int, size: int) -> np.ndarray:
+    """Draw the mixing parameters of a batch.
 
-    Mixup (Zhang et al. 2018, equation 1): all pixels by lam. CutMix (Yun et al. 2019, section 3.1 and
-    algorithm A1): the other image's pixels in a box of the area share 1 - lam around a uniform centre, cut
-    off at the border.
+    Mixup (Zhang et al. 2018, equation 1): weighted sum of all pixels with weight lam. CutMix (Yun et al.
+    2019, section 3.1 and algorithm A1): the partner's pixels in a box that covers the fraction 1 - lam around
+    a uniform center, clipped at the border.
 
     Args:
         step: update, counted from 0.
-        part: which of its batches.
-        size: pixels a side.
+        part: batch within the update.
+        size: side of the images in pixels.
 
     Returns:
-        [7] float32: top, bottom, left, right of a box; weight of an image's own pixels inside and outside;
-        their mean over all pixels, which is the weight of its own target.
+        float32 [7]: top, bottom, left, right of the box; weight of an image's own pixels inside and outside
+        of it; mean of these weights over all pixels, the weight of its own target.
     """
     rng = np.random.default_rng((seed, step, rank, part, _STREAM))
     mixes, cuts = rng.random(2)
@@ -75,10 +75,10 @@ def mix_of(settings: Mixing, seed: int, step: int, rank: int, part: int, size: i
 
 
 def mixed(pixels: Tensor, mix: Tensor) -> Tensor:
-    """Images [N, C, H, W], each with the one at the other end of the batch.
+    """Mix each image of [N, C, H, W] with its partner at the other end of the batch.
 
     Args:
-        mix: [7], as `mix_of` has it.
+        mix: parameters of `mix_of`, [7].
     """
     top, bottom, left, right, inner, outer, _ = mix.unbind()
     rows, columns = (torch.arange(side, device=mix.device) for side in pixels.shape[-2:])
@@ -88,5 +88,5 @@ def mixed(pixels: Tensor, mix: Tensor) -> Tensor:
 
 
 def weighed(own: Tensor, other: Tensor, mix: Tensor) -> Tensor:
-    """What holds for each image's target, and for that of its partner, by their weights."""
+    """Return the weighted sum of a quantity for each image's target and for its partner's."""
     return mix[-1] * own + (1 - mix[-1]) * other

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed, the epoch and the sample alone, so a run can go on anywhere."""
+"""Counter-based random numbers by seed, epoch and sample, so that a run can resume anywhere."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ def uniforms(
     epoch: int,
     samples: np.ndarray,
     count: int,
+    *,
     stream: tuple[int, ...] = (),
     first: int | None = None,
 ) -> np.ndarray:
-    """Random numbers from 0 to 1 that depend on the seed, the epoch and the sample alone.
+    """Return random numbers from 0 to 1 that depend only on seed, epoch and sample.
 
-    They are the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at the samples' own places of one
-    stream for each (seed, epoch).
+    They are outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), with one stream per (seed, epoch) and
+    `count` consecutive positions per sample.
 
     Args:
-        samples: [N] int64.
-        count: numbers for each.
-        stream: another one of the same seed and epoch, independent of the rest.
-        first: compute only so many of each sample's numbers; None: all.
+        samples: int64 [N].
+        count: numbers per sample.
+        stream: key of a further independent stream.
+        first: compute only the first numbers of each sample; None: all.
 
     Returns:
-        [N, count], or [N, first], float64, 1 excluded.
+        float64 [N, count] or [N, first], 1 excluded.
     """
     key = np.random.SeedSequence((seed, epoch), spawn_key=stream).generate_state(1, np.uint64)[0]
     columns = np.arange(1, (count if first is None else first) + 1, dtype=np.uint64)

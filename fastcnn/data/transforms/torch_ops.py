@@ -1,4 +1,4 @@
-"""Augmentations in torch and torchvision: on one image in a loading thread, or on a batch on the device."""
+"""Augmentations in torch and torchvision, on one image in a loader thread or on a batch on the device."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.transforms.augment import Step
-from fastcnn.data.transforms.color import GREY, LINEAR, linear
+from fastcnn.data.transforms.color import GRAY, LINEAR, linear
 from fastcnn.runtime.to_device import to_device
 
 BATCHED = frozenset(("identity", "erase", *LINEAR))
-"""What is done to whole batches."""
+"""Operations that run on whole batches."""
 
 
 def apply_to_batch(images: Tensor, steps: Sequence[Step], fill: Sequence[int]) -> Tensor:
-    """Steps of `BATCHED` kinds on the images' device, without waiting for it.
+    """Apply steps of `BATCHED` kinds on the images' device, without synchronization.
 
     Args:
         images: uint8 [N, H, W, C].
-        fill: what erases, [C].
+        fill: value of erased pixels, [C].
     """
     for step in steps:
         if "erase" in step.kinds:
@@ -35,7 +35,7 @@ def apply_to_batch(images: Tensor, steps: Sequence[Step], fill: Sequence[int]) -
 
 
 def apply_to_image(pixels: np.ndarray, steps: Sequence[Step], i: int, fill: Sequence[int]) -> np.ndarray:
-    """What steps make of the i-th sample, uint8 [H, W, C]."""
+    """Apply steps to the i-th sample, uint8 [H, W, C]."""
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None]
     for step in steps:
         kind = step.kinds[step.code[i]]
@@ -57,8 +57,8 @@ def _erase(images: Tensor, step: Step, fill: Sequence[int]) -> Tensor:
     inside = ((rows >= top) & (rows < top + height))[:, :, None] & (
         (columns >= left) & (columns < left + width)
     )[:, None]
-    colour = to_device(np.array(fill, dtype=np.uint8), images.device)
-    return torch.where(inside[..., None], colour, images)
+    color = to_device(np.array(fill, dtype=np.uint8), images.device)
+    return torch.where(inside[..., None], color, images)
 
 
 def _recolor(images: Tensor, step: Step) -> Tensor:
@@ -67,11 +67,11 @@ def _recolor(images: Tensor, step: Step) -> Tensor:
     pixels = images.reshape(n, height * width, channels).float()
     result = torch.bmm(pixels, matrix.transpose(1, 2)) + offset[:, None]
     if "contrast" in step.kinds:
-        grey = pixels.mean(dim=1)
-        if channels == 3:  # by numbers, which do not have to be copied to the device
-            red, green, blue = GREY.tolist()
-            grey = red * grey[:, :1] + green * grey[:, 1:2] + blue * grey[:, 2:]
-        result += (share[:, None] * grey)[:, None]
+        gray = pixels.mean(dim=1)
+        if channels == 3:  # Python scalars need no copy to the device
+            red, green, blue = GRAY.tolist()
+            gray = red * gray[:, :1] + green * gray[:, 1:2] + blue * gray[:, 2:]
+        result += (share[:, None] * gray)[:, None]
     return result.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
@@ -93,7 +93,7 @@ def _affine(
 
 
 def _sharpness(image: Tensor, factor: float) -> Tensor:
-    """As `F.adjust_sharpness`, rounded once."""
+    """Apply `F.adjust_sharpness`, but round only once."""
     kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     channels = image.shape[1]
     pixels = image.float()
@@ -119,4 +119,4 @@ _SINGLE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "autocontrast": lambda image, value: F.autocontrast(image),
     "equalize": lambda image, value: F.equalize(image),
 }
-"""On [1, C, H, W]."""
+"""Operations on one image, uint8 [1, C, H, W]."""

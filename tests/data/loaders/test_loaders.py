@@ -21,6 +21,7 @@ from networks import each
 from PIL import Image
 from torchvision.transforms import v2
 
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.autoselect import choose_backend, time_backends
 from fastcnn.data.loaders.build import build_loaders
@@ -59,7 +60,12 @@ def numbered(source: Source, targets: str = "labels") -> Source:
             annotations = Boxes.of_images([tiles(i, *size) for i, size in sizes])
         return Split(np.zeros(len(split), dtype=np.int64), split.files, split.images, annotations)
 
-    return Source("numbered", renumber(source.train), renumber(source.val), source.class_names)
+    return Source(
+        name="numbered",
+        train=renumber(source.train),
+        val=renumber(source.val),
+        class_names=source.class_names,
+    )
 
 
 def quarters(number: int, height: int, width: int) -> np.ndarray:
@@ -105,7 +111,9 @@ def in_memory(source: Source, size: int) -> Source:
         images = [np.asarray(Image.open(f).convert("RGB").resize((size, size))) for f in split.files.paths]
         return Split(split.labels, images=np.stack(images))
 
-    return Source("arrays", decode(source.train), decode(source.val), source.class_names)
+    return Source(
+        name="arrays", train=decode(source.train), val=decode(source.val), class_names=source.class_names
+    )
 
 
 @pytest.fixture(params=KINDS)
@@ -121,10 +129,12 @@ def loaders() -> Iterator[Any]:
     made: list[Any] = []
 
     def make(source: Source, backend: Any, rank: int = 0, world_size: int = 1, **changes: Any) -> Any:
-        transform = changes.pop("transform", Transform(32))
-        settings = {"batch_size": 4, "workers": 2, "seed": 0, **changes}
+        transform = changes.pop("transform", Transform(size=32))
+        seed = changes.pop("seed", 0)
+        settings = LoaderSettings(data_backend=backend, **{"batch_size": 4, "workers": 2, **changes})
         ranks = Ranks(rank, world_size, rank, world_size)
-        made.extend(pair := build_loaders(source, backend, transform, ranks=ranks, device=CPU, **settings))
+        pair = build_loaders(source, transform, settings, ranks=ranks, device=CPU, seed=seed)
+        made.extend(pair)
         return pair
 
     yield make
@@ -140,7 +150,7 @@ def samples(batches: Iterator[Batch]) -> list[int]:
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
 @pytest.mark.parametrize("channels", each([1, 3], [3]))
 def test_batches_are_uint8_channels_last_with_targets_and_mask(loaders, source, backend, crop, channels):
-    transform = Transform(32, channels, crop)
+    transform = Transform(size=32, channels=channels, train_crop=crop)
     for loader in loaders(source.with_channels(channels), backend, transform=transform):
         batches = list(loader)
         assert len(batches) == len(loader)
@@ -215,7 +225,10 @@ def test_validation_images_are_torchvisions_resize_and_centre_crop(loaders, phot
 def test_images_of_the_size_of_samples_are_resized_all_the_same_unless_they_are_small_ones(
     loaders, photos, backend, crop
 ):
-    source, transform = in_memory(read_folder(photos, None, 0), 32), Transform(32, 3, crop)
+    source, transform = (
+        in_memory(read_folder(photos, None, 0), 32),
+        Transform(size=32, channels=3, train_crop=crop),
+    )
     reference = v2.Compose([v2.Resize(transform.resize), v2.CenterCrop(32), v2.PILToTensor()])
     images = torch.cat([batch.images for batch in loaders(source, backend, transform=transform)[1]])
     assert isinstance(source.val.images, np.ndarray)
@@ -245,7 +258,12 @@ def test_a_file_that_another_process_found_bad_is_replaced_while_it_is_under_way
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_images_of_the_right_size_are_validated_as_they_are(loaders, photos, backend):
     source = in_memory(read_folder(photos, None, 0), 32)
-    images = torch.cat([b.images for b in loaders(source, backend, transform=Transform(32, 3, "pad"))[1]])
+    images = torch.cat(
+        [
+            b.images
+            for b in loaders(source, backend, transform=Transform(size=32, channels=3, train_crop="pad"))[1]
+        ]
+    )
     assert source.val.images is not None
     assert torch.equal(images[:7], torch.from_numpy(source.val.images).permute(0, 3, 1, 2))
 
@@ -253,7 +271,7 @@ def test_images_of_the_right_size_are_validated_as_they_are(loaders, photos, bac
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(loaders, photos, backend):
     source = numbered(in_memory(read_folder(photos, None, 0), 32))
-    transform = Transform(32, 3, "pad", hflip=0.0)
+    transform = Transform(size=32, channels=3, train_crop="pad", hflip=0.0)
     shifts = set()
     for batch in loaders(source, backend, transform=transform)[0]:
         for image, index in zip(batch.images, batch.targets):
@@ -275,7 +293,7 @@ def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(loaders, pho
 @pytest.mark.parametrize("crop", ["pad", "random-resized"])
 def test_flip_mirrors_images_and_targets_with_its_probability(loaders, source, backend, crop):
     def epoch(hflip: float) -> tuple[torch.Tensor, torch.Tensor]:
-        transform = Transform(32, 3, crop, hflip=hflip)
+        transform = Transform(size=32, channels=3, train_crop=crop, hflip=hflip)
         batches = list(loaders(source, backend, transform=transform)[0])
         return torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches])
 
@@ -298,7 +316,7 @@ def test_random_resized_crops_cover_the_stated_share_of_the_area(loaders, tmp_pa
             folder = tmp_path / split / f"class_{i % 2}"
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{i}.png")
-    transform = Transform(32, 3, scale=(0.2, 0.5), hflip=0.0)
+    transform = Transform(size=32, channels=3, scale=(0.2, 0.5), hflip=0.0)
     shares, ratios = [], []
     for batch in loaders(read_folder(tmp_path, None, 0), backend, transform=transform)[0]:
         for image in batch.images.float():
@@ -352,7 +370,7 @@ def test_all_backends_cut_the_same_crops(loaders, source, crop, torch_resizes, m
     if has_dali():
         monkeypatch.setattr("fastcnn.data.loaders.dali.DaliLoader.torch_resizes", torch_resizes)
     kinds = ["torch", "cached", *(["dali"] if has_dali() else [])]
-    transform = Transform(32, 3, crop)
+    transform = Transform(size=32, channels=3, train_crop=crop)
     of_one, *of_others = (list(loaders(source, kind, transform=transform)[0]) for kind in kinds)
     for others in of_others:
         for batch, other in zip(of_one, others, strict=True):
@@ -402,7 +420,8 @@ def test_nothing_is_left_behind(tmp_path, photos, backend, targets, monkeypatch)
         return len(list(Path("/proc/self/task").iterdir()))
 
     def use(fail: bool) -> None:
-        pair = build_loaders(data, backend, Transform(32), 4, 2, Ranks(), CPU, 0, 0.0)
+        settings = LoaderSettings(data_backend=backend, batch_size=4, workers=2, max_bad_fraction=0.0)
+        pair = build_loaders(data, Transform(size=32), settings, ranks=Ranks(), device=CPU, seed=0)
         try:
             for loader in pair:
                 for _ in loader:
@@ -560,7 +579,7 @@ def test_a_file_that_vanishes_is_a_bad_file(loaders, tmp_path, photos, backend):
 def test_odd_images_have_the_same_pixels_in_every_backend(loaders, photos, tmp_path, channels):
     """In validation, where no crop hides a difference."""
     odd = with_odd(photos, tmp_path, "val")
-    kinds, transform = ("dali", "torch", "cached"), Transform(32, channels)
+    kinds, transform = ("dali", "torch", "cached"), Transform(size=32, channels=channels)
     every = [list(loaders(odd, kind, transform=transform, max_bad_fraction=0.5)[1]) for kind in kinds]
     images, mask = ([torch.cat([batch[i] for batch in batches]) for batches in every] for i in (0, 2))
     assert torch.equal(mask[0], mask[1])
@@ -595,10 +614,14 @@ def test_more_decoded_images_than_memory_are_refused_and_not_chosen(loaders, pho
         loaders(source, "cached")
     monkeypatch.setattr("fastcnn.data.loaders.cached.free_memory", lambda: 3 * needed)
     loaders(source, "cached")
-    _, figures = choose_backend(source, Transform(32), 4, 1, CPU, Ranks())
+    _, figures = choose_backend(
+        source, Transform(size=32), LoaderSettings(batch_size=4, workers=1), device=CPU, ranks=Ranks()
+    )
     assert "cached" not in figures
     monkeypatch.setattr("fastcnn.data.loaders.cached.free_memory", lambda: 5 * needed)
-    _, figures = choose_backend(source, Transform(32), 4, 1, CPU, Ranks())
+    _, figures = choose_backend(
+        source, Transform(size=32), LoaderSettings(batch_size=4, workers=1), device=CPU, ranks=Ranks()
+    )
     assert "cached" in figures
 
 
@@ -618,7 +641,13 @@ def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
 
     monkeypatch.setattr(TorchLoader, "_load", slowly)
     images = in_memory(source, 32).train
-    speeds = time_backends(["torch", "cached"], images, Transform(32, 3, "pad"), 4, 1, CPU)
+    speeds = time_backends(
+        ["torch", "cached"],
+        images,
+        Transform(size=32, channels=3, train_crop="pad"),
+        LoaderSettings(batch_size=4, workers=1),
+        CPU,
+    )
     assert speeds["torch"] < 100 < speeds["cached"] / 2
 
 
@@ -628,7 +657,7 @@ def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(
     source, gives_way, monkeypatch
 ):
     monkeypatch.undo()  # of what conftest.py does to priorities
-    with pool_for(source.train, 2, gives_way) as pool:
+    with pool_for(source.train, 2, gives_way=gives_way) as pool:
         priority = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
     assert priority == (19 if gives_way else 0)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0

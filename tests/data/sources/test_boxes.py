@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from small_sources import message_of, names
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources import boxes as box_sources
@@ -38,7 +39,13 @@ def picture(path: Path, size: tuple[int, int] = (200, 100)) -> None:
 def opened(
     root: object, val_split: float | None = None, skip: bool = False, data_root: object = ""
 ) -> Source:
-    return box_source(str(root), str(data_root), val_split, 0, "skip" if skip else "stop")
+    settings = DataSettings(
+        data=str(root),
+        data_root=str(data_root),
+        val_split=val_split,
+        bad_labels="skip" if skip else "stop",
+    )
+    return box_source(settings, seed=0)
 
 
 def refusal(root: object, val_split: float | None = None, skip: bool = False, data_root: object = "") -> str:
@@ -458,8 +465,8 @@ def test_synthetic_boxes_are_of_80_classes_and_make_batches():
     assert isinstance(source.train.annotations, Boxes)
     assert source.train.annotations.most == 8
     assert source.native_size is None
-    share = ShardedSampler(len(source.train), 4, 0, 1, True)
-    batch = next(iter(SyntheticLoader(source.train, Transform(96), share, torch.device("cpu"))))
+    sampler = ShardedSampler(count=len(source.train), batch_size=4, rank=0, world_size=1, train=True)
+    batch = next(iter(SyntheticLoader(source.train, Transform(size=96), sampler, torch.device("cpu"))))
     assert batch.images.shape == (4, 3, 96, 96)
     assert batch.targets.shape == (4, 8, 6)
     assert batch.targets.dtype == torch.float32

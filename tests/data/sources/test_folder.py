@@ -15,6 +15,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler, epoch_order
 from fastcnn.data.sources import dataset
 from fastcnn.data.sources import open as open_module
@@ -72,7 +73,7 @@ def names(split: Split) -> list[str]:
 def refusal(data: object, val_split: float | None = None, data_root: object = "data") -> str:
     """The message of the ValueError that opening this raises, which must be one line."""
     with pytest.raises(ValueError) as caught:
-        open_source(str(data), str(data_root), val_split, 0)
+        open_source(DataSettings(data=str(data), data_root=str(data_root), val_split=val_split), seed=0)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -85,7 +86,7 @@ def refusal(data: object, val_split: float | None = None, data_root: object = "d
 def test_a_folder_with_train_and_val_is_read(val, tmp_path):
     folders(tmp_path / "train", {"bee": 3, "ant": 2})
     folders(tmp_path / val, {"bee": 1, "ant": 2})
-    source = open_source(str(tmp_path), "data", None, 0)
+    source = open_source(DataSettings(data=str(tmp_path)), seed=0)
     assert (source.name, source.channels, source.mirror) == (tmp_path.name, 3, True)
     assert source.class_names == ("ant", "bee")
     assert source.train.labels.tolist() == [0, 0, 1, 1, 1]
@@ -115,13 +116,13 @@ def test_validation_may_lack_a_class_and_keeps_the_labels(tmp_path):
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folders(train_and(tmp_path / "mine") / "val", {"ant": 1})
-    assert open_source("~/mine", "data", None, 0).name == "mine"
+    assert open_source(DataSettings(data="~/mine"), seed=0).name == "mine"
 
 
 def test_the_current_folder_has_its_own_name(tmp_path, monkeypatch):
     folders(train_and(tmp_path) / "val", {"ant": 1})
     monkeypatch.chdir(tmp_path)
-    assert open_source(".", "data", None, 0).name == tmp_path.name
+    assert open_source(DataSettings(data="."), seed=0).name == tmp_path.name
 
 
 def test_images_are_found_in_nested_folders_and_hidden_ones_and_other_files_are_not(tmp_path):
@@ -372,7 +373,10 @@ def test_an_unreadable_image_does_not_hide_the_size_of_the_others(tmp_path):
 
 
 def test_images_of_which_none_can_be_read_have_no_size():
-    split = Split(np.arange(2), Files(("a", "b"), np.zeros((2, 2), dtype=np.int32), {0: "empty", 1: "empty"}))
+    split = Split(
+        np.arange(2),
+        Files(paths=("a", "b"), sizes=np.zeros((2, 2), dtype=np.int32), problems={0: "empty", 1: "empty"}),
+    )
     assert split.common_size is None
     assert native_size(split) is None
 
@@ -434,7 +438,7 @@ def test_cifar_is_read_from_the_files_of_torchvision(name, count, train, tmp_pat
 
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", is_there)
     cifar(tmp_path, name)
-    source = open_source(name, str(tmp_path), None, 0)
+    source = open_source(DataSettings(data=name, data_root=str(tmp_path)), seed=0)
     assert (source.name, source.channels, source.native_size, source.mirror) == (name, 3, 32, True)
     assert source.class_names == tuple(f"thing {i}" for i in range(count))
     assert isinstance(source.train.images, np.ndarray)
@@ -453,7 +457,7 @@ def test_cifar_is_read_from_the_files_of_torchvision(name, count, train, tmp_pat
 )
 def test_mnist_is_read_from_the_files_of_torchvision(name, folder, first, mirror, tmp_path):
     mnist(tmp_path, folder)
-    source = open_source(name, str(tmp_path), None, 0)
+    source = open_source(DataSettings(data=name, data_root=str(tmp_path)), seed=0)
     assert (source.name, source.channels, source.native_size, source.mirror) == (name, 1, 28, mirror)
     assert source.class_names[0] == first
     assert len(source.class_names) == 10
@@ -478,13 +482,13 @@ def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(n
 
 def test_the_demo_set_is_the_folder_that_is_made_for_it(demo, monkeypatch):
     monkeypatch.setattr(open_module, "ensure_demo", lambda: demo)
-    source = open_source("demo", "data", None, 0)
+    source = open_source(DataSettings(data="demo"), seed=0)
     assert (source.name, source.native_size, len(source.class_names)) == ("demo", 64, 10)
     assert (len(source.train), len(source.val)) == (160, 50)
 
 
 def test_synthetic_data_is_labels_alone():
-    source = open_source("synthetic", "data", None, 0)
+    source = open_source(DataSettings(data="synthetic"), seed=0)
     assert (len(source.train), len(source.val), len(source.class_names)) == (12_800, 1_280, 1000)
     assert source.train.files is None
     assert source.train.images is None
@@ -497,7 +501,9 @@ def test_synthetic_data_is_labels_alone():
 
 def test_taking_images_keeps_their_labels_and_the_order_asked_for():
     images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
-    files = Files(("a", "b", "c", "d"), np.arange(8).reshape(4, 2), {0: "empty", 1: "truncated"})
+    files = Files(
+        paths=("a", "b", "c", "d"), sizes=np.arange(8).reshape(4, 2), problems={0: "empty", 1: "truncated"}
+    )
     split = Split(np.array([5, 6, 7, 8]), files, images).take(np.array([3, 0]))
     assert split.labels.tolist() == [8, 5]
     assert paths(split) == ("d", "a")
@@ -532,7 +538,14 @@ def test_a_fingerprint_tells_other_images_or_labels_and_not_another_place(tmp_pa
 def arrays(channels: int, **kwargs: tuple[float, ...]) -> Source:
     images = rng.integers(0, 256, (3, 4, 5, channels), dtype=np.uint8)
     split = Split(np.arange(3), images=images)
-    return Source("arrays", split, split.take(np.array([1])), CLASSES, channels, **kwargs)  # type: ignore[arg-type]
+    return Source(
+        name="arrays",
+        train=split,
+        val=split.take(np.array([1])),
+        class_names=CLASSES,
+        channels=channels,
+        **kwargs,  # type: ignore[arg-type]
+    )
 
 
 def test_grey_images_become_rgb_of_three_equal_channels():
@@ -560,8 +573,8 @@ def test_rgb_images_become_grey_by_their_brightness():
 
 
 def test_files_are_left_to_the_decoder():
-    split = Split(np.arange(2), Files(("a.jpg", "b.jpg"), np.ones((2, 2), dtype=np.int32)))
-    grey = Source("files", split, split, CLASSES).with_channels(1)
+    split = Split(np.arange(2), Files(paths=("a.jpg", "b.jpg"), sizes=np.ones((2, 2), dtype=np.int32)))
+    grey = Source(name="files", train=split, val=split, class_names=CLASSES).with_channels(1)
     assert (grey.channels, grey.train, grey.val) == (1, split, split)
 
 
@@ -585,17 +598,22 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
 
 
 def all_ranks(count: int, batch_size: int, world_size: int, train: bool) -> list[ShardedSampler]:
-    return [ShardedSampler(count, batch_size, rank, world_size, train, seed=7) for rank in range(world_size)]
+    return [
+        ShardedSampler(
+            count=count, batch_size=batch_size, rank=rank, world_size=world_size, train=train, seed=7
+        )
+        for rank in range(world_size)
+    ]
 
 
-def consumed_by(shares: list[ShardedSampler], epoch: int, consumed: int, steps: int) -> list[int]:
+def consumed_by(samplers: list[ShardedSampler], epoch: int, consumed: int, steps: int) -> list[int]:
     """What all ranks together have in the first `steps` steps, step after step."""
-    orders = [share.order(epoch, consumed) for share in shares]
+    orders = [sampler.order(epoch, consumed) for sampler in samplers]
     return [
         int(i)
         for step in range(steps)
-        for share, order in zip(shares, orders)
-        for i in share.indices(order, step)
+        for sampler, order in zip(samplers, orders)
+        for i in sampler.indices(order, step)
     ]
 
 
@@ -603,7 +621,7 @@ def consumed_by(shares: list[ShardedSampler], epoch: int, consumed: int, steps: 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 101])
 def test_the_shares_of_the_ranks_hold_every_image_once_and_differ_by_one_at_most(count, world_size, train):
-    orders = [share.order(0).tolist() for share in all_ranks(count, 4, world_size, train)]
+    orders = [sampler.order(0).tolist() for sampler in all_ranks(count, 4, world_size, train)]
     assert sorted(i for order in orders for i in order) == list(range(count))
     sizes = [len(order) for order in orders]
     assert max(sizes) - min(sizes) <= 1
@@ -612,10 +630,10 @@ def test_the_shares_of_the_ranks_hold_every_image_once_and_differ_by_one_at_most
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 101])
 def test_evaluation_goes_through_the_images_in_their_order(count, world_size):
-    shares = all_ranks(count, 4, world_size, train=False)
-    bounds = [share.bounds for share in shares]
+    samplers = all_ranks(count, 4, world_size, train=False)
+    bounds = [sampler.bounds for sampler in samplers]
     assert [i for first, end in bounds for i in range(first, end)] == list(range(count))
-    assert [share.order(3).tolist() for share in shares] == [list(range(*b)) for b in bounds]
+    assert [sampler.order(3).tolist() for sampler in samplers] == [list(range(*b)) for b in bounds]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
@@ -623,19 +641,24 @@ def test_evaluation_goes_through_the_images_in_their_order(count, world_size):
 @pytest.mark.parametrize("count", [35, 40, 101])
 def test_the_batches_of_a_phase_fit_the_share_of_every_rank(count, batch_size, world_size):
     sizes = {
-        train: [len(share.order(0)) for share in all_ranks(count, batch_size, world_size, train)]
+        train: [len(sampler.order(0)) for sampler in all_ranks(count, batch_size, world_size, train)]
         for train in (True, False)
     }
-    full = ShardedSampler(count, batch_size, 0, world_size, True).steps
+    full = ShardedSampler(count=count, batch_size=batch_size, rank=0, world_size=world_size, train=True).steps
     assert full * batch_size <= min(sizes[True]) < (full + 1) * batch_size
-    padded = ShardedSampler(count, batch_size, 0, world_size, False).steps
+    padded = ShardedSampler(
+        count=count, batch_size=batch_size, rank=0, world_size=world_size, train=False
+    ).steps
     assert (padded - 1) * batch_size < max(sizes[False]) <= padded * batch_size
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_an_epoch_uses_full_batches_in_training_and_all_images_in_evaluation(batch_size, world_size):
-    train, val = (ShardedSampler(101, batch_size, 0, world_size, train) for train in (True, False))
+    train, val = (
+        ShardedSampler(count=101, batch_size=batch_size, rank=0, world_size=world_size, train=train)
+        for train in (True, False)
+    )
     assert train.num_samples == train.steps * batch_size * world_size
     assert 101 - train.num_samples < batch_size * world_size
     assert val.num_samples == 101
@@ -650,10 +673,10 @@ def test_an_epoch_uses_full_batches_in_training_and_all_images_in_evaluation(bat
 def test_what_all_ranks_have_in_some_steps_is_a_beginning_of_the_epochs_order(
     batch_size, world_size, consumed
 ):
-    shares = all_ranks(101, batch_size, world_size, train=True)
+    samplers = all_ranks(101, batch_size, world_size, train=True)
     rest = epoch_order(7, 3, 101)[consumed:].tolist()
-    for steps in range(shares[0].steps_after(consumed) + 1):
-        had = consumed_by(shares, 3, consumed, steps)
+    for steps in range(samplers[0].steps_after(consumed) + 1):
+        had = consumed_by(samplers, 3, consumed, steps)
         assert len(had) == steps * batch_size * world_size
         assert sorted(had) == sorted(rest[: len(had)])
 
@@ -662,26 +685,26 @@ def test_what_all_ranks_have_in_some_steps_is_a_beginning_of_the_epochs_order(
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_the_rest_of_an_epoch_has_as_many_batches_as_it_fills(batch_size, world_size, consumed):
-    share = ShardedSampler(101, batch_size, 0, world_size, train=True)
-    steps, step = share.steps_after(consumed), batch_size * world_size
+    sampler = ShardedSampler(count=101, batch_size=batch_size, rank=0, world_size=world_size, train=True)
+    steps, step = sampler.steps_after(consumed), batch_size * world_size
     assert steps * step <= 101 - consumed < (steps + 1) * step
-    assert share.steps == share.steps_after(0)
+    assert sampler.steps == sampler.steps_after(0)
 
 
 def test_other_ranks_and_batch_sizes_take_over_the_rest_of_an_epoch_and_repeat_nothing():
     had: list[int] = []
     for world_size, batch_size, steps in ((2, 4, 3), (3, 5, 1), (1, 7, 2), (4, 1, 5), (5, 2, 99)):
-        shares = all_ranks(101, batch_size, world_size, train=True)
-        had += consumed_by(shares, 3, len(had), min(steps, shares[0].steps_after(len(had))))
+        samplers = all_ranks(101, batch_size, world_size, train=True)
+        had += consumed_by(samplers, 3, len(had), min(steps, samplers[0].steps_after(len(had))))
     assert len(had) > 90
     assert len(set(had)) == len(had)
     assert sorted(had) == sorted(epoch_order(7, 3, 101)[: len(had)])
 
 
 def test_evaluation_always_begins_at_its_beginning():
-    share = ShardedSampler(10, 4, 1, 2, train=False)
-    assert share.order(0, 8).tolist() == share.order(0).tolist() == [5, 6, 7, 8, 9]
-    assert share.steps_after(8) == share.steps == 2
+    sampler = ShardedSampler(count=10, batch_size=4, rank=1, world_size=2, train=False)
+    assert sampler.order(0, 8).tolist() == sampler.order(0).tolist() == [5, 6, 7, 8, 9]
+    assert sampler.steps_after(8) == sampler.steps == 2
 
 
 @pytest.mark.parametrize(
@@ -693,17 +716,19 @@ def test_evaluation_always_begins_at_its_beginning():
 )
 def test_fewer_images_than_one_batch_are_refused(count, batch_size, world_size, expected):
     with pytest.raises(ValueError) as caught:
-        ShardedSampler(count, batch_size, 0, world_size, True).check()
+        ShardedSampler(count=count, batch_size=batch_size, rank=0, world_size=world_size, train=True).check()
     assert str(caught.value) == expected
-    ShardedSampler(count, count // world_size, 0, world_size, True).check()  # the advice works
+    ShardedSampler(
+        count=count, batch_size=count // world_size, rank=0, world_size=world_size, train=True
+    ).check()  # the advice works
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 8])
 def test_an_evaluation_share_is_padded_with_its_last_sample_and_masked(count):
-    share = ShardedSampler(count, 4, 0, 1, train=False)
-    steps = range(share.steps)
-    indices = [int(i) for step in steps for i in share.indices(share.order(0), step)]
-    real = np.concatenate([share.is_real(step) for step in steps])
+    sampler = ShardedSampler(count=count, batch_size=4, rank=0, world_size=1, train=False)
+    steps = range(sampler.steps)
+    indices = [int(i) for step in steps for i in sampler.indices(sampler.order(0), step)]
+    real = np.concatenate([sampler.is_real(step) for step in steps])
     assert indices == [*range(count), *[count - 1] * (len(indices) - count)]
     assert real.dtype == bool
     assert real.tolist() == [True] * count + [False] * (len(indices) - count)
@@ -713,15 +738,15 @@ def test_an_evaluation_share_is_padded_with_its_last_sample_and_masked(count):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_all_ranks_together_evaluate_every_image_once(count, world_size):
     evaluated = []
-    for share in all_ranks(count, 4, world_size, train=False):
-        for step in range(share.steps):
-            evaluated += share.indices(share.order(0), step)[share.is_real(step)].tolist()
+    for sampler in all_ranks(count, 4, world_size, train=False):
+        for step in range(sampler.steps):
+            evaluated += sampler.indices(sampler.order(0), step)[sampler.is_real(step)].tolist()
     assert sorted(evaluated) == list(range(count))
 
 
 def test_fewer_validation_images_than_processes_are_refused():
     with pytest.raises(ValueError, match="--data: 1 images for 2 processes"):
-        ShardedSampler(1, 4, 0, 2, train=False).check()
+        ShardedSampler(count=1, batch_size=4, rank=0, world_size=2, train=False).check()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from small_sources import message_of, names
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources import masks
@@ -58,7 +59,14 @@ def root(tmp_path: Path) -> Path:
 def opened(
     root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False
 ) -> Source:
-    return mask_source(str(root), "", val_split, 0, ignore_index, "skip" if skip else "stop")
+    settings = DataSettings(
+        data=str(root),
+        data_root="",
+        val_split=val_split,
+        ignore_index=ignore_index,
+        bad_labels="skip" if skip else "stop",
+    )
+    return mask_source(settings, seed=0)
 
 
 def refusal(root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False) -> str:
@@ -98,7 +106,7 @@ def test_images_and_masks_without_train_and_val_are_shared_by_the_seed(tmp_path)
     assert sorted(names(source.train) + names(source.val)) == [str(i) for i in range(10)]
     for split in (source.train, source.val):
         assert [str(first_values(split, i, 1)[0]) for i in range(len(split))] == names(split)
-    other = mask_source(str(tmp_path), "", 0.3, 1, 255, "stop")
+    other = mask_source(DataSettings(data=str(tmp_path), val_split=0.3), seed=1)
     assert names(opened(tmp_path, val_split=0.3).val) == names(source.val) != names(other.val)
 
 
@@ -329,13 +337,13 @@ def test_oxford_pets_are_read_from_the_files_of_torchvision(tmp_path):
             picture(root / "images" / f"{pet}.jpg")
             mask(root / "annotations" / "trimaps" / f"{pet}.png", 1, 2, 3)
         (root / "annotations" / f"{part}.txt").write_text("".join(f"{pet} 1 1 1\n" for pet in pets))
-    source = mask_source("oxford-iiit-pet", str(tmp_path), None, 0, 255, "stop")
+    source = mask_source(DataSettings(data="oxford-iiit-pet", data_root=str(tmp_path)), seed=0)
     assert source.class_names == ("background", "pet")
     assert (names(source.train), names(source.val)) == (["Abyssinian_1", "pug_2"], ["Bombay_3"])
     assert first_values(source.train, 1) == [1, 0, IGNORE, IGNORE]
     mask(root / "annotations" / "trimaps" / "pug_2.png", 1, 4)
     with pytest.raises(ValueError, match=r"pug_2.png: class 4, but there are 2 \(1 to 2\)"):
-        mask_source("oxford-iiit-pet", str(tmp_path), None, 0, 255, "stop")
+        mask_source(DataSettings(data="oxford-iiit-pet", data_root=str(tmp_path)), seed=0)
 
 
 @pytest.mark.parametrize(("year", "sets"), [("2007", ("trainval", "test")), ("2012", ("train", "val"))])
@@ -345,7 +353,7 @@ def test_voc_is_read_from_the_files_of_torchvision(year, sets, tmp_path):
     for phase, name in zip(sets, ("one", "two")):
         pair(root, "JPEGImages", "SegmentationClass", name, 0, 20, 255)
         (root / "ImageSets" / "Segmentation" / f"{phase}.txt").write_text(f"{name}\n")
-    source = mask_source(f"voc{year}", str(tmp_path), None, 0, 255, "stop")
+    source = mask_source(DataSettings(data=f"voc{year}", data_root=str(tmp_path)), seed=0)
     assert (source.name, len(source.class_names)) == (f"voc{year}", 21)
     assert (source.class_names[0], source.class_names[20]) == ("background", "tvmonitor")
     assert (names(source.train), names(source.val)) == (["one"], ["two"])
@@ -359,15 +367,15 @@ def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(n
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     with pytest.raises(ValueError, match=f"--data {name}: not in {tmp_path} and not downloadable"):
-        mask_source(name, str(tmp_path), None, 0, 255, "stop")
+        mask_source(DataSettings(data=name, data_root=str(tmp_path)), seed=0)
 
 
 def test_synthetic_masks_are_of_21_classes_and_make_batches():
     source = opened("synthetic")
     assert (len(source.train), len(source.val), len(source.class_names)) == (12_800, 1_280, 21)
     assert source.native_size is None
-    share = ShardedSampler(len(source.train), 4, 0, 1, True)
-    batch = next(iter(SyntheticLoader(source.train, Transform(96), share, torch.device("cpu"))))
+    sampler = ShardedSampler(count=len(source.train), batch_size=4, rank=0, world_size=1, train=True)
+    batch = next(iter(SyntheticLoader(source.train, Transform(size=96), sampler, torch.device("cpu"))))
     assert batch.images.shape == (4, 3, 96, 96)
     assert batch.targets.shape == (4, 96, 96)
     assert batch.targets.dtype == torch.uint8
@@ -382,6 +390,6 @@ def test_synthetic_images_have_the_masks_of_a_folder_too_and_no_bad_ones(root):
     (root / "train" / "images" / "a.jpg").write_bytes(b"")
     (root / "train" / "masks" / "a.png").unlink()
     train = opened(root).train
-    share = ShardedSampler(len(train), 2, 0, 1, True)
-    batch = next(iter(SyntheticLoader(train, Transform(8), share, torch.device("cpu"))))
+    sampler = ShardedSampler(count=len(train), batch_size=2, rank=0, world_size=1, train=True)
+    batch = next(iter(SyntheticLoader(train, Transform(size=8), sampler, torch.device("cpu"))))
     assert (batch.targets == 1).all()

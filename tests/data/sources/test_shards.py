@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources import shards
@@ -73,7 +74,7 @@ def train_and_val(root: Path, **classes: object) -> Path:
 
 
 def read(data: object, val_split: float | None = None, data_root: object = "data") -> Source:
-    return open_source(str(data), str(data_root), val_split, 0)
+    return open_source(DataSettings(data=str(data), data_root=str(data_root), val_split=val_split), seed=0)
 
 
 def refusal(data: object, val_split: float | None = None) -> str:
@@ -426,14 +427,11 @@ def test_shards_are_loaded_as_the_files_in_them(backend, crop, photos, photo_sha
         assert (len(source.train), len(source.val)) == (23, 7)
         loaders = build_loaders(
             source,
-            backend,
-            Transform(32, 3, crop),
-            batch_size=4,
-            workers=1,
+            Transform(size=32, channels=3, train_crop=crop),
+            LoaderSettings(data_backend=backend, batch_size=4, workers=1, max_bad_fraction=0.0),
             ranks=Ranks(0, 1, 0, 1),
             device=torch.device("cpu"),
             seed=3,
-            max_bad_fraction=0.0,
         )
         found = [batch for loader in loaders for batch in loader]
         for loader in loaders:
@@ -512,12 +510,13 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Buc
 # Run by itself, because DALI's client reads the environment once.
 READER = """
 import json, sys
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.open import open_source
 
 root, *patterns = sys.argv[1:]
 for data in patterns:
     try:
-        source = open_source(data, root, None, 0)
+        source = open_source(DataSettings(data=data, data_root=root), seed=0)
     except ValueError as error:
         print(json.dumps({"error": str(error)}))
         continue

@@ -132,7 +132,7 @@ def test_no_setting_changes_what_another_one_draws(name):
 
 
 def test_crops_and_flips_stay_as_they_are():
-    plain, augmented = Transform(32), Transform(32, augment=EVERYTHING)
+    plain, augmented = Transform(size=32), Transform(size=32, augment=EVERYTHING)
     sizes = np.full((100, 2), 60)
     a, b = (train_geometry(t, sizes, 0, 0, np.arange(100)) for t in (plain, augmented))
     assert all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
@@ -468,13 +468,13 @@ def test_settings_of_other_crops_have_no_effect_on_random_ones(name):
 
 
 def test_samples_that_are_never_flipped_are_not_flipped_in_turn():
-    t = Transform(32, hflip=0.0, hflip_mode="alternating")
+    t = Transform(size=32, hflip=0.0, hflip_mode="alternating")
     for epoch in range(2):
         assert not train_geometry(t, np.full((50, 2), 40), 0, epoch, np.arange(50)).flip.any()
 
 
 def test_alternating_flips_are_drawn_once_and_then_turned_round():
-    t = Transform(32, hflip=0.3, hflip_mode="alternating")
+    t = Transform(size=32, hflip=0.3, hflip_mode="alternating")
     flips = [train_geometry(t, np.full((4000, 2), 40), 0, epoch, np.arange(4000)).flip for epoch in range(4)]
     assert abs(flips[0].mean() - 0.3) < bounds(0.3, 4000)
     assert (flips[1] == ~flips[0]).all()
@@ -483,7 +483,7 @@ def test_alternating_flips_are_drawn_once_and_then_turned_round():
 
 
 def test_random_crops_are_as_likely_at_every_place_of_the_resized_image():
-    t = Transform(32, train_crop="random", crop_pct=32 / 36)
+    t = Transform(size=32, train_crop="random", crop_pct=32 / 36)
     g = train_geometry(t, np.full((DRAWS, 2), (72, 90)), 0, 0, np.arange(DRAWS))
     places = (g.start + g.roi_start) / 2  # it is resized to half
     for axis, count in ((0, 5), (1, 14)):
@@ -497,32 +497,42 @@ def test_random_crops_are_as_likely_at_every_place_of_the_resized_image():
 
 
 def test_without_repeats_the_order_is_a_permutation():
-    assert sorted(ShardedSampler(10, 2, 0, 1, train=True).order(0)) == list(range(10))
+    assert sorted(ShardedSampler(count=10, batch_size=2, rank=0, world_size=1, train=True).order(0)) == list(
+        range(10)
+    )
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 20])
 def test_repeats_follow_each_other_and_the_epoch_keeps_its_length(repeats):
-    share = ShardedSampler(10, 2, 0, 1, train=True, repeats=repeats)
-    order = share.order(0)
+    sampler = ShardedSampler(count=10, batch_size=2, rank=0, world_size=1, train=True, repeats=repeats)
+    order = sampler.order(0)
     assert len(order) == 10
-    assert share.steps == 5
+    assert sampler.steps == 5
     assert len(set(order.tolist())) == 10  # each time another draw
-    once = ShardedSampler(10, 2, 0, 1, train=True).order(0)
+    once = ShardedSampler(count=10, batch_size=2, rank=0, world_size=1, train=True).order(0)
     assert (order % 10).tolist() == np.repeat(once, repeats)[:10].tolist()
     assert (order // 10).tolist() == (np.arange(10) % repeats).tolist()
 
 
 def test_ranks_share_the_repeats_and_others_go_on_where_they_were():
-    whole = ShardedSampler(30, 3, 0, 1, train=True, repeats=3).order(4)
-    parts = [ShardedSampler(30, 3, rank, 3, train=True, repeats=3).order(4) for rank in range(3)]
+    whole = ShardedSampler(count=30, batch_size=3, rank=0, world_size=1, train=True, repeats=3).order(4)
+    parts = [
+        ShardedSampler(count=30, batch_size=3, rank=rank, world_size=3, train=True, repeats=3).order(4)
+        for rank in range(3)
+    ]
     assert np.stack(parts, axis=1).ravel().tolist() == whole.tolist()
-    rest = [ShardedSampler(30, 3, rank, 2, train=True, repeats=3).order(4, consumed=9) for rank in range(2)]
+    rest = [
+        ShardedSampler(count=30, batch_size=3, rank=rank, world_size=2, train=True, repeats=3).order(
+            4, consumed=9
+        )
+        for rank in range(2)
+    ]
     assert sorted(np.concatenate(rest)) == sorted(whole[9:])
 
 
 def test_each_repeat_gets_another_crop_and_other_operations():
-    order = ShardedSampler(30, 3, 0, 1, train=True, repeats=2).order(0)[:20]
-    g = train_geometry(Transform(32), np.full((20, 2), 80), 0, 0, order)
+    order = ShardedSampler(count=30, batch_size=3, rank=0, world_size=1, train=True, repeats=2).order(0)[:20]
+    g = train_geometry(Transform(size=32), np.full((20, 2), 80), 0, 0, order)
     assert (g.start[::2] != g.start[1::2]).any(axis=1).all()
     (step,) = draw_steps(Augment(rotate=15.0), 32, 0, 0, order)
     assert (step.values[::2, 0] != step.values[1::2, 0]).all()
@@ -539,6 +549,6 @@ def test_grey_images_have_three_equal_colours_where_colours_are_looked_at():
 
 
 def test_what_is_erased_has_a_value_for_each_channel():
-    assert Transform(32, 3, augment=Augment(fill=(1, 2, 6))).fill == (1, 2, 6)
-    assert Transform(32, 1, augment=Augment(fill=(1, 2, 6))).fill == (3,)
-    assert Transform(32, 3, augment=Augment(fill=(7,))).fill == (7, 7, 7)
+    assert Transform(size=32, channels=3, augment=Augment(fill=(1, 2, 6))).fill == (1, 2, 6)
+    assert Transform(size=32, channels=1, augment=Augment(fill=(1, 2, 6))).fill == (3,)
+    assert Transform(size=32, channels=3, augment=Augment(fill=(7,))).fill == (7, 7, 7)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.cached import CachedLoader
@@ -46,7 +47,16 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "reprob": {"augment": Augment(reprob=0.7)},
     "cutout": {"augment": Augment(cutout=10)},
     "all": {
-        "augment": Augment("ra", (0.2,), 0.2, 0.1, COMPONENTS, 10.0, 0.5, 6),
+        "augment": Augment(
+            aa="ra",
+            color_jitter=(0.2,),
+            grayscale_prob=0.2,
+            lighting=0.1,
+            lighting_components=COMPONENTS,
+            rotate=10.0,
+            reprob=0.5,
+            cutout=6,
+        ),
         "hflip_mode": "alternating",
     },
     "alternating": {"hflip_mode": "alternating"},
@@ -58,7 +68,7 @@ GEOMETRIC = ("rotate", "ra", "ta_wide", "imagenet", "cifar10", "svhn", "rand", "
 
 
 def transform_of(name: str, train_crop: str = "pad") -> Transform:
-    return dataclasses.replace(Transform(32, train_crop=train_crop), **AUGMENTATIONS[name])  # type: ignore[arg-type]
+    return dataclasses.replace(Transform(size=32, train_crop=train_crop), **AUGMENTATIONS[name])  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,9 @@ def small(photos: Path) -> Source:
         return Split(np.arange(len(split)), images=np.stack(images))
 
     files = read_folder(photos, None, 0)
-    return Source("small", decode(files.train), decode(files.val), files.class_names)
+    return Source(
+        name="small", train=decode(files.train), val=decode(files.val), class_names=files.class_names
+    )
 
 
 @pytest.fixture
@@ -80,7 +92,8 @@ def loaders() -> Iterator[Any]:
 
     def make(source: Source, backend: Any, transform: Transform, seed: int = 0, **more: Any) -> Any:
         ranks = more.pop("ranks", Ranks())
-        pair = build_loaders(source, backend, transform, 4, 2, ranks, CPU, seed, **more)
+        settings = LoaderSettings(data_backend=backend, batch_size=4, workers=2, **more)
+        pair = build_loaders(source, transform, settings, ranks=ranks, device=CPU, seed=seed)
         made.extend(pair)
         return pair[0]
 
@@ -149,7 +162,7 @@ def test_all_backends_make_the_same_samples(loaders, small, photos, name, files)
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_an_augmentation_changes_samples(loaders, small, name):
-    plain = epochs(loaders(small, "torch", Transform(32, train_crop="pad")))
+    plain = epochs(loaders(small, "torch", Transform(size=32, train_crop="pad")))
     changed = epochs(loaders(small, "torch", transform_of(name)))
     assert any(not torch.equal(a.images, b.images) for a, b in zip(plain, changed))
 
@@ -188,7 +201,7 @@ def test_alternating_flips_mirror_each_sample_every_other_epoch(loaders, small, 
 def test_repeated_samples_go_to_different_ranks_each_augmented_anew(loaders, small, backend, world_size):
     transform = transform_of("color_jitter")
     ranks = [
-        loaders(small, backend, transform, repeats=2, ranks=Ranks(rank, world_size, rank, world_size))
+        loaders(small, backend, transform, aug_repeats=2, ranks=Ranks(rank, world_size, rank, world_size))
         for rank in range(world_size)
     ]
     seen = [[(int(t), i) for b in loader for t, i in zip(b.targets, b.images)] for loader in ranks]
@@ -206,7 +219,7 @@ def test_a_random_crop_is_one_of_those_of_torchvision(loaders, photos, backend):
 
     source = read_folder(photos, None, 0)
     train = Split(np.arange(len(source.train)), source.train.files)
-    numbered = Source("numbered", train, source.val, source.class_names)
+    numbered = Source(name="numbered", train=train, val=source.val, class_names=source.class_names)
     transform = dataclasses.replace(transform_of("random"), hflip=0.0)
     places = set()
     assert source.train.files is not None
@@ -234,7 +247,7 @@ def test_a_random_crop_of_a_strip_is_where_the_geometry_says(loaders, backend, s
     ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
     strip = np.broadcast_to(ramp if width > height else ramp[:, None], size)
     split = Split(np.arange(16), images=np.tile(strip[None, :, :, None], (16, 1, 1, 3)))
-    source = Source("strips", split, split, ("a", "b"))
+    source = Source(name="strips", train=split, val=split, class_names=("a", "b"))
     transform = dataclasses.replace(transform_of("random"), hflip=0.0)
     for batch in loaders(source, backend, transform):
         indices = batch.targets.numpy()

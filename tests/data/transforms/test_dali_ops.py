@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
+from fastcnn.data.loaders.base import LoaderArgs
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources.folder import read_folder
 from fastcnn.data.transforms.augment import OPERATIONS, Augment, Step
@@ -59,7 +60,9 @@ def apply(
         data, *nodes = fn.external_source(feed, num_outputs=1 + len(flat), batch=True, layout=layout)
         rest = iter(nodes)
         operations = [(of_step, {name: next(rest) for name in names}) for of_step, names in kinds]
-        return apply_steps(data.gpu() if device == "gpu" else data, operations, size, FILL[:channels], gpu)
+        return apply_steps(
+            data.gpu() if device == "gpu" else data, operations, size, FILL[:channels], gpu=gpu
+        )
 
     built = pipeline(
         lambda: (list(images), *flat),
@@ -241,12 +244,15 @@ def test_a_pipeline_that_is_built_anew_for_a_bad_file_goes_on_with_the_same_pixe
     assert source.train.files is not None
     spoilt = Path(source.train.files.paths[5])
     spoilt.write_bytes(spoilt.read_bytes()[:500])  # after its header was read
-    transform = Transform(32, augment=Augment("ra", color_jitter=(0.3,), reprob=0.5))
-    share = ShardedSampler(len(source.train), 4, 0, 1, train=True)
+    transform = Transform(size=32, augment=Augment(aa="ra", color_jitter=(0.3,), reprob=0.5))
+    sampler = ShardedSampler(count=len(source.train), batch_size=4, rank=0, world_size=1, train=True)
     bad = BadFiles(source.train, "training", max_fraction=0.5, quiet=True)
+    args = LoaderArgs(
+        split=source.train, transform=transform, sampler=sampler, device=CPU, workers=2, bad=bad
+    )
     seen = []
     for threads in (1, 3):
-        loader = DaliLoader(source.train, transform, share, CPU, 2, bad, Tuning(threads=threads))
+        loader = DaliLoader(args, Tuning(threads=threads))
         seen.append([batch.images.clone() for batch in loader])
         loader.close()
         assert list(bad.reasons) == [5]

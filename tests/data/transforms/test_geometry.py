@@ -154,7 +154,7 @@ def torchvisions(t: Transform, size: tuple[int, int], count: int = DRAWS) -> np.
     ids=str,
 )
 def test_random_resized_crops_are_distributed_as_torchvisions(size, options):
-    t = Transform(32, **options)
+    t = Transform(size=32, **options)
     g, theirs = crops(t, size), torchvisions(t, size)
     ours = np.column_stack([g.start, g.shape])
 
@@ -182,7 +182,7 @@ def test_random_resized_crops_are_distributed_as_torchvisions(size, options):
 
 @pytest.mark.parametrize(("size", "least"), [((30, 150), 0.1), ((150, 30), 0.1), ((60, 64), 0.0)])
 def test_as_many_crops_as_torchvisions_fit_in_no_try(size, least):
-    t = Transform(32)
+    t = Transform(size=32)
     height, width = min(size[0], round(size[1] / t.ratio[0])), min(size[1], round(size[0] * t.ratio[1]))
     fallback = [(size[0] - height) // 2, (size[1] - width) // 2, height, width]
     count = 4000
@@ -195,7 +195,7 @@ def test_as_many_crops_as_torchvisions_fit_in_no_try(size, least):
 
 @pytest.mark.parametrize("size", [*ELONGATED, (1, 1)], ids=str)
 def test_crops_that_fit_in_no_try_are_torchvisions(size):
-    t = Transform(32, scale=(3.0, 3.0))  # nothing fits
+    t = Transform(size=32, scale=(3.0, 3.0))  # nothing fits
     g = crops(t, size, 5)
     expected = torchvisions(t, size, 1)
     if min(expected[0, 2:]) > 0:  # torchvision makes empty ones
@@ -204,7 +204,7 @@ def test_crops_that_fit_in_no_try_are_torchvisions(size):
 
 
 def test_an_image_of_an_allowed_shape_is_taken_whole_where_nothing_fits():
-    g = crops(Transform(32, scale=(3.0, 3.0)), (50, 60), 5)
+    g = crops(Transform(size=32, scale=(3.0, 3.0)), (50, 60), 5)
     assert (g.start == 0).all()
     assert (g.shape == [50, 60]).all()
 
@@ -214,7 +214,7 @@ def test_crops_lie_in_the_image_and_are_never_empty():
     sizes = np.concatenate([rng.integers(1, 40, (5000, 2)), rng.integers(1, 3000, (5000, 2))])
     sizes = np.concatenate([sizes, sizes_of((1, 1), *ELONGATED).repeat(500, axis=0)])
     ratios = (3 / 4, 4 / 3), (0.01, 100.0), (0.1, 0.3), (4.0, 9.0)
-    for t in (Transform(32, scale=(0.001, 1.0), ratio=ratio) for ratio in ratios):
+    for t in (Transform(size=32, scale=(0.001, 1.0), ratio=ratio) for ratio in ratios):
         g = train_geometry(t, sizes, 0, 0, np.arange(len(sizes)))
         assert (g.start >= 0).all()
         assert (g.shape >= 1).all()
@@ -225,7 +225,7 @@ def test_crops_lie_in_the_image_and_are_never_empty():
 
 
 def test_crops_reach_every_edge():
-    g = crops(Transform(32), (9, 7))
+    g = crops(Transform(size=32), (9, 7))
     assert g.start.min(axis=0).tolist() == [0, 0]
     assert (g.start + g.shape).max(axis=0).tolist() == [9, 7]
 
@@ -236,7 +236,7 @@ def test_crops_reach_every_edge():
 @pytest.mark.parametrize("crop", ["random-resized", "pad"])
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 1.0])
 def test_flips_have_their_probability_and_nothing_to_do_with_the_crop(probability, crop):
-    g = crops(Transform(32, 3, crop, hflip=probability), (40, 50))
+    g = crops(Transform(size=32, channels=3, train_crop=crop, hflip=probability), (40, 50))
     assert g.flip.dtype == bool
     assert abs(g.flip.mean() - probability) < 0.02
     if 0 < probability < 1:
@@ -252,7 +252,7 @@ def test_flips_have_their_probability_and_nothing_to_do_with_the_crop(probabilit
 
 @pytest.mark.parametrize("crop", ["random-resized", "pad"])
 def test_a_crop_depends_on_the_seed_the_epoch_the_sample_and_the_size_alone(crop):
-    t = Transform(32, 3, crop)
+    t = Transform(size=32, channels=3, train_crop=crop)
     rng = np.random.default_rng(0)
     sizes, samples = rng.integers(30, 300, (100, 2)), rng.permutation(1000)[:100]
     together = train_geometry(t, sizes, 3, 5, samples)
@@ -266,7 +266,7 @@ def test_a_crop_depends_on_the_seed_the_epoch_the_sample_and_the_size_alone(crop
 
 
 def test_the_types_are_what_the_loaders_hand_on():
-    for t in (Transform(32), Transform(32, 3, "pad")):
+    for t in (Transform(size=32), Transform(size=32, channels=3, train_crop="pad")):
         for g in (crops(t, (40, 50), 2), eval_geometry(t, sizes_of((40, 50)))):
             kinds = {name: values.dtype for name, values in vars(g).items()}
             assert {kinds[name] for name in ("start", "shape", "shift")} == {np.dtype(np.int32)}
@@ -278,7 +278,7 @@ def test_the_types_are_what_the_loaders_hand_on():
 
 
 def test_every_shift_up_to_the_padding_is_as_likely():
-    t = Transform(32, 3, "pad")
+    t = Transform(size=32, channels=3, train_crop="pad")
     g = crops(t, (32, 32))
     places, counts = np.unique(g.shift, axis=0, return_counts=True)
     assert places.tolist() == [[y, x] for y in range(-4, 5) for x in range(-4, 5)]
@@ -288,7 +288,7 @@ def test_every_shift_up_to_the_padding_is_as_likely():
 
 
 def test_what_is_padded_is_the_evaluated_image():
-    t, sizes = Transform(32, 3, "pad"), sizes_of((32, 32), (40, 50), (33, 90))
+    t, sizes = Transform(size=32, channels=3, train_crop="pad"), sizes_of((32, 32), (40, 50), (33, 90))
     train, val = train_geometry(t, sizes, 0, 0, np.arange(3)), eval_geometry(t, sizes)
     for name in ("start", "shape", "roi_start", "roi_end"):
         assert np.array_equal(getattr(train, name), getattr(val, name))
@@ -311,7 +311,7 @@ def torchvisions_eval(t: Transform, size: tuple[int, int]) -> tuple[np.ndarray, 
     ("size", "crop_pct"), [(224, 0.875), (224, 0.95), (32, 0.875), (31, 0.9), (65, 1.0)], ids=str
 )
 def test_evaluation_keeps_what_torchvisions_resize_and_centre_crop_keep(size, crop_pct):
-    t = Transform(size, crop_pct=crop_pct)
+    t = Transform(size=size, crop_pct=crop_pct)
     sides = np.random.default_rng(0).integers(1, 700, (60, 2))
     odd = [(1, 1), (1, 8), (9, 1), (255, 257), (257, 255), (256, 256), (375, 500), (500, 375), (640, 427)]
     for height, width in [*odd, *sides.tolist()]:
@@ -326,7 +326,11 @@ def test_evaluation_keeps_what_torchvisions_resize_and_centre_crop_keep(size, cr
 def test_what_is_cut_for_evaluation_has_the_surroundings_that_the_filter_looks_at():
     rng = np.random.default_rng(0)
     sizes = np.concatenate([rng.integers(1, 2000, (2000, 2)), sizes_of((1, 1), *ELONGATED)])
-    for t in (Transform(224), Transform(32, 3, "pad"), Transform(32, crop_pct=1.0)):
+    for t in (
+        Transform(size=224),
+        Transform(size=32, channels=3, train_crop="pad"),
+        Transform(size=32, crop_pct=1.0),
+    ):
         g = eval_geometry(t, sizes)
         assert (g.start >= 0).all()
         assert (g.start + g.shape <= sizes).all()
@@ -340,13 +344,13 @@ def test_what_is_cut_for_evaluation_has_the_surroundings_that_the_filter_looks_a
 
 
 def test_less_than_a_large_image_is_cut_for_evaluation():
-    g = eval_geometry(Transform(32), sizes_of((1000, 9000)))
+    g = eval_geometry(Transform(size=32), sizes_of((1000, 9000)))
     assert g.shape[0, 0] < 1000
     assert g.shape[0, 1] < 1100
 
 
 def test_an_image_of_the_right_size_is_evaluated_whole():
-    g = eval_geometry(Transform(32, 3, "pad"), sizes_of((32, 32)))
+    g = eval_geometry(Transform(size=32, channels=3, train_crop="pad"), sizes_of((32, 32)))
     assert fields(g) == {
         "start": [[0, 0]],
         "shape": [[32, 32]],
@@ -359,6 +363,6 @@ def test_an_image_of_the_right_size_is_evaluated_whole():
 
 
 def test_evaluation_neither_moves_nor_mirrors():
-    g = eval_geometry(Transform(32, hflip=1.0), sizes_of((40, 50), (99, 41)))
+    g = eval_geometry(Transform(size=32, hflip=1.0), sizes_of((40, 50), (99, 41)))
     assert not g.shift.any()
     assert not g.flip.any()

@@ -26,7 +26,7 @@ MIXUP, CUTMIX, BOTH = Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, c
 
 
 def draws(settings: Mixing, count: int = 2000, size: int = 32) -> np.ndarray:
-    return np.stack([mix_of(settings, 0, step, 0, 0, size) for step in range(count)])
+    return np.stack([mix_of(settings, seed=0, step=step, rank=0, part=0, size=size) for step in range(count)])
 
 
 def pixels(count: int = 4, size: int = 9) -> Tensor:
@@ -37,7 +37,7 @@ def pixels(count: int = 4, size: int = 9) -> Tensor:
 def test_pixels_are_mixed_one_by_one_as_the_box_and_the_weights_say(settings):
     x = pixels()
     for step in range(20):
-        mix = mix_of(settings, 0, step, 0, 0, size=9)
+        mix = mix_of(settings, seed=0, step=step, rank=0, part=0, size=9)
         top, bottom, left, right, inner, outer, weight = mix.tolist()
         expected, shares = torch.empty_like(x), []
         for row in range(9):
@@ -79,7 +79,9 @@ def test_torchvision_mixes_the_same_pixels_and_targets(kind, share, row, column,
     theirs = v2.MixUp(num_classes=5) if kind == "mixup" else v2.CutMix(num_classes=5)
     theirs._dist = SimpleNamespace(sample=lambda _: torch.tensor(share))
     draw_by_hand(monkeypatch, share, row, column)
-    mix = torch.from_numpy(mix_of(MIXUP if kind == "mixup" else CUTMIX, 0, 0, 0, 0, size=9))
+    mix = torch.from_numpy(
+        mix_of(MIXUP if kind == "mixup" else CUTMIX, seed=0, step=0, rank=0, part=0, size=9)
+    )
     expected, soft = theirs(x, targets)
     torch.testing.assert_close(mixed(x, mix), expected)
     logits = torch.randn(2, 5)
@@ -140,7 +142,11 @@ def test_each_batch_of_a_step_is_mixed_anew_until_the_last_epoch_of_mixing():
     state, task = state_of(mixing=Mixing(mixup=1.0, off_epoch=2), seed=5), Seen()
     state.step = 8  # of 5 an epoch
     losses(state, batches(6), accumulate=2, task=task)
-    expected = [mix_of(Mixing(mixup=1.0), 5, step, 0, part, 32) for step in (8, 9) for part in (0, 1)]
+    expected = [
+        mix_of(Mixing(mixup=1.0), seed=5, step=step, rank=0, part=part, size=32)
+        for step in (8, 9)
+        for part in (0, 1)
+    ]
     np.testing.assert_array_equal(task.mixes, [*expected, plain(), plain()])
     assert len({mix.tobytes() for mix in expected}) == 4
 
@@ -148,7 +154,7 @@ def test_each_batch_of_a_step_is_mixed_anew_until_the_last_epoch_of_mixing():
 def test_a_step_learns_the_mixed_images_and_their_soft_targets():
     batch = batches(1)[0]
     state, by_hand = state_of(lr=0.1, mixing=BOTH, seed=3), state_of(lr=0.1)
-    mix = torch.from_numpy(mix_of(BOTH, 3, 0, 0, 0, 32))
+    mix = torch.from_numpy(mix_of(BOTH, seed=3, step=0, rank=0, part=0, size=32))
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     outputs = by_hand.network(mixed((batch.images / 255 - mean) / std, mix))
     one_hot = F.one_hot(batch.targets, 10).float()
@@ -162,7 +168,9 @@ def test_a_step_learns_the_mixed_images_and_their_soft_targets():
 
 
 def test_auxiliary_classifiers_learn_the_soft_targets_too():
-    batch = batches(1)[0]._replace(mix=torch.from_numpy(mix_of(MIXUP, 0, 0, 0, 0, 32)))
+    batch = batches(1)[0]._replace(
+        mix=torch.from_numpy(mix_of(MIXUP, seed=0, step=0, rank=0, part=0, size=32))
+    )
     logits, aux = torch.randn(8, 10), torch.randn(8, 10)
     one_hot = F.one_hot(batch.targets, 10).float()
     assert batch.mix is not None
@@ -207,7 +215,7 @@ def test_mixup_cutmix_and_none_are_one_graph(backend, monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **told: compile(model, backend=backend, **told))
     state, task = state_of(mixing=Mixing(0.8, 1.0, prob=0.7), compile=True), Seen()
-    eager = state_of(mixing=state.mixing)
+    eager = state_of(mixing=state.options.mixing)
     data = batches(12)
     counters.clear()
     assert losses(state, data, task=task) == pytest.approx(losses(eager, data), rel=1e-3)

@@ -11,7 +11,7 @@ from reference_ops import FILL, REFERENCES, VALUES, picture
 
 from fastcnn.data.transforms.augment import OPERATIONS, Step
 from fastcnn.data.transforms.color import (
-    GREY,
+    GRAY,
     IMAGENET_COMPONENTS,
     LINEAR,
     YIQ,
@@ -51,7 +51,7 @@ def test_every_operation_has_a_reference_here():
 def test_hue_turns_colours_around_the_grey_axis_and_keeps_their_brightness(turns):
     matrix = hue_matrix(np.array([turns]))[0]
     np.testing.assert_allclose(matrix @ np.ones(3), np.ones(3), atol=1e-9)  # grey stays
-    np.testing.assert_allclose(GREY @ matrix, GREY, atol=1e-9)  # brightness stays
+    np.testing.assert_allclose(GRAY @ matrix, GRAY, atol=1e-9)  # brightness stays
     y, i, q = YIQ @ matrix @ np.linalg.inv(YIQ) @ np.array([0.5, 1.0, 0.0])
     assert (y, i, q) == pytest.approx((0.5, math.cos(2 * math.pi * turns), -math.sin(2 * math.pi * turns)))
     pixels = picture(16, 3)

@@ -48,7 +48,7 @@ def state_of(arch: str, lr: float = 2e-3) -> TrainState:
     network = build(arch, 3, **NETWORKS[arch])
     optimizer = build_optimizer(network, OptimizerSettings(opt="adamw", weight_decay=0.0), lr=lr)
     schedule = Schedule(peak=lr, steps_per_epoch=5, epochs=2, kind="constant")
-    return build_state(network, (0.5,) * 3, (0.25,) * 3, optimizer, schedule, CPU, torch.float32)
+    return build_state(network, optimizer, schedule, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.mark.parametrize("arch", each(NETWORKS, []))
