@@ -1,1 +1,1 @@
-"""What a network is made of and what it costs: layers, shapes, operations, receptive fields, times."""
+"""Analysis of networks: layers, shapes, multiply-adds, receptive fields, layer times."""

@@ -1,8 +1,8 @@
-"""The table of the networks: what was published about each, and what is counted here.
+"""Table of the networks, with published and computed figures.
 
     python -m fastcnn.analysis.architectures > ARCHITECTURES.md
 
-Counted on the meta device, without weights: nothing is computed and nothing downloaded.
+Networks are on the meta device: no weights, no computation, no downloads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastcnn.transfer.weights import TORCHVISION
 
 
 class Paper(NamedTuple):
-    """Where a family was published."""
+    """Publication of a family of networks."""
 
     year: int
     authors: str
@@ -47,15 +47,15 @@ DEIT = Paper(2020, "Touvron et al.", "https://arxiv.org/abs/2012.12877")
 
 
 class Published(NamedTuple):
-    """What a paper says of a network; None: nothing."""
+    """Figures of a network in its paper; None: not in the paper."""
 
     paper: Paper
     parameters: str | None = None
     multiply_adds: str | None = None
     top1: float | None = None
-    """Percent, on ImageNet's validation set or CIFAR-10's test set."""
+    """Top-1 accuracy in percent, on ImageNet's validation set or CIFAR-10's test set."""
     notes: str = ""
-    """Letters of `NOTES`."""
+    """Keys of `NOTES`."""
 
 
 NOTES = {
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def table() -> str:
-    """The table and its notes, in Markdown."""
+    """Return the table and its notes in Markdown."""
     rows = [COLUMNS, ["---"] * len(COLUMNS), *(_row(name) for name in MODELS)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"- {letter}: {note}" for letter, note in NOTES.items())])

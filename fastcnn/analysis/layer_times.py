@@ -1,7 +1,7 @@
-"""How long each layer takes, forward and backward, without torch.compile.
+"""Times of each layer, forward and backward, without torch.compile.
 
-The backward pass calls no modules: each of autograd's nodes is timed, and belongs to those calls during which
-it was made.
+The backward pass does not call modules. Instead, each autograd node is timed, and counts for the module calls
+that were active when it was created.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fastcnn.analysis.summary import calls
+from fastcnn.analysis.summary import module_calls
 
 
 def time_layers(
     network: nn.Module, image: Tensor, dtype: torch.dtype = torch.float32, repeats: int = 5, warmup: int = 2
 ) -> list[tuple[float, float]]:
-    """Milliseconds forward and backward of each call of a module, in `summarize`'s order: medians.
+    """Return median milliseconds, forward and backward, of each module call, in the order of `summarize`.
 
     Args:
-        network: on the image's device, the CPU or a CUDA GPU, in either mode; its gradients are dropped.
+        network: on the device of the image, CPU or CUDA, in either mode; its gradients are reset.
         image: [N, C, H, W].
-        dtype: of autocast; float32: none.
-        repeats: passes that are timed, after `warmup` others.
+        dtype: type of autocast; float32: no autocast.
+        repeats: number of timed passes, after `warmup` untimed ones.
     """
     passes = [_time_once(network, image, dtype) for _ in range(warmup + repeats)][warmup:]
     network.zero_grad()
@@ -38,58 +38,72 @@ def time_layers(
 
 
 def _time_once(network: nn.Module, image: Tensor, dtype: torch.dtype) -> list[tuple[float, float]]:
-    forward: list[list[Any]] = []  # of each call, the moments of its beginning and its end
-    backward: list[list[list[Any]]] = []  # of each call, those of its nodes
-    running: list[int] = []
-    nodes: set[Any] = set()
-
-    def moment() -> Any:
-        if not image.is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def milliseconds(moments: list[Any]) -> float:
-        if len(moments) < 2:  # a node that the loss does not need
-            return 0.0
-        start, end = moments
-        return start.elapsed_time(end) if image.is_cuda else 1000 * (end - start)
-
-    def watch_new_nodes(tensors: object) -> None:
-        found = [leaf.grad_fn for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
-        while found:
-            node = found.pop()
-            if node is None or node in nodes or "AccumulateGrad" in node.name():
-                continue
-            nodes.add(node)
-            found += [earlier for earlier, _ in node.next_functions]
-            moments: list[Any] = []
-            node.register_prehook(lambda grads, moments=moments: moments.append(moment()))
-            node.register_hook(lambda inputs, outputs, moments=moments: moments.append(moment()))
-            for call in running:
-                backward[call].append(moments)
-
-    def enter(name: str, module: nn.Module, args: object) -> None:
-        watch_new_nodes(args)
-        running.append(len(forward))
-        backward.append([])
-        forward.append([moment()])
-
-    def leave(name: str, module: nn.Module, output: object) -> None:
-        forward[running[-1]].append(moment())
-        watch_new_nodes(output)
-        running.pop()
-
+    recorder = _Recorder(image)
     network.zero_grad()
-    with calls(network, enter, leave):
+    with module_calls(network, recorder.enter, recorder.leave):
         with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
             output = network(image)
         means = [leaf.float().mean() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         torch.stack(means).sum().backward()
     if image.is_cuda:
         torch.cuda.synchronize(image.device)
-    return [
-        (milliseconds(span), sum(milliseconds(moments) for moments in spans))
-        for span, spans in zip(forward, backward)
-    ]
+    return recorder.milliseconds()
+
+
+class _Recorder:
+    """Timestamps of the module calls and autograd nodes of one pass."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.cuda = image.is_cuda
+        self.forward: list[list[Any]] = []
+        """Start and end of each call."""
+        self.backward: list[list[list[Any]]] = []
+        """Start and end of each autograd node of each call."""
+        self._active: list[int] = []
+        self._nodes: set[Any] = set()
+
+    def enter(self, name: str, module: nn.Module, args: object) -> None:
+        self._watch_new_nodes(args)
+        self._active.append(len(self.forward))
+        self.backward.append([])
+        self.forward.append([self._timestamp()])
+
+    def leave(self, name: str, module: nn.Module, output: object) -> None:
+        self.forward[self._active[-1]].append(self._timestamp())
+        self._watch_new_nodes(output)
+        self._active.pop()
+
+    def milliseconds(self) -> list[tuple[float, float]]:
+        """Return the times of each call, forward and backward; the device must be synchronized."""
+        return [
+            (self._duration(span), sum(map(self._duration, spans)))
+            for span, spans in zip(self.forward, self.backward)
+        ]
+
+    def _timestamp(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _duration(self, span: list[Any]) -> float:
+        if len(span) < 2:  # a node that the loss does not depend on
+            return 0.0
+        start, end = span
+        return start.elapsed_time(end) if self.cuda else 1000 * (end - start)
+
+    def _watch_new_nodes(self, tensors: object) -> None:
+        """Time the nodes created since the last call, for all active module calls."""
+        pending = [leaf.grad_fn for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
+        while pending:
+            node = pending.pop()
+            if node is None or node in self._nodes or "AccumulateGrad" in node.name():
+                continue
+            self._nodes.add(node)
+            pending += [earlier for earlier, _ in node.next_functions]
+            span: list[Any] = []
+            node.register_prehook(lambda grads, span=span: span.append(self._timestamp()))
+            node.register_hook(lambda inputs, outputs, span=span: span.append(self._timestamp()))
+            for call in self._active:
+                self.backward[call].append(span)

@@ -1,14 +1,14 @@
-"""Which pixels of the image each layer's output sees, for any network.
+"""Receptive fields of the layers of any network.
 
     from fastcnn.analysis.receptive_field import receptive_fields
     network = build("resnet50").to("meta")
     fields = receptive_fields(network, torch.empty(1, 3, 224, 224, device="meta"))
     print(fields["layer4"])  # 427/32/-213: size, stride and offset in pixels
 
-A forward pass is followed operation by operation, so that branches, padding and slices count as they are
-computed; on the meta device it takes no memory. After an operation without a rule the field is not defined.
-The definition is that of Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks",
-Distill 2019: padding belongs to the field. Batch norm counts as in evaluation, with constant statistics.
+A forward pass is traced operation by operation, with its branches, padding and slices. On the meta device it
+takes no memory. After an operation without a rule the field is undefined. The definition is that of Araujo,
+Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019: padding belongs to
+the field. Batch norm counts as in evaluation mode, with constant statistics.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from fastcnn.analysis.receptive_field_rules import (
     unknown,
 )
 
-__all__ = ["Field", "Following", "Local", "Undefined", "Whole", "Window", "receptive_fields"]
+__all__ = ["Field", "FieldTracker", "Local", "Undefined", "Whole", "Window", "receptive_fields"]
 
 
 def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
-    """The field of each module's output, by the module's path; the network's own is "".
+    """Return the receptive field of each module's output by its path; "" is the network.
 
-    Of several calls the last one counts, of several tensors the first. Modules that are not called, or
-    whose output does not depend on the image, are left out.
+    With several calls the last one counts, with several output tensors the first. Modules without a call, or
+    with an output that does not depend on the image, are omitted.
 
     Args:
-        network: on the image's device; in evaluation mode, unless its running statistics may change.
+        network: on the device of the image. In training mode its running statistics change.
         image: [N, C, H, W], such as `torch.empty(1, 3, 224, 224, device="meta")`.
     """
     fields: dict[str, Field] = {}
-    following = Following(image)
+    tracker = FieldTracker(image)
 
     def keep(name: str, output: object) -> None:
-        field = following.field(output)
+        field = tracker.field(output)
         if field is not None:
             fields[name] = field
 
@@ -63,7 +63,7 @@ def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
         for name, module in network.named_modules()
     ]
     try:
-        with following, torch.no_grad():
+        with tracker, torch.no_grad():
             network(image)
     finally:
         for hook in hooks:
@@ -71,8 +71,8 @@ def receptive_fields(network: nn.Module, image: Tensor) -> dict[str, Field]:
     return fields
 
 
-class Following(TorchFunctionMode):
-    """While entered, keeps the field of every tensor that is computed from `image`, [N, C, H, W]."""
+class FieldTracker(TorchFunctionMode):
+    """Mode that tracks the receptive field of every tensor computed from `image`, [N, C, H, W]."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Following(TorchFunctionMode):
         self._fields[image] = Local((Window(1, 0, 0), Window(1, 0, 0)))
 
     def field(self, output: object) -> Field | None:
-        """That of the first tensor in `output`; None if it does not depend on the image."""
+        """Return the field of the first tensor in `output`; None if it does not depend on the image."""
         tensor = first_tensor(output)
         return None if tensor is None else self._fields.get(tensor)
 
@@ -107,7 +107,7 @@ def _after(
     inputs: Sequence[tuple[Tensor, Field]],
     output: Tensor,
 ) -> Field:
-    """The field of what an operation made of `inputs`, the tensors that depend on the image."""
+    """Return the field of an operation's output; `inputs` are its tensors that depend on the image."""
     for _, field in inputs:
         if isinstance(field, Undefined):
             return field
@@ -128,11 +128,11 @@ def _after(
         return Undefined(f"{name}: {error}")
     if len(maps) == len(inputs) or not isinstance(result, Local):
         return result
-    return result.with_besides("gate") if plain in ("mul", "rmul", "div") else Whole()
+    return result.with_notes("gate") if plain in ("mul", "rmul", "div") else Whole()
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """Of what a module returned, such as logits with those of auxiliary classifiers."""
+    """Return the first tensor of a module's output, such as logits before those of auxiliary classifiers."""
     return next(iter(_tensors(output)), None)
 
 

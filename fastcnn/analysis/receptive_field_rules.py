@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 Sides = int | Sequence[int]
-"""Of both axes, or (vertical, horizontal)."""
+"""One value for both axes, or (vertical, horizontal)."""
 
 
 class Window(NamedTuple):
-    """Along one axis of the image, output i sees the pixels stride * i + first to stride * i + last."""
+    """Pixels along one axis: output i depends on stride * i + first to stride * i + last."""
 
     stride: int
     first: int
@@ -22,15 +22,17 @@ class Window(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of pixels."""
         return self.last - self.first + 1
 
     def through(self, kernel: int, stride: int, padding: int, dilation: int) -> Window:
+        """Return the window after a convolution."""
         first = self.first - self.stride * padding
         last = self.last + self.stride * (dilation * (kernel - 1) - padding)
         return Window(self.stride * stride, first, last)
 
     def back_through(self, kernel: int, stride: int, padding: int, dilation: int) -> Window:
-        """Of a transposed convolution: each output sees a part of it, by its place within a stride."""
+        """Return the window after a transposed convolution; each output depends on a part of it."""
         if self.stride % stride:
             raise NoWindowError(f"{stride} positions for a stride of {self.stride} px")
         finer = self.stride // stride
@@ -41,41 +43,43 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Local:
-    """Each position of a map sees a window of the image."""
+    """Field of a map: each position depends on a window of the image."""
 
     windows: tuple[Window, Window]
     """Vertical and horizontal."""
     axes: tuple[int, int] = (-2, -1)
-    """The tensor's axes that run along the image's; twice the same where both were flattened into one."""
-    besides: tuple[str, ...] = ()
-    """What the figures leave out. How the whole image has a say: "gate", by a factor, as of
-    squeeze-and-excitation; "norm", by statistics over all positions. "up": that after upsampling each
-    position sees a part of its window, and its neighbour another."""
+    """Axes of the tensor along those of the image; twice the same if both were flattened into one."""
+    notes: tuple[str, ...] = ()
+    """Properties that the figures do not include. The output depends on the whole image by a factor ("gate",
+    as with squeeze-and-excitation), or by statistics over all positions ("norm"). "up": after upsampling,
+    each position depends on a part of its window, and its neighbor on another."""
 
     def __str__(self) -> str:
-        """Size, stride and offset (the first pixel that output 0 sees), such as "299/32/-134 + gate"."""
+        """Return size, stride and offset (first pixel of output 0), such as "299/32/-134 + gate"."""
         pairs = zip(*((window.size, window.stride, window.first) for window in self.windows))
         figures = "/".join(str(v) if v == h else f"{v}x{h}" for v, h in pairs)
-        return " + ".join((figures, *self.besides))
+        return " + ".join((figures, *self.notes))
 
     def through(self, kernel: Sides = 1, stride: Sides = 1, padding: Sides = 0, dilation: Sides = 1) -> Local:
-        """What the outputs of a convolution or pooling see whose inputs see this."""
+        """Return the field after a convolution or pooling."""
         vertical, horizontal = _by_axis(kernel, stride, padding, dilation)
         windows = self.windows[0].through(*vertical), self.windows[1].through(*horizontal)
         return replace(self, windows=windows)
 
     def back_through(self, kernel: Sides, stride: Sides, padding: Sides = 0, dilation: Sides = 1) -> Local:
-        """What the outputs of a transposed convolution see whose inputs see this."""
+        """Return the field after a transposed convolution."""
         vertical, horizontal = _by_axis(kernel, stride, padding, dilation)
         windows = self.windows[0].back_through(*vertical), self.windows[1].back_through(*horizontal)
-        several = vertical[1] > 1 or horizontal[1] > 1
-        return replace(self, windows=windows).with_besides(*["up"] * several)
+        upsampled = vertical[1] > 1 or horizontal[1] > 1
+        return replace(self, windows=windows).with_notes(*["up"] * upsampled)
 
     def along(self, axes: Sequence[int]) -> Local:
+        """Return the field for other axes of the tensor."""
         return replace(self, axes=(axes[0], axes[1]))
 
-    def with_besides(self, *words: str) -> Local:
-        return replace(self, besides=tuple(dict.fromkeys((*self.besides, *words))))
+    def with_notes(self, *words: str) -> Local:
+        """Return the field with more notes."""
+        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *words))))
 
 
 def _by_axis(*settings: Sides) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -85,7 +89,7 @@ def _by_axis(*settings: Sides) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Whole:
-    """Every element sees the whole image."""
+    """Field of a tensor: each element depends on the whole image."""
 
     def __str__(self) -> str:
         return "whole image"
@@ -93,7 +97,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Undefined:
-    """No window is known, or none of one size and stride, because of the operation in `reason`."""
+    """No field of one size and stride, because of the operation in `reason`."""
 
     reason: str
 
@@ -105,16 +109,16 @@ Field = Local | Whole | Undefined
 
 
 class NoWindowError(Exception):
-    """A rule's reason for `Undefined`."""
+    """Raised by a rule without a result, with the reason."""
 
 
 Call = dict[str, Any]
-"""An operation: its arguments by the names in `RULES`; as "name" its own, as "args" all positional ones, as
-"input" the first tensor that depends on the image, as "output" the first that it made."""
+"""Arguments of an operation by the names in `RULES`. In addition "name" is its name, "args" all positional
+arguments, "input" the first tensor that depends on the image, "output" the first output tensor."""
 
 
 def union(fields: Sequence[Local]) -> Local:
-    """The windows around those of all branches."""
+    """Return the smallest field that contains those of all branches."""
     one, *others = fields
     for other in others:
         if one.axes != other.axes:
@@ -124,23 +128,25 @@ def union(fields: Sequence[Local]) -> Local:
             if a.stride != b.stride:
                 raise NoWindowError(f"branches of strides {a.stride} and {b.stride}")
             windows.append(Window(a.stride, min(a.first, b.first), max(a.last, b.last)))
-        one = replace(one, windows=(windows[0], windows[1])).with_besides(*other.besides)
+        one = replace(one, windows=(windows[0], windows[1])).with_notes(*other.notes)
     return one
 
 
-# Rules: from the union of the inputs' fields to the output's
+# Rules: from the union of the input fields to the output field
 
 
 def unknown(field: Local, call: Call) -> Field:
+    """Reject an operation without a rule."""
     raise NoWindowError("no rule for it")
 
 
 def pointwise(field: Local, call: Call) -> Field:
+    """Keep the field of the inputs."""
     return field
 
 
 def _statistics(field: Local, call: Call) -> Field:
-    return field.with_besides("norm")
+    return field.with_notes("norm")
 
 
 def _convolution(field: Local, call: Call) -> Field:
@@ -157,12 +163,12 @@ def _transposed_convolution(field: Local, call: Call) -> Field:
 
 
 def _interpolate(field: Local, call: Call) -> Field:
-    """As a transposed convolution with constant weights."""
-    before, now = call["input"].shape[2:], call["output"].shape[2:]
+    """Apply the rule of a transposed convolution with constant weights."""
+    before, after = call["input"].shape[2:], call["output"].shape[2:]
     mode = call.get("mode", "nearest")
-    if any(m % n for n, m in zip(before, now)):
-        raise NoWindowError(f"from {tuple(before)} to {tuple(now)} positions")
-    factors = [m // n for n, m in zip(before, now)]
+    if any(m % n for n, m in zip(before, after)):
+        raise NoWindowError(f"from {tuple(before)} to {tuple(after)} positions")
+    factors = [m // n for n, m in zip(before, after)]
     if mode == "nearest":
         return _on_map(field).back_through(factors, factors)
     if mode != "bilinear" or call.get("align_corners"):
@@ -178,12 +184,12 @@ def _pool(field: Local, call: Call) -> Field:
 
 def _adaptive_pool(field: Local, call: Call) -> Field:
     field = _on_map(field)
-    before, now = call["input"].shape[-2:], call["output"].shape[-2:]
-    if now == (1, 1):
+    before, after = call["input"].shape[-2:], call["output"].shape[-2:]
+    if after == (1, 1):
         return Whole()
-    if any(n % m for n, m in zip(before, now)):
-        raise NoWindowError(f"windows of several sizes, from {tuple(before)} to {tuple(now)} positions")
-    kernel = [n // m for n, m in zip(before, now)]
+    if any(n % m for n, m in zip(before, after)):
+        raise NoWindowError(f"windows of several sizes, from {tuple(before)} to {tuple(after)} positions")
+    kernel = [n // m for n, m in zip(before, after)]
     return field.through(kernel, kernel)
 
 
@@ -203,10 +209,14 @@ def _index(field: Local, call: Call) -> Field:
     entries = list(index) if isinstance(index, tuple) else [index]
     if not all(entry is None or entry is ... or isinstance(entry, int | slice) for entry in entries):
         raise NoWindowError("computed positions")
-    where = entries.index(...) if ... in entries else len(entries)
-    named = sum(entry is not None and entry is not ... for entry in entries)
-    entries[where : where + 1] = [slice(None)] * (input.ndim - named)
-    kept: dict[int, tuple[int, slice]] = {}  # of the input's axes: where each goes, and what of it
+
+    # Expand the ellipsis, so that each axis of the input has an entry.
+    position = entries.index(...) if ... in entries else len(entries)
+    indexed = sum(entry is not None and entry is not ... for entry in entries)
+    entries[position : position + 1] = [slice(None)] * (input.ndim - indexed)
+
+    # New axis and slice of each remaining axis of the input.
+    kept: dict[int, tuple[int, slice]] = {}
     axis, place = -input.ndim, -call["output"].ndim
     for entry in entries:
         if isinstance(entry, slice):
@@ -223,10 +233,10 @@ def _index(field: Local, call: Call) -> Field:
 
 
 def _reshape(field: Local, call: Call) -> Field:
-    """Of `flatten` and all that keep the elements' order: an axis stays, or becomes part of a longer one."""
+    """Handle operations that keep the order of the elements: an axis stays, or joins a longer one."""
     old, new = call["input"].shape, call["output"].shape
     places, stay = [], []
-    for axis, from_end in zip(field.axes, (False, True)):  # so that axes of size 1 are told apart
+    for axis, from_end in zip(field.axes, (False, True)):  # from both ends, to distinguish axes of size 1
         outer, size = math.prod(old[:axis]), old[axis]
         order = reversed(range(len(new))) if from_end else range(len(new))
         spans = [(i, math.prod(new[:i]), new[i]) for i in order]
@@ -240,7 +250,7 @@ def _reshape(field: Local, call: Call) -> Field:
 
 
 def _rearrange(field: Local, call: Call) -> Field:
-    """A tensor whose sizes tell its axes shows where `permute` and the like put them."""
+    """Apply the operation to a tensor with a distinct size per axis, to read the new axes from its shape."""
     sizes = range(2, 2 + call["input"].ndim)
     moved = getattr(torch.empty(*sizes, device="meta"), call["name"])(*call["args"][1:]).shape
     return field.along([moved.index(sizes[axis]) - len(sizes) for axis in field.axes])
@@ -254,31 +264,31 @@ def _concatenate(field: Local, call: Call) -> Field:
 
 
 def _tokens(field: Local) -> bool:
-    """Whether positions lie along one axis: then each sees its window wherever it is put."""
+    """Return True if positions are tokens along one axis, whose windows do not depend on their order."""
     return field.axes[0] == field.axes[1]
 
 
 def _reduce(field: Local, call: Call) -> Field:
-    """A mean over axes, or a part of them."""
+    """Handle reductions over axes."""
     ndim, dim = call["input"].ndim, call.get("dim")
     dims = range(ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    gone = {d % ndim - ndim for d in dims}
-    if gone.issuperset(field.axes):
+    reduced = {d % ndim - ndim for d in dims}
+    if reduced.issuperset(field.axes):
         return Whole()
-    if not gone.isdisjoint(field.axes):
+    if not reduced.isdisjoint(field.axes):
         raise NoWindowError("over one of the image's two axes")
     if call.get("keepdim"):
         return field
-    return field.along([axis + sum(d > axis for d in gone) for axis in field.axes])
+    return field.along([axis + sum(d > axis for d in reduced) for axis in field.axes])
 
 
 def _whole_over(dim: int) -> Callable[[Local, Call], Field]:
-    """Of what mixes all entries of one axis."""
+    """Return the rule of operations that mix all entries of one axis."""
     return lambda field, call: _reduce(field, {**call, "dim": dim, "keepdim": True})
 
 
 def _normalize(field: Local, call: Call) -> Field:
-    """Elementwise, but for a sum over axes."""
+    """Handle elementwise operations with statistics over some axes."""
     dims = call["dim"] if "dim" in call else [-1 - i for i in range(len(call["normalized_shape"]))]
     everywhere = isinstance(_reduce(field, {**call, "dim": dims, "keepdim": True}), Whole)
     return _statistics(field, call) if everywhere else field
@@ -300,13 +310,13 @@ POINTWISE = {
     *("to", "type_as", "float", "half", "bfloat16", "double"),
     *("contiguous", "clone", "detach", "data", "requires_grad", "expand", "expand_as"),
 }
-"""Operations that see at each position what the inputs see there; `add` is `add_` and `__add__` too."""
+"""Operations with the field of their inputs at each position; `add` includes `add_` and `__add__`."""
 
 CONSTANT = {
     *("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"),
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
 }
-"""Operations that read a tensor's shape alone."""
+"""Operations that depend on the shape of a tensor only."""
 
 RULES: dict[str, tuple[Callable[[Local, Call], Field], str]] = {
     "conv2d": (_convolution, "input weight bias stride padding dilation"),
@@ -338,4 +348,4 @@ RULES: dict[str, tuple[Callable[[Local, Call], Field], str]] = {
     "group_norm": (_statistics, ""),
     "instance_norm": (_statistics, ""),
 }
-"""The other operations, with the names of their positional arguments as far as they matter."""
+"""Rules of all other operations, with the names of their relevant positional arguments."""

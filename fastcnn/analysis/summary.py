@@ -1,11 +1,11 @@
-"""What each layer of a network costs and sees.
+"""Summary of a network: shape, cost and receptive field of each layer.
 
     from fastcnn.analysis.summary import summarize
     from fastcnn.analysis.tables import layer_table
     summary = summarize(network.to("meta").eval(), torch.empty(1, 3, 224, 224, device="meta"))
     print(*layer_table(summary), sep="\n")
 
-`fastcnn summary` is the command, for networks by name.
+The command is `fastcnn summary`, for networks by name.
 """
 
 from __future__ import annotations
@@ -20,112 +20,127 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
-from fastcnn.analysis.receptive_field import Field, Following, Undefined, first_tensor
+from fastcnn.analysis.receptive_field import Field, FieldTracker, Undefined, first_tensor
 from fastcnn_kernels.depthwise_conv import FLOPS
 
 
 @dataclass(kw_only=True)
 class Layer:
-    """One call of a module."""
+    """Call of a module."""
 
     name: str
-    """Attribute path; "" is the network itself."""
+    """Attribute path of the module; "" for the network itself."""
     kind: str
-    """Its class."""
+    """Class of the module."""
     depth: int
-    """Calls that it is inside of."""
+    """Number of enclosing calls."""
     parameters: int
-    """Of the module and those in it; 0 for all calls but the first."""
+    """Number of parameters in the module; 0 for all calls but the first."""
     multiply_adds: int = 0
-    """Of convolutions and products of matrices, as `FlopCounterMode` counts them."""
-    kept: int = 0
-    """Bytes that autograd keeps for the backward pass from here on, besides parameters and buffers."""
+    """Multiply-adds of convolutions and matrix products, by `FlopCounterMode`."""
+    saved_bytes: int = 0
+    """Bytes that the call adds to autograd's saved tensors, without parameters and buffers."""
     shape: tuple[int, ...] = ()
-    """Of the first tensor that it returns."""
+    """Shape of the first tensor in the output."""
     field: Field | None = None
-    """Its receptive field; None if it does not depend on the image."""
+    """Receptive field; None if the output does not depend on the image."""
     milliseconds: tuple[float, float] | None = None
-    """Forward and backward."""
+    """Forward and backward time."""
 
 
 @dataclass
 class Summary:
+    """Layers of a network, and totals."""
+
     layers: list[Layer]
-    """In the order of their calls; the first one is the network, with the totals."""
-    idle: dict[str, int]
-    """Parameters of the modules that were not called, such as auxiliary classifiers in evaluation."""
+    """Layers in the order of their calls. The first one is the network, with the totals."""
+    uncalled: dict[str, int]
+    """Parameter counts of modules without calls, such as auxiliary classifiers in evaluation mode."""
     parameter_bytes: int
     undefined: dict[str, str]
-    """Why receptive fields are not defined, and the first layer to return such a map."""
+    """Reasons for undefined receptive fields, each with the first layer that has one."""
 
 
 def summarize(network: nn.Module, image: Tensor) -> Summary:
-    """Runs a network forward and counts.
+    """Summarize a network by a forward pass.
+
+    On the meta device the pass takes no computation and no memory. Attention is then a plain matrix product,
+    which saves more tensors than fused kernels. On the CPU, torch 2.11 does not count attention.
 
     Args:
-        network: on the image's device, in either mode. On the meta device nothing is computed and no memory
-            taken; attention is then a plain product of matrices, which keeps more than fused kernels do. On
-            the CPU, torch 2.11 does not count attention.
+        network: on the device of the image, in either mode.
         image: [N, C, H, W].
     """
-    layers: list[Layer] = []
-    running: list[Layer] = []
-    called: set[str] = set()
-    undefined: dict[str, str] = {}
-    counter, following = FlopCounterMode(display=False, custom_mapping=FLOPS), Following(image)
-    tensors = (*network.parameters(), *network.buffers())
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+    recorder = _Recorder(network, image)
+    saving = saved_tensors_hooks(recorder.save, lambda tensor: tensor)
+    watching = module_calls(network, recorder.enter, recorder.leave)
+    with torch.enable_grad(), saving, recorder.counter, recorder.tracker, watching:
+        network(image)
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    return Summary(recorder.layers, _uncalled(network, recorder.called), size, recorder.undefined)
 
-    def counted() -> int:
-        return counter.get_total_flops() // 2
 
-    def enter(name: str, module: nn.Module, args: object) -> None:
+class _Recorder:
+    """Layers of one forward pass, recorded by hooks on module calls and saved tensors."""
+
+    def __init__(self, network: nn.Module, image: Tensor) -> None:
+        self.counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+        self.tracker = FieldTracker(image)
+        self.layers: list[Layer] = []
+        self.called: set[str] = set()
+        self.undefined: dict[str, str] = {}
+        self._active: list[Layer] = []
+        tensors = (*network.parameters(), *network.buffers())
+        self._storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+
+    def enter(self, name: str, module: nn.Module, args: object) -> None:
         layer = Layer(
             name=name,
             kind=type(module).__name__,
-            depth=len(running),
-            parameters=0 if name in called else _count(module),
-            multiply_adds=-counted(),
+            depth=len(self._active),
+            parameters=0 if name in self.called else _count(module),
+            multiply_adds=-self._multiply_adds(),
         )
-        called.add(name)
-        layers.append(layer)
-        running.append(layer)
+        self.called.add(name)
+        self.layers.append(layer)
+        self._active.append(layer)
 
-    def leave(name: str, module: nn.Module, output: object) -> None:
-        layer = running.pop()
-        layer.multiply_adds += counted()
+    def leave(self, name: str, module: nn.Module, output: object) -> None:
+        layer = self._active.pop()
+        layer.multiply_adds += self._multiply_adds()
         tensor = first_tensor(output)
         if tensor is not None:
-            layer.shape, layer.field = tuple(tensor.shape), following.field(tensor)
+            layer.shape, layer.field = tuple(tensor.shape), self.tracker.field(tensor)
         if isinstance(layer.field, Undefined):
-            undefined.setdefault(layer.field.reason, name)
+            self.undefined.setdefault(layer.field.reason, name)
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(self, tensor: Tensor) -> Tensor:
+        """Count the storage of a tensor that autograd saves, once, for all active calls."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in storages:
-            storages[storage._cdata] = storage  # held, so that no other one gets its address
-            for layer in running:
-                layer.kept += storage.nbytes()
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = storage  # kept alive, so that its address is not reused
+            for layer in self._active:
+                layer.saved_bytes += storage.nbytes()
         return tensor
 
-    watching = saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), watching, counter, following, calls(network, enter, leave):
-        network(image)
-    size = sum(p.numel() * p.element_size() for p in network.parameters())
-    return Summary(layers, _idle(network, called), size, undefined)
+    def _multiply_adds(self) -> int:
+        return self.counter.get_total_flops() // 2
 
 
 @contextmanager
-def calls(
+def module_calls(
     network: nn.Module,
     enter: Callable[[str, nn.Module, object], None],
     leave: Callable[[str, nn.Module, object], None],
 ) -> Iterator[None]:
-    """Reports each call of a module that does something: its path, itself, its input, its output."""
+    """Call `enter` and `leave` around each module call, with its path, the module, and its input or output.
+
+    Dropout layers with rate 0 are skipped.
+    """
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout | StochasticDepth) and module.p == 0:
-            continue  # it waits for a rate
+            continue
 
         def before(module: nn.Module, args: object, name: str = name) -> None:
             enter(name, module, args)
@@ -145,22 +160,22 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _idle(network: nn.Module, called: set[str]) -> dict[str, int]:
-    """The outermost modules with parameters in which nothing was called.
+def _uncalled(network: nn.Module, called: set[str]) -> dict[str, int]:
+    """Return the parameter counts of the outermost modules with parameters and without calls inside.
 
-    A module that calls no other, as `nn.MultiheadAttention`, is taken to use the parameters itself.
+    A module without calls of its children, such as `nn.MultiheadAttention`, counts as using their parameters.
     """
-    around = {name[:i] for name in called for i, letter in enumerate(name) if letter == "."}
-    idle: dict[str, int] = {}
+    ancestors = {name[:i] for name in called for i, letter in enumerate(name) if letter == "."}
+    uncalled: dict[str, int] = {}
 
     def visit(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = prefix + name
-            if path in around:
+            if path in ancestors:
                 visit(child, f"{path}.")
             elif path not in called and _count(child):
-                idle[path] = _count(child)
+                uncalled[path] = _count(child)
 
     if called - {""}:
         visit(network, "")
-    return idle
+    return uncalled

@@ -1,10 +1,10 @@
-"""The commands that list layers and networks.
+"""Tables of `fastcnn summary` and `fastcnn models`.
 
 fastcnn summary resnet50
 fastcnn summary mobilenet_v2 --depth 3 --batch-size 32 --profile
 fastcnn models
 
-To count all networks takes many seconds, so what `fastcnn models` prints is a file, which is made by
+`fastcnn models` prints a file, since computing it takes many seconds. Update it by
 
 python -m fastcnn.analysis.tables > fastcnn/analysis/networks.txt
 """
@@ -34,15 +34,15 @@ from fastcnn.runtime.environment import machine_name
 from fastcnn_kernels.depthwise_conv import FLOPS
 
 WIDTH = 100
-"""Characters of a line."""
+"""Line width in characters."""
 LEFT = ("network", "segmentation", "layer", "kind", "output", "receptive field", "weights")
-"""Columns whose entries begin at the left."""
-BESIDES = {
+"""Left-aligned columns."""
+NOTES = {
     "gate": "times a factor that sees the whole image",
     "norm": "with statistics of the whole image",
     "up": "after upsampling each position sees a part of the window, and its neighbour another",
 }
-LEFT_OUT = {
+SKIPPED = {
     *("batch_norm", "layer_norm", "relu", "relu6", "hardswish", "silu", "gelu"),
     *("normal_", "uniform_", "zero_", "kaiming_normal_"),
 }
@@ -68,24 +68,25 @@ def show_summary(
     depth: int = 2,
     profile: ProfileOptions | None = None,
 ) -> None:
-    """Prints the layers of a network, by default as it was published.
+    """Print the layers of a network, by default as published.
 
     Args:
-        arch: what `--arch` takes.
-        img_size: pixels a side.
-        batch_size: images; None: 1, and 2 to time them, since batch norm in training may need two.
-        depth: levels of modules that are told apart.
+        arch: name as for `--arch`.
+        img_size: side of the images in pixels.
+        batch_size: number of images; None: 1, and 2 with `profile`, since batch norm in training may need
+            two.
+        depth: number of module levels in the table.
         profile: time each layer, with the network in training mode; None: evaluation mode, no times.
 
     Raises:
-        UserError: no such network or device, or it cannot take such images.
+        UserError: unknown network or device, or the network fails on such images.
     """
     network, channels = _build(arch, num_classes, in_chans, meta=True)
     size = _image_size(arch, img_size)
     shape = (batch_size or (2 if profile else 1), channels, size, size)
     try:
         result = summarize(network.train(profile is not None), torch.empty(shape, device="meta"))
-    except Exception as error:  # foreign code raises what it likes
+    except Exception as error:  # third-party code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{arch}: cannot take images {_by(shape)}: {reason}; "
@@ -99,8 +100,7 @@ def show_summary(
 
 
 def all_models() -> str:
-    """The networks of `fastcnn.models` as they were published, by what they are for; MACs are
-    multiply-adds."""
+    """Return tables of the networks of `fastcnn.models` as published, by task; MACs are multiply-adds."""
     tables = {"network": MODELS, "segmentation": SEGMENTATION, "detection": DETECTION}
     lists = ("\n".join(_models_table(title, names)) for title, names in tables.items())
     last = "unet/NAME, yolo/NAME, yolov1/NAME: on any network of the first table, in place of resnet18"
@@ -125,27 +125,27 @@ def _models_table(title: str, names: Iterable[str]) -> list[str]:
 
 
 class _Outline(TorchFunctionMode):
-    """Leaves out what changes no shape and has no multiply-adds: half of the time, on the meta device."""
+    """Skips operations without effect on shapes and multiply-adds: half of the time on the meta device."""
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        return first_tensor((args, kwargs)) if func.__name__ in LEFT_OUT else func(*args, **kwargs)
+        return first_tensor((args, kwargs)) if func.__name__ in SKIPPED else func(*args, **kwargs)
 
 
-def _build(arch: str, num_classes: int | None, in_chans: int | None, meta: bool) -> tuple[nn.Module, int]:
-    """A network, on the meta device or the CPU, and the channels of its images."""
+def _build(arch: str, num_classes: int | None, in_chans: int | None, *, meta: bool) -> tuple[nn.Module, int]:
+    """Return a network, on the meta device or the CPU, and its input channels."""
     if in_chans is None:
         in_chans = inspect.signature(constructor(arch)).parameters["in_chans"].default
-    outline = meta and not is_external(arch)  # others may compute with numbers when they are built
+    outline = meta and not is_external(arch)  # external networks may need values when they are built
     with torch.device("meta" if outline else "cpu"):
         network = build(arch, num_classes, in_chans)
     return (network.to("meta") if meta else network), in_chans
 
 
 def _image_size(arch: str, size: int | None) -> int:
-    """Pixels a side: `size` if the network takes it, else what it was published with."""
+    """Return `size` after a check that the network takes it; None: the published size."""
     default, fixed, minimum, multiple = image_sizes(arch)
     if size is None:
         return default
@@ -160,26 +160,26 @@ def _add_times(result: Summary, network: nn.Module, shape: tuple[int, ...], opti
     ranks, device, amp_dtype = Ranks.from_environment(), options.device, options.amp_dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = choose_device(device, ranks)
-    if not machine.is_native(amp_dtype, place):
+    chosen = choose_device(device, ranks)
+    if not machine.is_native(amp_dtype, chosen):
         raise UserError(
             f"--amp-dtype {amp_dtype}: this processor has no {amp_dtype} arithmetic, and emulated times "
             "would mislead; use --amp-dtype fp32"
         )
-    machine.prepare(place, machine.cores_per_process(ranks), deterministic=False)
-    network = network.train().to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = torch.randn(shape, device=place).contiguous(memory_format=torch.channels_last)
-    timed = time_layers(network, image, machine.DTYPES[amp_dtype])
-    for layer, times in zip(result.layers, timed, strict=True):
+    machine.prepare(chosen, machine.cores_per_process(ranks), deterministic=False)
+    network = network.train().to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.randn(shape, device=chosen).contiguous(memory_format=torch.channels_last)
+    layer_times = time_layers(network, image, machine.DTYPES[amp_dtype])
+    for layer, times in zip(result.layers, layer_times, strict=True):
         layer.milliseconds = times
-    return f"timed on {machine_name(place)} in {amp_dtype}, channels-last, without torch.compile; medians"
+    return f"timed on {machine_name(chosen)} in {amp_dtype}, channels-last, without torch.compile; medians"
 
 
 def layer_table(summary: Summary, depth: int = 2) -> list[str]:
-    """Lines of at most `WIDTH` characters: the layers, and the totals.
+    """Return the layers and totals as lines of at most `WIDTH` characters.
 
     Args:
-        depth: how many levels of modules are told apart; those inside the last are summed up in it.
+        depth: number of module levels in the table; deeper ones are included in their parents.
     """
     shown, parents = [layer for layer in summary.layers[1:] if layer.depth <= depth], {0: ""}
     names = []
@@ -193,7 +193,7 @@ def layer_table(summary: Summary, depth: int = 2) -> list[str]:
         "output": [_by(s[1:] if s[:1] == images else s) for s in (layer.shape for layer in shown)],
         "parameters": [f"{layer.parameters:,}" if layer.parameters else "" for layer in shown],
         "MACs": [short(layer.multiply_adds) if layer.multiply_adds else "" for layer in shown],
-        "kept MiB": [_figure(layer.kept / 2**20) if layer.kept else "" for layer in shown],
+        "kept MiB": [_figure(layer.saved_bytes / 2**20) if layer.saved_bytes else "" for layer in shown],
     }
     if summary.layers[0].milliseconds is not None:
         for i, title in enumerate(("fwd ms", "bwd ms")):
@@ -209,23 +209,23 @@ def _field(field: Field | None) -> str:
 def _notes(summary: Summary) -> Iterator[str]:
     total = summary.layers[0]
     maps = [layer.field for layer in summary.layers if isinstance(layer.field, Local)]
-    besides = {word for field in maps for word in field.besides}
+    notes = {word for field in maps for word in field.notes}
     yield "Receptive field: size/stride/offset in pixels"
-    yield from (f"  {word}: {meaning}" for word, meaning in BESIDES.items() if word in besides)
+    yield from (f"  {word}: {meaning}" for word, meaning in NOTES.items() if word in notes)
     for reason, name in summary.undefined.items():
         yield f"Not defined from {name} on: {reason}"
-    for name, count in summary.idle.items():
+    for name, count in summary.uncalled.items():
         yield f"Not called: {name}, {count:,} parameters"
     times = total.milliseconds
     if times is not None:
         yield f"{_figure(times[0])} ms forward, {_figure(times[1])} ms backward"
-    size, kept = _figure(summary.parameter_bytes / 2**20), _figure(total.kept / 2**20)
+    size, kept = _figure(summary.parameter_bytes / 2**20), _figure(total.saved_bytes / 2**20)
     macs = short(total.multiply_adds)
     yield f"{total.parameters:,} parameters ({size} MiB), {macs} multiply-adds, {kept} MiB kept for backward"
 
 
 def grid(columns: dict[str, list[str]]) -> list[str]:
-    """Lines under titles; names to the left, figures to the right; long names are cut."""
+    """Return columns with titles as lines. Names are left-aligned, figures right-aligned, long names cut."""
     widths = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}
     for title in ("kind", "layer"):
         excess = sum(widths.values()) + 2 * (len(widths) - 1) - WIDTH
@@ -250,7 +250,7 @@ def _figure(number: float) -> str:
 
 
 def short(number: float) -> str:
-    """Three digits and a power of 1,000: 4.09G."""
+    """Format a number with three digits and a power of 1,000: 4.09G."""
     power = 0
     while number >= 999.5:
         number, power = number / 1000, power + 1

@@ -92,10 +92,8 @@ def _predict_batches(
     loader: ImageLoader, model: nn.Module, content: dict[str, Any], names: list[str], folder: Path
 ) -> None:
     """Print and draw the predictions for all decodable images; `names` in the loader's order."""
-    task, class_names = (
-        build_task(content["arch"], LossSettings(), content["num_classes"]),
-        content["class_names"],
-    )
+    task = build_task(content["arch"], LossSettings(), content["num_classes"])
+    class_names = content["class_names"]
     remaining = iter(names)
     for batch in loader:
         predictions = task.predict(model(batch.images))

@@ -1,4 +1,4 @@
-"""The networks: a literal name -> constructor dict, one file per family.
+"""Networks by name, one file per family.
 
 python -c "from fastcnn.models import build; print(build('resnet18', num_classes=10))"
 """
@@ -106,21 +106,25 @@ SEGMENTATION: dict[str, Callable[..., ConvNet]] = {
     "unet_small": unet.unet_small,
     "unet_paper": unet.unet_paper,
 }
-"""Networks whose logits are of pixels, [N, num_classes, H, W]."""
+"""Networks with logits for each pixel, [N, num_classes, H, W]."""
 
 DETECTION: dict[str, Callable[..., ConvNet]] = {"yolo": yolo.yolo, "yolov1": yolo.yolov1}
-"""Networks whose outputs are boxes: `yolo.AnchorOutputs`, `yolo.GridOutputs`."""
+"""Networks with boxes as outputs: `yolo.AnchorOutputs`, `yolo.GridOutputs`."""
 
 ON_A_BACKBONE: dict[str, Callable[..., ConvNet]] = {
     "unet": unet.unet_on,
     "yolo": yolo.yolo,
     "yolov1": yolo.yolov1,
 }
-"""By what is before the slash, as in `unet/resnet50`: constructors that take one of `MODELS`."""
+"""Constructors that take a backbone of `MODELS`, by the prefix of names such as `unet/resnet50`."""
 
 
 def constructor(name: str) -> Callable[..., ConvNet]:
-    """The constructor of a network; ValueError that names the nearest for an unknown one."""
+    """Return the constructor of a network.
+
+    Raises:
+        UserError: unknown network; the message suggests the closest name.
+    """
     prefix, slash, backbone = name.partition("/")
     if slash and prefix in ON_A_BACKBONE:
         return partial(ON_A_BACKBONE[prefix], backbone=_known(MODELS, backbone, f"{prefix}/"))
@@ -140,16 +144,17 @@ def _known(
 
 
 def build(name: str, num_classes: int | None = None, in_chans: int = 3, **options: Any) -> ConvNet:
-    """A freshly initialized network.
+    """Build a freshly initialized network.
 
     Args:
-        name: a key of `MODELS`, `SEGMENTATION` or `DETECTION`, PREFIX/NAME of `ON_A_BACKBONE`, or another's.
-        num_classes: size of the logits; None: as published.
-        in_chans: channels of the images.
-        options: further keywords of the network's constructor, such as `drop_rate`.
+        name: key of `MODELS`, `SEGMENTATION` or `DETECTION`, PREFIX/NAME with a prefix of `ON_A_BACKBONE`, or
+            the name of an external network (`fastcnn.models.external`).
+        num_classes: number of classes; None: as published.
+        in_chans: input channels.
+        options: more keyword arguments of the constructor, such as `drop_rate`.
 
     Raises:
-        ValueError: no such network, or no such option of it.
+        UserError: unknown network, or unknown option.
     """
     make = constructor(name)
     known = inspect.signature(make).parameters

@@ -1,8 +1,8 @@
-"""Networks for CIFAR-10 in seconds: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
-section 3, in the shape of its repository's `airbench94_muon.py`.
+"""airbench: networks for fast training on CIFAR-10.
 
-A 2x2 convolution whose filters whiten the images' patches and do not train, three blocks of two 3x3
-convolutions, and the maximum over the last map. Norms have no scale that trains, and short memories: their
+Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3, in the version of
+`airbench94_muon.py` in its repository. A fixed 2x2 convolution whitens patches of the images. Three blocks of
+two 3x3 convolutions and a global max pool follow. Norms have no trainable scale, and a high momentum: their
 statistics are those of the last few batches.
 
     network = airbench()
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from fastcnn.models.base import ConvNet, Stage, grouped
 
 WHITEN_EPS = 5e-4
-"""Added to the variances of the patches, so that those of next to no variance are not blown up."""
+"""Added to the variances of the patches, so that components of tiny variance are not amplified."""
 CHUNK = 100
-"""Images whose patches are in memory together."""
+"""Images per chunk of patches in memory."""
 
 
 class AirbenchNet(ConvNet):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
-    As published but for the classifier: it has a bias, and the published division of the logits by their
-    number of inputs is in its first weights. The filters of `whiten` are random until `init_from_images`.
+    As published, except for the classifier. It has a bias, and its initial weights include the published
+    division of the logits by their number of inputs. The filters of `whiten` are random until
+    `init_from_images`.
 
     Args:
         widths: channels of the three blocks.
@@ -41,7 +42,7 @@ class AirbenchNet(ConvNet):
         super().__init__()
         patch = 2 * 2 * in_chans
         self.whiten = nn.Conv2d(in_chans, 2 * patch, 2)
-        self.whiten.weight.requires_grad_(False)
+        self.whiten.weight.requires_grad = False
         self.act = nn.GELU()
         self.block1 = Block(2 * patch, widths[0])
         self.block2 = Block(widths[0], widths[1])
@@ -53,9 +54,11 @@ class AirbenchNet(ConvNet):
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
-        """Makes the filters of `whiten` the principal components of the images' 2x2 patches, each over its
-        standard deviation, and their negatives (section 3.2). All in float64: the least variances are a
-        hundred-thousandth of the largest one, and a GPU may round float32 products to TF32.
+        """Initialize `whiten` from the principal components of 2x2 patches (section 3.2).
+
+        Its filters are the components, each divided by its standard deviation, and their negatives. The
+        computation is in float64: the smallest variances are 1e-5 of the largest, and a GPU may round float32
+        products to TF32.
 
         Args:
             images: float [N, in_chans, H, W], normalized as in training.
@@ -80,7 +83,7 @@ class AirbenchNet(ConvNet):
         return outputs
 
     def forward_head(self, features: Tensor) -> Tensor:
-        # Not amax, whose gradient looks for the maximum again: compiled in bf16, it finds none, and is NaN.
+        # Not amax: its gradient searches the maximum again; compiled in bf16 it finds none, and is NaN.
         return self.head(F.max_pool2d(features, features.shape[2:]).flatten(1))
 
     def layer_groups(self) -> list[list[str]]:
@@ -89,7 +92,7 @@ class AirbenchNet(ConvNet):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, a pool in the first of them, norms and GELU."""
+    """Two 3x3 convolutions with norm and GELU, and a pool after the first convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -106,7 +109,7 @@ class Block(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Its first filters pass the input on; the others are random, as torch starts them (section 3.3)."""
+    """Return a 3x3 convolution: its first filters are the identity, others torch's defaults (section 3.3)."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:in_channels])
@@ -115,7 +118,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels, momentum=0.4)
-    norm.weight.requires_grad_(False)
+    norm.weight.requires_grad = False
     return norm
 
 

@@ -1,9 +1,9 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural
-Networks", NeurIPS 2012), and the variant whose weights torchvision publishes.
+"""AlexNet, and torchvision's variant with published weights.
 
-The paper's images are said to have 224 px; its maps of 55 x 55 (figure 2) need 227. Its two columns, which
-each saw half of the channels in layers 2, 4 and 5, are one here; `groups=2` separates them again. Other
-sizes than the published one are pooled to the map that the first fully connected layer expects.
+Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS
+2012. The paper states images of 224 px, but its maps of 55 x 55 (figure 2) need 227 px. Its two columns, each
+with half of the channels in layers 2, 4 and 5, are merged here; `groups=2` separates them again. For other
+image sizes the last map is pooled to the size that the first fully connected layer expects.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class AlexNet(FeatureSequence):
                 fc8=nn.Linear(4096, num_classes),
             )
         )
-        for name, module in self.named_modules():  # section 5
+        # Initialization of section 5.
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
                 assert module.bias is not None
@@ -71,8 +72,10 @@ class AlexNet(FeatureSequence):
 
 
 class TorchvisionAlexNet(FeatureSequence):
-    """The second edition (Krizhevsky, "One weird trick for parallelizing convolutional neural networks",
-    2014): other widths, no response normalization; torchvision's state-dict keys."""
+    """torchvision's AlexNet, with its state-dict keys: other widths, no response normalization.
+
+    Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
+    """
 
     minimum_image_size = 63
     map_size = 6

@@ -1,5 +1,8 @@
-"""What every network offers beyond `forward`, so that freezing, new heads, segmentation and
-detection work on any of them. A network knows no device, AMP, DDP or logging."""
+"""Base classes of the networks.
+
+Besides `forward` they provide feature maps, groups of layers and a replaceable classifier, for freezing, new
+heads, segmentation and detection. They are independent of device, AMP, DDP and logging.
+"""
 
 from __future__ import annotations
 
@@ -13,112 +16,118 @@ from torch import Tensor, nn
 
 
 class Stage(NamedTuple):
-    """A part of the network whose output is a feature map of one resolution."""
+    """Part of a network, with a feature map of one resolution as output."""
 
     name: str
     """Attribute path of its last module, such as "layer3"."""
     channels: int
-    """Channels of its output."""
+    """Output channels."""
     stride: int
-    """Input pixels per output pixel, along each side."""
+    """Input pixels per output pixel, along each axis."""
 
 
 class Outputs(NamedTuple):
-    """What a network with auxiliary classifiers returns in training."""
+    """Outputs of a network with auxiliary classifiers, in training mode."""
 
     logits: Tensor
     """[N, num_classes]"""
     aux: tuple[Tensor, ...]
-    """Logits of the auxiliary classifiers, each [N, num_classes], first layer's first."""
+    """Logits of the auxiliary classifiers, each [N, num_classes], in the order of their layers."""
 
 
 def logits_of(outputs: Any) -> Any:
-    """What a network returned, without what stands beside its logits."""
+    """Return the logits of a network's outputs, without auxiliary ones."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 class ConvNet(nn.Module, ABC):
-    """Base of the networks: images [N, C, H, W], normalized, to logits [N, num_classes], or for segmentation
-    [N, num_classes, H, W]."""
+    """Base class: normalized images [N, C, H, W] to logits [N, num_classes].
+
+    Segmentation networks return [N, num_classes, H, W].
+    """
 
     default_image_size: int = 224
-    """Pixels a side that the network was published with."""
+    """Side in pixels of the images that the network was published with."""
     fixed_image_size: bool = False
-    """Whether no other size works."""
+    """True if no other size works."""
     minimum_image_size: int = 1
-    """Fewer pixels a side leave nothing of the last feature map."""
+    """Smallest side in pixels; the last feature map would be empty below it."""
     image_size_multiple: int = 1
-    """What the pixels a side must be a multiple of."""
+    """The side in pixels must be a multiple of this."""
     classifier_name: str
-    """Attribute path of the linear layer, or 1x1 convolution, that makes the logits."""
+    """Attribute path of the last layer, linear or a 1x1 convolution."""
     head_names: tuple[str, ...] = ()
-    """Attributes of what has parameters or drops, and comes after the last of `stages`; empty: the one that
-    holds the classifier."""
+    """Attributes after the last of `stages` that have parameters or dropout; empty: the classifier's."""
     stages: tuple[Stage, ...]
-    """Feature maps from the finest to the coarsest; the last one is `forward_features`' output, or what a
-    decoder begins with."""
+    """Feature maps from the finest to the coarsest. The last one is the output of `forward_features`, or the
+    input of a decoder."""
 
     @abstractmethod
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The output of each of `stages`: [N, channels, H / stride, W / stride], less where the network
-        does not pad."""
+        """Return the output of each of `stages`.
+
+        Its shape is [N, channels, H / stride, W / stride], smaller without padding.
+        """
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, which `forward_head` takes."""
+        """Return the last feature map, the input of `forward_head`."""
         return self.forward_stages(x)[-1]
 
     @abstractmethod
     def forward_head(self, features: Tensor) -> Tensor:
-        """Pooling, if any, and classifier: `forward_features`' output to logits."""
+        """Apply pooling, if any, and the classifier to the output of `forward_features`."""
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         return self.forward_head(self.forward_features(x))
 
     @abstractmethod
     def layer_groups(self) -> list[list[str]]:
-        """Attribute paths of all modules (or parameters) that have parameters, from the input to the
-        classifier, in groups that are frozen or decayed together; the last group is the classifier, with the
-        decoder where that is on another network."""
+        """Return groups of layers that are frozen or decayed together, from the input to the classifier.
+
+        Each layer is the attribute path of a parameter, or of a module with parameters. The last group is the
+        classifier; on a backbone it includes the decoder.
+        """
 
     def remove_head(self) -> None:
-        """Takes away what `forward_stages` does not need, as under a decoder or a detector."""
+        """Remove all modules that `forward_stages` does not need, for use as a backbone."""
         for name in self._head():
             setattr(self, name, None)
 
     def without_head(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the whole network for what `remove_head` leaves."""
+        """Return the entries of a full state dict that remain after `remove_head`."""
         return {name: value for name, value in state.items() if name.partition(".")[0] not in self._head()}
 
     def _head(self) -> tuple[str, ...]:
         return self.head_names or (self.classifier_name.partition(".")[0],)
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
-        """Replaces the last layer by a fresh one for `num_classes`, on the same device.
+        """Replace the last layer by a freshly initialized one, on the same device.
 
         Args:
-            num_classes: size of the logits.
-            hidden: units of a hidden layer before it, with ReLU and dropout; None: a linear layer alone.
+            num_classes: number of classes.
+            hidden: units of a hidden layer with ReLU and dropout; None: one linear layer.
         """
         replace_classifier(self, self.classifier_name, num_classes, hidden)
 
 
-def take_as_backbone(network: ConvNet) -> list[list[str]]:
-    """Takes a network's head away, and gives the rest's `layer_groups` as they are below "backbone."."""
-    groups = network.layer_groups()  # some networks cannot tell without their head
+def strip_head(network: ConvNet) -> list[list[str]]:
+    """Remove the head of a network, and return its remaining `layer_groups` with the prefix "backbone."."""
+    groups = network.layer_groups()  # before the removal: some networks need their head for it
     network.remove_head()
-    left = [f"{name}." for name, _ in network.named_parameters()]
-    kept = ([name for name in group if any(n.startswith(f"{name}.") for n in left)] for group in groups)
-    return [[f"backbone.{name}" for name in group] for group in kept if group]
+    remaining = [f"{name}." for name, _ in network.named_parameters()]
+    remaining_groups = (
+        [name for name in group if any(n.startswith(f"{name}.") for n in remaining)] for group in groups
+    )
+    return [[f"backbone.{name}" for name in group] for group in remaining_groups if group]
 
 
 class FeatureSequence(ConvNet):
-    """A network whose way to the last feature map is one sequence, `features`, as in torchvision; pooling and
-    `classifier` come after it."""
+    """Network of one sequence `features`, pooling and `classifier`, as in torchvision."""
 
     features: nn.Sequential
     classifier: nn.Module
     map_size: int = 1
-    """Pixels a side of the map that the classifier sees: the mean over parts of the last feature map."""
+    """Side in pixels of the classifier's input, averaged from the last feature map."""
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         names = {stage.name for stage in self.stages}
@@ -143,7 +152,7 @@ class FeatureSequence(ConvNet):
         return grouped(self, paths)
 
     def _layers(self, module: nn.Module, path: str) -> list[str]:
-        """Paths of what has parameters; plain sequences but the classifier are taken apart."""
+        """Return paths of layers with parameters, inside plain sequences except the classifier."""
         if type(module) is nn.Sequential and path != self.classifier_name:
             return [
                 p for name, child in module.named_children() for p in self._layers(child, f"{path}.{name}")
@@ -152,8 +161,10 @@ class FeatureSequence(ConvNet):
 
 
 def grouped(network: nn.Module, names: Iterable[str]) -> list[list[str]]:
-    """Layers of a network, in order, as groups of `layer_groups`: a norm goes with what is before it, and a
-    parameter of its own, such as a class token, with what is after it."""
+    """Group layers, in order, for `layer_groups`.
+
+    A norm joins the layer before it. A single parameter, such as a class token, joins the layer after it.
+    """
     parameters = dict(network.named_parameters())
     groups: list[list[str]] = [[]]
     for name in names:
@@ -167,13 +178,12 @@ def grouped(network: nn.Module, names: Iterable[str]) -> list[list[str]]:
 
 
 def replace_classifier(network: nn.Module, name: str, num_classes: int, hidden: int | None = None) -> None:
-    """Puts a fresh classifier at the path `name` of a network, where a linear layer or such a classifier is.
+    """Replace the classifier of any network by a freshly initialized one.
 
     Args:
-        network: any network.
-        name: attribute path of its last layer.
-        num_classes: size of the logits.
-        hidden: units of a hidden layer before it, with ReLU and dropout; None: a linear layer alone.
+        name: attribute path of the classifier: a linear layer, or a classifier made by this function.
+        num_classes: number of classes.
+        hidden: units of a hidden layer with ReLU and dropout; None: one linear layer.
     """
     old = network.get_submodule(name)
     first = next(m for m in old.modules() if isinstance(m, nn.Linear))

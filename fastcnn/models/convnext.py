@@ -1,8 +1,8 @@
 """ConvNeXt (Liu, Mao, Wu, Feichtenhofer, Darrell, Xie, "A ConvNet for the 2020s", CVPR 2022).
 
-A ResNet with what Transformers taught: 7x7 depthwise convolutions, inverted bottlenecks, layer norm, GELU.
-In channels-last memory the permutations here are views: nothing is copied. Shares torchvision's state-dict
-keys.
+A ResNet with the design choices of Transformers: 7x7 depthwise convolutions, inverted bottlenecks, layer
+norm, GELU. In channels-last memory the permutations are views, without a copy. State-dict keys are
+torchvision's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Depthwise 7x7, norm, 1x1 to four times the channels, GELU, 1x1 back (figure 4); scaled, and added."""
+    """Depthwise 7x7, norm, 1x1 to four times the channels, GELU, 1x1 back, scale, shortcut (figure 4)."""
 
     def __init__(self, channels: int, drop_path: float, layer_scale: float) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class ConvNeXt(FeatureSequence):
 
     Args:
         depths, widths: blocks and channels of the four stages (section 3).
-        drop_path_rate: probability that a sample skips the last block; it falls to 0 at the first.
-        layer_scale: start of the scales (appendix A.1).
+        drop_path_rate: stochastic depth rate of the last block, decreasing to 0 at the first.
+        layer_scale: initial layer scale (appendix A.1).
     """
 
     minimum_image_size = 32
@@ -65,6 +65,7 @@ class ConvNeXt(FeatureSequence):
         widths: tuple[int, int, int, int],
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         drop_path_rate: float = 0.0,
         layer_scale: float = 1e-6,
     ) -> None:
@@ -95,19 +96,23 @@ class ConvNeXt(FeatureSequence):
 
 def convnext_tiny(num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> ConvNeXt:
     """ConvNeXt-T: 28,589,128 parameters."""
-    return ConvNeXt((3, 3, 9, 3), (96, 192, 384, 768), num_classes, in_chans, drop_path_rate)
+    return ConvNeXt((3, 3, 9, 3), (96, 192, 384, 768), num_classes, in_chans, drop_path_rate=drop_path_rate)
 
 
 def convnext_small(num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.4) -> ConvNeXt:
     """ConvNeXt-S: 50,223,688 parameters."""
-    return ConvNeXt((3, 3, 27, 3), (96, 192, 384, 768), num_classes, in_chans, drop_path_rate)
+    return ConvNeXt((3, 3, 27, 3), (96, 192, 384, 768), num_classes, in_chans, drop_path_rate=drop_path_rate)
 
 
 def convnext_base(num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.5) -> ConvNeXt:
     """ConvNeXt-B: 88,591,464 parameters."""
-    return ConvNeXt((3, 3, 27, 3), (128, 256, 512, 1024), num_classes, in_chans, drop_path_rate)
+    return ConvNeXt(
+        (3, 3, 27, 3), (128, 256, 512, 1024), num_classes, in_chans, drop_path_rate=drop_path_rate
+    )
 
 
 def convnext_large(num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.5) -> ConvNeXt:
     """ConvNeXt-L: 197,767,336 parameters."""
-    return ConvNeXt((3, 3, 27, 3), (192, 384, 768, 1536), num_classes, in_chans, drop_path_rate)
+    return ConvNeXt(
+        (3, 3, 27, 3), (192, 384, 768, 1536), num_classes, in_chans, drop_path_rate=drop_path_rate
+    )

@@ -1,7 +1,7 @@
 """DenseNet-BC (Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", CVPR
 2017).
 
-In a dense block every layer sees the maps of all layers before it. Shares torchvision's state-dict keys.
+Each layer of a dense block takes the maps of all layers before it. State-dict keys are torchvision's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """`layers` dense layers, each of which adds `growth` channels."""
+    """Sequence of dense layers, each of which adds `growth` channels."""
 
     def __init__(self, in_channels: int, layers: int, growth: int, drop_rate: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Half the channels, half the resolution (section 3, "compression")."""
+    """Convolution and pool to half the channels and half the resolution (section 3, "compression")."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__(
@@ -66,10 +66,10 @@ class DenseNet(FeatureSequence):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:
-        blocks: layers of the four dense blocks (table 1).
+        blocks: number of layers in each of the four dense blocks (table 1).
         growth: channels that each layer adds.
         stem: channels of the first convolution.
-        drop_rate: dropout after each layer.
+        drop_rate: dropout rate after each layer.
     """
 
     minimum_image_size = 29
@@ -82,6 +82,7 @@ class DenseNet(FeatureSequence):
         stem: int,
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
@@ -115,19 +116,19 @@ class DenseNet(FeatureSequence):
 
 def densenet121(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> DenseNet:
     """DenseNet-121: 7,978,856 parameters."""
-    return DenseNet((6, 12, 24, 16), 32, 64, num_classes, in_chans, drop_rate)
+    return DenseNet((6, 12, 24, 16), 32, 64, num_classes, in_chans, drop_rate=drop_rate)
 
 
 def densenet161(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> DenseNet:
     """DenseNet-161: 28,681,000 parameters."""
-    return DenseNet((6, 12, 36, 24), 48, 96, num_classes, in_chans, drop_rate)
+    return DenseNet((6, 12, 36, 24), 48, 96, num_classes, in_chans, drop_rate=drop_rate)
 
 
 def densenet169(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> DenseNet:
     """DenseNet-169: 14,149,480 parameters."""
-    return DenseNet((6, 12, 32, 32), 32, 64, num_classes, in_chans, drop_rate)
+    return DenseNet((6, 12, 32, 32), 32, 64, num_classes, in_chans, drop_rate=drop_rate)
 
 
 def densenet201(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> DenseNet:
     """DenseNet-201: 20,013,928 parameters."""
-    return DenseNet((6, 12, 48, 32), 32, 64, num_classes, in_chans, drop_rate)
+    return DenseNet((6, 12, 48, 32), 32, 64, num_classes, in_chans, drop_rate=drop_rate)

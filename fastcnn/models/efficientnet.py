@@ -1,8 +1,8 @@
 """EfficientNet (Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
 2019).
 
-One small network, B0, and seven larger ones by compound scaling of its width, depth and resolution. Shares
-torchvision's state-dict keys.
+B0, and seven larger networks by compound scaling of its width, depth and resolution. State-dict keys are
+torchvision's.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 from torch import nn
 
 from fastcnn.models.base import FeatureSequence, Stage
-from fastcnn.models.layers import ConvNormAct, MBConv, he_normal, make_divisible
+from fastcnn.models.layers import ConvNormAct, MBConv, MBConvOptions, he_normal, make_divisible
 
 
 class Scaling(NamedTuple):
-    """How a variant differs from B0."""
+    """Scaling of a variant relative to B0."""
 
     width: float
     depth: float
@@ -54,8 +54,8 @@ class EfficientNet(FeatureSequence):
 
     Args:
         variant: a key of `SCALING`.
-        drop_rate: dropout before the classifier; None: the paper's.
-        drop_path_rate: probability that a sample skips the last block; it falls to 0 at the first.
+        drop_rate: dropout rate before the classifier; None: as published.
+        drop_path_rate: stochastic depth rate of the last block, decreasing to 0 at the first.
     """
 
     classifier_name = "classifier.1"
@@ -71,7 +71,7 @@ class EfficientNet(FeatureSequence):
         super().__init__()
         scaling = SCALING[variant]
         self.default_image_size = scaling.image_size
-        # as TensorFlow's, from which torchvision's weights of these were converted
+        # TensorFlow's norm: torchvision's weights of B5 to B7 were converted from it.
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01) if variant >= "b5" else nn.BatchNorm2d
         depths = [math.ceil(blocks * scaling.depth) for *_, blocks in STAGES]
         drop_paths = [drop_path_rate * i / sum(depths) for i in range(sum(depths))]
@@ -83,25 +83,28 @@ class EfficientNet(FeatureSequence):
             if stride == 2:
                 stages.append(Stage(f"features.{len(layers) - 1}", channels, total))
                 total *= 2
-            wide = make_divisible(width * scaling.width)
+            out_channels = make_divisible(width * scaling.width)
             blocks = []
             for i in range(depth):
+                options = MBConvOptions(
+                    activation=nn.SiLU,
+                    norm=norm,
+                    squeeze=max(1, channels // 4),
+                    squeeze_activation=nn.SiLU,
+                    gate=nn.Sigmoid,
+                )
                 blocks.append(
                     MBConv(
                         channels,
                         make_divisible(channels * expand),
-                        wide,
+                        out_channels,
                         kernel,
                         stride if i == 0 else 1,
-                        nn.SiLU,
-                        norm,
-                        squeeze=max(1, channels // 4),
-                        gate=nn.Sigmoid,
-                        squeeze_activation=nn.SiLU,
+                        options=options,
                         drop_path=drop_paths.pop(0),
                     )
                 )
-                channels = wide
+                channels = out_channels
             layers.append(nn.Sequential(*blocks))
         layers.append(ConvNormAct(channels, 4 * channels, activation=nn.SiLU, norm=norm))
         self.features = nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""Networks from elsewhere, by the names that `--arch` takes. They keep their state-dict keys.
+"""Networks of timm, torchvision and users, by the names of `--arch`. They keep their state-dict keys.
 
 python -m fastcnn.train --arch timm/efficientnet_b0
 python -m fastcnn.train --arch torchvision/regnet_y_400mf
@@ -24,14 +24,14 @@ from fastcnn.errors import UserError
 from fastcnn.models.base import Outputs, logits_of
 
 WITH_AUXILIARIES = ("googlenet", "inception_v3")
-"""torchvision's networks that return a named tuple in training."""
+"""Networks of torchvision that return a named tuple in training mode."""
 
 OWN_PREFIXES = ("unet", "yolo", "yolov1")
-"""Before the slash in names of ours, such as `unet/resnet18`: the keys of `models.ON_A_BACKBONE`."""
+"""Prefixes of own networks such as `unet/resnet18`: the keys of `models.ON_A_BACKBONE`."""
 
 
 class ImageSizes(NamedTuple):
-    """Which images a network takes, in pixels a side: the attributes of `ConvNet`."""
+    """Image sizes of a network, sides in pixels; the attributes of `ConvNet`."""
 
     default_image_size: int = 224
     fixed_image_size: bool = False
@@ -40,20 +40,21 @@ class ImageSizes(NamedTuple):
 
     @classmethod
     def of(cls, network: object) -> ImageSizes:
-        """What a network, or what builds it, says of itself in attributes of these names."""
+        """Read the attributes of these names of a network or its factory; others keep their default."""
         return cls(**{name: getattr(network, name) for name in cls._fields if hasattr(network, name)})
 
 
 def is_external(arch: str) -> bool:
+    """Return True for names of networks outside of fastcnn."""
     return ":" in arch or ("/" in arch and arch.partition("/")[0] not in OWN_PREFIXES)
 
 
 def constructor(arch: str) -> Callable[..., Any]:
-    """The function of `num_classes` and `in_chans` that builds the network `arch`.
+    """Return a factory of the network `arch`, with parameters `num_classes` and `in_chans`.
 
     Raises:
-        UserError: no such network, or its package is not installed; the function raises it too, for a factory
-            that returns something else.
+        UserError: unknown network, or its package is not installed. The factory raises it if a user's factory
+            does not return a module.
     """
     package, _ = _parts(arch)
     if package == "timm":
@@ -67,9 +68,9 @@ def constructor(arch: str) -> Callable[..., Any]:
 
 
 def image_sizes(arch: str) -> ImageSizes:
-    """Which images the network `arch` takes, as far as that is known without building it.
+    """Return the image sizes of a network, as far as known without building it.
 
-    A factory of the user's own may have attributes of these names; subclasses of `ConvNet` do.
+    A user's factory may have attributes of these names; subclasses of `ConvNet` do.
 
     Raises:
         UserError: as `constructor`.
@@ -82,7 +83,7 @@ def image_sizes(arch: str) -> ImageSizes:
     if package == "torchvision":
         from torchvision.models import get_model_weights
 
-        if arch.startswith("torchvision/vit_"):  # built for it, whatever the best weights are for
+        if arch.startswith("torchvision/vit_"):  # built for one size, whatever the size of the best weights
             return ImageSizes(fixed_image_size=True)
         (size,) = get_model_weights(torchvision_builder(arch)).DEFAULT.transforms().crop_size
         return ImageSizes(size)
@@ -90,17 +91,17 @@ def image_sizes(arch: str) -> ImageSizes:
 
 
 def check_outputs(network: nn.Module, arch: str, num_classes: int, in_chans: int, size: int) -> None:
-    """Tries one black image.
+    """Check the shape of the logits for one black image.
 
     Raises:
-        UserError: the network cannot take such images, or does not give a logit for each class.
+        UserError: the network fails on such an image, or does not return one logit per class.
     """
     shape = f"{in_chans} x {size} x {size}"
     training = network.training
     try:
         with torch.no_grad():
             logits = logits_of(network.eval()(torch.zeros(1, in_chans, size, size)))
-    except Exception as error:  # foreign code raises what it likes
+    except Exception as error:  # third-party code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--arch {arch}: cannot take images of {shape}: {reason}; write another --img-size or --in-chans"
@@ -115,12 +116,12 @@ def check_outputs(network: nn.Module, arch: str, num_classes: int, in_chans: int
 
 
 def with_sync_bn(network: nn.Module, arch: str) -> nn.Module:
-    """The network with batch norm over all processes.
+    """Convert batch norm to synchronized batch norm.
 
     Raises:
-        UserError: its batch norms do more than PyTorch's, and that would be lost.
+        UserError: a batch norm layer has its own `forward`, which the conversion would drop.
     """
-    if arch.startswith("timm/"):  # some of its batch norms hold the activation too
+    if arch.startswith("timm/"):  # some of timm's batch norm layers include the activation
         return import_timm(arch).layers.convert_sync_batchnorm(network)
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and type(module).forward is not _BatchNorm.forward:
@@ -129,7 +130,7 @@ def with_sync_bn(network: nn.Module, arch: str) -> nn.Module:
 
 
 def timm_config(arch: str) -> Any:
-    """timm's description of a network and of its weights, `timm.models.PretrainedCfg`."""
+    """Return timm's description of a network and its weights, `timm.models.PretrainedCfg`."""
     _, name = _parts(arch)
     timm = import_timm(arch)
     if not timm.is_model(name):
@@ -142,16 +143,22 @@ def timm_config(arch: str) -> Any:
 
 
 def torchvision_builder(arch: str) -> Callable[..., nn.Module]:
+    """Return torchvision's factory of a classification network."""
     from torchvision import models
 
     _, name = _parts(arch)
-    known = models.list_models(module=models)  # those for classification
+    known = models.list_models(module=models)  # classification networks only
     if name not in known:
         raise _unknown(arch, f"torchvision has no {name}", name, known)
     return models.get_model_builder(name)
 
 
 def import_timm(arch: str) -> Any:
+    """Import timm.
+
+    Raises:
+        UserError: timm is not installed.
+    """
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -165,25 +172,25 @@ def _build_timm(
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
 ) -> nn.Module:
-    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}  # which it leaves out where None
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}  # timm ignores None
     timm = import_timm(arch)
     try:
         return timm.create_model(_parts(arch)[1], num_classes=num_classes, in_chans=in_chans, **rates)
-    except TypeError as error:  # not each of its networks takes both
-        for name, told in (("drop_rate", "--drop"), ("drop_path_rate", "--drop-path")):
+    except TypeError as error:  # some networks take only one of the rates
+        for name, flag in (("drop_rate", "--drop"), ("drop_path_rate", "--drop-path")):
             if rates[name] is not None and f"argument '{name}'" in str(error):
-                raise UserError(f"{told} {rates[name]:g}: {arch} takes no such rate; leave it out") from error
+                raise UserError(f"{flag} {rates[name]:g}: {arch} takes no such rate; leave it out") from error
         raise
 
 
 def _build_torchvision(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Module:
     auxiliaries = _parts(arch)[1] in WITH_AUXILIARIES
-    options = {"init_weights": True} if auxiliaries else {}  # they warn where it is not said
+    options = {"init_weights": True} if auxiliaries else {}  # torchvision warns without it
     network = torchvision_builder(arch)(num_classes=num_classes, **options)
     if in_chans != 3:
         _replace_first_convolution(network, in_chans)
     if auxiliaries:
-        network.register_forward_hook(_as_outputs)
+        network.register_forward_hook(as_outputs)
     return network
 
 
@@ -199,7 +206,7 @@ def _build_own(arch: str, num_classes: int = 1000, in_chans: int = 3) -> nn.Modu
 
 
 def _parts(arch: str) -> tuple[str, str]:
-    """timm/NAME, torchvision/NAME or MODULE:FACTORY, taken apart."""
+    """Split timm/NAME, torchvision/NAME or MODULE:FACTORY."""
     if ":" in arch:
         module, _, name = arch.partition(":")
         return module, name
@@ -211,28 +218,28 @@ def _parts(arch: str) -> tuple[str, str]:
 
 def _own_factory(arch: str) -> Callable[..., Any]:
     module, name = _parts(arch)
-    if os.getcwd() not in sys.path:  # as under `python -m`; the command `fastcnn` has its own folder there
+    if os.getcwd() not in sys.path:  # as under `python -m`; the command `fastcnn` has its own folder first
         sys.path.insert(0, os.getcwd())
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # it is there, and misses another
+            raise  # the module exists, and one of its imports is missing
         raise UserError(f"--arch {arch}: no module {error.name}, here or installed") from error
-    factory = getattr(found, name, None)
+    factory = getattr(imported, name, None)
     if not callable(factory):
-        callables = [key for key, value in vars(found).items() if callable(value)]
+        callables = [key for key, value in vars(imported).items() if callable(value)]
         raise _unknown(arch, f"{module} has no function {name}", name, callables)
     return factory
 
 
-def _unknown(arch: str, what: str, name: str, known: Iterable[str]) -> UserError:
+def _unknown(arch: str, problem: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, list(known), n=3)
-    return UserError(f"--arch {arch}: {what}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    return UserError(f"--arch {arch}: {problem}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 
 def _replace_first_convolution(network: nn.Module, in_chans: int) -> None:
-    """Puts a fresh one for `in_chans` channels there: torchvision's networks have no setting for them."""
+    """Replace the first convolution by one for `in_chans` channels; torchvision has no option for it."""
     name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     new = nn.Conv2d(
         in_chans,
@@ -246,9 +253,9 @@ def _replace_first_convolution(network: nn.Module, in_chans: int) -> None:
     setattr(network.get_submodule(parent), attribute, new)
 
 
-def _as_outputs(module: nn.Module, args: Any, output: Any) -> Outputs | None:
-    """A forward hook: torchvision's named tuple becomes the one that tasks know."""
+def as_outputs(module: nn.Module, args: Any, output: Any) -> Outputs | None:
+    """Convert torchvision's named tuple to `Outputs`, as a forward hook."""
     if isinstance(output, Tensor):
-        return None  # in evaluation; it stays
+        return None  # evaluation mode: no change
     aux = (getattr(output, name) for name in sorted(output._fields) if name != "logits")
     return Outputs(output.logits, tuple(logits for logits in aux if logits is not None))

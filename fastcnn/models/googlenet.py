@@ -1,9 +1,9 @@
 """GoogLeNet, or Inception v1 (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015).
 
-`googlenet` is torchvision's, whose state-dict keys it shares: batch norm, and 3x3 convolutions where the
-paper has 5x5. `inception_v1` is the paper's: 5x5, and response normalization, whose constants it does not
-give: AlexNet's. `inception_v1_bn` has batch norm in its place (Ioffe, Szegedy 2015). In training all return
-the logits of two auxiliary classifiers too, each of which sees a map pooled to 4x4.
+`googlenet` is torchvision's, with its state-dict keys: batch norm, and 3x3 convolutions instead of the
+paper's 5x5. `inception_v1` is the paper's: 5x5 convolutions and response normalization. The paper does not
+give its constants; they are AlexNet's. `inception_v1_bn` has batch norm instead (Ioffe, Szegedy 2015). In
+training mode all of them also return the logits of two auxiliary classifiers, each on a map pooled to 4x4.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ MODULES = {
 
 
 class ConvReLU(nn.Module):
-    """Convolution, batch norm or a bias in its place, ReLU."""
+    """Convolution, batch norm or a bias, ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, batch_norm: bool = True
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, batch_norm: bool
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=not batch_norm)
@@ -44,9 +44,14 @@ class ConvReLU(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side (figure 2b); `kernel5` is the size of the third one's convolution."""
+    """Four parallel branches (figure 2b).
 
-    def __init__(self, channels: tuple[int, ...], kernel5: int, batch_norm: bool) -> None:
+    Args:
+        channels: a row of `MODULES`.
+        kernel5: kernel size of the third branch, 5 in the paper.
+    """
+
+    def __init__(self, channels: tuple[int, ...], kernel5: int, *, batch_norm: bool) -> None:
         super().__init__()
         ins, ones, threes_in, threes, fives_in, fives, pooled = channels
 
@@ -63,9 +68,9 @@ class Inception(nn.Module):
 
 
 class Auxiliary(nn.Module):
-    """A classifier on a map from the middle, in training alone (section 5)."""
+    """Auxiliary classifier on an intermediate map, for training only (section 5)."""
 
-    def __init__(self, in_channels: int, num_classes: int, batch_norm: bool) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, batch_norm: bool) -> None:
         super().__init__()
         self.conv = ConvReLU(in_channels, 128, 1, batch_norm=batch_norm)
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
@@ -78,13 +83,14 @@ class Auxiliary(nn.Module):
 
 
 class GoogLeNet(ConvNet):
-    """Images [N, in_chans, H, W] to logits [N, num_classes], in training to `Outputs`.
+    """Images [N, in_chans, H, W] to logits [N, num_classes], in training mode to `Outputs`.
 
     Args:
-        paper: 5x5 convolutions and a 3x3 fourth pool, where torchvision has 3x3 and 2x2.
-        batch_norm: after each convolution; without it, response normalization around the second and third.
-        drop_rate: dropout before the classifier.
-        aux: have the auxiliary classifiers.
+        paper: 5x5 convolutions and a 3x3 fourth pool; False: torchvision's 3x3 convolutions and 2x2 pool.
+        batch_norm: batch norm after each convolution; False: response normalization before the second
+            convolution and after the third.
+        drop_rate: dropout rate before the classifier.
+        aux: include the auxiliary classifiers.
     """
 
     classifier_name = "fc"
@@ -101,6 +107,7 @@ class GoogLeNet(ConvNet):
         self,
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         paper: bool = False,
         batch_norm: bool = True,
         drop_rate: float = 0.2,
@@ -116,25 +123,25 @@ class GoogLeNet(ConvNet):
         self.norm2 = nn.Identity() if batch_norm else response_norm()
         self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         for name, channels in MODULES.items():
-            self.add_module(name, Inception(channels, 5 if paper else 3, batch_norm))
+            self.add_module(name, Inception(channels, 5 if paper else 3, batch_norm=batch_norm))
             if name == "inception3b":
                 self.maxpool3 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
             elif name == "inception4e":
                 self.maxpool4 = nn.MaxPool2d(3 if paper else 2, stride=2, ceil_mode=True)
         self.trunk = tuple(name for name, _ in self.named_children())
-        self.aux1 = Auxiliary(512, num_classes, batch_norm) if aux else None
-        self.aux2 = Auxiliary(528, num_classes, batch_norm) if aux else None
+        self.aux1 = Auxiliary(512, num_classes, batch_norm=batch_norm) if aux else None
+        self.aux2 = Auxiliary(528, num_classes, batch_norm=batch_norm) if aux else None
         self.dropout = nn.Dropout(drop_rate)
         self.fc = nn.Linear(1024, num_classes)
-        self._initialize(batch_norm)
+        self._initialize(batch_norm=batch_norm)
 
-    def _initialize(self, batch_norm: bool) -> None:
+    def _initialize(self, *, batch_norm: bool) -> None:
         for module in self.modules():
             if not isinstance(module, nn.Conv2d | nn.Linear):
                 continue
             if batch_norm:
                 nn.init.trunc_normal_(module.weight, std=0.01)
-            else:  # the paper does not say; Caffe's reproduction starts so
+            else:  # not in the paper; Caffe's reproduction has this initialization
                 nn.init.xavier_uniform_(module.weight)
                 assert module.bias is not None
                 nn.init.constant_(module.bias, 0.2)
@@ -143,7 +150,7 @@ class GoogLeNet(ConvNet):
                 nn.init.zeros_(self.get_parameter(f"{name}.bias"))
 
     def _maps(self, x: Tensor, names: set[str]) -> dict[str, Tensor]:
-        """Outputs of the modules of these names."""
+        """Run the trunk, and return the outputs of the named modules."""
         maps = {}
         for name in self.trunk:
             x = getattr(self, name)(x)
@@ -161,7 +168,7 @@ class GoogLeNet(ConvNet):
         maps = self._maps(x, {"inception4a", "inception4d", "inception5b"})
         logits = self.forward_head(maps["inception5b"])
         if self.aux1 is None or self.aux2 is None or not (self.training and self.aux1.training):
-            return logits  # frozen auxiliaries are in evaluation mode
+            return logits  # frozen auxiliary classifiers are in evaluation mode
         return Outputs(logits, (self.aux1(maps["inception4a"]), self.aux2(maps["inception4d"])))
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
@@ -176,21 +183,21 @@ class GoogLeNet(ConvNet):
 
 
 def googlenet(
-    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2, aux: bool = True
+    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2, *, aux: bool = True
 ) -> GoogLeNet:
     """torchvision's GoogLeNet: 13,004,888 parameters, without auxiliary classifiers 6,624,904."""
     return GoogLeNet(num_classes, in_chans, drop_rate=drop_rate, aux=aux)
 
 
 def inception_v1(
-    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.4, aux: bool = True
+    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.4, *, aux: bool = True
 ) -> GoogLeNet:
-    """The paper's: 13,378,280 parameters, without auxiliary classifiers 6,998,552."""
-    return GoogLeNet(num_classes, in_chans, True, False, drop_rate, aux)
+    """The paper's GoogLeNet: 13,378,280 parameters, without auxiliary classifiers 6,998,552."""
+    return GoogLeNet(num_classes, in_chans, paper=True, batch_norm=False, drop_rate=drop_rate, aux=aux)
 
 
 def inception_v1_bn(
-    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.4, aux: bool = True
+    num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.4, *, aux: bool = True
 ) -> GoogLeNet:
-    """The paper's with batch norm: 13,385,816 parameters, without auxiliary classifiers 7,005,832."""
-    return GoogLeNet(num_classes, in_chans, True, True, drop_rate, aux)
+    """The paper's, with batch norm: 13,385,816 parameters, without auxiliary classifiers 7,005,832."""
+    return GoogLeNet(num_classes, in_chans, paper=True, drop_rate=drop_rate, aux=aux)

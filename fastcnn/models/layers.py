@@ -1,8 +1,9 @@
-"""What several families share."""
+"""Layers and initialization that several families share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ class ConvNormAct(nn.Sequential):
     """Convolution without bias, padded to keep the size at stride 1; batch norm; activation.
 
     Args:
-        kernel, stride: of both axes.
-        activation: class of the activation; None: none.
-        depthwise: one filter for each channel; `in_channels` and `out_channels` are the same.
-        norm: makes the normalization of so many channels.
+        kernel, stride: the same for both axes.
+        activation: class of the activation; None: no activation.
+        depthwise: one filter per channel; requires `in_channels == out_channels`.
+        norm: factory of the normalization, called with the number of channels.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ConvNormAct(nn.Sequential):
         kernel: int = 1,
         stride: int = 1,
         activation: type[nn.Module] | None = nn.ReLU,
+        *,
         depthwise: bool = False,
         norm: Norm = nn.BatchNorm2d,
     ) -> None:
@@ -48,8 +50,11 @@ class ConvNormAct(nn.Sequential):
 
 
 class BlurConv2d(nn.Conv2d):
-    """A convolution of an image that is smoothed before, so that its stride folds less (Zhang, "Making
-    Convolutional Networks Shift-Invariant Again", ICML 2019). Its parameters are a convolution's."""
+    """Convolution of a blurred input, against aliasing by its stride.
+
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019. Its parameters are those of the
+    convolution that it replaces.
+    """
 
     blur: Tensor
 
@@ -67,22 +72,35 @@ class BlurConv2d(nn.Conv2d):
 
 
 def blur_strides(network: nn.Module) -> None:
-    """Puts `BlurConv2d` in place of each convolution with a stride and 16 channels or more, as FFCV does."""
+    """Replace strided convolutions of 16 or more input channels by `BlurConv2d`, as FFCV does."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Conv2d and max(child.stride) > 1 and child.in_channels >= 16:
                 setattr(module, name, BlurConv2d(child))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MBConvOptions:
+    """Activations, norm and squeeze-and-excitation of an `MBConv`."""
+
+    activation: type[nn.Module]
+    norm: Norm
+    squeeze: int = 0
+    """Channels of the squeeze; 0: no squeeze-and-excitation."""
+    squeeze_activation: type[nn.Module] = nn.ReLU
+    gate: type[nn.Module] = nn.Hardsigmoid
+    """Activation of the excitation."""
+
+
 class MBConv(nn.Module):
-    """The block of MobileNetV3 (figure 4) and EfficientNet: 1x1 expansion, depthwise convolution, squeeze and
-    excitation, 1x1 projection without activation.
+    """Block of MobileNetV3 (figure 4) and EfficientNet.
+
+    1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection without activation.
 
     Args:
-        expanded: channels inside.
-        squeeze: channels of the squeeze; 0: no squeeze-and-excitation.
-        gate, squeeze_activation: of the squeeze-and-excitation.
-        drop_path: probability that a sample skips the block in training.
+        expanded: channels after the expansion.
+        kernel, stride: those of the depthwise convolution.
+        drop_path: stochastic depth rate.
     """
 
     def __init__(
@@ -92,20 +110,18 @@ class MBConv(nn.Module):
         out_channels: int,
         kernel: int,
         stride: int,
-        activation: type[nn.Module],
-        norm: Norm,
-        squeeze: int = 0,
-        gate: type[nn.Module] = nn.Hardsigmoid,
-        squeeze_activation: type[nn.Module] = nn.ReLU,
+        *,
+        options: MBConvOptions,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        activation, norm, squeeze = options.activation, options.norm, options.squeeze
         layers: list[nn.Module] = []
         if expanded != in_channels:
             layers.append(ConvNormAct(in_channels, expanded, activation=activation, norm=norm))
         layers.append(ConvNormAct(expanded, expanded, kernel, stride, activation, depthwise=True, norm=norm))
         if squeeze:
-            layers.append(SqueezeExcitation(expanded, squeeze, squeeze_activation, gate))
+            layers.append(SqueezeExcitation(expanded, squeeze, options.squeeze_activation, options.gate))
         layers.append(ConvNormAct(expanded, out_channels, activation=None, norm=norm))
         self.block = nn.Sequential(*layers)
         self.stochastic_depth = StochasticDepth(drop_path, "row")
@@ -115,28 +131,28 @@ class MBConv(nn.Module):
         return self.stochastic_depth(self.block(x)) + x if self.shortcut else self.block(x)
 
 
-def response_norm(relu: bool = False) -> LocalResponseNorm:
+def response_norm(*, relu: bool = False) -> LocalResponseNorm:
     """Local response normalization with AlexNet's constants (Krizhevsky et al. 2012, section 3.3).
 
-    The paper does not divide alpha by the window's size, PyTorch does.
+    PyTorch divides alpha by the window size, the paper does not.
 
     Args:
-        relu: of relu(input).
+        relu: apply ReLU to the input first.
     """
     return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0, relu=relu)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, up where that would take away more than a tenth (MobileNetV2)."""
+    """Round to a multiple of `divisor`, without a loss of more than 10% (MobileNetV2)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
 def he_normal(network: nn.Module, linear_std: float | None = None) -> None:
-    """Starts convolutions as He et al. 2015 (section 2.2, by outputs), with biases of 0.
+    """Initialize convolutions as in He et al. 2015 (section 2.2, by outputs), and their biases to 0.
 
     Args:
-        linear_std: deviation of linear layers, with biases of 0; None leaves them as they are.
+        linear_std: standard deviation of linear layers, with biases of 0; None: keep their initialization.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,9 +1,9 @@
 """LeNet-5 (LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
 Proceedings of the IEEE 86(11), 1998, section II.B).
 
-Differences from the paper: C3 sees all six maps of S2 where the paper connects a chosen part of them;
-the average pooling has no trainable coefficient and bias; tanh is not scaled by 1.7159; and the output
-is a linear layer under softmax where the paper has radial basis functions.
+Differences from the paper: C3 is connected to all six maps of S2, in the paper to some of them. The average
+pooling has no trainable coefficient and bias. tanh is not scaled by 1.7159. The output is a linear layer with
+softmax, in the paper radial basis functions.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fastcnn.models.base import ConvNet, Stage
 
 
 class LeNet5(ConvNet):
-    """Images [N, in_chans, 32, 32] to logits [N, num_classes]; 61,706 parameters for 10 classes of grey."""
+    """Images [N, in_chans, 32, 32] to logits [N, num_classes]; 61,706 parameters for 10 classes, in gray."""
 
     default_image_size = 32
-    fixed_image_size = True  # by conv5 and fc6
+    fixed_image_size = True  # because of conv5 and fc6
     minimum_image_size = 16
     classifier_name = "fc7"
     head_names = ("conv5", "fc6", "fc7")
@@ -58,5 +58,5 @@ def lenet5(num_classes: int = 10, in_chans: int = 1) -> LeNet5:
 
 
 def lenet5_relu(num_classes: int = 10, in_chans: int = 1) -> LeNet5:
-    """LeNet-5 with ReLU in place of tanh."""
+    """LeNet-5 with ReLU instead of tanh."""
     return LeNet5(num_classes, in_chans, activation=nn.ReLU)

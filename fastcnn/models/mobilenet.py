@@ -1,10 +1,10 @@
-"""MobileNets: cheap networks of depthwise convolutions.
+"""MobileNets: small networks of depthwise separable convolutions.
 
 V1: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017.
 V2: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018.
 V3: Howard et al., "Searching for MobileNetV3", ICCV 2019.
 
-V2 and V3 share torchvision's state-dict keys.
+State-dict keys of V2 and V3 are torchvision's.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from functools import partial
 from torch import Tensor, nn
 
 from fastcnn.models.base import FeatureSequence, Stage
-from fastcnn.models.layers import ConvNormAct, MBConv, he_normal, make_divisible
+from fastcnn.models.layers import ConvNormAct, MBConv, MBConvOptions, he_normal, make_divisible
 
 
 class MobileNetV1(FeatureSequence):
     """Pairs of a depthwise 3x3 and a 1x1 convolution (table 1): images to logits.
 
     Args:
-        width_mult: factor of all channels ("alpha", section 3.3).
+        width_mult: multiplier of all channels ("alpha", section 3.3).
     """
 
     classifier_name = "classifier"
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0) -> None:
         super().__init__()
-        # channels and stride of each pair
+        # Channels and stride of each pair of convolutions.
         pairs = [
             (64, 1),
             (128, 2),
@@ -43,12 +43,12 @@ class MobileNetV1(FeatureSequence):
         channels = make_divisible(32 * width_mult)
         layers: list[nn.Module] = [ConvNormAct(in_chans, channels, 3, stride=2)]
         for width, stride in pairs:
-            wide = make_divisible(width * width_mult)
+            out_channels = make_divisible(width * width_mult)
             depthwise = ConvNormAct(channels, channels, 3, stride, depthwise=True)
-            layers.append(nn.Sequential(depthwise, ConvNormAct(channels, wide)))
-            channels = wide
+            layers.append(nn.Sequential(depthwise, ConvNormAct(channels, out_channels)))
+            channels = out_channels
         self.features = nn.Sequential(*layers)
-        ends = {1: 64, 3: 128, 5: 256, 11: 512, 13: 1024}  # the last pair of each resolution
+        ends = {1: 64, 3: 128, 5: 256, 11: 512, 13: 1024}  # last pair of each resolution
         self.stages = tuple(
             Stage(f"features.{i}", make_divisible(width * width_mult), 2 ** (n + 1))
             for n, (i, width) in enumerate(ends.items())
@@ -79,8 +79,8 @@ class MobileNetV2(FeatureSequence):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:
-        width_mult: factor of all channels but, below 1, the last convolution's.
-        drop_rate: dropout before the classifier.
+        width_mult: multiplier of all channels. Below 1 the last convolution keeps its channels.
+        drop_rate: dropout rate before the classifier.
     """
 
     classifier_name = "classifier.1"
@@ -89,7 +89,7 @@ class MobileNetV2(FeatureSequence):
         self, num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0, drop_rate: float = 0.2
     ) -> None:
         super().__init__()
-        # table 2: expansion, channels, blocks, stride of the first
+        # Table 2: expansion, channels, blocks, stride of the first block.
         table = [
             *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
             *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
@@ -102,9 +102,9 @@ class MobileNetV2(FeatureSequence):
                 stages.append(Stage(f"features.{len(layers) - 1}", channels, total))
                 total *= 2
             for i in range(blocks):
-                wide = make_divisible(width * width_mult)
-                layers.append(LinearBottleneck(channels, wide, stride if i == 0 else 1, expand))
-                channels = wide
+                out_channels = make_divisible(width * width_mult)
+                layers.append(LinearBottleneck(channels, out_channels, stride if i == 0 else 1, expand))
+                channels = out_channels
         last = make_divisible(1280 * max(1.0, width_mult))
         layers.append(ConvNormAct(channels, last, activation=nn.ReLU6))
         self.features = nn.Sequential(*layers)
@@ -132,9 +132,9 @@ class MobileNetV3(FeatureSequence):
 
     Args:
         table: `LARGE` or `SMALL`.
-        hidden: units before the classifier.
-        width_mult: factor of all channels but, below 1, of `hidden`.
-        drop_rate: dropout before the classifier.
+        hidden: hidden units of the classifier.
+        width_mult: multiplier of all channels. Below 1 `hidden` is unchanged.
+        drop_rate: dropout rate before the last layer.
     """
 
     classifier_name = "classifier.3"
@@ -145,11 +145,14 @@ class MobileNetV3(FeatureSequence):
         hidden: int,
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         width_mult: float = 1.0,
         drop_rate: float = 0.2,
     ) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
+
+        # Blocks; a stage ends before each stride.
         channels, total = make_divisible(16 * width_mult), 2
         layers: list[nn.Module] = [ConvNormAct(in_chans, channels, 3, 2, nn.Hardswish, norm=norm)]
         stages: list[Stage] = []
@@ -158,13 +161,16 @@ class MobileNetV3(FeatureSequence):
             if stride == "2":
                 stages.append(Stage(f"features.{len(layers) - 1}", channels, total))
                 total *= 2
-            expanded, wide = (make_divisible(int(c) * width_mult) for c in (expand, width))
-            squeeze = make_divisible(expanded // 4) if se == "se" else 0
-            activation = nn.ReLU if name == "relu" else nn.Hardswish
-            layers.append(
-                MBConv(channels, expanded, wide, int(kernel), int(stride), activation, norm, squeeze)
+            expanded, out_channels = (make_divisible(int(c) * width_mult) for c in (expand, width))
+            options = MBConvOptions(
+                activation=nn.ReLU if name == "relu" else nn.Hardswish,
+                norm=norm,
+                squeeze=make_divisible(expanded // 4) if se == "se" else 0,
             )
-            channels = wide
+            layers.append(MBConv(channels, expanded, out_channels, int(kernel), int(stride), options=options))
+            channels = out_channels
+
+        # Last convolution and classifier.
         last = 6 * channels
         layers.append(ConvNormAct(channels, last, activation=nn.Hardswish, norm=norm))
         self.features = nn.Sequential(*layers)
@@ -195,11 +201,11 @@ def mobilenet_v3_large(
     num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0, drop_rate: float = 0.2
 ) -> MobileNetV3:
     """MobileNetV3-Large: 5,483,032 parameters."""
-    return MobileNetV3(LARGE, 1280, num_classes, in_chans, width_mult, drop_rate)
+    return MobileNetV3(LARGE, 1280, num_classes, in_chans, width_mult=width_mult, drop_rate=drop_rate)
 
 
 def mobilenet_v3_small(
     num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0, drop_rate: float = 0.2
 ) -> MobileNetV3:
     """MobileNetV3-Small: 2,542,856 parameters."""
-    return MobileNetV3(SMALL, 1024, num_classes, in_chans, width_mult, drop_rate)
+    return MobileNetV3(SMALL, 1024, num_classes, in_chans, width_mult=width_mult, drop_rate=drop_rate)

@@ -1,7 +1,6 @@
-"""What fastcnn asks of any network, its own or another's: which images it takes, its groups of layers, its
-classifier.
+"""Image sizes, groups of layers and classifier of any network, own or external.
 
-    python -c "from fastcnn.models import build, parts; print(parts.layer_groups(build('timm/vgg11')))"
+python -c "from fastcnn.models import build, parts; print(parts.layer_groups(build('timm/vgg11')))"
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from fastcnn.models.external import ImageSizes, is_external
 
 
 def image_sizes(arch: str) -> ImageSizes:
-    """Which images the network `arch` takes.
+    """Return the image sizes of a network.
 
     Raises:
-        UserError: no such network.
+        UserError: unknown network.
     """
     if is_external(arch):
         return external.image_sizes(arch)
@@ -31,7 +30,7 @@ def image_sizes(arch: str) -> ImageSizes:
 
 
 def map_strides(arch: str) -> tuple[int, ...]:
-    """Pixels a side of what the maps of a network's stages show, ascending; none if they are not known."""
+    """Return the strides of a network's feature maps in pixels, ascending; empty for external networks."""
     if is_external(arch):
         return ()
     with torch.device("meta"):
@@ -39,19 +38,22 @@ def map_strides(arch: str) -> tuple[int, ...]:
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
-    """Attribute paths of the layers that make the logits: one, but for some of timm's networks."""
-    noted = getattr(network, "classifier_name", None)  # `ConvNet`'s, or by `reset_classifier`
-    noted = noted or getattr(network, "pretrained_cfg", {}).get("classifier")  # timm's
-    if noted:
-        return (noted,) if isinstance(noted, str) else tuple(noted)
+    """Return attribute paths of the layers with the logits: one, except in some networks of timm."""
+    declared = getattr(network, "classifier_name", None)  # a `ConvNet`, or after `reset_classifier`
+    declared = declared or getattr(network, "pretrained_cfg", {}).get("classifier")  # timm
+    if declared:
+        return (declared,) if isinstance(declared, str) else tuple(declared)
     leaves = [(name, module) for name, module in network.named_modules() if _own_parameters(module)]
     linear = [name for name, module in leaves if isinstance(module, nn.Linear)]
     return tuple((linear or [name for name, _ in leaves])[-1:])
 
 
 def layer_groups(network: nn.Module) -> list[list[str]]:
-    """As `ConvNet.layer_groups`, of any network: sequences and lists of modules are taken apart, a norm goes
-    with what is before it, and the classifier comes last."""
+    """Return `ConvNet.layer_groups` for any network.
+
+    Sequences and lists of modules are split into their layers. A norm joins the layer before it, and the
+    classifier comes last.
+    """
     if isinstance(network, ConvNet):
         return network.layer_groups()
     heads = classifier_names(network)
@@ -73,23 +75,28 @@ def _layers(module: nn.Module, prefix: str, heads: tuple[str, ...]) -> list[str]
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    """Whether it is a sequence or list of blocks, not of single layers."""
-    kids = [kid for kid in module.children() if any(True for _ in kid.parameters())]
-    blocks = [kid for kid in kids if not isinstance(kid, nn.Sequential) and any(True for _ in kid.children())]
-    return isinstance(module, nn.Sequential | nn.ModuleList) and bool(kids) and blocks == kids
+    """Return True for a sequence or list of blocks, not of single layers."""
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    blocks = [
+        child
+        for child in children
+        if not isinstance(child, nn.Sequential) and any(True for _ in child.children())
+    ]
+    return isinstance(module, nn.Sequential | nn.ModuleList) and bool(children) and blocks == children
 
 
 def _own_parameters(module: nn.Module) -> list[str]:
-    """Names of the parameters that are not those of its children."""
+    """Return names of a module's parameters, without those of its children."""
     return [name for name, _ in module.named_parameters(recurse=False)]
 
 
 def set_drop_rates(network: nn.Module, arch: str, drop: float | None, drop_path: float | None) -> None:
-    """Sets the rate of all dropout layers; and of stochastic depth, rising linearly from the first block to
-    the last (Huang et al. 2016, equation 4). None: the network's own.
+    """Set the rates of dropout and stochastic depth; None keeps those of the network.
+
+    Stochastic depth increases linearly from the first block to the last (Huang et al. 2016, equation 4).
 
     Raises:
-        UserError: it has no such layers.
+        UserError: the network has no such layers.
     """
     if drop is not None:
         for dropout in _all(network, nn.Dropout, f"--drop {drop:g}: {arch} has no dropout; leave it out"):
@@ -102,26 +109,26 @@ def set_drop_rates(network: nn.Module, arch: str, drop: float | None, drop_path:
 
 
 def _all(network: nn.Module, kind: type[nn.Module], advice: str) -> list[Any]:
-    found = [module for module in network.modules() if isinstance(module, kind)]
-    if not found:
+    layers = [module for module in network.modules() if isinstance(module, kind)]
+    if not layers:
         raise UserError(advice)
-    return found
+    return layers
 
 
 def reset_classifier(network: nn.Module, num_classes: int, hidden: int | None = None) -> None:
-    """As `ConvNet.reset_classifier`, of any network that ends in one linear layer.
+    """Apply `ConvNet.reset_classifier` to any network that ends in one linear layer.
 
     Raises:
-        UserError: it does not.
+        UserError: the network ends in other layers.
     """
     if isinstance(network, ConvNet):
         network.reset_classifier(num_classes, hidden)
         return
     names = classifier_names(network)
     if len(names) != 1 or not isinstance(network.get_submodule(names[0]), nn.Linear):
-        found = " and ".join(f"{name}, a {type(network.get_submodule(name)).__name__}" for name in names)
+        last = " and ".join(f"{name}, a {type(network.get_submodule(name)).__name__}" for name in names)
         raise UserError(
-            f"--head mlp: the network does not end in one linear layer, but in {found}; leave it out"
+            f"--head mlp: the network does not end in one linear layer, but in {last}; leave it out"
         )
     replace_classifier(network, names[0], num_classes, hidden)
     network.classifier_name = names[0]  # type: ignore[assignment]

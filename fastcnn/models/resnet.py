@@ -1,16 +1,17 @@
-"""Residual networks for ImageNet (He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR
-2016); their grouped kin, ResNeXt (Xie et al., "Aggregated Residual Transformations for Deep Neural Networks",
-CVPR 2017); and wide ones (Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016).
+"""Residual networks for ImageNet.
 
-They are v1.5: a bottleneck's stride is in its 3x3 convolution, as in torchvision, whose state-dict keys they
-share. By default each residual branch's last batch norm starts at zero (Goyal et al. 2017, "Accurate, Large
-Minibatch SGD", section 5.1).
+ResNet: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+ResNeXt: Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017.
+Wide ResNet: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016.
+
+They are v1.5, as torchvision's, with the same state-dict keys: the stride of a bottleneck is in its 3x3
+convolution. By default the last batch norm of each residual branch starts at zero (Goyal et al. 2017,
+"Accurate, Large Minibatch SGD", section 5.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,7 @@ class BasicBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
+        """Last batch norm of the residual branch."""
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +60,8 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions (figure 5, right), the stride in the 3x3 (v1.5).
 
     Args:
-        groups: of the 3x3 convolution (ResNeXt, figure 3c).
-        widening: channels of the 3x3 convolution over `width`.
+        groups: groups of the 3x3 convolution (ResNeXt, figure 3c).
+        widening: channels of the 3x3 convolution, divided by `width`.
     """
 
     expansion = 4
@@ -70,6 +72,7 @@ class Bottleneck(nn.Module):
         width: int,
         stride: int,
         downsample: nn.Module | None,
+        *,
         groups: int = 1,
         widening: int = 1,
     ) -> None:
@@ -87,6 +90,7 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
+        """Last batch norm of the residual branch."""
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,8 +100,32 @@ class Bottleneck(nn.Module):
         return self.relu(self.stochastic_depth(self.bn3(self.conv3(x))) + shortcut)
 
 
-Block = Callable[[int, int, int, nn.Module | None], BasicBlock | Bottleneck]
-"""Makes a block from its input's channels, its width, its stride and its shortcut."""
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """Kind of the blocks of a network."""
+
+    basic: bool = False
+    """Basic blocks instead of bottlenecks; they ignore the other options."""
+    groups: int = 1
+    """Groups of the 3x3 convolution in a bottleneck."""
+    widening: int = 1
+    """Channels of the 3x3 convolution in a bottleneck, divided by its width."""
+
+    @property
+    def expansion(self) -> int:
+        """Output channels of a block, divided by its width."""
+        return BasicBlock.expansion if self.basic else Bottleneck.expansion
+
+    def block(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None
+    ) -> BasicBlock | Bottleneck:
+        """Build a block."""
+        if self.basic:
+            return BasicBlock(in_channels, width, stride, downsample)
+        return Bottleneck(in_channels, width, stride, downsample, groups=self.groups, widening=self.widening)
+
+
+BASIC, BOTTLENECK = BlockOptions(basic=True), BlockOptions()
 
 
 def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -106,7 +134,7 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module
 
 
 class ResidualNet(ConvNet):
-    """What both kinds share: a stem, stages of blocks, global average pooling, one linear layer."""
+    """Base class: a stem, stages of blocks, global average pooling, one linear layer."""
 
     classifier_name = "fc"
     head_names = ("dropout", "fc")
@@ -122,14 +150,14 @@ class ResidualNet(ConvNet):
         self.maxpool: nn.Module = nn.Identity()
 
     def _large_stem(self, in_chans: int) -> None:
-        """The 7x7 convolution and the pool of the networks for ImageNet."""
+        """A 7x7 convolution and a pool, for ImageNet."""
         self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def stem(self, x: Tensor) -> Tensor:
-        """From images to the first stage's input."""
+        """Return the input of the first stage."""
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
@@ -148,21 +176,21 @@ class ResidualNet(ConvNet):
         return [["conv1", "bn1"], *blocks, ["fc"]]
 
     def _stage(
-        self, block: Block, in_channels: int, width: int, blocks: int, stride: int, expansion: int
+        self, options: BlockOptions, in_channels: int, width: int, *, blocks: int, stride: int
     ) -> nn.Sequential:
-        out_channels = width * expansion
+        out_channels = width * options.expansion
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = self.shortcut(in_channels, out_channels, stride)
-        rest = [block(out_channels, width, 1, None) for _ in range(blocks - 1)]
-        return nn.Sequential(block(in_channels, width, stride, shortcut), *rest)
+        rest = [options.block(out_channels, width, 1, None) for _ in range(blocks - 1)]
+        return nn.Sequential(options.block(in_channels, width, stride, shortcut), *rest)
 
     def _classifier(self, channels: int, num_classes: int) -> None:
-        """Made last: what comes before frozen layers is in evaluation mode with them."""
+        """Add dropout and the linear layer, last: modules before frozen layers are in evaluation mode."""
         self.dropout = nn.Dropout(0.0)
         self.fc = nn.Linear(channels, num_classes)
 
-    def _initialize(self, zero_init_residual: bool) -> None:
+    def _initialize(self, *, zero_init_residual: bool) -> None:
         he_normal(self)
         for module in self.modules():
             if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
@@ -173,13 +201,11 @@ class ResNet(ResidualNet):
     """The networks of table 1: images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:
-        layers: blocks of the four stages.
-        basic: basic blocks in place of bottlenecks.
-        groups: of the 3x3 convolutions in bottlenecks.
-        widening: factor of these convolutions' channels.
+        layers: number of blocks in each of the four stages.
         zero_init_residual: start each residual branch at zero.
-        blur: before strides (`layers.BlurConv2d`).
-        small_images: a stem for 32 px.
+        options: kind of the blocks.
+        blur: blur before strided convolutions (`layers.BlurConv2d`).
+        small_images: use a stem for 32 px.
     """
 
     layer_names = ("layer1", "layer2", "layer3", "layer4")
@@ -189,16 +215,13 @@ class ResNet(ResidualNet):
         layers: tuple[int, int, int, int],
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         zero_init_residual: bool = True,
-        basic: bool = False,
-        groups: int = 1,
-        widening: int = 1,
+        options: BlockOptions = BOTTLENECK,
         blur: bool = False,
         small_images: bool = False,
     ) -> None:
         super().__init__()
-        block: Block = BasicBlock if basic else partial(Bottleneck, groups=groups, widening=widening)
-        expansion = BasicBlock.expansion if basic else Bottleneck.expansion
         if small_images:
             self._small_stem(in_chans)
             self.default_image_size = 32
@@ -207,66 +230,103 @@ class ResNet(ResidualNet):
         channels, stages = 64, []
         for i, (name, blocks) in enumerate(zip(self.layer_names, layers)):
             width = 64 * 2**i
-            self.add_module(name, self._stage(block, channels, width, blocks, 1 if i == 0 else 2, expansion))
-            channels = width * expansion
+            stride = 1 if i == 0 else 2
+            self.add_module(name, self._stage(options, channels, width, blocks=blocks, stride=stride))
+            channels = width * options.expansion
             stages.append(Stage(name, channels, 2**i if small_images else 4 * 2**i))
         self.stages = tuple(stages)
         self._classifier(channels, num_classes)
         if blur:
             blur_strides(self)
-        self._initialize(zero_init_residual)
+        self._initialize(zero_init_residual=zero_init_residual)
 
 
-def resnet18(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnet18(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNet-18: 11,689,512 parameters."""
-    return ResNet((2, 2, 2, 2), num_classes, in_chans, zero_init_residual, basic=True)
+    return ResNet((2, 2, 2, 2), num_classes, in_chans, zero_init_residual=zero_init_residual, options=BASIC)
 
 
-def resnet34(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnet34(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNet-34: 21,797,672 parameters."""
-    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, basic=True)
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual=zero_init_residual, options=BASIC)
 
 
-def resnet50(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnet50(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNet-50: 25,557,032 parameters."""
-    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual=zero_init_residual)
 
 
-def resnet50_blur(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
-    """ResNet-50 that blurs before strides, as FFCV trains it: 25,557,032 parameters."""
-    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, blur=True)
+def resnet50_blur(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
+    """ResNet-50 with a blur before strided convolutions, as in FFCV: 25,557,032 parameters."""
+    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual=zero_init_residual, blur=True)
 
 
-def resnet101(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnet101(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNet-101: 44,549,160 parameters."""
-    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual=zero_init_residual)
 
 
-def resnet152(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnet152(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNet-152: 60,192,808 parameters."""
-    return ResNet((3, 8, 36, 3), num_classes, in_chans, zero_init_residual)
+    return ResNet((3, 8, 36, 3), num_classes, in_chans, zero_init_residual=zero_init_residual)
 
 
-def resnext50_32x4d(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnext50_32x4d(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNeXt-50, 32 groups of 4 channels: 25,028,904 parameters."""
-    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, groups=32, widening=2)
+    return ResNet(
+        (3, 4, 6, 3),
+        num_classes,
+        in_chans,
+        zero_init_residual=zero_init_residual,
+        options=BlockOptions(groups=32, widening=2),
+    )
 
 
-def resnext101_32x8d(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnext101_32x8d(
+    num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True
+) -> ResNet:
     """ResNeXt-101, 32 groups of 8 channels: 88,791,336 parameters."""
-    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual, groups=32, widening=4)
+    return ResNet(
+        (3, 4, 23, 3),
+        num_classes,
+        in_chans,
+        zero_init_residual=zero_init_residual,
+        options=BlockOptions(groups=32, widening=4),
+    )
 
 
-def resnext101_64x4d(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def resnext101_64x4d(
+    num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True
+) -> ResNet:
     """ResNeXt-101, 64 groups of 4 channels: 83,455,272 parameters."""
-    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual, groups=64, widening=4)
+    return ResNet(
+        (3, 4, 23, 3),
+        num_classes,
+        in_chans,
+        zero_init_residual=zero_init_residual,
+        options=BlockOptions(groups=64, widening=4),
+    )
 
 
-def wide_resnet50_2(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def wide_resnet50_2(num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True) -> ResNet:
     """ResNet-50 with twice the channels in its 3x3 convolutions: 68,883,240 parameters."""
-    return ResNet((3, 4, 6, 3), num_classes, in_chans, zero_init_residual, widening=2)
+    return ResNet(
+        (3, 4, 6, 3),
+        num_classes,
+        in_chans,
+        zero_init_residual=zero_init_residual,
+        options=BlockOptions(widening=2),
+    )
 
 
-def wide_resnet101_2(num_classes: int = 1000, in_chans: int = 3, zero_init_residual: bool = True) -> ResNet:
+def wide_resnet101_2(
+    num_classes: int = 1000, in_chans: int = 3, *, zero_init_residual: bool = True
+) -> ResNet:
     """ResNet-101 with twice the channels in its 3x3 convolutions: 126,886,696 parameters."""
-    return ResNet((3, 4, 23, 3), num_classes, in_chans, zero_init_residual, widening=2)
+    return ResNet(
+        (3, 4, 23, 3),
+        num_classes,
+        in_chans,
+        zero_init_residual=zero_init_residual,
+        options=BlockOptions(widening=2),
+    )

@@ -1,8 +1,8 @@
 """Networks for segmentation: U-Net (Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical
 Image Segmentation", MICCAI 2015), and its decoder on any other network.
 
-`unet_paper` is the paper's: convolutions do not pad, so that the output is smaller than the image; it leaves
-out the dropout of section 3.1, which has no rate there. The others pad, and have batch norm.
+`unet_paper` is the paper's: its convolutions have no padding, so its output is smaller than the image. It
+omits the dropout of section 3.1, which gives no rate. The other networks have padding and batch norm.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import ConvNet, Stage, take_as_backbone
+from fastcnn.models.base import ConvNet, Stage, strip_head
 from fastcnn.models.layers import ConvNormAct
 from fastcnn.models.resnet import resnet18
 
 LEVELS = 5
-"""Resolutions of a U-Net, each half of the one before (figure 1)."""
+"""Number of resolutions of a U-Net, each half of the one before (figure 1)."""
 
 
 class SegmentationNet(ConvNet):
     """Images [N, in_chans, H, W] to logits [N, num_classes, H, W]: an encoder, a decoder, a 1x1 convolution.
 
-    Unlike in other networks, `stages` and `forward_stages` end before `forward_features`: they are the
-    encoder's, and it gives the last map of the decoder, which the classifier sees.
+    `stages` and `forward_stages` are those of the encoder. `forward_features` returns the last map of the
+    decoder, the input of the classifier.
     """
 
     classifier_name = "head"
@@ -37,14 +37,14 @@ class SegmentationNet(ConvNet):
     head: nn.Conv2d
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """The 1x1 convolution: a decoder's last map to logits of each pixel."""
+        """Apply the 1x1 convolution to the last map of the decoder."""
         return self.head(features)
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
-        """Replaces the 1x1 convolution by a fresh one for `num_classes`, on the same device.
+        """Replace the 1x1 convolution by a freshly initialized one, on the same device.
 
         Raises:
-            UserError: a hidden layer is asked for.
+            UserError: `hidden` is given.
         """
         if hidden is not None:
             raise UserError("--head mlp: the network ends in a 1x1 convolution; write --head linear")
@@ -57,11 +57,11 @@ class UNet(SegmentationNet):
     """The network of figure 1: images [N, in_chans, H, W] to logits [N, num_classes, H, W].
 
     Args:
-        width: channels of the first level; each level has twice those of the one before.
-        padded: convolutions pad and have batch norm instead of a bias, and any size works. False: they do not
-            pad, skip connections are cropped, and the output is smaller: 388 px of 572 (section 2).
-        bilinear: upsample bilinearly and halve the channels by a 1x1 convolution, where the paper has a
-            transposed convolution for both.
+        width: channels of the first level; they double with each level.
+        padded: convolutions with padding, and batch norm instead of a bias, for any image size. False: no
+            padding, cropped skip connections and a smaller output: 388 px for 572 (section 2).
+        bilinear: upsample bilinearly, and halve the channels by a 1x1 convolution. False: the paper's
+            transposed convolution.
         image_size: `default_image_size`.
     """
 
@@ -69,6 +69,7 @@ class UNet(SegmentationNet):
         self,
         num_classes: int = 21,
         in_chans: int = 3,
+        *,
         width: int = 64,
         padded: bool = True,
         bilinear: bool = False,
@@ -76,14 +77,16 @@ class UNet(SegmentationNet):
     ) -> None:
         super().__init__()
         self.default_image_size = image_size
-        self.minimum_image_size = 2 ** (LEVELS - 1) if padded else 188  # 188 leave 4
+        self.minimum_image_size = 2 ** (LEVELS - 1) if padded else 188  # the output has 4 px
         widths = [width * 2**i for i in range(LEVELS)]
         self.stages = tuple(Stage(f"encoder.{i}", w, 2**i) for i, w in enumerate(widths))
-        levels = [nn.Sequential(*two_convolutions(in_chans, width, padded))]
+        levels = [nn.Sequential(*two_convolutions(in_chans, width, padded=padded))]
         for before, after in pairwise(widths):
-            levels.append(nn.Sequential(nn.MaxPool2d(2), *two_convolutions(before, after, padded)))
+            levels.append(nn.Sequential(nn.MaxPool2d(2), *two_convolutions(before, after, padded=padded)))
         self.encoder = nn.ModuleList(levels)
-        self.decoder = nn.ModuleList(Expansion(2 * w, w, padded, bilinear) for w in reversed(widths[:-1]))
+        self.decoder = nn.ModuleList(
+            Expansion(2 * w, w, padded=padded, bilinear=bilinear) for w in reversed(widths[:-1])
+        )
         self.head = nn.Conv2d(width, num_classes, 1)
         he_by_inputs(self)
 
@@ -95,7 +98,7 @@ class UNet(SegmentationNet):
         return outputs
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The decoder's last map, [N, width, H, W], less where convolutions do not pad."""
+        """Return the last map of the decoder, [N, width, H, W], smaller without padding."""
         *skips, x = self.forward_stages(x)
         for block, skip in zip(self.decoder, reversed(skips)):
             x = block(x, skip)
@@ -107,10 +110,10 @@ class UNet(SegmentationNet):
 
 
 class Expansion(nn.Module):
-    """A step of the expansive path (section 2): the map twice as large with half the channels, the skip
-    connection beside it, two 3x3 convolutions."""
+    """Step of the expansive path (section 2): upsampling with half the channels, skip connection, two 3x3
+    convolutions."""
 
-    def __init__(self, in_channels: int, out_channels: int, padded: bool, bilinear: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, padded: bool, bilinear: bool) -> None:
         super().__init__()
         self.padded = padded
         self.up: nn.Conv2d | nn.ConvTranspose2d
@@ -118,13 +121,13 @@ class Expansion(nn.Module):
             self.up = nn.Conv2d(in_channels, out_channels, 1)
         else:
             self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
-        self.convs = nn.Sequential(*two_convolutions(2 * out_channels, out_channels, padded))
+        self.convs = nn.Sequential(*two_convolutions(2 * out_channels, out_channels, padded=padded))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         height, width = skip.shape[2:] if self.padded else (2 * x.shape[2], 2 * x.shape[3])
         if isinstance(self.up, nn.ConvTranspose2d):
-            x = self.up(x, output_size=[height, width])  # what pooling left over of odd sizes sees the bias
-        else:  # the result is that of the other order, for a quarter of the work
+            x = self.up(x, output_size=[height, width])  # for odd sizes, the border is the bias
+        else:  # convolution first: the same result with a quarter of the operations
             x = F.interpolate(self.up(x), (height, width), mode="bilinear", align_corners=False)
         if not self.padded:
             top, left = (skip.shape[2] - height) // 2, (skip.shape[3] - width) // 2
@@ -133,17 +136,17 @@ class Expansion(nn.Module):
 
 
 class BackboneUNet(SegmentationNet):
-    """A U-Net's decoder on another network: images [N, in_chans, H, W] to logits [N, num_classes, H, W].
+    """Decoder of a U-Net on a backbone: images [N, in_chans, H, W] to logits [N, num_classes, H, W].
 
-    From the coarsest stage on, each block doubles the resolution until it is the image's. Where the backbone
-    has a stage of that stride, the last of them is the skip connection. A block's output has 16 channels for
-    each pixel of its stride: 256, 128, 64, 32 and 16 from stride 32 on, as in the decoder of
-    segmentation_models.pytorch, whose nearest-neighbour upsampling is taken over too.
+    From the coarsest stage on, each block doubles the resolution, up to that of the image. Its skip
+    connection is the last stage of the backbone with that stride, if there is one. The output of a block has
+    16 channels times its stride: 256, 128, 64, 32 and 16 for a backbone of stride 32. Channels and
+    nearest-neighbor upsampling are those of the decoder in segmentation_models.pytorch.
 
-    The size of images is bound as by the backbone, but for what its own classifier needs.
+    Image sizes are restricted as by the backbone, but not by its classifier.
 
     Args:
-        backbone: a fresh network; its classifier is taken away.
+        backbone: a freshly initialized network; its classifier is removed.
     """
 
     def __init__(self, backbone: ConvNet, num_classes: int) -> None:
@@ -152,9 +155,10 @@ class BackboneUNet(SegmentationNet):
         self.minimum_image_size = backbone.minimum_image_size
         self.image_size_multiple = backbone.image_size_multiple
         self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
-        self._backbone_groups = take_as_backbone(backbone)
+        self._backbone_groups = strip_head(backbone)
         self.backbone = backbone
 
+        # One block per doubling of the resolution, with the skip channels of its stride.
         last = backbone.stages[-1]
         widths = {stage.stride: stage.channels for stage in backbone.stages}
         channels, stride = last.channels, last.stride
@@ -172,7 +176,7 @@ class BackboneUNet(SegmentationNet):
         return self.backbone.forward_stages(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The decoder's last map, [N, 16, H, W]."""
+        """Return the last map of the decoder, [N, 16, H, W]."""
         height, width = x.shape[2:]
         maps = self.forward_stages(x)
         skips = {stage.stride: map for stage, map in zip(self.stages, maps)}
@@ -183,27 +187,26 @@ class BackboneUNet(SegmentationNet):
         return x
 
     def layer_groups(self) -> list[list[str]]:
-        """Those of the backbone, and one of decoder and classifier."""
+        """Return the groups of the backbone, and one group with the decoder and classifier."""
         return [*self._backbone_groups, ["decoder", "head"]]
 
 
 class Doubling(nn.Module):
-    """A step of `BackboneUNet`'s decoder: the map twice as large, a skip connection beside it, two 3x3
-    convolutions."""
+    """Step of the decoder of `BackboneUNet`: upsampling by 2, skip connection, two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(*two_convolutions(in_channels + skip_channels, out_channels))
 
     def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """`size` is that of the output where there is no skip connection, whose own size may be less."""
+        """Upsample `x` to the size of `skip`, or without a skip connection to `size`."""
         if skip is None:
             return self.convs(F.interpolate(x, size))
         return self.convs(torch.cat([skip, F.interpolate(x, skip.shape[2:])], 1))
 
 
-def two_convolutions(in_channels: int, out_channels: int, padded: bool = True) -> list[nn.Module]:
-    """3x3, ReLU, 3x3, ReLU; `padded` with batch norm, else with biases."""
+def two_convolutions(in_channels: int, out_channels: int, *, padded: bool = True) -> list[nn.Module]:
+    """Return 3x3, ReLU, 3x3, ReLU; with batch norm if `padded`, else with biases."""
     if padded:
         return [ConvNormAct(in_channels, out_channels, 3), ConvNormAct(out_channels, out_channels, 3)]
     first, second = nn.Conv2d(in_channels, out_channels, 3), nn.Conv2d(out_channels, out_channels, 3)
@@ -211,12 +214,14 @@ def two_convolutions(in_channels: int, out_channels: int, padded: bool = True) -
 
 
 def he_by_inputs(module: nn.Module) -> None:
-    """Starts convolutions at deviations of sqrt(2 / N), N the values that an output sees (section 3), with
-    biases of 0. Strides are those of transposed convolutions alone."""
+    """Initialize convolutions with standard deviation sqrt(2 / N), N the fan-in (section 3), and biases of 0.
+
+    Only transposed convolutions may have strides.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            seen = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
-            nn.init.normal_(layer.weight, 0, math.sqrt(2 / seen))
+            fan_in = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
+            nn.init.normal_(layer.weight, 0, math.sqrt(2 / fan_in))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -224,7 +229,7 @@ def he_by_inputs(module: nn.Module) -> None:
 def unet_on(
     num_classes: int = 21, in_chans: int = 3, backbone: Callable[..., ConvNet] = resnet18
 ) -> BackboneUNet:
-    """`BackboneUNet` on a fresh backbone."""
+    """`BackboneUNet` on a freshly initialized backbone."""
     return BackboneUNet(backbone(num_classes=1, in_chans=in_chans), num_classes)
 
 
@@ -234,12 +239,12 @@ def unet(num_classes: int = 21, in_chans: int = 3) -> UNet:
 
 
 def unet_bilinear(num_classes: int = 21, in_chans: int = 3) -> UNet:
-    """U-Net that upsamples bilinearly: 28,949,973 parameters."""
+    """U-Net with bilinear upsampling: 28,949,973 parameters."""
     return UNet(num_classes, in_chans, bilinear=True)
 
 
 def unet_small(num_classes: int = 21, in_chans: int = 3) -> UNet:
-    """U-Net of 16 to 256 channels, a quarter of the paper's, for 64 px: 1,942,917 parameters."""
+    """U-Net with 16 to 256 channels, a quarter of the paper's, for 64 px: 1,942,917 parameters."""
     return UNet(num_classes, in_chans, width=16, image_size=64)
 
 

@@ -1,13 +1,14 @@
 """VGG (Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015).
 
-Stacks of 3x3 convolutions, each stack halved by a pool. The networks for 224 px share torchvision's
-state-dict keys; those for CIFAR end in a smaller head (Liu, Deng, "Very Deep Convolutional Neural Network
+Stacks of 3x3 convolutions, each followed by a 2x2 pool. State-dict keys of the networks for 224 px are
+torchvision's. The networks for CIFAR have a smaller head (Liu, Deng, "Very Deep Convolutional Neural Network
 Based Image Classification Using Small Training Sample Size", ACPR 2015).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -24,20 +25,33 @@ E: Cfg = (*(64, 64, "M", 128, 128, "M"), *(256,) * 4, "M", *(512,) * 4, "M", *(5
 """Columns of table 1."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Fully connected layers of a `VGG`."""
+
+    map_size: int = 7
+    """Side in pixels of the map that the first linear layer takes; other sizes are pooled to it."""
+    hidden: Sequence[int] = (4096, 4096)
+    """Units of the linear layers before the last."""
+    batch_norm: bool = False
+    """Batch norm after each of them."""
+
+
+IMAGENET_HEAD = Head()
+
+
 class VGG(FeatureSequence):
     """Images [N, in_chans, H, W] to logits [N, num_classes].
 
     Args:
         cfg: channels of each convolution, and "M" for a pool, such as [64, "M", 128, 128, "M"].
-        batch_norm: after each convolution.
-        map_size: pixels a side of the map that the first linear layer sees; others are pooled to it.
-        hidden: units of the linear layers before the last.
-        head_norm: batch norm after these too.
-        drop_rate: dropout after these.
+        batch_norm: batch norm after each convolution.
+        head: layers after the last pool.
+        drop_rate: dropout rate after each hidden layer of the head.
         image_size: `default_image_size`.
 
     Raises:
-        ValueError: a `cfg` that is none.
+        ValueError: invalid `cfg`.
     """
 
     def __init__(
@@ -45,16 +59,16 @@ class VGG(FeatureSequence):
         cfg: Cfg,
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         batch_norm: bool = False,
-        map_size: int = 7,
-        hidden: Sequence[int] = (4096, 4096),
-        head_norm: bool = False,
+        head: Head = IMAGENET_HEAD,
         drop_rate: float = 0.5,
         image_size: int = 224,
     ) -> None:
         super().__init__()
         if not cfg or cfg[0] == "M" or any(v != "M" and not (isinstance(v, int) and v > 0) for v in cfg):
             raise ValueError(f'cfg {list(cfg)}: write numbers of channels and "M", such as [64, "M", 128]')
+        # Convolutions and pools; a stage ends before each pool.
         layers: list[nn.Module] = []
         stages: list[Stage] = []
         channels, stride = in_chans, 1
@@ -70,16 +84,18 @@ class VGG(FeatureSequence):
                 stride *= 2
         self.features = nn.Sequential(*layers)
         self.stages = (*stages, Stage(f"features.{len(layers) - 1}", channels, stride))
-        self.default_image_size, self.minimum_image_size, self.map_size = image_size, stride, map_size
+        self.default_image_size, self.minimum_image_size = image_size, stride
+        self.map_size = head.map_size
 
-        head: list[nn.Module] = []
-        width = channels * map_size**2
-        for units in hidden:
-            norm = [nn.BatchNorm1d(units)] if head_norm else []
-            head += [nn.Linear(width, units), *norm, nn.ReLU(inplace=True), nn.Dropout(drop_rate)]
+        # Fully connected layers.
+        hidden: list[nn.Module] = []
+        width = channels * head.map_size**2
+        for units in head.hidden:
+            norm = [nn.BatchNorm1d(units)] if head.batch_norm else []
+            hidden += [nn.Linear(width, units), *norm, nn.ReLU(inplace=True), nn.Dropout(drop_rate)]
             width = units
-        self.classifier = nn.Sequential(*head, nn.Linear(width, num_classes))
-        self.classifier_name = f"classifier.{len(head)}"
+        self.classifier = nn.Sequential(*hidden, nn.Linear(width, num_classes))
+        self.classifier_name = f"classifier.{len(hidden)}"
         he_normal(self, linear_std=0.01)
 
 
@@ -124,8 +140,9 @@ def vgg19_bn(num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5)
 
 
 def _for_cifar(cfg: Cfg, num_classes: int, in_chans: int, drop_rate: float) -> VGG:
-    """32 px end in 1x1x512, 512 units and the classifier; batch norm throughout."""
-    return VGG(cfg, num_classes, in_chans, True, 1, (512,), True, drop_rate, image_size=32)
+    """Return a VGG for 32 px with batch norm: a last map of 1x1 pixels and a head of 512 hidden units."""
+    head = Head(map_size=1, hidden=(512,), batch_norm=True)
+    return VGG(cfg, num_classes, in_chans, batch_norm=True, head=head, drop_rate=drop_rate, image_size=32)
 
 
 def vgg11_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
@@ -149,7 +166,10 @@ def vgg19_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5
 
 
 def vgg16_cifar_wide(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> VGG:
-    """VGG-16 for 32 px without its last two pools: a 4x4 map under the paper's 4096-wide head, batch norm:
-    65,103,946 parameters."""
+    """VGG-16 for 32 px with batch norm, without its last two pools: 65,103,946 parameters.
+
+    The last map has 4x4 pixels. The head is the paper's, with 4096 hidden units.
+    """
     cfg = (*D[:10], *(512,) * 6)
-    return VGG(cfg, num_classes, in_chans, True, map_size=4, drop_rate=drop_rate, image_size=32)
+    head = Head(map_size=4)
+    return VGG(cfg, num_classes, in_chans, batch_norm=True, head=head, drop_rate=drop_rate, image_size=32)

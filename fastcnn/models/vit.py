@@ -1,14 +1,15 @@
 """Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition
 at Scale", ICLR 2021); ViT-S is of Touvron et al. 2021, "Training data-efficient image transformers".
 
-Shares torchvision's state-dict keys. Position embeddings are of the published size; at another they are
-interpolated (section 3.2).
+State-dict keys are torchvision's. Position embeddings have the published size, and are interpolated for other
+image sizes (section 3.2).
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,19 @@ from torchvision.ops import StochasticDepth
 from fastcnn.models.base import ConvNet, Stage
 
 
+class Variant(NamedTuple):
+    """Sizes of a Vision Transformer (table 1)."""
+
+    patch: int
+    """Side of a patch in pixels."""
+    width: int
+    depth: int
+    """Number of encoder blocks."""
+    heads: int
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (appendix A): tokens [N, L, width] to the same."""
+    """Multi-head self-attention (appendix A): tokens [N, L, width] to tokens [N, L, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -32,13 +44,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        # [N, L, 3 * width] to three of [N, heads, L, width / heads]
+        # [N, L, 3 * width] to three tensors [N, heads, L, width / heads].
         query, key, value = projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a small network, each after a norm and with a shortcut (figure 1, equations 2 and 3)."""
+    """Attention and an MLP, each with a norm before it and a shortcut (figure 1, equations 2 and 3)."""
 
     def __init__(self, width: int, heads: int, drop_rate: float, drop_path: float) -> None:
         super().__init__()
@@ -65,12 +77,11 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens [N, L, width], positions added, through all blocks."""
+    """Position embedding, encoder blocks and a norm: tokens [N, L, width] to tokens [N, L, width]."""
 
-    def __init__(
-        self, length: int, width: int, depth: int, heads: int, drop_rate: float, drop_path_rate: float
-    ) -> None:
+    def __init__(self, length: int, variant: Variant, *, drop_rate: float, drop_path_rate: float) -> None:
         super().__init__()
+        _, width, depth, heads = variant
         self.pos_embedding = nn.Parameter(torch.empty(1, length, width).normal_(std=0.02))
         self.dropout = nn.Dropout(drop_rate)
         rates = [drop_path_rate * i / (depth - 1) for i in range(depth)]
@@ -87,8 +98,15 @@ class Encoder(nn.Module):
 
 
 def resize_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings [1, 1 + s * s, width] of a class token and a square of patches, for another `grid`
-    of patches (section 3.2), bicubic; the same tensor if it is of that size."""
+    """Interpolate position embeddings to another grid of patches, bicubically (section 3.2).
+
+    Args:
+        embedding: [1, 1 + s * s, width], for a class token and a square of patches.
+        grid: rows and columns of patches.
+
+    Returns:
+        [1, 1 + rows * columns, width]; `embedding` itself if it has that size.
+    """
     side = math.isqrt(embedding.shape[1] - 1)
     if grid == (side, side):
         return embedding
@@ -101,36 +119,33 @@ def resize_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
 class VisionTransformer(ConvNet):
     """Images [N, in_chans, H, W], H and W multiples of the patch, to logits [N, num_classes].
 
-    `forward_features` gives tokens, [N, 1 + H / patch * W / patch, width], the class token first;
-    `forward_stages` its map without that token.
+    `forward_features` returns tokens [N, 1 + H / patch * W / patch, width], the class token first.
+    `forward_stages` returns them as a map, without the class token.
 
     Args:
-        patch: pixels a side of a patch.
-        width, depth, heads: of the encoder (table 1).
-        drop_rate: dropout after each linear layer and embedding.
-        drop_path_rate: probability that a sample skips a part of the last block; it falls to 0 at the first.
+        drop_rate: dropout rate after each linear layer and embedding.
+        drop_path_rate: stochastic depth rate of the last block, decreasing to 0 at the first.
     """
 
     classifier_name = "heads.head"
 
     def __init__(
         self,
-        patch: int,
-        width: int,
-        depth: int,
-        heads: int,
+        variant: Variant,
         num_classes: int = 1000,
         in_chans: int = 3,
+        *,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        patch, width, *_ = variant
         self.patch = self.minimum_image_size = self.image_size_multiple = patch
         self.stages = (Stage("encoder.ln", width, patch),)
         self.conv_proj = nn.Conv2d(in_chans, width, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         length = 1 + (self.default_image_size // patch) ** 2
-        self.encoder = Encoder(length, width, depth, heads, drop_rate, drop_path_rate)
+        self.encoder = Encoder(length, variant, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         head = nn.Linear(width, num_classes)
         self.heads = nn.Sequential(OrderedDict(head=head))
         nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / (in_chans * patch**2)))
@@ -166,25 +181,37 @@ def vit_s_16(
     num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> VisionTransformer:
     """ViT-S/16: 22,050,664 parameters."""
-    return VisionTransformer(16, 384, 12, 6, num_classes, in_chans, drop_rate, drop_path_rate)
+    variant = Variant(patch=16, width=384, depth=12, heads=6)
+    return VisionTransformer(
+        variant, num_classes, in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate
+    )
 
 
 def vit_b_16(
     num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> VisionTransformer:
     """ViT-B/16: 86,567,656 parameters."""
-    return VisionTransformer(16, 768, 12, 12, num_classes, in_chans, drop_rate, drop_path_rate)
+    variant = Variant(patch=16, width=768, depth=12, heads=12)
+    return VisionTransformer(
+        variant, num_classes, in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate
+    )
 
 
 def vit_b_32(
     num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> VisionTransformer:
     """ViT-B/32: 88,224,232 parameters."""
-    return VisionTransformer(32, 768, 12, 12, num_classes, in_chans, drop_rate, drop_path_rate)
+    variant = Variant(patch=32, width=768, depth=12, heads=12)
+    return VisionTransformer(
+        variant, num_classes, in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate
+    )
 
 
 def vit_l_16(
     num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> VisionTransformer:
     """ViT-L/16: 304,326,632 parameters."""
-    return VisionTransformer(16, 1024, 24, 16, num_classes, in_chans, drop_rate, drop_path_rate)
+    variant = Variant(patch=16, width=1024, depth=24, heads=16)
+    return VisionTransformer(
+        variant, num_classes, in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate
+    )

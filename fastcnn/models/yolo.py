@@ -1,10 +1,11 @@
-"""One-stage detectors on any backbone: YOLO with anchors on several maps, in the way of YOLOv3 (Redmon,
-Farhadi, "YOLOv3: An Incremental Improvement", 2018), and YOLOv1 with one grid (Redmon et al., "You Only Look
-Once", CVPR 2016).
+"""One-stage detectors on any backbone.
+
+YOLO has anchors on several maps, as YOLOv3: Redmon, Farhadi, "YOLOv3: An Incremental Improvement", 2018.
+YOLOv1 has one grid: Redmon et al., "You Only Look Once", CVPR 2016.
 
     python -c "from fastcnn.models import build; print(build('yolo/resnet50', num_classes=20))"
 
-Between the backbone and the heads is a feature pyramid in place of Darknet's layers.
+A feature pyramid between the backbone and the heads replaces the layers of Darknet.
 """
 
 from __future__ import annotations
@@ -19,27 +20,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.errors import UserError
-from fastcnn.models.base import ConvNet, Stage, take_as_backbone
+from fastcnn.models.base import ConvNet, Stage, strip_head
 from fastcnn.models.layers import ConvNormAct
 from fastcnn.models.resnet import resnet18
 
 WIDTH = 256
 """Channels of the pyramid and of the heads (Lin et al. 2017, section 3)."""
 ANCHORS = (10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326)
-"""Width and height of YOLOv3's nine, for COCO's boxes in images of 416 px (section 2.3)."""
+"""Widths and heights of the nine anchors of YOLOv3, for COCO at 416 px (section 2.3)."""
 PRIOR = 0.01
-"""Objectness before training (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1:
-else what holds nothing, nearly all, outweighs the rest at first)."""
+"""Objectness before training, so that the many background predictions do not dominate the first steps (Lin et
+al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1)."""
 
 
 class AnchorOutputs(NamedTuple):
-    """What `YOLO` says of N images: P predictions each, map by map, the finest first; within a map row by
-    row, within a cell anchor by anchor."""
+    """Outputs of `YOLO` for N images, with P predictions each.
+
+    Order of the predictions: maps from the finest to the coarsest, in a map row by row, in a cell anchor by
+    anchor.
+    """
 
     raw: Tensor
     """[N, P, 5 + num_classes]: x, y, width, height, objectness, classes, before any scaling."""
     cells: Tensor
-    """[P, 5] float32: column and row of the cell, stride in pixels, anchor's width and height in pixels."""
+    """[P, 5] float32: column and row of the cell, then stride, anchor width and anchor height in pixels."""
     maps: tuple[tuple[int, int], ...]
     """Rows and columns of each map."""
     size: tuple[int, int]
@@ -47,22 +51,24 @@ class AnchorOutputs(NamedTuple):
 
 
 class GridOutputs(NamedTuple):
-    """What `YOLOv1` says of N images."""
+    """Outputs of `YOLOv1` for N images."""
 
     raw: Tensor
-    """[N, S, S, B * 5 + num_classes]: of each cell of each row, of each of its B boxes, x and y of the centre
-    within the cell, square roots of width and height relative to the image, confidence; then classes."""
+    """[N, S, S, B * 5 + num_classes]: for each cell its B boxes, then the classes. A box is x and y of its
+    center within the cell, square roots of width and height relative to the image, confidence."""
     size: tuple[int, int]
     """Height and width of the images, in pixels."""
 
 
 class Pyramid(nn.Module):
-    """Maps of one width with what coarser ones know (Lin et al., "Feature Pyramid Networks for Object
-    Detection", CVPR 2017, section 3), from the coarsest stage down to the finest stride that is asked for.
+    """Feature pyramid: maps of one width, each with the features of the coarser ones.
+
+    Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, section 3. It extends from the
+    coarsest stage to the finest output stride.
 
     Args:
-        stages: of the backbone.
-        strides: of the outputs, ascending.
+        stages: stages of the backbone.
+        strides: output strides, ascending.
 
     Raises:
         UserError: no stage has such a stride.
@@ -84,7 +90,7 @@ class Pyramid(nn.Module):
         self.smooth = nn.ModuleList(ConvNormAct(width, width, 3) for _ in strides)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """The backbone's stages to maps [N, width, H / stride, W / stride], the finest first."""
+        """Map the backbone's stages to [N, width, H / stride, W / stride], the finest first."""
         merged = [lateral(features[i]) for i, lateral in zip(self.inputs, self.laterals)]
         for i in reversed(range(len(merged) - 1)):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[2:], mode="nearest")
@@ -93,19 +99,19 @@ class Pyramid(nn.Module):
 
 
 class Detector(ConvNet):
-    """What both share: backbone, pyramid, on each of its maps a 3x3 convolution and a 1x1 convolution.
+    """Base class: backbone, pyramid, and on each of its maps a 3x3 convolution and a 1x1 convolution.
 
-    `stages` are the backbone's, which loses its own head.
+    `stages` are those of the backbone. Its head is removed.
 
     Args:
-        strides: of the maps with a head, in pixels.
+        strides: strides of the maps with a head, in pixels.
     """
 
     classifier_name = "predictors"
 
     def __init__(self, backbone: ConvNet, strides: Sequence[int]) -> None:
         super().__init__()
-        self.backbone_groups = take_as_backbone(backbone)
+        self.backbone_groups = strip_head(backbone)
         self.stages = tuple(stage._replace(name=f"backbone.{stage.name}") for stage in backbone.stages)
         self.minimum_image_size = backbone.minimum_image_size
         self.image_size_multiple = backbone.image_size_multiple
@@ -116,7 +122,7 @@ class Detector(ConvNet):
 
     @abstractmethod
     def predictor(self, num_classes: int) -> nn.Conv2d:
-        """A fresh last layer."""
+        """Return a freshly initialized last layer."""
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         return self.backbone.forward_stages(x)
@@ -138,16 +144,16 @@ class Detector(ConvNet):
 class YOLO(Detector):
     """Boxes from anchors: images [N, C, H, W] to `AnchorOutputs`.
 
-    Where the backbone does not pad, its maps end before the image does, and so do the cells.
+    With a backbone without padding, maps and cells do not cover the border of the image.
 
     Args:
-        backbone: gives the maps; its head is taken away.
-        anchors: width and height of each anchor in pixels, one after the other. The smallest go to the finest
-            stride, as many to each.
-        strides: of the maps, in pixels.
+        backbone: source of the maps; its head is removed.
+        anchors: widths and heights in pixels, W H W H ... Each stride gets the same number of anchors, the
+            finest one the smallest.
+        strides: strides of the maps, in pixels.
 
     Raises:
-        UserError: the backbone has no such map, or the anchors cannot be shared out.
+        UserError: the backbone has no such map, or the anchors cannot be divided evenly.
     """
 
     default_image_size = 416
@@ -157,15 +163,15 @@ class YOLO(Detector):
         self, backbone: ConvNet, num_classes: int, anchors: Sequence[float], strides: Sequence[int]
     ) -> None:
         strides = sorted(set(strides))
-        told = " ".join(f"{side:g}" for side in anchors)
+        given = " ".join(f"{side:g}" for side in anchors)
         if len(anchors) % 2 or not anchors or min(anchors) <= 0:
             raise UserError(
-                f"--anchors {told}: write width and height of each in pixels, such as 10 13 16 30"
+                f"--anchors {given}: write width and height of each in pixels, such as 10 13 16 30"
             )
         shapes = sorted(zip(anchors[::2], anchors[1::2]), key=lambda shape: shape[0] * shape[1])
         if not strides or len(shapes) % len(strides):
             raise UserError(
-                f"--anchors {told}: {len(shapes)} anchors cannot be divided evenly over the "
+                f"--anchors {given}: {len(shapes)} anchors cannot be divided evenly over the "
                 f"{len(strides)} of --strides {' '.join(map(str, strides))}; write as many for each"
             )
         super().__init__(backbone, strides)
@@ -196,15 +202,15 @@ class YOLO(Detector):
 class YOLOv1(Detector):
     """Boxes from a grid of cells: images [N, C, H, W] to `GridOutputs`.
 
-    Redmon et al. flatten their last map into two fully connected layers, so that each cell sees all of the
-    image, at one image size. Here the map is averaged to one pixel for each cell, a 3x3 convolution and a 1x1
-    convolution follow, and any size will do.
+    Redmon et al. flatten the last map into two fully connected layers: each cell depends on the whole image,
+    of one fixed size. Here the map is averaged to one pixel per cell. A 3x3 and a 1x1 convolution follow, so
+    any image size works.
 
     Args:
-        backbone: gives the maps; its head is taken away.
-        stride: of the map, in pixels.
-        grid: cells a side.
-        boxes: of each cell.
+        backbone: source of the map; its head is removed.
+        stride: stride of the map, in pixels.
+        grid: cells per side.
+        boxes: boxes per cell.
 
     Raises:
         UserError: the backbone has no such map.
@@ -220,8 +226,11 @@ class YOLOv1(Detector):
         self.reset_classifier(num_classes)
 
     def predictor(self, num_classes: int) -> nn.Conv2d:
-        """Boxes start in the middle of their cell, a quarter of the image a side, so that they overlap what
-        there is, and the better one of a cell can be told."""
+        """Return a freshly initialized last layer.
+
+        Initial boxes are centered in their cell, with sides of a quarter of the image. They overlap the
+        objects, so that the better box of a cell is defined.
+        """
         layer = nn.Conv2d(WIDTH, self.boxes * 5 + num_classes, 1)
         nn.init.normal_(layer.weight, 0, 0.01)
         assert layer.bias is not None
@@ -237,7 +246,7 @@ class YOLOv1(Detector):
 
 
 def cells_of(rows: int, columns: int, stride: int, anchors: Tensor) -> Tensor:
-    """[rows * columns * A, 5] of a map with A anchors, as in `AnchorOutputs`."""
+    """Return the cells of a map with A anchors, [rows * columns * A, 5] as in `AnchorOutputs`."""
     shape = (rows, columns, len(anchors), 1)
     column = torch.arange(columns, dtype=torch.float32, device=anchors.device).view(1, -1, 1, 1)
     row = torch.arange(rows, dtype=torch.float32, device=anchors.device).view(-1, 1, 1, 1)
@@ -252,11 +261,11 @@ def yolo(
     strides: Sequence[int] | None = None,
     backbone: Callable[..., ConvNet] = resnet18,
 ) -> YOLO:
-    """`YOLO` on a fresh backbone.
+    """`YOLO` on a freshly initialized backbone.
 
     Args:
-        anchors: None: YOLOv3's nine, or as many of them, the smallest, as can be shared out.
-        strides: None: those of 8, 16 and 32 that the backbone has, or its coarsest.
+        anchors: see `YOLO`; None: the nine of YOLOv3, or the smallest of them that divide evenly.
+        strides: see `YOLO`; None: 8, 16 and 32 as far as the backbone has them, else its coarsest.
     """
     network = backbone(num_classes=1, in_chans=in_chans)
     strides = strides or usual_strides([stage.stride for stage in network.stages])
@@ -270,13 +279,13 @@ def yolov1(
     strides: Sequence[int] | None = None,
     backbone: Callable[..., ConvNet] = resnet18,
 ) -> YOLOv1:
-    """`YOLOv1` on a fresh backbone.
+    """`YOLOv1` on a freshly initialized backbone.
 
     Args:
-        strides: one; None: the backbone's coarsest.
+        strides: one stride; None: the coarsest of the backbone.
 
     Raises:
-        UserError: more strides than one.
+        UserError: more than one stride.
     """
     network = backbone(num_classes=1, in_chans=in_chans)
     strides = strides or [network.stages[-1].stride]
@@ -288,5 +297,5 @@ def yolov1(
 
 
 def usual_strides(known: Sequence[int]) -> tuple[int, ...]:
-    """YOLOv3's, as far as a backbone has maps of them, or its coarsest."""
+    """Return the strides of YOLOv3 among `known`, or the coarsest one."""
     return tuple(stride for stride in (8, 16, 32) if stride in known) or (known[-1],)

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, and the moving average of the weights."""
+"""Parameter groups and optimizers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fastcnn.optim.rmsprop import RMSpropTF
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+    network: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """All parameters in groups of one weight decay and one share of the learning rate ("lr_scale").
+    """Return all parameters in groups of equal weight decay and equal learning rate scale ("lr_scale").
 
-    Frozen ones are there too: without a gradient an optimizer lets them be, weight decay included, and the
-    groups stay what they are when they are unfrozen.
+    Frozen parameters are included. Optimizers skip parameters without a gradient, weight decay included, and
+    the groups stay the same after unfreezing.
 
     Args:
-        weight_decay: of parameters with more than one dimension; biases and norms are not decayed.
-        lr_scales: shares of the learning rate by the parameter's name; 1 where there is none.
+        weight_decay: weight decay of parameters with two or more dimensions; biases and norms have none.
+        lr_scales: learning rate scales by parameter name, relative to the learning rate; 1 by default.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in network.named_parameters():
         key = (lr_scales or {}).get(name, 1.0), parameter.ndim > 1
         groups.setdefault(key, []).append(parameter)
     return [
@@ -76,10 +76,10 @@ def build_optimizer(
 
 
 def add_momentum_buffers(optimizer: Optimizer) -> None:
-    """Gives the parameters that train the momentum 0 where they have none yet.
+    """Add momentum buffers of 0 to trainable parameters without one.
 
-    SGD would leave the buffers uninitialized if the very first update were skipped, and cannot make some of
-    them beside others that are there. Other optimizers need nothing.
+    SGD would leave the buffers uninitialized if its first update were skipped, and it cannot add buffers to a
+    group that has some. Other optimizers need no buffers in advance.
     """
     for group in optimizer.param_groups:
         for p in group["params"] if group.get("momentum") else ():
@@ -88,5 +88,6 @@ def add_momentum_buffers(optimizer: Optimizer) -> None:
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of each group to `lr` times its scale, in place."""
     for group in optimizer.param_groups:
         group["lr"].fill_(lr * group["lr_scale"])

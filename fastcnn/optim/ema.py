@@ -13,11 +13,11 @@ from torch import nn
 class EMA:
     """Exponential moving average of a network's parameters and floating-point buffers.
 
-    The decay of update t, counted from 1, is min(decay, (1 + t) / (10 + t)), so that a short run's average
-    is not its random start.
+    The decay of update t, counted from 1, is min(decay, (1 + t) / (10 + t)). Without this warmup the average
+    of a short run would stay close to its random initialization.
 
     Args:
-        every: steps from one update to the next.
+        every: steps between updates.
     """
 
     def __init__(self, model: nn.Module, decay: float, every: int = 1) -> None:
@@ -31,7 +31,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Called after every step."""
+        """Count a step, and update the average every `every` steps."""
         self.waited += 1
         if self.waited < self.every:
             return
@@ -42,13 +42,16 @@ class EMA:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begins anew with the network's weights as they are."""
+        """Restart the average from the current weights."""
         self.updates = self.waited = 0
         torch._foreach_copy_(list(self.average.values()), list(self.live.values()))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Puts the average into the network, and takes it out again: no second compiled network."""
+        """Swap the average into the network, and restore its weights on exit.
+
+        Swapping in place avoids a second compiled network.
+        """
         self._swap()
         try:
             yield
@@ -68,6 +71,6 @@ class EMA:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
-        self.waited = state.get("waited", 0)  # older checkpoints have none: they updated in every step
+        self.waited = state.get("waited", 0)  # missing in older checkpoints, which updated at every step
         for name, value in self.average.items():
             value.copy_(state["average"][name])

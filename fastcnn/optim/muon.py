@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of each bank of filters is made orthogonal."""
+"""Muon: momentum with an orthogonalized update of each filter bank."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ from fastcnn.models.parts import classifier_names
 from fastcnn.optim.rmsprop import zero_where
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
-"""Of X, X X' X and (X X')^2 X in a step of the iteration; chosen by Jordan et al. for steepness at 0."""
+"""Coefficients of X, X X' X and (X X')^2 X in the iteration; chosen by Jordan et al. for a steep slope at
+0."""
 STEPS = 3
-"""Of the iteration, as in `airbench94_muon.py`."""
+"""Number of iterations, as in `airbench94_muon.py`."""
 EPS = 1e-7
 
 FILTER_MOMENTUM, OTHER_MOMENTUM = 0.6, 0.85
-"""Of filters, and of all else."""
+"""Momentum of filters, and of all other parameters."""
 BIAS_RATE = 0.053 * 2000 / 0.24
-"""Learning rate of biases and norms over that of filters. `airbench94_muon.py` has 0.053 beside 0.24, for a
-loss that is the sum over 2,000 images; here it is their mean."""
+"""Learning rate of biases and norms, relative to filters. In `airbench94_muon.py` the rates are 0.053 and
+0.24 for a loss summed over 2,000 images; here the loss is the mean."""
 CLASSIFIER_RATE = 0.67 * 2000 / 256 / 0.24
-"""The same of other weights, times their number of inputs. There it is 0.67, under logits that are divided by
-the classifier's 256 inputs: for undivided ones, 0.67 / 256^2."""
+"""Learning rate of other weights times their number of inputs, relative to filters. In `airbench94_muon.py`
+it is 0.67, for logits divided by the 256 inputs of the classifier. Undivided logits need 0.67 / 256^2."""
 
 
 class Muon(Optimizer):
     """Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024), with Nesterov
     momentum and the fixed norms of `airbench94_muon.py`.
 
-    In groups with "orthogonal" each parameter p is a bank of filters, [out, ...], and G its gradient as a
-    matrix [out, inputs]:
+    In groups with "orthogonal" each parameter p is a filter bank [out, ...], and G its gradient as a matrix
+    [out, inputs]:
 
         M = momentum M + G
         p = p sqrt(out) / |p|
         p = p - lr orthogonal(G + momentum M)
 
-    so that a filter's norm is 1 in the quadratic mean; a norm after the layer makes that no restriction.
-    `weight_decay` would mean nothing there, and is not read. Other groups are updated by SGD with Nesterov
-    momentum, as torch's, their weight decay in the gradient.
+    The root mean square of the filters' norms is thus 1, which is no restriction with a norm after the layer.
+    `weight_decay` would have no effect on these groups, and is ignored. Other groups are updated by SGD with
+    Nesterov momentum as in torch, with the weight decay added to the gradient.
 
-    Filters of one shape go through the iteration together, on GPUs in bf16. Nothing waits for the device. As
-    fused optimizers, and for `torch.amp.GradScaler`, it reads the attributes `found_inf` (tensor [], above 0:
-    this step changes nothing) and `grad_scale` (tensor [] that gradients are divided by).
+    Filters of one shape share a batched iteration, in bf16 on GPUs. There is no host sync. As fused
+    optimizers, and for `torch.amp.GradScaler`, the step reads two attributes: `found_inf` (tensor []; above 0
+    the step changes nothing) and `grad_scale` (tensor []; gradients are divided by it).
 
     Args:
-        params: parameters, or groups of them as `muon_groups` makes them; each group's "lr" may be a tensor
-            [] on their device.
-        lr, momentum, weight_decay, orthogonal: of groups without their own.
+        params: parameters, or groups as returned by `muon_groups`. The "lr" of a group may be a tensor [] on
+            the device of its parameters.
+        lr, momentum, weight_decay, orthogonal: defaults for groups without their own.
     """
 
     _step_supports_amp_scaling = True
@@ -59,6 +60,7 @@ class Muon(Optimizer):
         self,
         params: Any,
         lr: float = 0.24,
+        *,
         momentum: float = FILTER_MOMENTUM,
         weight_decay: float = 0.0,
         orthogonal: bool = True,
@@ -89,21 +91,21 @@ class Muon(Optimizer):
         if grad_scale is not None:
             grads = list(torch._foreach_div(grads, grad_scale))
         decay = 0.0 if group["orthogonal"] else group["weight_decay"]
-        grads = list(torch._foreach_add(grads, params, alpha=decay))  # a copy in any case
-        kept: Any = group["momentum"]
+        grads = list(torch._foreach_add(grads, params, alpha=decay))  # always a copy
+        momentum: Any = group["momentum"]
         rate: Any = group["lr"]
-        if skip is not None:  # then the momentum keeps all and takes nothing up, and moves nothing
+        if skip is not None:  # skipped step: momentum unchanged, no update
             zero_where(grads, skip)
-            kept, rate = torch.where(skip, 1.0, kept), torch.where(skip, 0.0, rate)
-        torch._foreach_mul_(momenta, kept)
+            momentum, rate = torch.where(skip, 1.0, momentum), torch.where(skip, 0.0, rate)
+        torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, grads)
         torch._foreach_add_(grads, momenta, alpha=group["momentum"])
-        moves = grads
+        updates = grads
         if group["orthogonal"]:
             _fix_norms(params, skip)
-            moves = _orthogonal_each(grads)
-        torch._foreach_mul_(moves, rate)
-        torch._foreach_sub_(params, moves)
+            updates = _orthogonal_each(grads)
+        torch._foreach_mul_(updates, rate)
+        torch._foreach_sub_(params, updates)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -113,7 +115,7 @@ class Muon(Optimizer):
 
 
 def _fix_norms(params: list[Tensor], skip: Tensor | None) -> None:
-    """Makes the filters' norm 1 in the quadratic mean over each bank, unless `skip` is true."""
+    """Scale each filter bank to a root mean square of 1 of its filters' norms, unless `skip` is true."""
     factors = list(torch._foreach_norm(params))
     torch._foreach_add_(factors, EPS)
     torch._foreach_reciprocal_(factors)
@@ -124,28 +126,28 @@ def _fix_norms(params: list[Tensor], skip: Tensor | None) -> None:
 
 
 def _orthogonal_each(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonal` of each tensor as a matrix [len, rest], those of one shape together."""
+    """Apply `orthogonal` to each tensor as a matrix [len, rest], batched over equal shapes."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for i, tensor in enumerate(tensors):
         by_shape.setdefault((len(tensor), tensor[0].numel()), []).append(i)
     results = list(tensors)
-    for where in by_shape.values():
-        matrices = orthogonal(torch.stack([tensors[i].flatten(1) for i in where]))
-        for i, matrix in zip(where, matrices):
+    for indices in by_shape.values():
+        matrices = orthogonal(torch.stack([tensors[i].flatten(1) for i in indices]))
+        for i, matrix in zip(indices, matrices):
             results[i] = matrix.view(tensors[i].shape)
     return results
 
 
 def orthogonal(matrices: Tensor, steps: int = STEPS) -> Tensor:
-    """Nearly the nearest semi-orthogonal matrices: of U S V', U S' V' with S' about 1.
+    """Return approximately the nearest semi-orthogonal matrices: for U S V', U S' V' with S' about 1.
 
     Newton-Schulz iteration by a polynomial of degree 5 (Jordan et al. 2024). It does not converge: its
-    coefficients bring small singular values up fast, and leave them anywhere from about 0.7 to 1.2. After
-    3 steps those below about a fiftieth of the matrix's norm are still small.
+    coefficients increase small singular values fast, to values between about 0.7 and 1.2. After 3 steps those
+    below about a fiftieth of the matrix norm are still small.
 
     Args:
         matrices: [N, rows, columns].
-        steps: more bring up smaller singular values.
+        steps: number of iterations; more of them increase smaller singular values.
     """
     a, b, c = COEFFICIENTS
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + EPS)
@@ -160,46 +162,48 @@ def orthogonal(matrices: Tensor, steps: int = STEPS) -> Tensor:
 
 
 def muon_groups(
-    model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+    network: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """All parameters in groups for `Muon`, with what each has in place of a learning rate: "lr_scale", its
-    share of the filters'.
+    """Return all parameters in groups for `Muon`, each with a learning rate relative to filters ("lr_scale").
 
-    Weights of convolutions are made orthogonal, but for those that make the logits. The classifier, its bias
-    included, and weights of other layers get `CLASSIFIER_RATE` over their inputs, and biases and norms
-    `BIAS_RATE`. What else has more than one dimension, such as class tokens and embeddings of positions, is
-    no matrix that multiplies, and is not made orthogonal either (README of github.com/KellerJordan/Muon): it
-    gets `CLASSIFIER_RATE` over its last dimension.
+    Weights of convolutions are orthogonalized, except those of the classifier. The classifier, its bias
+    included, and weights of other layers have the rate `CLASSIFIER_RATE` divided by their number of inputs.
+    Biases and norms have `BIAS_RATE`. Other parameters of two or more dimensions, such as class tokens and
+    position embeddings, do not multiply activations, and are not orthogonalized either (README of
+    github.com/KellerJordan/Muon). Their rate is `CLASSIFIER_RATE` divided by their last dimension.
 
     Args:
-        weight_decay: a step takes away lr * weight_decay of all but filters, whatever their share of lr.
-        lr_scales: further shares of the learning rate by the parameter's name; 1 where there is none.
+        weight_decay: a step subtracts lr * weight_decay times the parameter, for all parameters but filters,
+            independent of their relative rate.
+        lr_scales: additional learning rate scales by parameter name; 1 by default.
     """
-    heads = tuple(f"{name}." for name in classifier_names(model))
+    heads = tuple(f"{name}." for name in classifier_names(network))
     inputs = {
         name: p[0].numel() if name.endswith("weight") else p.shape[-1]
-        for name, p in model.named_parameters()
+        for name, p in network.named_parameters()
         if p.ndim > 1
     }
+
+    # Group by kind, rate and scale; each group becomes one of the optimizer's.
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        head = name.startswith(heads)
-        of_weight = inputs.get(f"{name.rpartition('.')[0]}.weight", 1)
-        if parameter.ndim == 4 and name.endswith("weight") and not head:
-            filters, rate = True, 1.0
-        elif parameter.ndim > 1 or head:
-            filters, rate = False, CLASSIFIER_RATE / inputs.get(name, of_weight)
+    for name, parameter in network.named_parameters():
+        in_head = name.startswith(heads)
+        weight_inputs = inputs.get(f"{name.rpartition('.')[0]}.weight", 1)
+        if parameter.ndim == 4 and name.endswith("weight") and not in_head:
+            is_filter, rate = True, 1.0
+        elif parameter.ndim > 1 or in_head:
+            is_filter, rate = False, CLASSIFIER_RATE / inputs.get(name, weight_inputs)
         else:
-            filters, rate = False, BIAS_RATE
-        key = filters, rate, (lr_scales or {}).get(name, 1.0)
+            is_filter, rate = False, BIAS_RATE
+        key = is_filter, rate, (lr_scales or {}).get(name, 1.0)
         groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": params,
-            "lr_scale": rate * share,
-            "momentum": FILTER_MOMENTUM if filters else OTHER_MOMENTUM,
-            "weight_decay": 0.0 if filters else weight_decay / rate,
-            "orthogonal": filters,
+            "lr_scale": rate * scale,
+            "momentum": FILTER_MOMENTUM if is_filter else OTHER_MOMENTUM,
+            "weight_decay": 0.0 if is_filter else weight_decay / rate,
+            "orthogonal": is_filter,
         }
-        for (filters, rate, share), params in groups.items()
+        for (is_filter, rate, scale), params in groups.items()
     ]

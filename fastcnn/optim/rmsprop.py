@@ -1,4 +1,4 @@
-"""RMSprop as TensorFlow has it, by which MobileNetV3, MnasNet and EfficientNet were trained."""
+"""TensorFlow's RMSprop, the optimizer of MobileNetV3, MnasNet and EfficientNet."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes of an element."""
+"""Integer types by bytes per element."""
 
 
 class RMSpropTF(Optimizer):
-    """RMSprop (Tieleman, Hinton 2012, lecture 6e) with TensorFlow's three differences from torch's:
+    """RMSprop (Tieleman, Hinton 2012, lecture 6e) as in TensorFlow, which differs from torch in three points:
 
         v = alpha v + (1 - alpha) g^2,  v = 1 at first
         m = momentum m + lr g / sqrt(v + eps)
         p = p - m
 
-    Epsilon is inside the square root, the mean square starts at 1, and the momentum holds the learning rates
-    of its time. The defaults are those of Tan et al. 2019 ("MnasNet", section 5.1) and Tan, Le 2019
-    ("EfficientNet", section 5.2), whose epsilon is that of their code. Weight decay is added to the gradient,
-    as L2 regularization is.
+    Epsilon is inside the square root. The mean square starts at 1. The momentum includes the learning rate of
+    each step. The defaults are those of Tan et al. 2019 ("MnasNet", section 5.1) and Tan, Le 2019
+    ("EfficientNet", section 5.2), with the epsilon of their code. Weight decay is added to the gradient, as
+    L2 regularization.
 
-    Steps are foreach operations that do not wait for the device. As fused optimizers, and for
-    `torch.amp.GradScaler`, it reads the attributes `found_inf` (tensor [], above 0: this step changes
-    nothing) and `grad_scale` (tensor [] that gradients are divided by).
+    Steps are foreach operations without a host sync. As fused optimizers, and for `torch.amp.GradScaler`, the
+    step reads two attributes: `found_inf` (tensor []; above 0 the step changes nothing) and `grad_scale`
+    (tensor []; gradients are divided by it).
 
     Args:
-        params: parameters, or groups of them; each group's "lr" may be a tensor [] on their device.
-        lr: learning rate of groups without one.
+        params: parameters, or groups of them. The "lr" of a group may be a tensor [] on the device of its
+            parameters.
+        lr: learning rate of groups without their own.
     """
 
     _step_supports_amp_scaling = True
@@ -40,6 +41,7 @@ class RMSpropTF(Optimizer):
         self,
         params: Any,
         lr: float = 1e-2,
+        *,
         alpha: float = 0.9,
         momentum: float = 0.9,
         eps: float = 1e-3,
@@ -69,27 +71,29 @@ class RMSpropTF(Optimizer):
         momenta = [self._buffer(p, "momentum_buffer", 0.0) for p in params]
         raw = [p.grad for p in params if p.grad is not None]
         scaled = torch._foreach_div(raw, grad_scale) if grad_scale is not None else raw
-        grads = torch._foreach_add(scaled, params, alpha=group["weight_decay"])  # a copy in any case
+        grads = torch._foreach_add(scaled, params, alpha=group["weight_decay"])  # always a copy
         rate: float | Tensor = 1 - group["alpha"]
-        kept: float | Tensor = group["momentum"]
-        if found_inf is not None:  # then the mean square takes nothing up, and the momentum keeps all
+        momentum: float | Tensor = group["momentum"]
+        if found_inf is not None:  # skipped step: mean square and momentum unchanged
             skip = found_inf > 0
             zero_where(grads, skip)
-            rate, kept = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, kept)
+            rate, momentum = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, momentum)
 
+        # Mean square: v += (1 - alpha) (g^2 - v).
         change = torch._foreach_mul(grads, grads)
         torch._foreach_sub_(change, squares)
         torch._foreach_mul_(change, rate)
         torch._foreach_add_(squares, change)
 
+        # Momentum and update.
         root = torch._foreach_add(squares, group["eps"])
         torch._foreach_sqrt_(root)
         torch._foreach_div_(grads, root)
         torch._foreach_mul_(grads, group["lr"])
-        torch._foreach_mul_(momenta, kept)
+        torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, grads)
-        moves = tuple(momenta) if found_inf is None else torch._foreach_mul(momenta, (~skip).float())
-        torch._foreach_sub_(params, moves)
+        updates = tuple(momenta) if found_inf is None else torch._foreach_mul(momenta, (~skip).float())
+        torch._foreach_sub_(params, updates)
 
     def _buffer(self, parameter: Tensor, name: str, start: float) -> Tensor:
         state = self.state[parameter]
@@ -99,9 +103,9 @@ class RMSpropTF(Optimizer):
 
 
 def zero_where(tensors: Sequence[Tensor], where: Tensor) -> None:
-    """Fills tensors of one type with zeros if `where`, bool [], is true, without waiting for it.
+    """Fill tensors of one type with zeros if `where`, bool [], is true, without a host sync.
 
-    A product of floats would keep NaN and infinity; one of their bits does not.
+    The tensors are multiplied as integers: a product of floats would keep NaN and infinity.
     """
     bits = [tensor.view(INTEGERS[tensor.element_size()]) for tensor in tensors]
     torch._foreach_mul_(bits, (~where).to(bits[0].dtype))

@@ -14,28 +14,30 @@ from pathlib import Path
 from fastcnn.config import SchedName, ScheduleSettings
 
 ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
-"""Peak over the first rate, and the first over the last: as torch.optim.lr_scheduler.OneCycleLR has them."""
+"""Peak / initial rate, and initial / final rate: the defaults of torch.optim.lr_scheduler.OneCycleLR."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Everything the learning rate depends on but the step. Lengths are in epochs."""
+    """Settings of a learning rate schedule. Lengths are in epochs."""
 
     peak: float
     steps_per_epoch: int
     epochs: float
-    """May end within an epoch."""
+    """May end with a partial epoch."""
     warmup_epochs: float = 0.0
     kind: SchedName = "cosine"
     min_lr: float = 0.0
-    """Where "cosine", "polynomial" and "triangular" end."""
+    """Final rate of "cosine", "polynomial" and "triangular"."""
     decay_epochs: float = 30.0
+    """Epochs between the decays of "step"."""
     decay_milestones: tuple[float, ...] = ()
+    """Epochs of the decays of "multistep"."""
     decay_rate: float = 0.1
     decay_power: float = 1.0
-    """Of "polynomial"."""
+    """Power of "polynomial"."""
     warmup_factor: float = 0.0
-    """Share of the peak at which the warm-up begins; "onecycle" has its own."""
+    """Initial rate of the warmup as a fraction of the peak; "onecycle" has its own."""
 
     @classmethod
     def of(cls, settings: ScheduleSettings, *, peak: float, steps_per_epoch: int) -> Schedule:
@@ -56,34 +58,35 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates in the run."""
         return max(1, round(self.epochs * self.steps_per_epoch))
 
     @property
     def warmup_steps(self) -> int:
+        """Number of updates in the warmup."""
         return round(self.warmup_epochs * self.steps_per_epoch)
 
 
 def learning_rate(step: int, schedule: Schedule) -> float:
-    """The learning rate of update `step`, counted from 0.
+    """Return the learning rate of update `step`, counted from 0.
 
-    First a warm-up of n steps, linear from the peak times f + (1 - f) / n, f the warm-up's factor, to the
-    peak (Goyal et al. 2017, section 2.2), then
+    A warmup of n steps is linear from peak * (f + (1 - f) / n) to the peak, where f is the warmup factor
+    (Goyal et al. 2017, section 2.2). After it:
 
     - "cosine": a half cosine to `min_lr` (Loshchilov, Hutter 2017, equation 5);
-    - "polynomial": to `min_lr` by the power `decay_power` of what is left of the run (Caffe's "poly", by
-      which GoogLeNet was trained there with 0.5);
-    - "step", "multistep": the peak times `decay_rate` for each drop so far;
+    - "polynomial": to `min_lr` by the power `decay_power` of the remaining fraction of the run (Caffe's
+      "poly", which trained GoogLeNet there with 0.5);
+    - "step", "multistep": the peak times `decay_rate` for each decay so far;
     - "constant": the peak.
 
-    Two have a rise of their own, as long as the warm-up:
+    Two kinds have their own rise instead, of the same length as the warmup:
 
-    - "onecycle": a half cosine from the peak / 25 to the peak in the warm-up's last step, and one to the peak
-      / 250,000 in the run's (Smith, Topin 2017, in the shape of torch's OneCycleLR);
-    - "triangular": linear from the peak times the warm-up's factor to the peak in the first step after the
-      warm-up, and to `min_lr` where the run ends (Smith 2017, one cycle of section 3.1).
+    - "onecycle": a half cosine from peak / 25 to the peak at the last step of the warmup, and one to
+      peak / 250,000 at the last step of the run (Smith, Topin 2017, with the shape of torch's OneCycleLR);
+    - "triangular": linear from the peak times the warmup factor to the peak at the first step after the
+      warmup, and to `min_lr` at the end of the run (Smith 2017, one cycle of section 3.1).
 
-    After the end of the run those that end at some rate stay there.
+    After the end of the run, kinds with a final rate stay at it.
     """
     s = schedule
     warmup, total = s.warmup_steps, s.total_steps
@@ -99,13 +102,13 @@ def learning_rate(step: int, schedule: Schedule) -> float:
         return s.peak * s.decay_rate ** sum(epoch >= milestone for milestone in s.decay_milestones)
     if s.kind == "constant":
         return s.peak
-    left = 1 - min(1.0, (step - warmup) / max(1, total - warmup))
-    share = {
-        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
-        "polynomial": left**s.decay_power,
-        "triangular": left,
+    remaining = 1 - min(1.0, (step - warmup) / max(1, total - warmup))
+    factor = {
+        "cosine": 0.5 * (1 - math.cos(math.pi * remaining)),
+        "polynomial": remaining**s.decay_power,
+        "triangular": remaining,
     }[s.kind]
-    return s.min_lr + (s.peak - s.min_lr) * share
+    return s.min_lr + (s.peak - s.min_lr) * factor
 
 
 def _onecycle(step: int, warmup: int, total: int, peak: float) -> float:
@@ -119,17 +122,17 @@ def _half_cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _peak(schedule: Schedule) -> int:
-    """The first step with the highest rate: the warm-up's last, or the one after it."""
+def _peak_step(schedule: Schedule) -> int:
+    """Return the first step with the highest rate: the last of the warmup, or the one after it."""
     warmup, end = schedule.warmup_steps, schedule.total_steps - 1
     around = [min(max(0, step), end) for step in (warmup - 1, warmup)]
     return max(around, key=lambda step: learning_rate(step, schedule))
 
 
 def describe_schedule(schedule: Schedule) -> str:
-    """The learning rate in a few lines for a terminal: at its start, peak, quarters and end."""
+    """Return the learning rate at its start, peak, quarters and end, as lines for a terminal."""
     s, total = schedule, schedule.total_steps
-    inner = [(_peak(s), "peak"), *((q * total // 4, f"{q}/4") for q in (1, 2, 3))]
+    inner = [(_peak_step(s), "peak"), *((q * total // 4, f"{q}/4") for q in (1, 2, 3))]
     points = [(0, "start"), *sorted(inner), (total - 1, "end")]
     warmup = f", warm-up of {s.warmup_epochs:g} epochs" if s.warmup_steps else ""
     lines = [f"learning rate: {s.kind}, {s.epochs:g} epochs of {s.steps_per_epoch:,} steps{warmup}"]
@@ -141,17 +144,20 @@ def describe_schedule(schedule: Schedule) -> str:
 
 
 def draw_schedule(schedule: Schedule, png: Path) -> None:
-    """The learning rate over epochs as a PNG, with the warm-up shaded."""
+    """Plot the learning rate over epochs to a PNG, with the warmup shaded."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from fastcnn.viz.curves import MUTED, TRAIN, VAL
 
-    s, total, top = schedule, schedule.total_steps, _peak(schedule)
+    # Points of the curve, with its peak and end.
+    s, total, top = schedule, schedule.total_steps, _peak_step(schedule)
     steps = sorted({*range(0, total, max(1, total // 2000)), top, total - 1})
     epochs = [step / s.steps_per_epoch for step in steps]
     rates = [learning_rate(step, s) for step in steps]
     at, peak = top / s.steps_per_epoch, learning_rate(top, s)
+
+    # Curve, peak and axes.
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -159,7 +165,7 @@ def draw_schedule(schedule: Schedule, png: Path) -> None:
         axes.axvspan(0, s.warmup_epochs, color=MUTED, alpha=0.5, linewidth=0, label="warm-up")
     axes.plot(epochs, rates, color=TRAIN, linewidth=2, clip_on=False)
     axes.plot(at, peak, color=VAL, marker="o", markersize=4, clip_on=False)
-    right, side = (6, "left") if at < s.epochs / 10 else (0, "center")  # not over the axis
+    right, side = (6, "left") if at < s.epochs / 10 else (0, "center")  # not across the axis
     axes.annotate(
         f"{peak:.4g}", (at, peak), textcoords="offset points", xytext=(right, 7), ha=side, color=VAL
     )

@@ -52,7 +52,7 @@ def load_initial_weights(
     other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)
     backbone = getattr(network, "backbone", None)
     if backbone is None or any(name.startswith("backbone.") for name in weights.state):
-        adapted = load_weights(network, weights.state, flag, other_classes)
+        adapted = load_weights(network, weights.state, flag, other_classes=other_classes)
     else:  # weights of a classifier, without its last layers
         adapted = load_weights(backbone, backbone.without_head(weights.state), flag)
     remarks = [f"starting from {weights.origin}", *adapted]

@@ -1,4 +1,4 @@
-"""The interface of a task. The engine calls a task and knows nothing else of it."""
+"""Interface between tasks and the engine."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from fastcnn.tasks.metrics import Metrics
 
 
 class Task(Protocol):
+    """Loss, metrics, predictions and drawings of a kind of targets."""
+
     best_metric: str
-    """The metric, among those of validation, that decides which epoch is the best: larger is better."""
+    """Validation metric that selects the best epoch; larger is better."""
     pictured: bool
-    """Whether a run's folder gets pictures of what validation found."""
+    """True if the run folder gets pictures of validation predictions."""
 
     def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
-        """The mean loss of the real samples, a scalar; training may regularize it."""
+        """Return the mean loss of the real samples, a scalar; regularization applies with `train` only."""
 
     def metrics(self, device: torch.device, *, train: bool = True) -> Metrics:
-        """Fresh metrics: of training those that cost next to nothing, of validation all."""
+        """Return new metrics: for training only those of negligible cost, for validation all."""
 
     def describe(self, metrics: dict[str, float]) -> str:
-        """The metrics as a person reads them, such as "loss 1.234  acc1 56.7%"."""
+        """Format metrics for the log, such as "loss 1.234  acc1 56.7%"."""
 
     def predict(self, outputs: object) -> list[np.ndarray]:
-        """What was found in each sample of a batch; waits for the device."""
+        """Return the predictions for each sample of a batch; syncs with the device."""
 
     def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
-        """What was found in a sample, such as "cat 98%"."""
+        """Format the predictions for a sample, such as "cat 98%"."""
 
     def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        """A sample, uint8 [H, W, 3], with what was found in it."""
+        """Draw predictions into a sample, uint8 [H, W, 3]."""
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        """A sample with its target: an element of `Batch.targets`."""
+        """Draw a target, an element of `Batch.targets`, into a sample."""

@@ -21,12 +21,13 @@ AUX_WEIGHT = 0.3
 
 
 class Classification:
-    """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`. Of mixed images
-    the loss is that of both targets by their weights, which is that of the mixed one-hot target.
+    """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`.
+
+    The loss of mixed images is the weighted sum for both targets, equal to that of the mixed one-hot target.
 
     Args:
-        num_classes: size of the logits.
-        label_smoothing: share of the target spread evenly over all classes, in training.
+        num_classes: number of classes.
+        label_smoothing: label smoothing in training.
     """
 
     best_metric = "acc1"
@@ -51,7 +52,7 @@ class Classification:
         return f"loss {metrics['loss']:.3f}  acc1 {metrics['acc1']:.2f}%"
 
     def predict(self, outputs: object) -> list[np.ndarray]:
-        """Probabilities, float32 [num_classes] each."""
+        """Return probabilities, float32 [num_classes] for each sample."""
         logits, _ = _split(outputs)
         return list(logits.float().softmax(1).cpu().numpy())
 
@@ -59,16 +60,18 @@ class Classification:
         return ", ".join(_best(predictions, class_names))
 
     def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        words = [(word, None) for word in _best(predictions, class_names)]
-        return with_caption(enlarged(Image.fromarray(image)), words)
+        labels = [(label, None) for label in _best(predictions, class_names)]
+        return with_caption(enlarged(Image.fromarray(image)), labels)
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_caption(enlarged(Image.fromarray(image)), [(class_names[int(target)], None)])
 
 
 class ClassificationMetrics(MeanLoss):
-    """Mean loss, acc1 and, with more than 5 classes, acc5, in percent; of mixed images either class counts by
-    its weight."""
+    """Mean loss, acc1 and, with more than 5 classes, acc5, in percent.
+
+    Both classes of a mixed image count, by their weights.
+    """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.top = 5 if num_classes > 5 else 1
@@ -95,7 +98,7 @@ class ClassificationMetrics(MeanLoss):
 
 
 def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """The three most probable classes, such as "cat 98.0%"."""
+    """Return the three most probable classes, such as "cat 98.0%"."""
     best = np.argsort(-probabilities, kind="stable")[:3].tolist()
     return [f"{class_names[i]} {100 * probabilities[i]:.1f}%" for i in best]
 

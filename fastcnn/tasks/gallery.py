@@ -1,4 +1,4 @@
-"""A few samples of a validation, truth beside prediction, as a picture."""
+"""Picture of validation samples, targets beside predictions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from fastcnn.tasks.base import Task
 from fastcnn.viz.pictures import side_by_side
 
 COUNT = 12
-"""Samples, evenly over the validation."""
+"""Number of samples, evenly spaced over the validation set."""
 
 
 class Gallery:
-    """Looks on while a validation goes through its batches.
+    """Collection of samples during a validation.
 
     Args:
-        task: draws them.
-        class_names: for it.
-        batches: that will come.
+        task: draws targets and predictions.
+        batches: number of batches in the validation.
     """
 
     def __init__(self, task: Task, class_names: Sequence[str], batches: int) -> None:
@@ -34,9 +33,9 @@ class Gallery:
         self.pairs: list[tuple[Image.Image, Image.Image]] = []
 
     def sample(self, batch: Batch, outputs: object) -> None:
-        """Takes samples from a batch; waits for the device where it takes some."""
+        """Select samples of a batch; syncs with the device if there are any."""
         size = len(batch.mask)
-        last = max((self.batches - 1) * size, size - 1)  # the last batch may be filled up
+        last = max((self.batches - 1) * size, size - 1)  # the last batch may be padded
         places = np.linspace(0, last, COUNT).astype(int) - self.step * size
         self.step += 1
         chosen = sorted({int(i) for i in places if 0 <= i < size})
@@ -51,12 +50,12 @@ class Gallery:
                 self.pairs.append((truth, self.task.draw(pixels, predictions[i], self.class_names)))
 
     def save(self, path: Path) -> None:
-        """Writes what was seen as a PNG, if anything was."""
+        """Write the samples as a PNG, if there are any."""
         if self.pairs:
             side_by_side(self.pairs).save(path)
 
 
 def rgb(image: Tensor) -> np.ndarray:
-    """uint8 [C, H, W] on any device, of 1 or 3 channels, to [H, W, 3]."""
+    """Convert an image uint8 [C, H, W] on any device, with 1 or 3 channels, to [H, W, 3]."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

@@ -1,4 +1,4 @@
-"""Sums that stay on the device until somebody asks."""
+"""Metrics as sums on the device, without host syncs until they are computed."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from fastcnn.runtime.distributed import all_reduce_sum
 
 
 class Metrics(Protocol):
-    """What a task measures over batches, without waiting for the device until `compute`."""
+    """Metrics of a task over batches, without a host sync until `compute`."""
 
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
-        """Adds a batch. `loss` is its mean over the real samples."""
+        """Add a batch; `loss` is the mean over its real samples."""
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all ranks' samples so far, and their number as "samples". All ranks call it."""
+        """Return the metrics over all ranks, and the number of samples as "samples". Collective."""
 
     def state(self) -> Tensor:
-        """This rank's sums, for a checkpoint or to add to another's."""
+        """Return the sums of this rank, for a checkpoint or `add`."""
 
     def add(self, state: Tensor) -> None:
-        """Adds another's sums."""
+        """Add the sums of another state."""
 
     def reset(self) -> None:
-        """Back to nothing."""
+        """Reset all sums to 0."""
 
 
 class Sums:
-    """A vector of named sums on `device`."""
+    """Vector of named sums on `device`."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
@@ -39,19 +39,19 @@ class Sums:
         self.values = torch.zeros(len(names), dtype=dtype, device=device)
 
     def add(self, *increments: Tensor) -> None:
-        """Adds one scalar tensor for each name."""
+        """Add a scalar tensor to each sum, in the order of the names."""
         self.values += torch.stack([i.to(self.values.dtype) for i in increments])
 
     def over_ranks(self) -> dict[str, float]:
-        """The sums of all ranks; waits for the device."""
+        """Return the sums over all ranks; syncs with the device. Collective."""
         return dict(zip(self.names, all_reduce_sum(self.values.clone()).tolist()))
 
 
 class MeanLoss:
-    """The real samples' number and mean loss; what is measured beside them derives from it.
+    """Number and mean loss of the real samples; base class of other metrics.
 
     Args:
-        others: names of further sums.
+        others: names of additional sums.
     """
 
     def __init__(self, device: torch.device, others: tuple[str, ...] = ()) -> None:

@@ -21,17 +21,18 @@ SegLoss = Literal["ce", "dice", "ce-dice"]
 
 
 class Segmentation:
-    """Targets are class numbers, uint8 [N, H, W], with `IGNORE` where nothing is trained or counted; outputs
-    are logits [N, num_classes, h, w]. Where h and w are smaller (valid convolutions), the targets' centre is
-    what they are compared with.
+    """Targets are class numbers, uint8 [N, H, W]; outputs are logits [N, num_classes, h, w].
+
+    Pixels of value `IGNORE` are excluded from loss and metrics. If h and w are smaller than H and W, without
+    padding in the network, the center of the targets is used.
 
     Args:
-        num_classes: channels of the logits.
+        num_classes: number of classes.
         loss: cross-entropy, Dice, or their sum.
-        class_weights: of the cross-entropy, one for each class.
+        class_weights: weights of the classes in the cross-entropy.
 
     Raises:
-        UserError: other than `num_classes` weights.
+        UserError: the number of weights is not `num_classes`.
     """
 
     best_metric = "miou"
@@ -66,14 +67,14 @@ class Segmentation:
         return f"loss {metrics['loss']:.3f}  miou {metrics['miou']:.2f}%  pixels {metrics['pixel_acc']:.2f}%"
 
     def predict(self, outputs: object) -> list[np.ndarray]:
-        """Class numbers, uint8 [h, w] each."""
+        """Return class numbers, uint8 [h, w] for each sample."""
         assert isinstance(outputs, Tensor)
         return list(outputs.argmax(1).to(torch.uint8).cpu().numpy())
 
     def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
-        shares = np.bincount(predictions.flatten(), minlength=self.num_classes) / predictions.size
-        shown = [i for i in np.argsort(-shares, kind="stable").tolist() if shares[i] > 0]
-        return ", ".join(f"{class_names[i]} {100 * shares[i]:.1f}%" for i in shown)
+        fractions = np.bincount(predictions.flatten(), minlength=self.num_classes) / predictions.size
+        present = [i for i in np.argsort(-fractions, kind="stable").tolist() if fractions[i] > 0]
+        return ", ".join(f"{class_names[i]} {100 * fractions[i]:.1f}%" for i in present)
 
     def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_mask(image, predictions, class_names)
@@ -83,21 +84,21 @@ class Segmentation:
 
 
 class Pixels(NamedTuple):
-    """All pixels of a batch, one after the other: P of them."""
+    """All P pixels of a batch in one list."""
 
     log_probabilities: Tensor
     """[P, C]"""
     classes: Tensor
-    """int64 [P], 0 where a pixel does not count"""
+    """int64 [P], 0 for ignored pixels"""
     counted: Tensor
-    """float32 [P], 1 or 0"""
+    """float32 [P], 0 for ignored pixels, else 1"""
 
     @staticmethod
     def of(logits: Tensor, targets: Tensor) -> Pixels:
-        """From logits [N, C, H, W] and targets int64 [N, H, W]."""
+        """Return the pixels of logits [N, C, H, W] and targets int64 [N, H, W]."""
         counted = targets != IGNORE
         rows = logits.float().movedim(1, -1).flatten(0, 2)  # no copy in channels-last memory
-        # log_softmax is ten times slower over the few columns that classes are, on the CPU.
+        # On the CPU, log_softmax is ten times slower for a small number of classes.
         return Pixels(
             rows - rows.logsumexp(1, keepdim=True),
             targets.where(counted, 0).flatten(),
@@ -105,59 +106,64 @@ class Pixels(NamedTuple):
         )
 
     def of_truth(self) -> Tensor:
-        """Log-probabilities of the pixels' own classes, [P]."""
+        """Return the log-probability of the true class of each pixel, [P]."""
         return self.log_probabilities.gather(1, self.classes[:, None])[:, 0]
 
     def by_class(self, values: Tensor) -> Tensor:
-        """Sums of values [P] over the pixels of each class, [C]."""
+        """Return the sums of values [P] over the pixels of each class, [C]."""
         zeros = torch.zeros(self.log_probabilities.shape[1], device=values.device)
         return zeros.scatter_add(0, self.classes, values * self.counted)
 
 
 def cross_entropy(pixels: Pixels, weights: Tensor) -> Tensor:
-    """Mean over the pixels that count, weighted by their classes' weights [C]."""
+    """Return the mean over pixels that are not ignored, weighted by the weights [C] of their classes."""
     weight = weights[pixels.classes] * pixels.counted
     return -(pixels.of_truth() * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def dice_loss(pixels: Pixels) -> Tensor:
-    """1 - Dice coefficient of the probabilities with the truth (Milletari et al., "V-Net", 3DV 2016, section
-    3, without their squares), over all pixels of the batch that count; the mean over the classes it shows."""
+    """Return 1 - Dice coefficient of probabilities and targets, the mean over the classes in the batch.
+
+    The coefficient is over all pixels of the batch that are not ignored (Milletari et al., "V-Net", 3DV 2016,
+    section 3, without the squares there).
+    """
     predicted = pixels.counted @ pixels.log_probabilities.exp()
     common, truth = pixels.by_class(pixels.of_truth().exp()), pixels.by_class(torch.ones_like(pixels.counted))
     dice = 2 * common / (predicted + truth).clamp(min=1e-6)
-    shown = truth > 0
-    return ((1 - dice) * shown).sum() / shown.sum().clamp(min=1)
+    present = truth > 0
+    return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
 class SegmentationMetrics(MeanLoss):
-    """Mean loss, and in percent, over all pixels that count: mIoU and Dice, means over the classes that the
-    truth or the prediction shows, and the share of pixels that are right."""
+    """Mean loss, mIoU, Dice and pixel accuracy, in percent over all pixels that are not ignored.
+
+    mIoU and Dice are means over the classes in targets or predictions.
+    """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         super().__init__(device)
         self.num_classes = num_classes
-        # Pixels of each class (row) that were taken for each class (column), and those that do not count.
+        # Confusion matrix of targets (rows) and predictions (columns), and the number of ignored pixels.
         self.pixels = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
         super().update(loss, outputs, batch)
         logits, targets = _pair(outputs, batch)
-        place = (targets * self.num_classes + logits.argmax(1)).where(targets != IGNORE, self.num_classes**2)
-        place = place.flatten()
-        self.pixels.scatter_add_(0, place, torch.ones_like(place))
+        entry = (targets * self.num_classes + logits.argmax(1)).where(targets != IGNORE, self.num_classes**2)
+        entry = entry.flatten()
+        self.pixels.scatter_add_(0, entry, torch.ones_like(entry))
 
     def compute(self) -> dict[str, float]:
         pixels = all_reduce_sum(self.pixels.clone())[:-1].view(self.num_classes, self.num_classes).double()
-        right, truth, predicted = pixels.diag(), pixels.sum(1), pixels.sum(0)
-        shown = truth + predicted > 0
-        union = (truth + predicted - right)[shown]
+        correct, truth, predicted = pixels.diag(), pixels.sum(1), pixels.sum(0)
+        present = truth + predicted > 0
+        union = (truth + predicted - correct)[present]
         return {
             **super().compute(),
-            "miou": _percent(right[shown] / union),
-            "dice": _percent(2 * right[shown] / (truth + predicted)[shown]),
-            "pixel_acc": 100 * float(right.sum() / truth.sum().clamp(min=1)),
+            "miou": _percent(correct[present] / union),
+            "dice": _percent(2 * correct[present] / (truth + predicted)[present]),
+            "pixel_acc": 100 * float(correct.sum() / truth.sum().clamp(min=1)),
         }
 
     def state(self) -> Tensor:
@@ -173,12 +179,12 @@ class SegmentationMetrics(MeanLoss):
         self.pixels.zero_()
 
 
-def _percent(shares: Tensor) -> float:
-    return 100 * float(shares.mean()) if len(shares) else 0.0
+def _percent(fractions: Tensor) -> float:
+    return 100 * float(fractions.mean()) if len(fractions) else 0.0
 
 
 def _pair(outputs: object, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits, and the targets of the same pixels, int64, `IGNORE` for samples that are not real."""
+    """Return logits, and the targets of the same pixels as int64, `IGNORE` for padding samples."""
     assert isinstance(outputs, Tensor)
     (height, width), targets = outputs.shape[2:], batch.targets
     top, left = (targets.shape[1] - height) // 2, (targets.shape[2] - width) // 2

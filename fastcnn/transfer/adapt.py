@@ -1,4 +1,4 @@
-"""Puts weights into a network that they fit but for its classifier, its channels or its positions."""
+"""Load weights into a network with another classifier, other input channels or other positions."""
 
 from __future__ import annotations
 
@@ -10,87 +10,98 @@ from fastcnn.errors import UserError
 from fastcnn.models.parts import classifier_names
 from fastcnn.models.vit import resize_positions
 
-NAMED_AT_MOST = 4
-"""Parameters that a message names of each kind of mismatch."""
+MAX_NAMED = 4
+"""Parameters that a message names for each kind of mismatch."""
 
 
 def load_weights(
-    network: nn.Module, state: dict[str, Tensor], told: str = "weights", other_classes: bool = False
+    network: nn.Module, state: dict[str, Tensor], source: str = "weights", *, other_classes: bool = False
 ) -> list[str]:
-    """Puts a state dict into a network.
+    """Load a state dict into a network.
 
-    A classifier for other classes and missing auxiliary classifiers start fresh; a first layer for another
-    number of channels and position embeddings of another length are adapted.
+    A classifier for other classes and missing auxiliary classifiers keep their initialization. A first layer
+    for another number of channels is adapted. Position embeddings of another length are interpolated.
 
     Args:
-        told: what the user wrote, for messages.
-        other_classes: the weights are for other classes, even if they are as many.
+        source: the user's flag or file, as the prefix of error messages.
+        other_classes: the weights are for other classes, even if their number is the same.
 
     Returns:
-        What was not simply loaded, for people.
+        Messages on everything that was not loaded as it is.
 
     Raises:
-        UserError: anything else does not fit.
+        UserError: any other mismatch.
     """
     own, state = network.state_dict(), dict(state)
+
+    # Classifiers.
     auxiliaries = {name.partition(".")[0] for name in (*own, *state) if name.lower().startswith("aux")}
     parts = (*classifier_names(network), *sorted(auxiliaries))
-    remarks = [_keep_fresh(part, own, state, other_classes) for part in parts]
+    messages = [_keep_fresh(part, own, state, other_classes=other_classes) for part in parts]
+
+    # Input channels and positions.
     first = next((f"{n}.weight" for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), "")
     if _other_length(first, own, state):
         before, after = state[first].shape[1], own[first].shape[1]
         state[first] = adapt_channels(state[first], after)
-        remarks.append(f"{first}: adapted from {before} channels to {after}")
+        messages.append(f"{first}: adapted from {before} channels to {after}")
     positions = "encoder.pos_embedding"
     if _other_length(positions, own, state):
         before, after = state[positions].shape[1], own[positions].shape[1]
         side = math.isqrt(after - 1)
         if math.isqrt(before - 1) ** 2 == before - 1:  # squares of patches, and a class token
             state[positions] = resize_positions(state[positions], (side, side))
-            remarks.append(f"{positions}: interpolated from {before} tokens to {after}")
-    for name in own.keys() - state.keys():  # files from before torch 0.4.1 have none, and nothing reads it
+            messages.append(f"{positions}: interpolated from {before} tokens to {after}")
+
+    # Files from before torch 0.4.1 lack these counters, which are unused.
+    for name in own.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):
             state[name] = own[name]
-    _check_fit(own, state, told)
+    _check_fit(own, state, source)
     network.load_state_dict(state)
-    return [remark for remark in remarks if remark]
+    return [message for message in messages if message]
 
 
-def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor], other_classes: bool) -> str:
-    """Where a part of the network has other names, shapes or classes in `state`, puts its own values there
-    and says so."""
-    mine = {name: value for name, value in own.items() if name.startswith(f"{part}.")}
-    theirs = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
-    alike = {name: v.shape for name, v in mine.items()} == {name: v.shape for name, v in theirs.items()}
-    if alike and not (other_classes and mine):
+def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor], *, other_classes: bool) -> str:
+    """Replace a part in `state` by the network's own if names, shapes or classes differ.
+
+    Returns:
+        A message, empty without a replacement.
+    """
+    own_part = {name: value for name, value in own.items() if name.startswith(f"{part}.")}
+    given_part = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
+    same_shapes = {name: v.shape for name, v in own_part.items()} == {
+        name: v.shape for name, v in given_part.items()
+    }
+    if same_shapes and not (other_classes and own_part):
         return ""
-    for name in theirs:
+    for name in given_part:
         del state[name]
-    state.update(mine)
-    if not mine:
+    state.update(own_part)
+    if not own_part:
         return f"{part}: left out, the network has none"
-    if not theirs:
+    if not given_part:
         return f"{part}: starts fresh, the weights have none"
-    if alike:
+    if same_shapes:
         return f"{part}: starts fresh, the weights are for other classes"
-    then = _classes(theirs)
-    if then == _classes(mine):
+    classes = _classes(given_part)
+    if classes == _classes(own_part):
         return f"{part}: starts fresh, the weights have another"
-    return f"{part}: starts fresh, the weights are for {then} classes"
+    return f"{part}: starts fresh, the weights are for {classes} classes"
 
 
 def _classes(classifier: dict[str, Tensor]) -> int:
-    """Of a classifier's tensors, the last layer's outputs; 0 if it has no weights."""
+    """Return the number of outputs of a classifier's last layer; 0 without weights."""
     return [0, *(len(value) for name, value in sorted(classifier.items()) if value.ndim > 1)][-1]
 
 
 def _other_length(name: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-    """Whether two tensors differ in their second dimension."""
+    """Return True if both have the tensor, with different second dimensions."""
     both = name in own and name in state and own[name].ndim == state[name].ndim
     return both and own[name].shape[1] != state[name].shape[1]
 
 
-def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], told: str) -> None:
+def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
     problems = {
         "missing": [name for name in own if name not in state],
         "unknown": [name for name in state if name not in own],
@@ -100,18 +111,20 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], told: str) -> N
             if name in state and state[name].shape != value.shape
         ],
     }
-    said = [f"{len(names)} {what} ({_some(names)})" for what, names in problems.items() if names]
-    if said:
-        raise UserError(f"{told}: made for another network: {', '.join(said)}; write its --arch")
+    mismatches = [f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names]
+    if mismatches:
+        raise UserError(f"{source}: made for another network: {', '.join(mismatches)}; write its --arch")
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED_AT_MOST]) + (", ..." if len(names) > NAMED_AT_MOST else "")
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution's weight [out, in, h, w] for another number of channels, so that its output keeps
-    its size on images whose channels are alike (as timm's `adapt_input_conv`)."""
+    """Adapt the weight [out, in, h, w] of a first convolution to another number of input channels.
+
+    The output keeps its magnitude for images with equal channels, as with timm's `adapt_input_conv`.
+    """
     before = weight.shape[1]
     if channels == 1:
         return weight.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Transfer learning: under which classifier, which layers train, at which share of the learning rate.
+"""Frozen layers and layer-wise learning rates for transfer learning.
 
 python -m fastcnn.train --arch resnet18 --pretrained --data photos --freeze backbone --unfreeze-epoch 5
 """
@@ -15,40 +15,41 @@ from fastcnn.models.parts import layer_groups
 
 
 class Frozen:
-    """Layers that do not train: their parameters get no gradient, and their modules stay in evaluation mode,
-    so that batch norm keeps its statistics and dropout is off.
+    """Frozen layers: parameters without gradient, and modules in evaluation mode.
+
+    In evaluation mode batch norm keeps its statistics, and dropout is disabled.
 
     Args:
-        network: all of it.
-        names: attribute paths of modules and parameters in it, as in `layer_groups`.
+        network: the whole network.
+        names: attribute paths of its frozen modules and parameters, as in `layer_groups`.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self.parameters = [p for n, p in network.named_parameters() if p.requires_grad and _within(n, names)]
         self.modules = _modules(network, names)
         for parameter in self.parameters:
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False
 
     def hold(self) -> None:
-        """Puts the modules into evaluation mode, after `network.train()` has taken them out of it."""
+        """Set the modules to evaluation mode; call it after each `network.train()`."""
         for module in self.modules:
             module.eval()
 
     def buffers(self) -> list[Tensor]:
-        """Those that do not change."""
+        """Return the buffers that stay constant."""
         return [buffer for module in self.modules for buffer in module.buffers()]
 
     def release(self) -> None:
-        """Lets the parameters train again."""
+        """Make the parameters trainable again."""
         for parameter in self.parameters:
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
 
 
 def frozen_layers(network: nn.Module, freeze: str, until: str | None) -> list[str]:
-    """What `--freeze` and `--freeze-until` freeze: attribute paths of modules and parameters.
+    """Return the attribute paths of the modules and parameters that `--freeze` and `--freeze-until` freeze.
 
     Raises:
-        UserError: no such layer, or nothing would be left to train.
+        UserError: unknown layer, or no trainable layer would remain.
     """
     groups = layer_groups(network)
     if until is not None:
@@ -67,10 +68,10 @@ def frozen_layers(network: nn.Module, freeze: str, until: str | None) -> list[st
 
 
 def lr_scales(network: nn.Module, backbone: float, decay: float) -> dict[str, float]:
-    """Each parameter's share of the learning rate.
+    """Return the learning rate scale of each parameter by name.
 
     Args:
-        backbone: share of all layers but the classifier.
+        backbone: scale of all layers but the classifier.
         decay: factor from each group of layers to the one before it (Clark et al., "ELECTRA", ICLR 2020;
             Bao et al., "BEiT", ICLR 2022).
     """
@@ -83,7 +84,7 @@ def lr_scales(network: nn.Module, backbone: float, decay: float) -> dict[str, fl
 
 
 def describe_frozen(network: nn.Module, names: Sequence[str], unfreeze_epoch: int | None) -> str:
-    """What is frozen, for people."""
+    """Return a line on the frozen layers and the number of trainable parameters."""
     frozen = sum(p.numel() for n, p in network.named_parameters() if _within(n, names))
     total = sum(p.numel() for p in network.parameters())
     end = f", until epoch {unfreeze_epoch}" if unfreeze_epoch is not None else ""
@@ -91,12 +92,12 @@ def describe_frozen(network: nn.Module, names: Sequence[str], unfreeze_epoch: in
 
 
 def _within(path: str, names: Sequence[str]) -> bool:
-    """Whether a path is one of `names` or in one of them."""
+    """Return True if a path is one of `names`, or inside one of them."""
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 def _last_group(network: nn.Module, groups: Sequence[Sequence[str]], layer: str) -> int:
-    """The last group that is in `layer`, or holds it."""
+    """Return the index of the last group inside `layer`, or with `layer` inside it."""
     known = set()
     for name, _ in network.named_parameters():
         parts = name.split(".")
@@ -113,7 +114,7 @@ def _last_group(network: nn.Module, groups: Sequence[Sequence[str]], layer: str)
 
 
 def _modules(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The frozen modules, and those without parameters before the last of them, such as dropout."""
+    """Return the frozen modules, and modules without parameters before the last of them, such as dropout."""
     within = [(_within(name, names), module) for name, module in network.named_modules()]
     last = max((i for i, (frozen, _) in enumerate(within) if frozen), default=-1)
     return [

@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's, timm's, or those of a file.
+"""Initial weights from torchvision, timm or a file.
 
 python -m fastcnn.train --arch resnet50 --pretrained --data photos
 python -m fastcnn.train --arch resnet50 --weights mine.safetensors --data photos
@@ -32,52 +32,52 @@ SAME_IN_TORCHVISION = (
     *("vit_b_16", "vit_b_32", "vit_l_16"),
 )
 TORCHVISION = {"alexnet_torchvision": "alexnet"} | {name: name for name in SAME_IN_TORCHVISION}
-"""Our networks that torchvision has weights for, and what it calls them."""
+"""Names of networks in torchvision, for those with published weights there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A state dict, and what is known about it."""
+    """State dict, with its metadata as far as known."""
 
     state: dict[str, Tensor]
     origin: str
-    """For people."""
+    """Source, for messages."""
     mean: tuple[float, ...] | None = None
-    """Of the images that it was trained on: of each channel, of values from 0 to 1."""
+    """Mean of the training images for each channel, of values from 0 to 1; `std` is their deviation."""
     std: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | None = None
-    """Of the classifier's classes."""
+    """Names of the classes."""
     arch: str | None = None
-    """The network that they are of."""
+    """Name of the network."""
 
 
 def has_pretrained(arch: str) -> bool:
-    """Whether there are weights of torchvision for a network of ours, or for its backbone."""
+    """Return True if torchvision has weights for an own network, or for its backbone."""
     return backbone_of(arch) in TORCHVISION
 
 
 def download_pretrained(arch: str) -> Weights:
-    """The weights that torchvision or timm recommends for a network, or for its backbone, from their cache or
-    the internet.
+    """Load the default weights of torchvision or timm for a network or its backbone, from cache or download.
 
     Raises:
-        UserError: there are none, or they cannot be had.
+        UserError: no such weights, or the download fails.
     """
     arch = backbone_of(arch)
     if arch.startswith("timm/"):
         return _timm_weights(arch)
     if arch.startswith("torchvision/"):
-        return _torchvision_weights(arch.partition("/")[2])
+        return torchvision_weights(arch.partition("/")[2])
     if is_external(arch):
         raise UserError(f"--pretrained: nothing is known about weights of {arch}; write --weights FILE")
     if not has_pretrained(arch):
         raise UserError(
             f"--pretrained: torchvision has no weights for {arch}; leave it out, or write --weights FILE"
         )
-    return _torchvision_weights(TORCHVISION[arch])
+    return torchvision_weights(TORCHVISION[arch])
 
 
-def _torchvision_weights(name: str) -> Weights:
+def torchvision_weights(name: str) -> Weights:
+    """Load the default weights of a network of torchvision by its name there."""
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).DEFAULT
@@ -89,11 +89,11 @@ def _torchvision_weights(name: str) -> Weights:
             f"--pretrained: {weights.url} cannot be downloaded ({getattr(error, 'reason', error)}); "
             f"put it at {file}, or write --weights FILE"
         ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # not all of it arrived
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # incomplete file
         raise UserError(f"--pretrained: {weights.url} or {file} is damaged; remove the file") from error
     preset = weights.transforms()
     mean, std = tuple(preset.mean), tuple(preset.std)
-    if name in WITH_AUXILIARIES:  # TensorFlow's, with its normalization: torchvision's transform_input
+    if name in WITH_AUXILIARIES:  # weights and normalization of TensorFlow, as torchvision's transform_input
         mean = std = (0.5, 0.5, 0.5)
     return Weights(state=_with_new_names(state), origin=f"torchvision's {weights}", mean=mean, std=std)
 
@@ -102,7 +102,7 @@ def _timm_weights(arch: str) -> Weights:
     config = timm_config(arch)
     try:
         network = import_timm(arch).create_model(arch.partition("/")[2], pretrained=True)
-    except OSError as error:  # huggingface_hub's and urllib's errors are
+    except OSError as error:  # base class of the errors of huggingface_hub and urllib
         reason = str(error).splitlines()[0]
         url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         raise UserError(
@@ -121,11 +121,13 @@ def _timm_weights(arch: str) -> Weights:
 
 
 def read_weights(path: str) -> Weights:
-    """Reads a `.pth`, `.pt` or `.safetensors` file without running code from it: a checkpoint of fastcnn, a
-    state dict, or one under "state_dict" or "model", as other programs save it.
+    """Read weights of a `.pth`, `.pt` or `.safetensors` file, without running code from it.
+
+    The file is a checkpoint of fastcnn, a state dict, or a dict with one under "state_dict" or "model", as
+    other programs save it.
 
     Raises:
-        UserError: there is no such file, or no weights in it.
+        UserError: missing file, or no weights in it.
     """
     content = _read(Path(path).expanduser(), f"--weights {path}")
     mean = std = class_names = arch = None
@@ -151,7 +153,7 @@ def read_weights(path: str) -> Weights:
     )
 
 
-def _read(path: Path, told: str) -> Any:
+def _read(path: Path, source: str) -> Any:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -159,19 +161,21 @@ def _read(path: Path, told: str) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{told}: {error.strerror or error}; write the path of a file of weights") from error
-    except Exception as error:  # readers raise whatever foreign bytes lead them to
+        raise UserError(
+            f"{source}: {error.strerror or error}; write the path of a file of weights"
+        ) from error
+    except Exception as error:  # readers may raise anything for invalid bytes
         code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is not None:
             raise UserError(
-                f"{told}: holds {code[1]}, and reading that would run code; "
+                f"{source}: holds {code[1]}, and reading that would run code; "
                 "save the tensors alone with torch.save(model.state_dict(), FILE)"
             ) from error
-        raise UserError(f"{told}: not a file of weights; write a .pth, .pt or .safetensors file") from error
+        raise UserError(f"{source}: not a file of weights; write a .pth, .pt or .safetensors file") from error
 
 
 def _with_new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names without the prefixes of DDP and torch.compile, and torchvision's DenseNets' of today."""
+    """Remove the prefixes of DDP and torch.compile, and convert old names of torchvision's DenseNets."""
     state = dict(state)
     while state and all(name.startswith(("module.", "_orig_mod.")) for name in state):
         state = {name.partition(".")[2]: value for name, value in state.items()}

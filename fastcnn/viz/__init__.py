@@ -1,1 +1,1 @@
-"""Images of samples and of training curves."""
+"""Pictures of samples, and plots of training curves."""

@@ -10,9 +10,9 @@ TRAIN, VAL, MUTED = "#7a8794", "#c4452d", "#d9dde1"
 
 
 def draw_curves(log: Path, png: Path) -> None:
-    """One panel for the loss and one for the metric that decides which epoch is the best.
+    """Plot the loss, and the metric that selects the best epoch, over epochs.
 
-    Training is drawn at every log line, validation at every epoch that has one, over epochs.
+    Training has a point for each log line, validation for each epoch with a validation.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -20,22 +20,22 @@ def draw_curves(log: Path, png: Path) -> None:
     if not log.exists():
         return
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    windows = [r for r in records if r["kind"] == "train"]
+    intervals = [r for r in records if r["kind"] == "train"]
     epochs = [r for r in records if r["kind"] == "epoch" and "val" in r]
-    if not windows:
+    if not intervals:
         return
-    main = windows[0]["main_metric"]
-    names = ["loss", *([main] if epochs or main in windows[0]["metrics"] else [])]
+    main = intervals[0]["main_metric"]
+    names = ["loss", *([main] if epochs or main in intervals[0]["metrics"] else [])]
     figure = Figure(figsize=(5.2 * len(names), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        _panel(axes, name, windows, epochs)
+        _panel(axes, name, intervals, epochs)
     figure.savefig(png, dpi=120)
 
 
-def _panel(axes: Any, name: str, windows: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
-    measured = [r for r in windows if name in r["metrics"]]  # some metrics are of validation alone
-    x = [r["progress"] for r in windows]
+def _panel(axes: Any, name: str, intervals: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
+    measured = [r for r in intervals if name in r["metrics"]]  # some metrics exist for validation only
+    x = [r["progress"] for r in intervals]
     if measured:
         y = [r["metrics"][name] for r in measured]
         axes.plot(x, y, color=TRAIN, linewidth=1, label="training")

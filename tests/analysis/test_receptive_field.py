@@ -12,7 +12,7 @@ import torchvision
 from networks import each
 from torch import Tensor, nn
 
-from fastcnn.analysis.receptive_field import Following, Local, Undefined, Whole, Window, receptive_fields
+from fastcnn.analysis.receptive_field import FieldTracker, Local, Undefined, Whole, Window, receptive_fields
 from fastcnn.models import MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.models.resnet import Bottleneck
 from fastcnn.models.unet import UNet
@@ -40,7 +40,7 @@ def features_field(network: ConvNet) -> Local:
 def field_after(function, size: int = 32):
     """Of what a function makes of an image."""
     x = image(size)
-    following = Following(x)
+    following = FieldTracker(x)
     with following:
         output = function(x)
     return following.field(output)
@@ -223,12 +223,12 @@ def check_around_neighbours(network: nn.Module, side: int, period: int) -> Local
 )
 def test_upsampled_maps_have_the_fields_that_gradients_of_neighbours_show(up, period):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(6), up, nn.Conv2d(4, 4, 3, padding=1))
-    assert check_around_neighbours(network, side=96, period=period).besides == ("up",)
+    assert check_around_neighbours(network, side=96, period=period).notes == ("up",)
 
 
 def test_a_transposed_convolution_without_a_stride_is_like_another():
     network = nn.Sequential(nn.AvgPool2d(6), nn.ConvTranspose2d(3, 4, (3, 2), padding=1))
-    assert check_around_neighbours(network, side=96, period=1).besides == ()
+    assert check_around_neighbours(network, side=96, period=1).notes == ()
 
 
 def test_a_u_net_has_the_field_that_gradients_of_neighbours_show():
@@ -251,7 +251,7 @@ def test_every_network_has_a_field_at_every_layer(name):
     else:
         assert isinstance(field, Local)
         assert [window.stride for window in field.windows] == [network.stages[-1].stride] * 2
-        assert field.besides == ("gate",) * name.startswith(("mobilenet_v3", "efficientnet"))
+        assert field.notes == ("gate",) * name.startswith(("mobilenet_v3", "efficientnet"))
 
 
 @pytest.mark.parametrize("name", [*SEGMENTATION, "unet/resnet18", "unet/efficientnet_b0", "unet/vit_s_16"])
@@ -273,7 +273,7 @@ def test_every_network_for_segmentation_has_a_field_at_every_layer(name):
 def test_a_field_reads_as_size_stride_and_offset():
     square = Local((Window(4, -3, 7), Window(4, -3, 7)))
     assert str(square) == "11/4/-3"
-    assert str(Local((Window(4, -3, 7), Window(2, -3, 3)), besides=("gate",))) == "11x7/4x2/-3 + gate"
+    assert str(Local((Window(4, -3, 7), Window(2, -3, 3)), notes=("gate",))) == "11x7/4x2/-3 + gate"
     assert str(Whole()) == "whole image"
     assert str(Undefined("interpolate: why")) == "not defined (interpolate: why)"
 

@@ -72,7 +72,7 @@ def test_a_block_has_the_sums_of_its_layers(resnet50):
     inside = [inner for inner in resnet50.layers if inner.name.startswith("layer3.0.") and inner.depth == 3]
     assert block.multiply_adds == sum(inner.multiply_adds for inner in inside) > 0
     assert block.parameters == sum(inner.parameters for inner in inside) > 0
-    assert block.kept == sum(inner.kept for inner in inside) > 0
+    assert block.saved_bytes == sum(inner.saved_bytes for inner in inside) > 0
 
 
 def test_layers_are_listed_as_they_are_called(resnet50):
@@ -83,7 +83,8 @@ def test_layers_are_listed_as_they_are_called(resnet50):
 def test_the_batch_multiplies_work_and_memory(resnet50):
     four = summarize(outline("resnet50"), images(224, count=4)).layers[0]
     assert four.multiply_adds == 4 * resnet50.layers[0].multiply_adds
-    assert 3.99 < four.kept / resnet50.layers[0].kept <= 4  # batch norm's statistics do not grow
+    factor = four.saved_bytes / resnet50.layers[0].saved_bytes
+    assert 3.99 < factor <= 4  # batch norm's statistics do not grow
 
 
 def test_our_depthwise_convolution_counts_like_that_of_torch():
@@ -117,8 +118,8 @@ def test_what_is_kept_is_what_the_backward_pass_needs():
     for device in ("meta", "cpu"):
         summary = summarize(network.to(device), images(8, count=2, device=device))
         image, rectified, pooled, places = 2 * 3 * 64 * 4, 2 * 8 * 64 * 4, 2 * 128 * 4, 2 * 128 * 8
-        assert [inner.kept for inner in summary.layers[1:]] == [image, rectified, places, 0, pooled]
-        assert summary.layers[0].kept == image + rectified + places + pooled
+        assert [inner.saved_bytes for inner in summary.layers[1:]] == [image, rectified, places, 0, pooled]
+        assert summary.layers[0].saved_bytes == image + rectified + places + pooled
         network = network.to_empty(device="cpu")
 
 
@@ -134,11 +135,11 @@ def test_a_module_that_is_called_twice_has_its_parameters_once():
 def test_modules_that_are_not_called_are_named():
     network = outline("googlenet")
     summary = summarize(network, images(224))
-    assert summary.idle == {
+    assert summary.uncalled == {
         name: sum(p.numel() for p in network.get_submodule(name).parameters()) for name in ("aux1", "aux2")
     }
     assert "Not called: aux1, 3,188,968 parameters" in layer_table(summary)
-    assert summarize(network.train(), images(224, count=2)).idle == {}
+    assert summarize(network.train(), images(224, count=2)).uncalled == {}
 
 
 def test_auxiliary_classifiers_count_in_training():
@@ -170,7 +171,7 @@ def test_layers_that_are_used_without_a_call_are_not_idle():
             return x @ self.linear.weight
 
     for network in (Encoder(), Direct()):  # the attention reads the weights of its `out_proj`
-        assert summarize(network, torch.ones(1, 5, 8)).idle == {}
+        assert summarize(network, torch.ones(1, 5, 8)).uncalled == {}
 
 
 def test_networks_of_torchvision_are_summarized():

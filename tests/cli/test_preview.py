@@ -24,7 +24,7 @@ from fastcnn.data.transforms.augment import Augment
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks
-from fastcnn.viz.pictures import FONT_SIZE, GAP, colour
+from fastcnn.viz.pictures import FONT_SIZE, GAP, class_color
 
 SIDE, ENLARGED = 32, 224
 BASE = ("--arch", "lenet5", "--workers", "1", "--device", "cpu", "--img-size", str(SIDE))
@@ -156,7 +156,7 @@ def test_fewer_images_than_rows_make_fewer_rows(tmp_path):
 def test_masks_and_boxes_are_drawn_in_every_epoch(annotated, tmp_path, arch):
     preview(parse([*BASE, "--data", str(annotated), "--arch", arch]), tmp_path / "drawn.png")
     pixels = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB")).astype(int)
-    shades = np.array([colour(number) for number in range(len(demo.CLASS_NAMES) + 1)])
+    shades = np.array([class_color(number) for number in range(len(demo.CLASS_NAMES) + 1)])
     top, wide = 2 * (FONT_SIZE + 10), (pixels.shape[1] - GAP) // (1 + EPOCHS)
     high = (len(pixels) - top) // ROWS
     for row in range(ROWS):

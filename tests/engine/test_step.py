@@ -271,9 +271,7 @@ def percents(outputs: Any, targets: Tensor) -> dict[str, float]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_validation_counts_real_samples_only_and_once(arch, monkeypatch):
-    monkeypatch.setattr(
-        "fastcnn.tasks.detection.task.LEAST_SCORE", -1.0
-    )  # a fresh detector is sure of nothing
+    monkeypatch.setattr("fastcnn.tasks.detection.task.MIN_SCORE", -1.0)  # a fresh detector is sure of nothing
     state, task = state_of(arch), task_for(arch)
     data = batches(2, arch=arch)
     data[1] = data[1]._replace(mask=torch.arange(8) < 3)

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fastcnn.models import Outputs, build, parts
-from fastcnn.models.external import ImageSizes, _as_outputs, check_outputs, with_sync_bn
+from fastcnn.models.external import ImageSizes, as_outputs, check_outputs, with_sync_bn
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -180,7 +180,7 @@ def test_images_that_a_network_cannot_take_and_other_outputs_are_one_line(own):
 def test_auxiliary_logits_of_torchvision_come_in_the_order_of_the_layers():
     logits, aux1, aux2 = torch.zeros(1), torch.ones(1), torch.ones(2)
     named = torchvision.models.GoogLeNetOutputs(logits, aux_logits2=aux2, aux_logits1=aux1)
-    outputs = _as_outputs(nn.Identity(), (), named)
+    outputs = as_outputs(nn.Identity(), (), named)
     assert outputs is not None
     assert outputs.logits is logits
     assert [a is b for a, b in zip(outputs.aux, (aux1, aux2), strict=True)] == [True, True]

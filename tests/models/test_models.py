@@ -24,7 +24,7 @@ from fastcnn.models import MODELS, ConvNet, Outputs, Stage, alexnet, build, conv
 from fastcnn.models.cifar_resnet import CifarResNet, PadShortcut
 from fastcnn.models.lenet import LeNet5
 from fastcnn.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
-from fastcnn.models.vgg import VGG
+from fastcnn.models.vgg import VGG, Head
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime import machine
@@ -519,7 +519,7 @@ def test_alexnet_in_two_columns_has_the_paper_s_connections():
 
 
 def test_vgg_takes_any_configuration():
-    network = VGG([8, "M", 16, 16, "M"], num_classes=3, map_size=4, hidden=(20,), image_size=16)
+    network = VGG([8, "M", 16, 16, "M"], num_classes=3, head=Head(map_size=4, hidden=(20,)), image_size=16)
     assert network.stages == (
         Stage("features.1", 8, 1),
         Stage("features.6", 16, 2),
@@ -639,7 +639,8 @@ def test_vit_attention_is_that_of_torch():
 
 @torch.no_grad()
 def test_vit_interpolates_its_positions_for_other_sizes():
-    encoder = vit.Encoder(1 + 4 * 4, 8, 2, 2, 0.0, 0.0)
+    variant = vit.Variant(patch=16, width=8, depth=2, heads=2)
+    encoder = vit.Encoder(1 + 4 * 4, variant, drop_rate=0.0, drop_path_rate=0.0)
     assert vit.resize_positions(encoder.pos_embedding, (4, 4)) is encoder.pos_embedding
     encoder.pos_embedding[:, 1:] = (
         torch.arange(4.0).repeat(4, 1).flatten()[None, :, None]

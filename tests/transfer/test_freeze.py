@@ -445,7 +445,7 @@ def test_masks_and_boxes_start_from_a_network_for_classification(
 
 def test_pretrained_weights_are_those_of_the_backbone(monkeypatch):
     asked: list[str] = []
-    monkeypatch.setattr("fastcnn.transfer.weights._torchvision_weights", asked.append)
+    monkeypatch.setattr("fastcnn.transfer.weights.torchvision_weights", asked.append)
     for arch in ("unet/resnet50", "yolo", "yolov1/mobilenet_v2"):
         download_pretrained(arch)
     assert asked == ["resnet50", "resnet18", "mobilenet_v2"]

@@ -13,7 +13,7 @@ from fastcnn.tasks.gallery import COUNT, Gallery
 from fastcnn.tasks.segmentation import Segmentation
 from fastcnn.viz.pictures import (
     SMALLEST_SIDE,
-    colour,
+    class_color,
     readable_on,
     side_by_side,
     with_boxes,
@@ -33,12 +33,12 @@ def test_a_mask_colours_its_pixels_and_leaves_the_background():
     scale = SMALLEST_SIDE // 16
     assert picture[0, 0].tolist() == [100, 100, 100]
     inside = picture[6 * scale, 6 * scale].astype(float)
-    assert np.abs(inside - (0.45 * 100 + 0.55 * np.array(colour(2)))).max() <= 1
+    assert np.abs(inside - (0.45 * 100 + 0.55 * np.array(class_color(2)))).max() <= 1
     ignored = picture[15 * scale, 15 * scale]
     assert len(set(ignored.tolist())) == 1  # grey
     below = picture[16 * scale :].reshape(-1, 3)
-    assert (below == colour(2)).all(axis=1).any()  # named
-    assert not (below == colour(1)).all(axis=1).any()  # not shown
+    assert (below == class_color(2)).all(axis=1).any()  # named
+    assert not (below == class_color(1)).all(axis=1).any()  # not shown
 
 
 def test_a_smaller_mask_belongs_to_the_centre():
@@ -54,9 +54,9 @@ def test_a_smaller_mask_belongs_to_the_centre():
 def test_a_box_is_drawn_around_its_pixels(scored):
     image = np.zeros((32, 32, 3), dtype=np.uint8)
     boxes = np.array([[1, 8, 16, 24, 28, 0.75]], dtype=np.float32)
-    picture = np.asarray(with_boxes(image, boxes, NAMES, scored))
+    picture = np.asarray(with_boxes(image, boxes, NAMES, scored=scored))
     scale = len(picture) // 32
-    lines = np.argwhere((picture == colour(1)).all(axis=2))
+    lines = np.argwhere((picture == class_color(1)).all(axis=2))
     assert np.abs(lines.max(axis=0) - np.array([28, 24]) * scale).max() <= 2
     assert lines[:, 1].min() == 8 * scale
     assert lines[:, 0].min() < 16 * scale  # the name is above it
@@ -66,14 +66,14 @@ def test_a_box_is_drawn_around_its_pixels(scored):
 def test_names_stay_inside_the_picture():
     image = np.zeros((224, 224, 3), dtype=np.uint8)
     boxes = np.array([[1, 200, 0, 224, 20, 1], [2, 0, 200, 10, 224, 1]], dtype=np.float32)
-    picture = np.asarray(with_boxes(image, boxes, ("ground", "a long name", "cat"), True))
+    picture = np.asarray(with_boxes(image, boxes, ("ground", "a long name", "cat"), scored=True))
     assert picture.shape == (224, 224, 3)
-    assert (picture[:30, 120:200] == colour(1)).all(axis=2).any()
+    assert (picture[:30, 120:200] == class_color(1)).all(axis=2).any()
 
 
 def test_colours_of_classes_differ_and_words_on_them_can_be_read():
-    assert len({colour(i) for i in range(100)}) == 100
-    assert {readable_on(colour(i)) for i in range(20)} <= {"black", "white"}
+    assert len({class_color(i) for i in range(100)}) == 100
+    assert {readable_on(class_color(i)) for i in range(20)} <= {"black", "white"}
     assert readable_on((250, 250, 200)) == "black"
     assert readable_on((40, 0, 90)) == "white"
 

@@ -1,4 +1,4 @@
-"""Anchors of a data set: the shapes that its boxes cluster around."""
+"""Anchors by k-means over the boxes of a data set."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import numpy as np
 
 from fastcnn.errors import UserError
 
-BOXES_AT_MOST = 20_000
-"""More are sampled."""
+MAX_BOXES = 20_000
+"""Larger sets of boxes are sampled."""
 STARTS = 8
-"""From different boxes, of which the best result is taken."""
-ROUNDS = 100
-"""Of k-means from one start, at most."""
+"""Number of initializations; the best result is used."""
+MAX_ROUNDS = 100
+"""Maximum number of k-means iterations from one initialization."""
 
 
 def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, float]:
-    """k-means with 1 - IoU as the distance, of boxes in one place (Redmon, Farhadi, "YOLO9000", CVPR 2017,
-    section 2). Clusters start far from one another (Arthur, Vassilvitskii, "k-means++", 2007). The best ones
-    of all rounds are taken, since in this distance a mean need not be the nearest.
+    """Cluster boxes by k-means with the distance 1 - IoU.
+
+    The IoU is that of boxes with one center (Redmon, Farhadi, "YOLO9000", CVPR 2017, section 2). The
+    initialization is k-means++ (Arthur, Vassilvitskii 2007). The result is the best of all iterations: with
+    this distance, means may be worse than the anchors before.
 
     Args:
         sizes: [K, 2] widths and heights in pixels, all positive.
-        count: anchors; where there are fewer distinct boxes, some are alike.
+        count: number of anchors; with fewer distinct boxes, some are equal.
 
     Returns:
-        Anchors [count, 2], sorted by area, and the mean IoU of a box with the nearest.
+        Anchors [count, 2], sorted by area, and the mean IoU of the boxes with their nearest anchors.
 
     Raises:
         UserError: no boxes.
@@ -33,16 +35,16 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> tuple[np.nda
         raise UserError("--anchors: there are no boxes to find anchors for; write width and height of each")
     rng = np.random.default_rng(seed)
     sizes = np.asarray(sizes, dtype=np.float64)
-    if len(sizes) > BOXES_AT_MOST:
-        sizes = sizes[rng.choice(len(sizes), BOXES_AT_MOST, replace=False)]
-    found = [_kmeans(sizes, _scattered(sizes, count, rng)) for _ in range(STARTS)]
-    anchors, score = max(found, key=lambda result: result[1])
+    if len(sizes) > MAX_BOXES:
+        sizes = sizes[rng.choice(len(sizes), MAX_BOXES, replace=False)]
+    results = [_kmeans(sizes, _scattered(sizes, count, rng)) for _ in range(STARTS)]
+    anchors, score = max(results, key=lambda result: result[1])
     return anchors[np.argsort(anchors.prod(1), kind="stable")], score
 
 
 def _kmeans(sizes: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
     best, best_score, nearest = anchors, -1.0, np.full(len(sizes), -1)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         ious = shape_iou(sizes, anchors)
         before, nearest = nearest, ious.argmax(1)
         score = float(ious.max(1).mean())
@@ -57,13 +59,13 @@ def _kmeans(sizes: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def shape_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[K, 2] and [L, 2] widths and heights to the IoU [K, L] of such boxes with one centre."""
+    """Return the IoU [K, L] of boxes with one center, from widths and heights [K, 2] and [L, 2]."""
     shared = np.minimum(a[:, None, 0], b[:, 0]) * np.minimum(a[:, None, 1], b[:, 1])
     return shared / (a.prod(1)[:, None] + b.prod(1) - shared)
 
 
 def _scattered(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the boxes, each chosen at random by its squared distance from those before it."""
+    """Sample `count` boxes by k-means++: with probabilities by the squared distance to earlier ones."""
     chosen = sizes[rng.integers(len(sizes))][None]
     distance = (1 - shape_iou(sizes, chosen)[:, 0]) ** 2
     while len(chosen) < count:

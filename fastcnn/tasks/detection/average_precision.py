@@ -1,4 +1,4 @@
-"""Average precision of boxes as COCO's evaluation counts it (Lin et al., "Microsoft COCO", ECCV 2014)."""
+"""Average precision of boxes by COCO's evaluation (Lin et al., "Microsoft COCO", ECCV 2014)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mean_average_precision(
         truths: [m, 6] for each image: class, left, top, right, bottom, and 1 for a crowd, else 0. A crowd may
             be matched any number of times, or never.
     """
-    from faster_coco_eval import COCO, COCOeval_faster  # not needed by whoever detects nothing
+    from faster_coco_eval import COCO, COCOeval_faster  # needed for detection only
 
     classes = np.unique(np.concatenate([np.zeros(0), *(rows[:, 0] for rows in truths)])).astype(int).tolist()
     if not classes:
@@ -33,18 +33,19 @@ def mean_average_precision(
     for rows_of_images, last in ((truths, "iscrowd"), (predictions, "score")):
         annotations = _annotations(rows_of_images, last)
         sides.append(COCO({"images": images, "categories": categories, "annotations": annotations}))
-    # It would write to the log otherwise.
+    # Without `print_function` it writes to the log.
     evaluation = COCOeval_faster(*sides, iouType="bbox", print_function=lambda *_: None)
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluation.params.maxDets = [100]
     evaluation.evaluate()
     evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"])  # [threshold, recall, class, 1, 1]; -1: no truth
+    # [threshold, recall, class, 1, 1]; -1 without truths.
+    precision = np.asarray(evaluation.eval["precision"])
     return _percent(precision), _percent(precision[:1])
 
 
 def _annotations(rows_of_images: Sequence[np.ndarray], last: str) -> list[dict[str, Any]]:
-    """Rows of six as the evaluation takes them, the last number by its name."""
+    """Convert rows of six numbers to COCO annotations; `last` is the key of the last number."""
     annotations: list[dict[str, Any]] = []
     for image, rows in enumerate(rows_of_images, start=1):
         for label, left, top, right, bottom, value in rows.tolist():

@@ -1,4 +1,4 @@
-"""What `YOLOv1` learns and its outputs mean as boxes (Redmon et al., "You Only Look Once", CVPR 2016)."""
+"""Loss of `YOLOv1`, and decoding of its outputs (Redmon et al., "You Only Look Once", CVPR 2016)."""
 
 from __future__ import annotations
 
@@ -9,51 +9,55 @@ from torch import Tensor
 
 from fastcnn.models.yolo import GridOutputs
 from fastcnn.tasks.detection.anchor_loss import overlap_any
-from fastcnn.tasks.detection.boxes import from_centre, iou
+from fastcnn.tasks.detection.boxes import from_center, iou
 
 COORD_WEIGHT, NO_OBJECT_WEIGHT = 5.0, 0.5
 """Lambda_coord and lambda_noobj of section 2.2."""
 
 
 def decode(outputs: GridOutputs, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Boxes [N, S * S * B, 4] in pixels, and scores, confidence times each class's probability (equation 1):
-    [N, S * S * B, num_classes]."""
+    """Return boxes [N, S * S * B, 4] in pixels, and scores [N, S * S * B, num_classes].
+
+    A score is the confidence times the probability of the class (equation 1).
+    """
     boxes, classes = _split(outputs, num_classes)
     scores = boxes[..., 4:].clamp(0, 1) * classes[:, :, None].clamp(0, 1)
     return _pixels(boxes, outputs.size).flatten(1, 2), scores.flatten(1, 2)
 
 
 def grid_loss(outputs: GridOutputs, targets: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Equation 3, summed over cells, its mean over images, a scalar.
+    """Return equation 3, summed over cells and averaged over images, a scalar.
 
-    A truth trains the cell that holds its centre; of several in one cell, the first in `targets` alone. The
-    box that overlaps the truth most is responsible for it, the first of equal ones. Crowds train nothing, and
-    a box that is mostly in one is not told to be confident of nothing.
+    A truth is assigned to the cell with its center; if a cell has several, to the first of them in `targets`.
+    The box of the cell with the largest overlap is responsible for it, on ties the first. Crowds are not
+    assigned. The confidence loss excludes boxes that are mostly in a crowd.
 
     Args:
-        outputs: of N images.
-        targets: [N, M, 6], as `fastcnn.data.batch.Batch` has them.
-        mask: bool [N]; other images count for nothing.
+        outputs: outputs for N images.
+        targets: [N, M, 6], as in `fastcnn.data.batch.Batch`.
+        mask: bool [N]; images with False are excluded.
     """
     grid = outputs.raw.shape[1]
     boxes, classes = _split(outputs, num_classes)
     pixels = _pixels(boxes, outputs.size)
     truths, real, crowd = targets[..., 1:5].float(), targets[..., 0] >= 0, targets[..., 5] > 0
 
-    middles = (truths[..., :2] + truths[..., 2:]) / 2
-    column = (middles[..., 0] * (grid / outputs.size[1])).long().clamp(0, grid - 1)
-    row = (middles[..., 1] * (grid / outputs.size[0])).long().clamp(0, grid - 1)
+    # The truth of each cell.
+    centers = (truths[..., :2] + truths[..., 2:]) / 2
+    column = (centers[..., 0] * (grid / outputs.size[1])).long().clamp(0, grid - 1)
+    row = (centers[..., 1] * (grid / outputs.size[0])).long().clamp(0, grid - 1)
     cells = torch.arange(grid * grid, device=targets.device)
-    holds = ((row * grid + column)[..., None] == cells) & (real & ~crowd)[..., None]  # [N, M, S * S]
-    holder = holds.any(1)
-    first = holds.to(torch.uint8).argmax(1)  # the first of equal ones
+    contains = ((row * grid + column)[..., None] == cells) & (real & ~crowd)[..., None]  # [N, M, S * S]
+    has_truth = contains.any(1)
+    first = contains.to(torch.uint8).argmax(1)  # the first of equal values
     truth = truths.gather(1, first[..., None].expand(-1, -1, 4))  # [N, S * S, 4]
     label = targets[..., 0].gather(1, first)
 
+    # Regression targets.
     with torch.no_grad():
         overlap = iou(pixels, truth[:, :, None])  # [N, S * S, B]
         best = overlap.argmax(-1, keepdim=True) == torch.arange(overlap.shape[-1], device=targets.device)
-        responsible = best & holder[..., None]
+        responsible = best & has_truth[..., None]
         in_crowd = overlap_any(pixels.flatten(1, 2), truths, real & crowd, crowd).view_as(responsible)
         confidence = overlap * responsible
         confidence_weight = torch.where(responsible, 1.0, NO_OBJECT_WEIGHT * ~in_crowd)
@@ -62,35 +66,35 @@ def grid_loss(outputs: GridOutputs, targets: Tensor, mask: Tensor, num_classes: 
 
     box_loss = ((boxes[..., :4] - coordinates).square().sum(-1) * responsible).sum((1, 2))
     confidence_loss = ((boxes[..., 4] - confidence).square() * confidence_weight).sum((1, 2))
-    class_loss = ((classes - one_hot.float()).square().sum(-1) * holder).sum(1)
+    class_loss = ((classes - one_hot.float()).square().sum(-1) * has_truth).sum(1)
     losses = COORD_WEIGHT * box_loss + confidence_loss + class_loss
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _split(outputs: GridOutputs, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Boxes [N, S * S, B, 5] and classes [N, S * S, num_classes]."""
+    """Return boxes [N, S * S, B, 5] and classes [N, S * S, num_classes]."""
     raw = outputs.raw.float().flatten(1, 2)
     return raw[..., :-num_classes].unflatten(-1, (-1, 5)), raw[..., -num_classes:]
 
 
 def _corners(grid: int, device: torch.device) -> Tensor:
-    """Column and row of each cell, [S * S, 2]."""
+    """Return column and row of each cell, [S * S, 2]."""
     number = torch.arange(grid * grid, device=device)
     return torch.stack([number % grid, number // grid], -1).float()
 
 
 def _pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, S * S, B, 4] in pixels from x, y and roots of the sides."""
+    """Convert x, y and square roots of the sides to boxes [N, S * S, B, 4] in pixels."""
     grid = math.isqrt(boxes.shape[1])
-    centre = (boxes[..., :2] + _corners(grid, boxes.device)[:, None]) / grid
+    center = (boxes[..., :2] + _corners(grid, boxes.device)[:, None]) / grid
     height, width = size
     scale = boxes.new_ones(4)
     scale[0::2], scale[1::2] = width, height
-    return from_centre(centre, boxes[..., 2:4].square()) * scale
+    return from_center(center, boxes[..., 2:4].square()) * scale
 
 
 def _unit(truth: Tensor, size: tuple[int, int], grid: int) -> Tensor:
-    """The inverse: [N, S * S, 4] in pixels, one for each cell, to x, y and roots of the sides."""
+    """Convert boxes [N, S * S, 4] in pixels, one per cell, to x, y and square roots of the sides."""
     height, width = size
     left, top, right, bottom = truth.unbind(-1)
     x, y = (left + right) / 2 * (grid / width), (top + bottom) / 2 * (grid / height)

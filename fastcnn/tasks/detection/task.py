@@ -20,25 +20,21 @@ from fastcnn.tasks.metrics import MeanLoss, Metrics
 from fastcnn.viz.pictures import with_boxes
 
 CANDIDATES = 300
-"""Boxes of an image, the best ones, among which duplicates are looked for."""
-LEAST_SCORE = 0.01
-"""Of a candidate."""
+"""Best boxes of an image before non-maximum suppression."""
+MIN_SCORE = 0.01
+"""Minimum score of a candidate."""
 DUPLICATE_IOU = 0.5
-"""Of two boxes of one class that overlap by more, the better one stays (Lin et al., "Focal Loss for Dense
-Object Detection", ICCV 2017, section 4.1)."""
-BOXES_AT_MOST = 100
-"""Of an image: COCO counts no more."""
+"""IoU threshold of non-maximum suppression within a class (Lin et al., "Focal Loss for Dense Object
+Detection", ICCV 2017, section 4.1)."""
+MAX_BOXES = 100
+"""Maximum number of boxes per image; COCO ignores more."""
 SHOWN_SCORE = 0.2
-"""Of a box that people get to see."""
+"""Minimum score of boxes in drawings and texts."""
 
 
 class Detection:
-    """Targets are boxes, float32 [N, M, 6] as `fastcnn.data.batch.Batch` has them; outputs are
-    `AnchorOutputs` or `GridOutputs`.
-
-    Args:
-        num_classes: that the network tells apart.
-    """
+    """Targets are boxes, float32 [N, M, 6] as in `fastcnn.data.batch.Batch`; outputs are `AnchorOutputs` or
+    `GridOutputs`."""
 
     best_metric = "map"
     pictured = True
@@ -57,8 +53,10 @@ class Detection:
 
     @torch.no_grad()
     def predict(self, outputs: object) -> list[np.ndarray]:
-        """The boxes of each of N images, float32 [k, 6]: class, left, top, right, bottom in pixels, score;
-        the best first. Waits for the device."""
+        """Return the boxes of each of N images, float32 [k, 6], the best first; syncs with the device.
+
+        A row is class, left, top, right, bottom in pixels, score.
+        """
         if isinstance(outputs, GridOutputs):
             return best_boxes(*grid_loss.decode(outputs, self.num_classes), outputs.size)
         assert isinstance(outputs, AnchorOutputs)
@@ -83,8 +81,10 @@ class Detection:
 
 
 class DetectionMetrics(MeanLoss):
-    """Mean loss, and average precision, for which all boxes are kept until `compute`; `state` is of the loss
-    alone."""
+    """Mean loss and average precision.
+
+    All boxes are stored until `compute`. `state` includes the loss only.
+    """
 
     def __init__(self, task: Detection, device: torch.device) -> None:
         super().__init__(device)
@@ -93,7 +93,7 @@ class DetectionMetrics(MeanLoss):
         self.truths: list[np.ndarray] = []
 
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
-        """Adds a batch; waits for the device."""
+        """Add a batch; syncs with the device."""
         super().update(loss, outputs, batch)
         targets = batch.targets.float().cpu().numpy()
         for real, predictions, rows in zip(batch.mask.tolist(), self.task.predict(outputs), targets):
@@ -108,8 +108,8 @@ class DetectionMetrics(MeanLoss):
             predictions, truths = ([rows for rank in ranks for rows in rank[i]] for i in (0, 1))
             return mean_average_precision(predictions, truths)
 
-        of_all, at_half = from_main(over_ranks)
-        return {**super().compute(), "map": of_all, "map50": at_half}
+        mean_ap, ap50 = from_main(over_ranks)
+        return {**super().compute(), "map": mean_ap, "map50": ap50}
 
     def reset(self) -> None:
         super().reset()
@@ -117,27 +117,28 @@ class DetectionMetrics(MeanLoss):
 
 
 def best_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> list[np.ndarray]:
-    """The best of many boxes, as `Detection.predict` gives them: cut off at the image's border, without
-    duplicates.
+    """Return the best boxes after non-maximum suppression, clipped to the image, as `Detection.predict`.
 
     Args:
         boxes: [N, Q, 4] in pixels.
-        scores: [N, Q, num_classes]
+        scores: [N, Q, num_classes].
         size: height and width of the images.
     """
-    count, each, num_classes = scores.shape
-    best, place = scores.flatten(1).topk(min(CANDIDATES, each * num_classes))
-    image, rank = (best > LEAST_SCORE).nonzero(as_tuple=True)
-    score, place = best[image, rank], place[image, rank]
-    box, label = boxes[image, place // num_classes], place % num_classes
+    # Candidates: the best pairs of box and class of each image.
+    count, per_image, num_classes = scores.shape
+    best, pair = scores.flatten(1).topk(min(CANDIDATES, per_image * num_classes))
+    image, rank = (best > MIN_SCORE).nonzero(as_tuple=True)
+    score, pair = best[image, rank], pair[image, rank]
+    box, label = boxes[image, pair // num_classes], pair % num_classes
     box = torch.stack([box[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], 1)
     rows = torch.cat([label[:, None].float(), box, score[:, None]], 1)
-    if box.device.type == "mps":  # has no float64
+    if box.device.type == "mps":  # no float64 on MPS
         image, label, rows = image.cpu(), label.cpu(), rows.cpu()
-    # It may shift each class of each image to a place of its own; in float32 the shifts would cost digits.
+
+    # batched_nms may offset the boxes of each class and image; in float64 the offsets lose no digits.
     exact = rows.double()
     kept = batched_nms(exact[:, 1:5], exact[:, 5], image * num_classes + label, DUPLICATE_IOU)
-    kept = kept.sort().values  # image by image, the best first, as they were
+    kept = kept.sort().values  # order of the candidates: image by image, the best first
     ends = image[kept].bincount(minlength=count).cumsum(0).tolist()
     parts = np.split(rows[kept].cpu().numpy(), ends[:-1])
-    return [part[:BOXES_AT_MOST] for part in parts]
+    return [part[:MAX_BOXES] for part in parts]

@@ -55,6 +55,6 @@ def test_boxes_without_area_have_finite_values_and_gradients():
 
 
 def test_centre_and_sides_are_a_box():
-    box = boxes.from_centre(torch.tensor([10.0, 20]), torch.tensor([4.0, 6]))
+    box = boxes.from_center(torch.tensor([10.0, 20]), torch.tensor([4.0, 6]))
     assert box.tolist() == [8, 17, 12, 23]
     assert boxes.areas(box).item() == 24
