@@ -21,8 +21,8 @@ from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup.dry_run import updates
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.metrics import Metrics
-from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.precompile import Call, calls_of, precompiling
+from fastcnn_kernels.support import why_not_triton
 
 
 @contextmanager
