@@ -17,8 +17,8 @@ from functools import partial
 from typing import NamedTuple
 
 import pytest
+from comparison import Comparison
 
-from fastcnn.bench import timing
 from fastcnn.bench.training_steps import Optimizations, Workload, build_step
 from fastcnn.bench.worker import Worker, calls_of_a_turn, time_workers
 from fastcnn.runtime.distributed import Ranks, choose_device
@@ -49,7 +49,7 @@ ROWS = (
 
 
 @functools.cache
-def measure(row: Row, quick: bool) -> timing.Comparison:
+def measure(row: Row, *, quick: bool) -> Comparison:
     workload = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
     with ExitStack() as stack:
         workers = {
@@ -68,8 +68,14 @@ def measure(row: Row, quick: bool) -> timing.Comparison:
         for name, worker in workers.items()
     }
     settings = {**row._asdict(), "calls": calls}
-    return timing.Comparison(
-        f"accelerate-{row}", BASELINE, seconds, DEVICE, row.batch_size, settings=settings, sides=sides
+    return Comparison(
+        what=f"accelerate-{row}",
+        baseline=BASELINE,
+        seconds=seconds,
+        device=DEVICE,
+        work=row.batch_size,
+        settings=settings,
+        sides=sides,
     )
 
 
@@ -78,6 +84,6 @@ def measure(row: Row, quick: bool) -> timing.Comparison:
 def test_accelerate(row, side, quick, save, play):
     if DEVICE.type != "cuda":
         pytest.skip("needs a CUDA GPU")
-    comparison = measure(row, quick)
+    comparison = measure(row, quick=quick)
     save(comparison)
     play(comparison, side)

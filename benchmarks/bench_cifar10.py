@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from comparison import results_file
 
 from fastcnn.bench import timing
 from fastcnn.config.settings import DataSettings
@@ -36,7 +37,7 @@ from fastcnn.runtime import environment
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     airbench: Path
     """airbench94_muon.py of its repository."""
@@ -51,17 +52,17 @@ class Settings:
 
 
 def write_tensors(split: Split, class_names: tuple[str, ...], path: Path) -> None:
-    """A split as airbench reads it: images uint8 [N, 32, 32, 3], labels int64 [N] and class names."""
-    images = decode_all(split, 3, 8, BadFiles(split, "training", 0.0)).images
+    """Write a split in airbench's format: images uint8 [N, 32, 32, 3], labels int64 [N] and class names."""
+    images = decode_all(split, 3, 8, BadFiles(split, "training", max_fraction=0.0)).images
     tensors = {"images": torch.from_numpy(np.asarray(images)), "labels": torch.from_numpy(split.labels)}
     torch.save({**tensors, "classes": list(class_names)}, path)
 
 
 def with_runs(script: str, runs: int) -> str:
-    """airbench's script with another number of runs.
+    """Return airbench's script with another number of runs.
 
     Raises:
-        SystemExit: it does not say how many where it did.
+        SystemExit: the script has no such loop, or several.
     """
     changed, count = re.subn(r"for run in range\(\d+\)", f"for run in range({runs})", script)
     if count != 1:
@@ -72,8 +73,7 @@ def with_runs(script: str, runs: int) -> str:
 
 
 def read_table(output: str) -> list[tuple[float, float]]:
-    """Accuracy (percent, with test-time augmentation) and seconds of each of airbench's runs, but for the
-    first, which warms up."""
+    """Accuracy (percent, with test-time augmentation) and seconds of airbench's runs, without the warm-up."""
     rows = [line for line in output.splitlines() if re.match(r"\|\s+\|\s+eval", line)]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [(100 * float(row[-2]), float(row[-1])) for row in cells][1:]
@@ -91,7 +91,7 @@ def run_airbench(settings: Settings, folder: Path) -> dict[str, Any]:
     return summary(found, time.perf_counter() - begin - sum(seconds for _, seconds in found))
 
 
-def run_ours(settings: Settings, folder: Path, cuda_graph: bool) -> dict[str, Any]:
+def run_ours(settings: Settings, folder: Path, *, cuda_graph: bool) -> dict[str, Any]:
     import fastcnn
 
     found, start_seconds = [], 0.0
@@ -111,7 +111,7 @@ def run_ours(settings: Settings, folder: Path, cuda_graph: bool) -> dict[str, An
 
 
 def summary(runs: list[tuple[float, float]], start_seconds: float) -> dict[str, Any]:
-    """Of the accuracy (percent) and seconds of each run."""
+    """Means and deviations of the accuracy (percent) and seconds of the runs."""
     accuracies, seconds = zip(*runs)
     return {
         "start_seconds": start_seconds,
@@ -127,7 +127,7 @@ def main() -> int:
         print("bench_cifar10.py: needs an NVIDIA GPU, which airbench is written for", file=sys.stderr)
         return 2
     device = torch.device("cuda", 0)
-    path = timing.results_file(HERE, "cifar10-speed", settings.output, device)
+    path = results_file("cifar10-speed", settings.output, device)
     source = open_source(DataSettings(data=settings.data, data_root=settings.data_root), seed=0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 import pytest
+from comparison import Comparison
 
 from fastcnn.bench import timing
 from fastcnn.config import Config
@@ -46,7 +47,7 @@ class Row(NamedTuple):
 
 ROWS = (Row("lenet5", "dali"), Row("lenet5", "torch"), Row("lenet5", "cached"), Row("resnet18", "dali"))
 WITH_DATA = (Row("resnet18", "dali"), Row("resnet18", "torch"), Row("resnet50", "dali"))
-"""Of photos, at 64 px."""
+"""Rows for --data, at 64 px."""
 DEVICE = choose_device("auto", Ranks())
 
 
@@ -73,16 +74,16 @@ def train(state: TrainState, task: Classification, loader: Loader) -> None:
 
 
 @functools.cache
-def measure(row: Row, data: str | None, quick: bool) -> timing.Comparison:
+def measure(row: Row, data: str | None, *, quick: bool) -> Comparison:
     ranks = Ranks()
-    told = Config(arch=row.arch, data_backend=row.backend, output_dir="unused")  # type: ignore[arg-type]
+    user_config = Config(arch=row.arch, data_backend=row.backend, output_dir="unused")  # type: ignore[arg-type]
     if data is not None:
-        told = dataclasses.replace(told, data=data, val_split=0.1, img_size=64)
-    plan = make_plan(told, ranks, DEVICE)
+        user_config = dataclasses.replace(user_config, data=data, val_split=0.1, img_size=64)
+    plan = make_plan(user_config, ranks, DEVICE)
     state, loader, val_loader = build(plan, ranks, DEVICE)
     task, steps = Classification(int(plan.config.num_classes)), len(loader)
     epoch = 0
-    batches: list[Batch] = []  # the last one that was loaded
+    batches: list[Batch] = []  # the last batch that was loaded
 
     def turn(name: str) -> float:
         nonlocal epoch
@@ -90,7 +91,7 @@ def measure(row: Row, data: str | None, quick: bool) -> timing.Comparison:
             epoch += 1
             loader.set_epoch(epoch)
         gc.collect()
-        time.sleep(0.2)  # until nothing is loaded ahead any more
+        time.sleep(0.2)  # let prefetching finish
         start = time.perf_counter()
         if name == "loader alone":
             batches[:] = [load(loader)]
@@ -107,11 +108,11 @@ def measure(row: Row, data: str | None, quick: bool) -> timing.Comparison:
     val_loader.close()
     config = plan.config
     chosen = {name: getattr(config, name) for name in ("amp_dtype", "channels_last", "compile", "workers")}
-    return timing.Comparison(
-        f"end-to-end-{row}-{plan.source.name}-{config.img_size}px",
-        BASELINE,
-        seconds,
-        DEVICE,
+    return Comparison(
+        what=f"end-to-end-{row}-{plan.source.name}-{config.img_size}px",
+        baseline=BASELINE,
+        seconds=seconds,
+        device=DEVICE,
         work=steps * int(config.batch_size),
         settings={**row._asdict(), "batch_size": config.batch_size, "img_size": config.img_size, **chosen},
     )
@@ -123,7 +124,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("side", SIDES)
 
 
-def test_training(row, side, quick, save, play, pytestconfig):
-    comparison = measure(row, pytestconfig.getoption("--data"), quick)
+def test_training(row, side, *, quick, save, play, pytestconfig):
+    comparison = measure(row, pytestconfig.getoption("--data"), quick=quick)
     save(comparison)
     play(comparison, side)

@@ -34,6 +34,7 @@ from typing import Any, Literal
 import kernel_tables as tables
 import torch
 import tyro
+from comparison import Comparison, results_file
 from kernel_report import begin, fields_of, is_done, write, write_dispatch
 from kernel_sides import PASSES, WHOLE
 from kernel_times import (
@@ -47,13 +48,12 @@ from kernel_times import (
     trouble,
 )
 
-from fastcnn.bench import timing
 from fastcnn.runtime import machine
-from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
+from fastcnn_kernels.support import why_not_triton
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     networks: tuple[str, ...] = ("mobilenet_v2", "efficientnet_b0", "convnext_tiny", "alexnet", "googlenet")
     batch_size: tuple[int, ...] = (256,)
@@ -78,7 +78,7 @@ class Settings:
 
 
 def layers_of(networks: tuple[str, ...]) -> dict[Depthwise | Norm, dict[str, int]]:
-    """Each distinct layer, and how many of them each network has; convolutions first."""
+    """Distinct layers with their count in each network; convolutions first."""
     found: dict[Depthwise | Norm, dict[str, int]] = {}
     for name in networks:
         for layer in NETWORKS[name]:
@@ -87,7 +87,11 @@ def layers_of(networks: tuple[str, ...]) -> dict[Depthwise | Norm, dict[str, int
 
 
 def plan(settings: Settings) -> list[Item]:
-    """The compiler takes seconds for each layer, and calls for a convolution what eager PyTorch calls."""
+    """Items to measure, most important first.
+
+    Whole convolutions come late: compiling a layer takes seconds, and compiled PyTorch calls the same
+    convolution as eager PyTorch.
+    """
     layers = layers_of(settings.networks)
     norms = [layer for layer in layers if isinstance(layer, Norm)]
     convolutions = [layer for layer in layers if isinstance(layer, Depthwise)]
@@ -105,7 +109,7 @@ def plan(settings: Settings) -> list[Item]:
 
 
 def kind_of(item: Item) -> tuple[str, type, str, int]:
-    """Items of a kind take about as long."""
+    """Items of one kind take about the same time."""
     return item.what, type(item.layer), item.step, item.batch
 
 
@@ -119,12 +123,11 @@ def run(
     measure_host: Measure = host_times,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Measures, prints and writes. Returns the exit status: 1 if a result was wrong or anything failed."""
+    """Measure, print and write. Return the exit status: 1 if a result was wrong or anything failed."""
     start, items, layers = clock(), plan(settings), layers_of(settings.networks)
     name = f"kernels-{settings.dtype}-batch{'-'.join(map(str, settings.batch_size))}"
-    path = timing.results_file(Path(__file__).parent, name, settings.output, device)
+    path = results_file(name, settings.output, device)
     report = begin(path, vars(settings), device)
-    parts: dict[str, list[dict[str, Any]]] = {"device": report["rows"], "host": report["host"]}
     budget = math.inf if settings.minutes is None else 60 * settings.minutes
     took: dict[tuple[str, type, str, int], float] = {}
     left = 0
@@ -143,25 +146,10 @@ def run(
             report["ceilings"] = found = ceilings(device, settings.rounds, measure)
             print(", ".join(tables.ceiling(name, found) for name in found), tables.HEADER, sep="\n")
         else:
-            row: dict[str, Any] = {
-                "kind": "depthwise" if isinstance(item.layer, Depthwise) else "lrn",
-                "networks": layers.get(item.layer, {}),
-                "layer": fields_of(item.layer),
-                "batch": item.batch,
-                "dtype": settings.dtype,
-                "pass": item.step,
-            }
             how = measure_host if item.what == "host" else measure
             copy_speed = report["ceilings"].get("copy", {}).get("per_second")
-            try:
-                row |= measure_row(
-                    item, machine.DTYPES[settings.dtype], settings.rounds, device, how, copy_speed
-                )
-            except Exception as error:  # such as too little memory: the other rows are worth having
-                row["failed"] = trouble(error)
-            if not settings.compile_times:
-                row.pop("first_call_seconds", None)
-            parts[item.what].append(row)
+            row = describe_row(item, layers, settings) | result_of(item, settings, device, how, copy_speed)
+            report["host" if item.what == "host" else "rows"].append(row)
             print(tables.line(row), flush=True)
         report["geometric_means"] = tables.geometric_means(report["rows"])
         write(path, report)
@@ -178,6 +166,36 @@ def run(
     return 1 if any(word in result for result in results for word in tables.TROUBLE) else 0
 
 
+def describe_row(
+    item: Item, layers: dict[Depthwise | Norm, dict[str, int]], settings: Settings
+) -> dict[str, Any]:
+    assert item.layer is not None
+    return {
+        "kind": "depthwise" if isinstance(item.layer, Depthwise) else "lrn",
+        "networks": layers.get(item.layer, {}),
+        "layer": fields_of(item.layer),
+        "batch": item.batch,
+        "dtype": settings.dtype,
+        "pass": item.step,
+    }
+
+
+def result_of(
+    item: Item, settings: Settings, device: torch.device, measure: Measure, copy_speed: float | None
+) -> dict[str, Any]:
+    """Result of `measure_row`, or the error: too little memory for one row must not cost the others."""
+    dtype = machine.DTYPES[settings.dtype]
+    try:
+        result = measure_row(
+            item, device, measure, dtype=dtype, rounds=settings.rounds, copy_speed=copy_speed
+        )
+    except Exception as error:
+        return {"failed": trouble(error)}
+    if not settings.compile_times:
+        result.pop("first_call_seconds", None)
+    return result
+
+
 def check(settings: Settings) -> None:
     if settings.rounds < 3:
         raise SystemExit(f"--rounds {settings.rounds}: quartiles need 3 or more")
@@ -190,7 +208,7 @@ def check(settings: Settings) -> None:
 
 
 def why_nothing() -> str | None:
-    """Why nothing can be measured here; None if something can."""
+    """Reason why nothing can be measured here; None if there is none."""
     if not torch.cuda.is_available():
         return "no CUDA device here: nothing was measured"
     why = why_not_triton(torch.device("cuda", torch.cuda.current_device()))
@@ -201,17 +219,18 @@ def why_nothing() -> str | None:
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    """A test for each row and side; where nothing can be measured one, that says so."""
+    """A test for each row and side; a single skipped one if nothing can be measured."""
     if why_nothing():
         found: list[tuple[Item, str]] = [(Item("device"), "ours")]
     else:
-        found = list(rows_and_sides(plan(Settings()), bool(metafunc.config.getoption("quick"))))
+        quick = bool(metafunc.config.getoption("quick"))
+        found = list(rows_and_sides(plan(Settings()), quick=quick))
     names = [f"{row_name(row)}-{side}" if row.layer else "nothing" for row, side in found]
     metafunc.parametrize(("row", "side"), found, ids=names)
 
 
-def rows_and_sides(items: list[Item], quick: bool) -> Iterator[tuple[Item, str]]:
-    """The GPU's rows and their sides; quickly the first layer of each kernel alone, at a small batch."""
+def rows_and_sides(items: list[Item], *, quick: bool) -> Iterator[tuple[Item, str]]:
+    """The GPU's rows and their sides; with `quick` only the first layer of each kernel, at a small batch."""
     seen = set()
     for item in items:
         if item.layer is None or item.what == "host":
@@ -231,9 +250,13 @@ def row_name(row: Item) -> str:
 
 @functools.cache
 def comparison_of(
-    row: Item, quick: bool, device: torch.device, measure: Measure = device_times
-) -> timing.Comparison:
-    """The seconds are the GPU's. Raises AssertionError for a wrong result."""
+    row: Item, device: torch.device, measure: Measure = device_times, *, quick: bool
+) -> Comparison:
+    """Measure a row, in seconds of the GPU.
+
+    Raises:
+        AssertionError: our result is wrong.
+    """
     times: dict[str, list[float]] = {}
 
     def keep(*arguments: Any) -> dict[str, list[float]]:
@@ -244,13 +267,14 @@ def comparison_of(
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     with triton_only(compile_anew=False):
-        found = measure_row(row, machine.DTYPES["bf16"], 3 if quick else 20, device, keep)
+        rounds = 3 if quick else 20
+        found = measure_row(row, device, keep, dtype=machine.DTYPES["bf16"], rounds=rounds)
     assert "wrong" not in found, found["wrong"]
-    return timing.Comparison(
-        f"kernel-{row_name(row)}",
-        "eager",
-        {side: [value / 1e6 for value in values] for side, values in times.items()},
-        device,
+    return Comparison(
+        what=f"kernel-{row_name(row)}",
+        baseline="eager",
+        seconds={side: [value / 1e6 for value in values] for side, values in times.items()},
+        device=device,
         work=row.batch,
         settings={**fields_of(row.layer), "pass": row.step, "batch": row.batch, "dtype": "bf16"},
     )
@@ -261,7 +285,8 @@ def test_kernel(row, side, quick, play):
 
     if why := why_nothing():  # the kernels need a CUDA GPU; their numbers are tested without one
         pytest.skip(why)
-    play(comparison_of(row, quick, torch.device("cuda", torch.cuda.current_device())), side)
+    device = torch.device("cuda", torch.cuda.current_device())
+    play(comparison_of(row, device, quick=quick), side)
 
 
 def main(settings: Settings) -> int:
@@ -281,7 +306,7 @@ def main(settings: Settings) -> int:
         print(why)
         return 0
     device = torch.device("cuda", torch.cuda.current_device())
-    with triton_only(settings.compile_times):
+    with triton_only(compile_anew=settings.compile_times):
         return run(settings, device)
 
 

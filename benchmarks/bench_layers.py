@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from comparison import Comparison, time_in_turn
 from sizes import LAYERS, Layer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,13 +45,13 @@ from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
 DEVICE = choose_device("auto", Ranks())
 TURN_SECONDS, MOST_CALLS = 0.02, 50
 CALL_LIMIT = 120.0
-"""Seconds of a side's first call, compilation included, from which on it is left out."""
+"""Time limit in seconds of a side's first call, with compilation; a slower side is left out."""
 CHECKED = 8
-"""Images of which the results are compared."""
+"""Images whose results are compared with float64's."""
 
 
 class Way(NamedTuple):
-    """How a side runs a layer."""
+    """Dtype, layout, compilation and implementation of a side."""
 
     dtype: torch.dtype
     channels_last: bool = True
@@ -68,7 +69,8 @@ WAYS = {
 }
 
 
-def why_left_out(row: Layer, side: str, quick: bool, device: torch.device) -> str | None:
+def why_left_out(row: Layer, side: str, device: torch.device, *, quick: bool) -> str | None:
+    """Reason for not measuring a side; None if it is measured."""
     if WAYS[side].dtype == torch.bfloat16 and not machine.is_native("bf16", device):
         return machine.NO_BF16
     if side == COMPILED and quick:
@@ -80,8 +82,8 @@ def why_left_out(row: Layer, side: str, quick: bool, device: torch.device) -> st
     return None
 
 
-def build(row: Layer, ours: bool) -> nn.Module:
-    """The same random weights each time."""
+def build(row: Layer, *, ours: bool) -> nn.Module:
+    """Build the layer, with the same random weights each time."""
     torch.manual_seed(0)
     if row.kind in ("conv", "depthwise"):
         geometry: dict[str, Any] = {"stride": row.stride, "padding": row.padding, "bias": False}
@@ -99,13 +101,13 @@ def build(row: Layer, ours: bool) -> nn.Module:
 
 
 def tensors(row: Layer, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Input and upstream gradient in float32, of numbers that bf16 holds, so that all sides read the same."""
+    """Input and upstream gradient in float32, rounded to bf16 so that all sides read the same numbers."""
     generator = torch.Generator(device).manual_seed(0)
     shapes = (
         shape_of(row, batch_size, row.channels, row.size),
         shape_of(row, batch_size, row.out_channels, out_side(row)),
     )
-    # Of so large inputs local response normalization shows: alpha times their squares is about 1.
+    # Local response normalization needs large inputs to have an effect: alpha times their squares is about 1.
     scale = 100 if row.kind == "lrn" else 1
     x, dy = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
     return (scale * x).bfloat16().float(), dy.bfloat16().float()
@@ -122,7 +124,7 @@ def out_side(row: Layer) -> int:
 def call_of(
     row: Layer, layer: nn.Module, x: Tensor, dy: Tensor, way: Way
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """Makes the output and the gradients of input and weights when called."""
+    """Return a call that computes the output and the gradients of input and weights."""
     layer = layer.to(x.device, torch.float64 if way.dtype == torch.float64 else torch.float32).train()
     x, dy = (t.to(way.dtype) for t in (x, dy))
     if x.ndim == 4 and way.channels_last:
@@ -135,7 +137,7 @@ def call_of(
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=way.dtype == torch.bfloat16)
 
     with torch.no_grad(), autocast():
-        dy = dy.to(layer(x).dtype)  # float32 where autocast leaves an operator at that
+        dy = dy.to(layer(x).dtype)  # float32 if autocast does not cast the operator
 
     def call() -> tuple[Tensor, ...]:
         with autocast():
@@ -146,7 +148,7 @@ def call_of(
 
 
 def differences(row: Layer, found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
-    """The largest of the output and of the input's gradient, in root mean squares of the exact ones."""
+    """Largest errors of output and input gradient, relative to the root mean square of the exact values."""
     names = ["output"] if row.first else ["output", "input_grad"]
     return {
         f"{name}_off": float((a.double() - b).abs().max() / b.square().mean().sqrt())
@@ -155,7 +157,7 @@ def differences(row: Layer, found: tuple[Tensor, ...], exact: tuple[Tensor, ...]
 
 
 def operations(row: Layer) -> int:
-    """Of forward and backward; a multiplication and an addition are two."""
+    """FLOPs of forward and backward; a multiply-add counts as two."""
     layer = build(row, ours=False).to("meta")
     shape = shape_of(row, row.batch_size, row.channels, row.size)
     with FlopCounterMode(display=False) as counter:
@@ -164,9 +166,12 @@ def operations(row: Layer) -> int:
 
 
 def least_bytes(row: Layer, itemsize: int) -> int:
-    """Forward: input, weights, output. Backward: the output's gradient, input and weights again, the
-    gradients of both. Weights and their gradients are float32. Max pooling needs no input again, and the
-    positions that it keeps are not counted."""
+    """Lower bound of the bytes moved by forward and backward.
+
+    Forward moves input, weights and output; backward the output's gradient, input and weights again, and the
+    gradients of both. Weights and their gradients are float32. Max pooling does not read its input again, and
+    its saved positions are not counted.
+    """
     x = row.batch_size * row.channels * row.size**2
     y = row.batch_size * row.out_channels * out_side(row) ** 2
     weights = sum(p.numel() for p in build(row, ours=False).parameters())
@@ -175,7 +180,7 @@ def least_bytes(row: Layer, itemsize: int) -> int:
 
 
 def calls_in_a_turn(call: Callable[[], Any], device: torch.device) -> int:
-    """As many as take `TURN_SECONDS`, so that a turn is longer than what disturbs it."""
+    """Number of calls that take `TURN_SECONDS`, so that short disturbances average out."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -185,23 +190,37 @@ def calls_in_a_turn(call: Callable[[], Any], device: torch.device) -> int:
     return min(MOST_CALLS, max(1, math.ceil(TURN_SECONDS / min(seconds))))
 
 
+def rates(row: Layer, way: Way, seconds: float) -> dict[str, Any]:
+    """Dtype, layout, and the rates of a side by its seconds per call."""
+    moved = least_bytes(row, way.dtype.itemsize)
+    return {
+        "dtype": str(way.dtype).removeprefix("torch."),
+        "layout": "channels-last" if way.channels_last else "NCHW",
+        "bytes": moved,
+        "gflop_per_second": operations(row) / seconds / 1e9,
+        "gb_per_second": moved / seconds / 1e9,
+    }
+
+
 @functools.cache
-def measure(row: Layer, quick: bool) -> timing.Comparison:
+def measure(row: Layer, *, quick: bool) -> Comparison:
     torch.set_num_threads(machine.cores_per_process(Ranks()))
     torch.backends.cudnn.benchmark = True
-    torch._dynamo.reset()  # else the ninth layer is one recompilation too many, and is not compiled
+    torch._dynamo.reset()  # else the ninth layer exceeds the recompilation limit
     if quick:
         row = row._replace(batch_size=2)
-    reasons = {side: why_left_out(row, side, quick, DEVICE) for side in WAYS}
+    reasons = {side: why_left_out(row, side, DEVICE, quick=quick) for side in WAYS}
     ways = {side: way for side, way in WAYS.items() if reasons[side] is None}
 
     def prepare(batch_size: int) -> dict[str, Callable[[], Any]]:
         x, dy = tensors(row, batch_size, DEVICE)
-        return {side: call_of(row, build(row, way.ours), x, dy, way) for side, way in ways.items()}
+        return {side: call_of(row, build(row, ours=way.ours), x, dy, way) for side, way in ways.items()}
 
+    # Check each side against float64 on a few images; this also compiles them.
     few = min(CHECKED, row.batch_size)
     calls = prepare(few)
-    exact = call_of(row, build(row, False), *tensors(row, few, DEVICE), Way(torch.float64, False))()
+    in_float64 = Way(torch.float64, channels_last=False)
+    exact = call_of(row, build(row, ours=False), *tensors(row, few, DEVICE), in_float64)()
     sides: dict[str, dict[str, Any]] = {}
     for side, call in calls.items():
         start = time.perf_counter()
@@ -213,28 +232,22 @@ def measure(row: Layer, quick: bool) -> timing.Comparison:
         else:
             sides[side] = differences(row, found, exact)
     del exact
+
+    # Time the sides in turn.
     calls = {side: call for side, call in calls.items() if side in ways}
     if few < row.batch_size:
         calls = prepare(row.batch_size)
     in_a_turn = calls_in_a_turn(calls[BASELINE], DEVICE)
     rounds = 3 if quick else 15
     warmup = 1 if quick else 3
-    seconds = timing.time_in_turn(calls, rounds, warmup, DEVICE, in_a_turn)
+    seconds = time_in_turn(calls, DEVICE, rounds=rounds, warmup=warmup, calls=in_a_turn)
     for side, way in ways.items():
-        median, flops = statistics.median(seconds[side]), operations(row)
-        moved = least_bytes(row, way.dtype.itemsize)
-        sides[side] |= {
-            "dtype": str(way.dtype).removeprefix("torch."),
-            "layout": "channels-last" if way.channels_last else "NCHW",
-            "bytes": moved,
-            "gflop_per_second": flops / median / 1e9,
-            "gb_per_second": moved / median / 1e9,
-        }
-    return timing.Comparison(
-        f"layer-{row}",
-        BASELINE,
-        seconds,
-        DEVICE,
+        sides[side] |= rates(row, way, statistics.median(seconds[side]))
+    return Comparison(
+        what=f"layer-{row}",
+        baseline=BASELINE,
+        seconds=seconds,
+        device=DEVICE,
         work=row.batch_size,
         settings={
             **row._asdict(),
@@ -253,6 +266,6 @@ def measure(row: Layer, quick: bool) -> timing.Comparison:
 def test_layer(row, side, quick, save, play):
     if DEVICE.type == "cpu":
         machine.keep_freed_memory()
-    comparison = measure(row, quick)
+    comparison = measure(row, quick=quick)
     save(comparison)
     play(comparison, side)

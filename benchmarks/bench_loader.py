@@ -30,13 +30,14 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from comparison import Comparison
 from loader_sides import (
     PROCESSES,
     TUNED,
@@ -54,6 +55,7 @@ from fastcnn.bench import timing
 from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.autoselect import choose_backend
+from fastcnn.data.loaders.base import ImageLoader
 from fastcnn.data.loaders.registry import MAKERS, why_not
 from fastcnn.data.sources import demo
 from fastcnn.data.sources.dataset import Source
@@ -64,16 +66,16 @@ BASELINE = PROCESSES[0]
 OWN = tuple(f"fastcnn {backend}" for backend in MAKERS)
 SIDES = (*PROCESSES, *OWN, *TUNED)
 AHEAD = 3
-"""Batches for each worker that are not timed: DataLoader prefetches 2 for each."""
+"""Untimed first batches per worker: DataLoader prefetches 2 for each."""
 OWN_AHEAD = 6
-"""Of fastcnn's loaders, which prefetch 2 or 4 in all."""
+"""Untimed first batches of fastcnn's loaders, which prefetch 2 or 4 in all."""
 QUIET_SECONDS = 20
-"""How long quiet is waited for at most: a GPU's driver may poll."""
+"""Longest wait for idle processes: a GPU's driver may poll forever."""
 DEVICE = choose_device("auto", Ranks())
 
 
 def time_turn(batches: Iterator[object], ahead: int, count: int, device: torch.device) -> float:
-    """Seconds of `count` batches after the first `ahead`. Returns when nothing is loaded ahead any more."""
+    """Seconds of `count` batches after the first `ahead`; returns when prefetching has finished."""
 
     def take(number: int) -> None:
         for _ in range(number):
@@ -89,7 +91,7 @@ def time_turn(batches: Iterator[object], ahead: int, count: int, device: torch.d
 
 
 def wait_for_quiet() -> None:
-    """Until this process and its workers compute nothing."""
+    """Wait until this process and its workers are idle."""
     before, end = processor_seconds(), time.perf_counter() + QUIET_SECONDS
     while time.perf_counter() < end:
         time.sleep(0.1)
@@ -100,7 +102,7 @@ def wait_for_quiet() -> None:
 
 
 def processor_seconds() -> float:
-    """Of all threads of this process and of its workers."""
+    """CPU seconds of this process and its workers, over all threads."""
     total = 0
     for pid in (os.getpid(), *(process.pid for process in multiprocessing.active_children())):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -122,85 +124,126 @@ def left_out(source: Source, workers: int, device: torch.device) -> dict[str, st
 
 
 def measure(
-    root: Path, loads: tuple[Load, Load], device: torch.device, rounds: int, images: int | None, share: float
-) -> timing.Comparison:
-    """All sides in turn on the images of a folder.
+    root: Path,
+    loads: tuple[Load, Load],
+    device: torch.device,
+    *,
+    rounds: int,
+    images: int | None,
+    share: float,
+) -> Comparison:
+    """Time all sides in turn on the images of a folder.
 
     Args:
-        loads: of `sizes.LOAD`.
+        loads: entries of `sizes.LOAD`.
         rounds: timed turns of each side.
-        images: take so many of them, chosen at random.
-        share: of a turn's images, for a quick look.
+        images: use this many images, chosen at random.
+        share: share of a turn's images, for a quick look.
     """
     workers = machine.cores_per_process(Ranks())
-    torch.set_num_threads(workers)  # as in training; a worker of any side computes with one
+    torch.set_num_threads(workers)  # as in training; a worker of any side has one thread
     torch.manual_seed(0)
-    folder = open_folder(root)
-    source = read(folder, images)
-    job = Job(folder, source, choose_load(source.train, loads), workers, device)
-    batch_size = job.load.batch_size
-    ShardedSampler(count=len(source.train), batch_size=batch_size, rank=0, world_size=1, train=True).check()
+    job = prepare(root, loads, device, images)
+    source, load = job.source, job.load
     absent = left_out(source, workers, device)
 
     # Processes are forked before there are threads.
     sides = {name: process_batches(name, job) for name in PROCESSES if name not in absent}
     wait_for_quiet()
-    start = time.perf_counter()
-    settings = LoaderSettings(batch_size=batch_size, workers=workers)
-    choice, why = choose_backend(source, job.transform, settings, device=device, ranks=Ranks())
-    auto: dict[str, Any] = {"choice": choice, "why": why, "seconds": time.perf_counter() - start}
-    loaders, build_seconds = {}, {}
-    for name in (*OWN, *TUNED):
-        if name not in absent:
-            start = time.perf_counter()
-            loaders[name] = own_loader(name, job)
-            build_seconds[name] = time.perf_counter() - start
-            sides[name] = own_batches(loaders[name])
+    auto = choose_auto(job)
+    loaders, build_seconds = build_own_loaders(job, absent)
+    sides |= {name: own_batches(loader) for name, loader in loaders.items()}
 
-    # As many batches for each worker, so that all are at the same point of their work when the clock stops.
-    count = math.ceil(share * job.load.turn_images / batch_size / workers) * workers
-    names, seconds = list(sides), {name: [0.0] * rounds for name in sides}
-    ahead = {name: AHEAD * workers if name in PROCESSES else OWN_AHEAD for name in names}
-    gives = {}
-    for name in names:  # to warm up
-        first: Any = next(sides[name])
-        gives[name] = str(first[0].dtype).removeprefix("torch.")
-        time_turn(sides[name], ahead[name], workers, device)
-    gc.collect()
-    for number in range(rounds):
-        for i in range(len(names)):
-            name = names[(number + i) % len(names)]
-            seconds[name][number] = time_turn(sides[name], ahead[name], count, device)
+    # Each worker makes the same number of batches, so all are at the same point when the clock stops.
+    count = math.ceil(share * load.turn_images / load.batch_size / workers) * workers
+    gives, seconds = time_sides(sides, job, rounds, count)
     for loader in loaders.values():
         loader.close()
     sides.clear()  # which ends their processes
     gc.collect()
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    auto["share_of_fastest"] = min(medians.values()) / medians[f"fastcnn {choice}"]
-    facts: dict[str, dict[str, Any]] = {name: {"gives": gives[name], **TUNED.get(name, {})} for name in names}
-    if "fastcnn cached" in facts:
-        facts["fastcnn cached"]["decoding_seconds"] = build_seconds["fastcnn cached"]
-    return timing.Comparison(
-        f"loader-{source.name}-{job.size}px-batch{batch_size}",
-        BASELINE,
-        seconds,
-        device,
-        work=count * batch_size,
-        settings={
-            "data": source.name,
-            "images": len(source.train),
-            "median_height_and_width": np.median(source.train.sizes, axis=0).tolist(),
-            **job.load._asdict(),
-            "img_size": job.size,
-            "workers": workers,
-            "turn_images": count * batch_size,
-            "auto": auto,
-            "versions": versions("nvidia.dali", "PIL", "timm"),
-        },
-        sides=facts,
+    auto["share_of_fastest"] = min(medians.values()) / medians[f"fastcnn {auto['choice']}"]
+    settings = {
+        "data": source.name,
+        "images": len(source.train),
+        "median_height_and_width": np.median(source.train.sizes, axis=0).tolist(),
+        **load._asdict(),
+        "img_size": job.size,
+        "workers": workers,
+        "turn_images": count * load.batch_size,
+        "auto": auto,
+        "versions": versions("nvidia.dali", "PIL", "timm"),
+    }
+    return Comparison(
+        what=f"loader-{source.name}-{job.size}px-batch{load.batch_size}",
+        baseline=BASELINE,
+        seconds=seconds,
+        device=device,
+        work=count * load.batch_size,
+        settings=settings,
+        sides=facts_of(gives, build_seconds),
         left_out=absent,
     )
+
+
+def prepare(root: Path, loads: tuple[Load, Load], device: torch.device, images: int | None) -> Job:
+    folder = open_folder(root)
+    source = read(folder, images)
+    load = choose_load(source.train, loads)
+    ShardedSampler(
+        count=len(source.train), batch_size=load.batch_size, rank=0, world_size=1, train=True
+    ).check()
+    workers = machine.cores_per_process(Ranks())
+    return Job(folder=folder, source=source, load=load, workers=workers, device=device)
+
+
+def choose_auto(job: Job) -> dict[str, Any]:
+    """Choice of `--data-backend auto` as at the start of a training, with its reason and seconds."""
+    start = time.perf_counter()
+    settings = LoaderSettings(batch_size=job.load.batch_size, workers=job.workers)
+    choice, why = choose_backend(job.source, job.transform, settings, device=job.device, ranks=Ranks())
+    return {"choice": choice, "why": why, "seconds": time.perf_counter() - start}
+
+
+def build_own_loaders(job: Job, absent: Mapping[str, str]) -> tuple[dict[str, ImageLoader], dict[str, float]]:
+    """fastcnn's loaders, and the seconds to build each."""
+    loaders, seconds = {}, {}
+    for name in (*OWN, *TUNED):
+        if name not in absent:
+            start = time.perf_counter()
+            loaders[name] = own_loader(name, job)
+            seconds[name] = time.perf_counter() - start
+    return loaders, seconds
+
+
+def time_sides(
+    sides: Mapping[str, Iterator[object]], job: Job, rounds: int, count: int
+) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """Dtype of each side's images, and the seconds of its turns of `count` batches."""
+    names, seconds = list(sides), {name: [0.0] * rounds for name in sides}
+    ahead = {name: AHEAD * job.workers if name in PROCESSES else OWN_AHEAD for name in names}
+    gives = {}
+    for name in names:  # to warm up
+        first: Any = next(sides[name])
+        gives[name] = str(first[0].dtype).removeprefix("torch.")
+        time_turn(sides[name], ahead[name], job.workers, job.device)
+    gc.collect()
+    for number in range(rounds):
+        for i in range(len(names)):
+            name = names[(number + i) % len(names)]
+            seconds[name][number] = time_turn(sides[name], ahead[name], count, job.device)
+    return gives, seconds
+
+
+def facts_of(gives: dict[str, str], build_seconds: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Facts of each side: dtype of its images, settings of DALI, seconds of decoding in advance."""
+    facts: dict[str, dict[str, Any]] = {
+        name: {"gives": dtype, **TUNED.get(name, {})} for name, dtype in gives.items()
+    }
+    if "fastcnn cached" in facts:
+        facts["fastcnn cached"]["decoding_seconds"] = build_seconds["fastcnn cached"]
+    return facts
 
 
 def versions(*modules: str) -> dict[str, str]:
@@ -212,13 +255,14 @@ def versions(*modules: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def comparison(request, tmp_path_factory, quick, save) -> timing.Comparison:
-    told = request.config.getoption("--data")
-    root = Path(told).expanduser().resolve() if told else tmp_path_factory.mktemp("data") / "demo"
-    if not told:
+def comparison(request, tmp_path_factory, quick, save) -> Comparison:
+    data = request.config.getoption("--data")
+    root = Path(data).expanduser().resolve() if data else tmp_path_factory.mktemp("data") / "demo"
+    if not data:
         demo.write(root)
     rounds, images, share = (3, 1_000, 0.2) if quick else (5, None, 1.0)
-    found = measure(root, LOAD["cuda" if DEVICE.type == "cuda" else "cpu"], DEVICE, rounds, images, share)
+    loads = LOAD["cuda" if DEVICE.type == "cuda" else "cpu"]
+    found = measure(root, loads, DEVICE, rounds=rounds, images=images, share=share)
     save(found)
     return found
 

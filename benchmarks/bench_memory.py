@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from comparison import results_file
 
 from fastcnn.bench import timing
 from fastcnn.config.settings import DataSettings, LoaderSettings
@@ -29,10 +30,10 @@ from fastcnn.viz.curves import MUTED
 
 COLORS = {"dali": "#c4452d", "torch": "#2d6fc4", "cached": "#3f9142"}
 SETTLED = 10
-"""Epochs after which a process should have all the memory that it needs."""
+"""Epochs after which memory should no longer grow."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     data: str
     """An image folder."""
@@ -59,7 +60,7 @@ def read(settings: Settings) -> Source:
 
 
 def resident(settings: Settings, backend: Backend) -> list[float]:
-    """MiB after every epoch, in the process that calls."""
+    """Resident MiB of the calling process after every epoch."""
     device, cores = choose_device(settings.device, Ranks()), machine.cores_per_process(Ranks())
     machine.prepare(device, cores, deterministic=False)
     transform = Transform(size=settings.img_size, train_crop=settings.crop)
@@ -85,7 +86,7 @@ def resident_mib() -> float:
 
 
 def growth(sizes: list[float]) -> dict[str, float]:
-    """From the epoch `SETTLED`, or the middle of a short run, to the last one."""
+    """Growth from the epoch `SETTLED`, or the middle of a short run, to the last epoch."""
     first = min(SETTLED, len(sizes) // 2)
     mib, epochs = sizes[-1] - sizes[first - 1], len(sizes) - first
     return {"from_epoch": first, "to_epoch": len(sizes), "mib": mib, "mib_per_epoch": mib / epochs}
@@ -110,7 +111,7 @@ def draw(resident: dict[Backend, list[float]], title: str, png: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(1, max(2, *(len(sizes) for sizes in resident.values())))
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -10), max(high, 10))  # noise of a MiB shall not fill the graph
+    axes.set_ylim(min(low, -10), max(high, 10))  # keep noise of a MiB small in the graph
     axes.grid(color=MUTED, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower left", frameon=False)
@@ -137,7 +138,7 @@ def main(settings: Settings) -> None:
         )
     device = choose_device(settings.device, Ranks())
     name = source.name if source.name != "train" else Path(settings.data).resolve().parent.name
-    path = timing.results_file(Path(__file__).parent, f"memory-{name}", settings.output, device)
+    path = results_file(f"memory-{name}", settings.output, device)
     timing.write_json(
         path,
         {

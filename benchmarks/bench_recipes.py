@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from comparison import results_file
 
 from fastcnn.bench import timing
 from fastcnn.config.recipes import RECIPES
@@ -34,7 +35,7 @@ from fastcnn.runtime.distributed import Ranks, choose_device
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     recipe: tyro.conf.Positional[str]
     data: str | None = None
@@ -53,24 +54,24 @@ class Settings:
     """JSON file; by default benchmarks/results/MACHINE/recipe-NAME.json."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a training left."""
+    """Results of one training."""
 
     backend: str
     seed: int
     seconds: float
     val: dict[str, float]
-    """Of the last epoch."""
+    """Metrics of the last epoch."""
     best: dict[str, float]
-    """Of the best one, and its number as "epoch"."""
+    """Metrics of the best epoch, and its number as "epoch"."""
 
 
 def train(settings: Settings, backend: str, seed: int, folder: Path) -> Run:
-    """One run of the command.
+    """Run the command once.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     command = [sys.executable, "-m", "fastcnn.train", *shlex.split(arguments(settings))]
     command += ["--data-backend", backend, "--seed", str(seed), "--output-dir", str(folder)]
@@ -79,17 +80,18 @@ def train(settings: Settings, backend: str, seed: int, folder: Path) -> Run:
     seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"{shlex.join(command)} ended with {status}")
-    return Run(backend, seed, seconds, *read_history((folder / "metrics.jsonl").read_text()))
+    last, best = read_history((folder / "metrics.jsonl").read_text())
+    return Run(backend=backend, seed=seed, seconds=seconds, val=last, best=best)
 
 
 def arguments(settings: Settings) -> str:
-    """The flags that say what is trained."""
+    """Flags of the training, without backend, seed and output folder."""
     data = f" --data {shlex.quote(settings.data)}" if settings.data is not None else ""
     return f"--recipe {settings.recipe}{data} {settings.flags}".strip()
 
 
 def read_history(text: str) -> tuple[dict[str, float], dict[str, float]]:
-    """The last and the best validation of a metrics.jsonl."""
+    """Last and best validation in the text of a metrics.jsonl."""
     records = [json.loads(line) for line in text.splitlines()]
     metric = next(r["main_metric"] for r in records if r["kind"] == "train")
     epochs = [r for r in records if r["kind"] == "epoch" and r.get("val")]
@@ -98,7 +100,7 @@ def read_history(text: str) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def difference(runs: list[Run], first: str, second: str, metric: str) -> dict[str, float]:
-    """How far two backends' means are apart, and the standard error of that difference (Welch)."""
+    """Difference of two backends' means, and its standard error (Welch)."""
     a, b = ([run.val[metric] for run in runs if run.backend == name] for name in (first, second))
     error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
     apart = abs(statistics.mean(a) - statistics.mean(b))
@@ -111,13 +113,13 @@ def difference(runs: list[Run], first: str, second: str, metric: str) -> dict[st
 def content(
     settings: Settings, runs: list[Run], device: torch.device, metric: str = "acc1"
 ) -> dict[str, Any]:
-    """What is written; a folder of this machine's is not."""
+    """Content of the JSON file; the path of a local folder is replaced by FOLDER."""
     folder = settings.data is not None and Path(settings.data).is_dir()
-    told = "FOLDER" if folder else settings.data
+    data = "FOLDER" if folder else settings.data
     found: dict[str, Any] = {
         "what": f"recipe-{settings.name or settings.recipe}",
         "recipe": settings.recipe,
-        "command": f"python -m fastcnn.train {arguments(replace(settings, data=told))}",
+        "command": f"python -m fastcnn.train {arguments(replace(settings, data=data))}",
         "images": {"jpeg": folder},
         "timed": settings.timed,
         "environment": environment.environment(device),
@@ -134,7 +136,7 @@ def main() -> int:
         raise SystemExit(f"{settings.recipe}: no such recipe; `fastcnn recipes` lists them")
     device = choose_device("auto", Ranks())
     name = f"recipe-{settings.name or settings.recipe}"
-    path = timing.results_file(HERE, name, settings.output, device)
+    path = results_file(name, settings.output, device)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in settings.seeds:

@@ -14,7 +14,7 @@ cores over the largest N. Then follow an all-reduce of the gradient's bytes by i
 other sizes.
 
 Writes JSON to benchmarks/results/MACHINE/ after each N. What --model prints is computed, not measured:
-fastcnn/bench/scaling.py says from what, docs/scaling.md how to read it.
+benchmarks/scaling_model.py says from what, docs/scaling.md how to read it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import scaling_model as model
 import torch
 import torch.multiprocessing as mp
 import tyro
+from comparison import results_file
 from scaling_worker import ALONE, APART, TOGETHER, Job, Seconds, work
 from torch import nn
 
 from fastcnn import models
-from fastcnn.bench import scaling, timing
+from fastcnn.bench import timing
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
 from fastcnn.runtime import environment, machine
@@ -45,7 +47,7 @@ from fastcnn.setup.probe import probe_arithmetic
 QUICK_ROUNDS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     arch: str = "resnet18"
     img_size: int = 64
@@ -75,7 +77,7 @@ class Settings:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The results of one number of processes."""
+    """Measure one number of processes and return its row."""
     n = job.processes
     count = n + 1 if n > 1 else 1
     mp.spawn(work, (job, mp.get_context("spawn").Barrier(count)), nprocs=count)
@@ -103,12 +105,20 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def slowest(seconds: list[Seconds], name: str) -> list[float]:
-    """In each round that of the last process to end: they began together."""
+    """Seconds of the last process to end in each round; all of them start together."""
     return [max(values) for values in zip(*(one[name] for one in seconds))]
 
 
 def check(settings: Settings, places: int, what: str) -> None:
-    """UserError for what cannot be measured or computed; there are so many cores or GPUs."""
+    """Check the settings against the machine.
+
+    Args:
+        places: number of cores or GPUs.
+        what: their name.
+
+    Raises:
+        UserError: a setting cannot be measured or modelled here.
+    """
     for flag, least in (
         ("--processes", min(settings.processes, default=0)),
         ("--model", min(settings.model, default=1)),
@@ -135,7 +145,7 @@ def check(settings: Settings, places: int, what: str) -> None:
 
 
 def run(settings: Settings) -> tuple[dict[str, Any], Path]:
-    """Measures; writes the report after each number of processes."""
+    """Measure, and write the report after each number of processes."""
     kind = settings.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,12 +156,12 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
     threads = cores // max(settings.processes)
     network = models.build(settings.arch, num_classes=1000).to(memory_format=torch.channels_last)
     job = Job(
-        settings.arch,
-        settings.img_size,
-        settings.batch_size,
-        settings.bucket_mb[:: 2 if settings.quick else 1],
-        QUICK_ROUNDS if settings.quick else settings.rounds,
-        kind,
+        arch=settings.arch,
+        img_size=settings.img_size,
+        batch_size=settings.batch_size,
+        bucket_mb=settings.bucket_mb[:: 2 if settings.quick else 1],
+        rounds=QUICK_ROUNDS if settings.quick else settings.rounds,
+        device=kind,
         threads=threads,
         dtype="bf16" if kind == "cuda" else probe(network, settings.img_size, settings.batch_size, threads),
         compile=settings.compile == "on" or (settings.compile == "auto" and kind == "cuda"),
@@ -169,7 +179,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
         "rows": [],
     }
     name = f"scaling-{settings.arch.replace('/', '-')}-{settings.img_size}px-batch{settings.batch_size}"
-    path = timing.results_file(Path(__file__).parent, name, settings.output, device)
+    path = results_file(name, settings.output, device)
     for processes in dict.fromkeys(settings.processes):
         with tempfile.TemporaryDirectory() as folder:
             report["rows"].append(measure(replace(job, processes=processes, port=free_port(), folder=folder)))
@@ -179,7 +189,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Path]:
 
 
 def probe(network: nn.Module, size: int, batch_size: int, threads: int) -> str:
-    """The CPU's dtype, with the threads that each process will have."""
+    """Probe the CPU's dtype, with the number of threads of each process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     machine.keep_freed_memory()  # as before a training
@@ -205,11 +215,11 @@ def read(path: str) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> list[str]:
-    told, where, rows = report["settings"], report["environment"], report["rows"]
+    settings, where, rows = report["settings"], report["environment"], report["rows"]
     megabytes = f"{report['gradient_bytes'] / 1e6:.1f} MB"
     lines = [
         f"{where.get('gpu', where['processor'])}, torch {where['torch']}, commit {where['commit']}",
-        f"{told['arch']}, {told['img_size']} px, {told['batch_size']} images and "
+        f"{settings['arch']}, {settings['img_size']} px, {settings['batch_size']} images and "
         f"{report['threads_per_process']} threads a process, {report['fastcnn_dtype']}, gradient {megabytes}",
         f"{'':<9}{'':>8}{'median ms a step':>25}",
         f"{'processes':<9}{'img/s':>8}{ALONE:>9}{APART:>8}{TOGETHER:>10}  exposed ms (quartiles)   "
@@ -237,10 +247,10 @@ def table(report: dict[str, Any]) -> list[str]:
 
 
 def modelled(report: dict[str, Any], counts: Sequence[int], gbps: float | None, latency: float) -> list[str]:
-    """Expected efficiency with `counts` processes, from the measured step of one.
+    """Lines of the expected efficiency with `counts` processes, from the measured step of one.
 
     Args:
-        gbps: Gbit/s of the slowest link; None: as fast as the all-reduce among the most processes measured.
+        gbps: Gbit/s of the slowest link; None: the rate of the all-reduce of the most processes measured.
         latency: seconds.
     """
     step = report["rows"][0]["step_seconds"][ALONE]["median"]
@@ -255,9 +265,11 @@ def modelled(report: dict[str, Any], counts: Sequence[int], gbps: float | None, 
         f"{bandwidth * 8 / 1e9:.4g} Gbit/s {origin}, {1e6 * latency:g} us a ring step:"
     ]
     for count in counts:
-        exposed = scaling.exposed_seconds(step, report["gradient_bytes"], count, bandwidth, latency)
+        exposed = model.exposed_seconds(
+            step, report["gradient_bytes"], count, bandwidth=bandwidth, latency=latency
+        )
         lines.append(
-            f"modelled, {count} processes: efficiency {scaling.efficiency(step, exposed):.2f}, "
+            f"modelled, {count} processes: efficiency {model.efficiency(step, exposed):.2f}, "
             f"{1000 * exposed:.1f} ms exposed"
         )
     return lines

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from comparison import Comparison
 
 import fastcnn
-from fastcnn.bench import timing
 from fastcnn.runtime.distributed import Ranks, choose_device
 
 TARGETS = {"lenet5, cold": 15.0}
@@ -36,11 +36,11 @@ TARGETS = {"lenet5, cold": 15.0}
 
 @dataclass(frozen=True)
 class Side:
-    """A command of Python's.
+    """A Python command.
 
     Args:
         command: arguments of the interpreter.
-        cold: folders of its caches that are empty each time.
+        cold: environment variables of the cache folders that are empty each time.
     """
 
     command: tuple[str, ...]
@@ -75,12 +75,12 @@ NOT_QUICK = "startup-resnet50"
 
 
 def is_step(line: str) -> bool:
-    """Whether a line of a run's output tells of a training step."""
+    """True for a line of a run's output that reports a training step."""
     return line.startswith("epoch ") and "  step " in line
 
 
 def environment(caches: Path, side: Side, fresh: Path) -> dict[str, str]:
-    """Of a side's process: this package's code, and caches that are kept or, in the folder `fresh`, empty."""
+    """Environment of a side's process: this code, with warm caches or cold ones in the folder `fresh`."""
     root = Path(fastcnn.__file__).parents[1]
     code = [str(root), str(root / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     names = ("FASTCNN_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
@@ -90,7 +90,7 @@ def environment(caches: Path, side: Side, fresh: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def process(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process with all that it starts; none of it is left at the end."""
+    """Run a process; at the end it is killed with all of its children."""
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -108,10 +108,10 @@ def process(command: list[str], folder: Path, variables: dict[str, str]) -> Iter
 
 
 def seconds_until_ready(side: Side, caches: Path, folder: Path) -> float:
-    """Of one fresh process, that works in an empty folder.
+    """Seconds until one fresh process in an empty folder is ready.
 
     Raises:
-        RuntimeError: it ended before; with its last lines.
+        RuntimeError: the process ended before; with its last lines.
     """
     lines: list[str] = []
     variables = environment(caches, side, folder / "caches")
@@ -128,7 +128,7 @@ def seconds_until_ready(side: Side, caches: Path, folder: Path) -> float:
 
 
 def stages(side: Side, caches: Path, folder: Path) -> dict[str, float]:
-    """Seconds of what a training does until its first step; see startup_stages.py."""
+    """Seconds of each stage of a training until its first step; see startup_stages.py."""
     script = str(Path(__file__).with_name("startup_stages.py"))
     command = [sys.executable, script, str(time.time()), *side.command[2:]]
     with process(command, folder, environment(caches, side, folder / "caches")) as started:
@@ -136,8 +136,8 @@ def stages(side: Side, caches: Path, folder: Path) -> dict[str, float]:
     return {name: round(value, 3) for name, value in json.loads(last).items()}
 
 
-def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> timing.Comparison:
-    """The sides of a row in turn, after each whose caches are kept was ready once."""
+def measure(row: str, rounds: int, folder: Path, *, with_stages: bool) -> Comparison:
+    """Time the sides of a row in turn, after one run of each side with warm caches."""
     sides = ROWS[row]
     caches = folder / "caches"
     numbers = iter(range(1_000))
@@ -147,6 +147,7 @@ def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> timing.Co
         path.mkdir(parents=True)
         return path
 
+    # Fill the caches, measure the stages, then time the sides.
     for side in sides.values():
         if not side.cold:
             seconds_until_ready(side, caches, empty())
@@ -161,11 +162,11 @@ def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> timing.Co
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
             seconds[name].append(seconds_until_ready(sides[name], caches, empty()))
-    return timing.Comparison(
-        row,
-        next(iter(sides)),
-        seconds,
-        choose_device("auto", Ranks()),
+    return Comparison(
+        what=row,
+        baseline=next(iter(sides)),
+        seconds=seconds,
+        device=choose_device("auto", Ranks()),
         unit="start",
         settings={
             "target_seconds": {name: target for name, target in TARGETS.items() if name in sides},
@@ -177,12 +178,12 @@ def measure(row: str, rounds: int, with_stages: bool, folder: Path) -> timing.Co
 
 @pytest.fixture(scope="module")
 def comparisons(tmp_path_factory, quick, save):
-    """A row's comparison, measured when it is first asked for."""
-    known: dict[str, timing.Comparison] = {}
+    """Comparison of a row, measured on first use."""
+    known: dict[str, Comparison] = {}
 
-    def of(row: str) -> timing.Comparison:
+    def of(row: str) -> Comparison:
         if row not in known:
-            known[row] = measure(row, 2 if quick else 3, not quick, tmp_path_factory.mktemp(row))
+            known[row] = measure(row, 2 if quick else 3, tmp_path_factory.mktemp(row), with_stages=not quick)
             save(known[row])
         return known[row]
 

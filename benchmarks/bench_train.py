@@ -29,10 +29,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from comparison import Comparison
 from sizes import TRAIN, Train
 from torch import Tensor, nn
 
-from fastcnn.bench import timing
 from fastcnn.bench.training_steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Workload, build_own_step
 from fastcnn.bench.worker import Worker, WorkerError, calls_of_a_turn, time_workers
 from fastcnn.runtime import machine
@@ -43,13 +43,13 @@ BASELINE, OURS, COMPILED, RECORDED = "eager fp32 NCHW", "fastcnn", "torch.compil
 SIDES = (BASELINE, "torchvision AMP", "careful eager", COMPILED, "timm", RECORDED, OURS)
 DEVICE = choose_device("auto", Ranks())
 LIMIT = None if DEVICE.type == "cuda" else 300.0
-"""Seconds in which a side must answer on the CPU."""
+"""Time limit in seconds for each result of a side, on the CPU."""
 IN_TORCHVISION = {"alexnet_torchvision": "alexnet"}
-"""Names of fastcnn's networks there, where they are others."""
+"""torchvision's names of fastcnn's networks, where they differ."""
 
 
-def floats(workload: Workload, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-    """The workload's images, normalized, and targets."""
+def floats(workload: Workload, *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+    """Normalized float images and targets of the workload."""
     batch = workload.batch()
     mean, std = (torch.tensor(v, device=workload.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -65,10 +65,11 @@ def torchvision_network(workload: Workload) -> nn.Module:
     )
 
 
-def eager(workload: Workload, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
+def eager(workload: Workload, *, careful: bool = False, compile: bool = False) -> Callable[[], Tensor]:
+    """A step in plain PyTorch: fp32 NCHW, or with `careful` bf16 channels-last and fused SGD."""
     network = torchvision_network(workload)
     run = torch.compile(network, dynamic=False) if compile else network
-    images, targets = floats(workload, careful)
+    images, targets = floats(workload, channels_last=careful)
     if careful:
         network = network.to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = True
@@ -88,8 +89,10 @@ def eager(workload: Workload, careful: bool = False, compile: bool = False) -> C
 
 
 def torchvision_amp(workload: Workload) -> Callable[[], Tensor]:
-    """Of torchvision 0.26's train_one_epoch: autocast with its default dtype, a scaler on CUDA, and the loss
-    and accuracy read in every step."""
+    """The step of train_one_epoch in torchvision 0.26's references.
+
+    It has autocast with its default dtype and a scaler on CUDA, and reads loss and accuracy in every step.
+    """
     network = torchvision_network(workload)
     images, targets = floats(workload)
     torch.backends.cudnn.benchmark = True
@@ -114,7 +117,7 @@ def torchvision_amp(workload: Workload) -> Callable[[], Tensor]:
 
 
 def timm_step(workload: Workload) -> Callable[[], Tensor]:
-    """Of timm 1.0's train_one_epoch: its network, optimizer and loss."""
+    """The step of train_one_epoch in timm 1.0, with its network, optimizer and loss."""
     import timm
     from timm.optim import create_optimizer_v2
 
@@ -144,58 +147,30 @@ NOT_IN_TIMM = ("alexnet_torchvision",)
 
 
 @functools.cache
-def measure(row: Train, quick: bool) -> timing.Comparison:
+def measure(row: Train, *, quick: bool) -> Comparison:
     workload = Workload(row.arch, row.img_size, row.batch_size, DEVICE.type)
-    rounds = 3 if quick else 15
     machine.prepare(DEVICE, machine.cores_per_process(Ranks()), deterministic=False)  # as before a training
-    if DEVICE.type == "cuda":
-        way, why, compiled = probe.Arithmetic("bf16", True), "the GPU has it", True
-    else:
-        network, compiled = workload.network(), False
-        way, why = probe.probe_arithmetic(network, (row.batch_size, 3, row.img_size, row.img_size))
-    own = partial(build_own_step, workload, way.dtype, channels_last=way.channels_last, compile=compiled)
-    builds: dict[str, Callable[[], Any]] = {
-        BASELINE: partial(eager, workload),
-        "torchvision AMP": partial(torchvision_amp, workload),
-        "careful eager": partial(eager, workload, careful=True),
-        COMPILED: partial(eager, workload, careful=True, compile=True),
-        "timm": partial(timm_step, workload),
-        RECORDED: partial(own, cuda_graph=True),
-        OURS: own,
-    }
-    left_out = {} if DEVICE.type == "cuda" else dict.fromkeys((COMPILED, RECORDED), "needs a CUDA GPU")
-    if not machine.is_native("bf16", DEVICE):
-        left_out |= dict.fromkeys(("torchvision AMP", "careful eager", "timm"), machine.NO_BF16)
-    if row.arch in NOT_IN_TIMM:
-        left_out["timm"] = "timm has no AlexNet"
+    arithmetic, why, compiled = choose_arithmetic(workload)
+    left_out = reasons(row)
     with ExitStack() as stack:
-        workers = {}
-        for name, build in builds.items():
-            if name in left_out:
-                continue
-            try:  # fastcnn's step prepares its process as a training does
-                workers[name] = stack.enter_context(Worker(build, DEVICE, limit=LIMIT))
-            except WorkerError as error:
-                if name == BASELINE:
-                    raise
-                left_out[name] = f"failed: {error}"
+        workers = start(builds(workload, arithmetic, compile=compiled), left_out, stack)
         calls = calls_of_a_turn(workers[BASELINE], DEVICE)
-        seconds = time_workers(workers, rounds, calls=calls)
+        seconds = time_workers(workers, 3 if quick else 15, calls=calls)
     layouts = {
         BASELINE: "fp32 NCHW",
         "torchvision AMP": f"{'fp16' if DEVICE.type == 'cuda' else 'bf16'} NCHW",
         "careful eager": "bf16 channels-last",
         COMPILED: "bf16 channels-last",
         "timm": "bf16 channels-last",
-        RECORDED: str(way),
-        OURS: str(way),
+        RECORDED: str(arithmetic),
+        OURS: str(arithmetic),
     }
     reference = workers[BASELINE].start.losses[0]
-    return timing.Comparison(
-        f"train-{row}",
-        BASELINE,
-        seconds,
-        DEVICE,
+    return Comparison(
+        what=f"train-{row}",
+        baseline=BASELINE,
+        seconds=seconds,
+        device=DEVICE,
         work=row.batch_size,
         settings={**row._asdict(), "warm_up": 3 + calls, "calls": calls, "chosen_because": why},
         sides={
@@ -203,7 +178,7 @@ def measure(row: Train, quick: bool) -> timing.Comparison:
                 "arithmetic": layouts[name],
                 "first_seconds": worker.start.first_seconds,
                 "peak_bytes": worker.start.peak_bytes,
-                # From other random weights of the same distributions, so near, not equal.
+                # The sides start from other random weights of the same distributions.
                 "first_loss_beyond_baseline": worker.start.losses[0] / reference - 1,
             }
             for name, worker in workers.items()
@@ -212,9 +187,65 @@ def measure(row: Train, quick: bool) -> timing.Comparison:
     )
 
 
+def choose_arithmetic(workload: Workload) -> tuple[probe.Arithmetic, str, bool]:
+    """Dtype and layout that `fastcnn train` chooses here, the reason, and whether it compiles."""
+    if DEVICE.type == "cuda":
+        return probe.Arithmetic("bf16", channels_last=True), "the GPU has it", True
+    shape = workload.batch_size, 3, workload.img_size, workload.img_size
+    found, why = probe.probe_arithmetic(workload.network(), shape)
+    return found, why, False
+
+
+def builds(
+    workload: Workload, arithmetic: probe.Arithmetic, *, compile: bool
+) -> dict[str, Callable[[], Any]]:
+    """Functions that build the step of each side, in its process."""
+    own: dict[str, Any] = {"channels_last": arithmetic.channels_last, "compile": compile}
+    return {
+        BASELINE: partial(eager, workload),
+        "torchvision AMP": partial(torchvision_amp, workload),
+        "careful eager": partial(eager, workload, careful=True),
+        COMPILED: partial(eager, workload, careful=True, compile=True),
+        "timm": partial(timm_step, workload),
+        RECORDED: partial(build_own_step, workload, arithmetic.dtype, **own, cuda_graph=True),
+        OURS: partial(build_own_step, workload, arithmetic.dtype, **own),
+    }
+
+
+def reasons(row: Train) -> dict[str, str]:
+    """Sides that cannot be measured here, with the reason."""
+    left_out = {} if DEVICE.type == "cuda" else dict.fromkeys((COMPILED, RECORDED), "needs a CUDA GPU")
+    if not machine.is_native("bf16", DEVICE):
+        left_out |= dict.fromkeys(("torchvision AMP", "careful eager", "timm"), machine.NO_BF16)
+    if row.arch in NOT_IN_TIMM:
+        left_out["timm"] = "timm has no AlexNet"
+    return left_out
+
+
+def start(
+    steps: dict[str, Callable[[], Any]], left_out: dict[str, str], stack: ExitStack
+) -> dict[str, Worker]:
+    """Start a worker for each side; sides that fail are added to `left_out`.
+
+    Raises:
+        WorkerError: the baseline failed.
+    """
+    workers = {}
+    for name, build in steps.items():
+        if name in left_out:
+            continue
+        try:  # fastcnn's step prepares its process as a training does
+            workers[name] = stack.enter_context(Worker(build, DEVICE, limit=LIMIT))
+        except WorkerError as error:
+            if name == BASELINE:
+                raise
+            left_out[name] = f"failed: {error}"
+    return workers
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("row", TRAIN["cuda" if DEVICE.type == "cuda" else "cpu"], ids=str)
 def test_training_step(row, side, quick, save, play):
-    comparison = measure(row, quick)
+    comparison = measure(row, quick=quick)
     save(comparison)
     play(comparison, side)

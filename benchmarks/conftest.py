@@ -1,13 +1,13 @@
-"""What the benchmarks share.
+"""Options and fixtures of the benchmarks.
 
     python -m pytest benchmarks                        # all, about an hour
     python -m pytest benchmarks/bench_train.py -k resnet50
     python -m pytest benchmarks --quick                # a minute each; nothing is written
 
-pytest-benchmark times one function after the other, so that a machine that changes its speed favours one of
-them. Here all sides of a comparison are timed in turn first, and pytest-benchmark is played what was
-measured: it prints its table, and its flags, --benchmark-json among them, work. Each comparison is written as
-JSON under benchmarks/results/MACHINE/. Why a side was left out is said at the end.
+pytest-benchmark times one function after the other, so a machine that changes its speed favors one of them.
+Here all sides of a comparison are timed in turn first, and the measured times are replayed to
+pytest-benchmark: it prints its table, and its flags, such as --benchmark-json, work. Each comparison is
+written as JSON under benchmarks/results/MACHINE/. The reasons for skipped sides are printed at the end.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import Comparison
 
 from fastcnn.bench import timing
 from fastcnn.runtime import environment
 
 ROW_LIMIT = 20 * 60
-"""Seconds of a row on a CPU; one that takes longer fails, and the others go on."""
+"""Time limit in seconds of a row on a CPU; the other rows go on after a failure."""
 
 
 class Playback:
-    """A timer that reads what was measured before: each round begins at 0 and ends at its seconds."""
+    """A timer that replays measured times: each round begins at 0 and ends at its seconds."""
 
     def __init__(self) -> None:
         self.readings: list[float] = []
@@ -56,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 FAILED: set[tuple[str, str]] = set()
-"""Rows that failed, by file: all sides of a row are measured together, and not again for each."""
+"""Failed rows, by file. All sides of a row are measured together, so the others are not measured again."""
 
 
 def _row_of(item: pytest.Item) -> tuple[str, str] | None:
@@ -88,11 +89,11 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def save(request: pytest.FixtureRequest, quick: bool) -> Callable[[timing.Comparison], None]:
-    """Writes a comparison, unless it was a quick one without --results."""
+def save(request: pytest.FixtureRequest, *, quick: bool) -> Callable[[Comparison], None]:
+    """A function that writes a comparison, except with --quick and without --results."""
     folder = request.config.getoption("--results")
 
-    def write(comparison: timing.Comparison) -> None:
+    def write(comparison: Comparison) -> None:
         if folder or not quick:
             root = Path(folder) if folder else Path(__file__).parent / "results"
             path = root / environment.machine_name(comparison.device) / f"{comparison.what}.json"
@@ -102,11 +103,11 @@ def save(request: pytest.FixtureRequest, quick: bool) -> Callable[[timing.Compar
 
 
 @pytest.fixture
-def play(benchmark) -> Callable[[timing.Comparison, str], None]:
-    """Hands a side's seconds to pytest-benchmark; a side that was left out is skipped, with the reason."""
+def play(benchmark) -> Callable[[Comparison, str], None]:
+    """A function that replays a side's times to pytest-benchmark, or skips a side that was left out."""
 
-    def run(comparison: timing.Comparison, side: str) -> None:
-        if side in comparison.left_out:  # such as what needs a GPU; JSON and tables say so too
+    def run(comparison: Comparison, side: str) -> None:
+        if side in comparison.left_out:  # such as sides for a GPU; the reason is in the JSON too
             pytest.skip(comparison.left_out[side])
         found = comparison.as_json()["sides"][side]
         CLOCK.load(comparison.seconds[side])

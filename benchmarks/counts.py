@@ -6,7 +6,7 @@
 Needs no GPU. Steps are fastcnn's own, on the CPU at small sizes: operators below autograd, tensors with
 memory of their own among their results, and questions that would make the host wait for a GPU. Memory that an
 operator uses within itself is not seen, so that the counts do not depend on the processor. Graphs are traced,
-and run uncompiled. The kernels are compiled for sm_90 and read by `fastcnn_kernels.audit`.
+and run uncompiled. The kernels are compiled for sm_90 and read by `audit.py`.
 
 The file is keyed by the minor versions of torch and Triton. Where it has the installed ones, every count must
 be the same. Where it lacks them, `--check` reports it and compares with the nearest version: what must be 0
@@ -48,14 +48,14 @@ ARCHITECTURE = "sm_90"
 
 
 class Case(NamedTuple):
-    """A step to be counted."""
+    """A training step to count."""
 
     arch: str
     img_size: int
     batch_size: int
     dtype: torch.dtype = torch.float32
     clip_and_average: bool = False
-    """With the gradient's norm clipped, and a moving average of the weights."""
+    """Clip the gradient norm and keep a moving average of the weights."""
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -72,12 +72,12 @@ CASES = (
 )
 
 Counts = dict[str, dict[str, int]]
-"""What was counted of what: "resnet18 float32" → "operators" → 512."""
+"""Counts by case and name: "resnet18 float32" → "operators" → 512."""
 Found = dict[str, Counts]
-"""By versions: "torch 2.15", "triton 3.9"."""
+"""Counts by version: "torch 2.15", "triton 3.9"."""
 
 
-# What a step asks for
+# Operators, memory and host syncs
 
 WAITS = {
     "aten::_local_scalar_dense",  # .item(), bool(), float(), int(), an index
@@ -89,13 +89,13 @@ WAITS = {
     "aten::unique_dim",
     "aten::_unique2",
 }
-"""Operators that answer to the host, or whose result's shape it must know."""
+"""Operators that synchronize the host: they return a value to it, or a result whose shape depends on data."""
 WAITING_CALLS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}
-"""Calls that dispatch nothing on the CPU, and wait for a GPU."""
+"""Calls that dispatch nothing on the CPU, but synchronize with a GPU."""
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is dispatched below autograd."""
+    """Counts operators dispatched below autograd."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Operators(TorchDispatchMode):
 
 
 def _storages(values: Any) -> dict[int, int]:
-    """Address and bytes of each piece of memory of the tensors in `values`."""
+    """Address and bytes of each storage of the tensors in `values`."""
     found = {}
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor):
@@ -124,7 +124,7 @@ def _storages(values: Any) -> dict[int, int]:
 
 
 class WaitingCalls(TorchFunctionMode):
-    """Counts the calls that are not dispatched on the CPU."""
+    """Counts calls in `WAITING_CALLS`, which are not dispatched on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def counted(step: Callable[[], object]) -> dict[str, int]:
 # fastcnn's steps
 
 
-def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Task, Batch, Metrics]:
+def prepare(case: Case, *, compile: bool = False) -> tuple[TrainState, Task, Batch, Metrics]:
     workload = Workload(case.arch, case.img_size, case.batch_size, "cpu")
     ema_decay, clip_grad = (0.9, 1.0) if case.clip_and_average else (None, None)
     options = StepOptions(amp_dtype=case.dtype, compile=compile, ema_decay=ema_decay, clip_grad=clip_grad)
@@ -154,7 +154,7 @@ def prepare(case: Case, compile: bool = False) -> tuple[TrainState, Task, Batch,
 
 
 def step_counts(case: Case) -> dict[str, int]:
-    """Of the third step, in which nothing is made for the first time."""
+    """Counts of the third step, after all lazy initialization."""
     state, task, batch, metrics = prepare(case)
 
     def step() -> None:
@@ -166,7 +166,7 @@ def step_counts(case: Case) -> dict[str, int]:
 
 
 class _Once:
-    """One batch as a loader."""
+    """A loader of one batch."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch, self.num_samples, self.skipped = batch, len(batch.mask), 0
@@ -176,10 +176,13 @@ class _Once:
 
 
 def graph_counts(case: Case) -> dict[str, int]:
-    """Of two rounds of three steps and an evaluation: the second may compile nothing."""
+    """Counts of compiled graphs in two rounds of three steps and an evaluation.
+
+    Graphs of the second round count as recompilations.
+    """
     from torch._dynamo.utils import counters
 
-    with as_it_is():
+    with compile_without_backend():
         state, task, batch, metrics = prepare(case, compile=True)
         counters.clear()
         graphs = []
@@ -194,15 +197,15 @@ def graph_counts(case: Case) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def as_it_is() -> Iterator[None]:
-    """torch.compile traces, and runs the graphs uncompiled."""
+def compile_without_backend() -> Iterator[None]:
+    """Let torch.compile trace graphs but run them eagerly."""
     with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="eager")):
         yield
 
 
 def kernel_counts() -> Counts:
-    """Of each kernel on its typical layer."""
-    from fastcnn_kernels import audit
+    """Instructions, registers and spills of each kernel on its typical layer."""
+    import audit
 
     found = {}
     for case in audit.cases(audit.TYPICAL):
@@ -238,11 +241,14 @@ def read(path: Path) -> Found:
 NEVER = ("waits", "recompilations", "graph breaks", "spilled")
 """Counts that are 0 with any version."""
 MAX_GROWTH = 1.1
-"""Of a count against that of another version."""
+"""Allowed ratio of a count to that of another version."""
 
 
 def nearest(versions: str, known: Sequence[str]) -> str | None:
-    """The recorded versions next to "torch 2.13", of the same library; of two equally near ones the newer."""
+    """The known version of the same library nearest to `versions`, such as "torch 2.13".
+
+    Of two equally near versions the newer is returned.
+    """
 
     def place(name: str) -> tuple[int, int]:
         major, minor = name.split()[1].split(".")
@@ -257,12 +263,12 @@ def nearest(versions: str, known: Sequence[str]) -> str | None:
     )
 
 
-def compare(versions: str, before: Counts, now: Counts, exact: bool = True) -> list[str]:
-    """A line for each count that is not as it should be.
+def compare(versions: str, before: Counts, now: Counts, *, exact: bool = True) -> list[str]:
+    """Return a line for each unexpected count.
 
     Args:
-        versions: of what was counted now, such as "torch 2.15".
-        exact: whether `before` is of the same versions; else `NEVER` and `MAX_GROWTH` alone are checked.
+        versions: library and version of the counts in `now`, such as "torch 2.15".
+        exact: `before` has the same version; otherwise only `NEVER` and `MAX_GROWTH` are checked.
     """
     lines = []
     for what in sorted(before.keys() | now.keys()):
@@ -286,7 +292,7 @@ def compare(versions: str, before: Counts, now: Counts, exact: bool = True) -> l
 
 
 def check(before: Found, now: Found, path: Path) -> int:
-    """Prints what was compared with what, and each difference. Returns the exit status."""
+    """Print each comparison with its differences; return the exit status."""
     status = 0
     known, seen = ({versions.split()[0] for versions in found} for found in (before, now))
     for library in sorted(known - seen) if sys.platform == "linux" else ():  # Triton is for Linux

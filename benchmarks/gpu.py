@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from comparison import same_code
 from sizes import TRAIN
 
 from fastcnn.bench import timing
@@ -35,16 +36,16 @@ from fastcnn.runtime.distributed import Ranks, choose_device
 
 HERE = Path(__file__).parent
 GRACE = 20.0
-"""Seconds that a command has to end after it was asked to."""
+"""Seconds from the interrupt of a command to its kill."""
 SPARE = 10.0
-"""Seconds that are left for what comes after the last item."""
-TOLD = 0.75
-"""Share of an item's time after which its command is told to begin nothing more."""
+"""Seconds reserved for the end, after the last item."""
+SOFT_LIMIT = 0.75
+"""Share of an item's time after which its command starts nothing more."""
 CODE = "fastcnn", "kernels", "benchmarks", ":(exclude)benchmarks/results", ":(exclude,glob)**/*.md"
-"""What the figures depend on."""
+"""Git pathspecs of the code that the figures depend on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     minutes: float = 20.0
     """When to be done with everything."""
@@ -62,22 +63,22 @@ class Settings:
     """Where the JSON goes; by default benchmarks/results/."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
     name: str
     command: tuple[str, ...]
     at_most: float
-    """Share of all the minutes that it may take."""
+    """Largest share of all the minutes."""
     left_out: str = ""
-    """Why it cannot be measured here."""
+    """Reason why it cannot be measured here."""
     resumes: bool = False
-    """Whether it goes on by itself where it stopped, so that it is called again each time."""
+    """The command continues its own results, so it is called again each time."""
     takes_minutes: bool = False
-    """Whether its command is told how many it has."""
+    """The command accepts --minutes."""
 
 
 def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
-    """What is measured, most important first."""
+    """Items to measure, most important first."""
     python = sys.executable
     folder = results / environment.machine_name(device)
     tiny = settings.rehearse
@@ -96,7 +97,10 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
         name = f"ladder-{arch}-{size}px-batch{batch}"
         output = str(folder / f"{name}.json")
         command = (python, "-m", "fastcnn", "bench", "--arch", arch, *sizes, "--output", output)
-        return Item(name, command, share, takes_minutes=True)
+        return Item(name=name, command=command, at_most=share, takes_minutes=True)
+
+    def item(name: str, command: tuple[str, ...], share: float, left_out: str = "") -> Item:
+        return Item(name=name, command=command, at_most=share, left_out=left_out)
 
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--results", str(results))
     quick = ("--quick",) if tiny else ()
@@ -112,27 +116,29 @@ def plan(settings: Settings, device: torch.device, results: Path) -> list[Item]:
     no_airbench = "" if settings.cifar10 and settings.airbench else "--cifar10 or --airbench was not given"
     ahead = (python, "-m", "fastcnn_kernels.precompile")
     return [
-        Item("precompile", ahead, 0.1, no_gpu, resumes=True),
-        Item("kernels", kernels, 0.2, no_gpu, resumes=True, takes_minutes=True),
-        Item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.25, no_gpu),
-        Item(f"train-{first}", (*train, "-k", str(first)), 0.3),
+        replace(item("precompile", ahead, 0.1, no_gpu), resumes=True),
+        replace(item("kernels", kernels, 0.2, no_gpu), resumes=True, takes_minutes=True),
+        item("accelerate", (*pytest, str(HERE / "bench_accelerate.py"), *quick), 0.25, no_gpu),
+        item(f"train-{first}", (*train, "-k", str(first)), 0.3),
         ablation("resnet50", 224, 256, 0.3),
-        Item("cifar10-speed", side_by_side, 0.25, no_gpu or no_airbench),
-        Item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
-        *(Item(f"train-{row}", (*train, "-k", str(row)), 0.3) for row in others),
-        Item(
-            "batch32-kernels", (*kernels, "--batch-size", "32"), 0.2, no_gpu, resumes=True, takes_minutes=True
+        item("cifar10-speed", side_by_side, 0.25, no_gpu or no_airbench),
+        item("loader", (*pytest, str(HERE / "bench_loader.py"), *quick, *data), 0.3, no_loader),
+        *(item(f"train-{row}", (*train, "-k", str(row)), 0.3) for row in others),
+        replace(
+            item("batch32-kernels", (*kernels, "--batch-size", "32"), 0.2, no_gpu),
+            resumes=True,
+            takes_minutes=True,
         ),
         *(ablation(arch, 224, 256, 0.25) for arch in (() if tiny else ("efficientnet_b0", "mobilenet_v2"))),
-        Item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
+        item("layers", (*pytest, str(HERE / "bench_layers.py"), *quick), 0.2),
     ]
 
 
 def chosen(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
-    """The items whose names begin with one of `names`, which share all the time.
+    """Return the items whose names begin with one of `names`; they share all the time.
 
     Raises:
-        SystemExit: none does.
+        SystemExit: one of `names` begins no item's name.
     """
     for name in names:
         if not any(item.name.startswith(name) for item in items):
@@ -147,13 +153,14 @@ def run(
     minutes: float,
     progress: Path,
     commit: str,
+    *,
     clock: Callable[[], float] = time.monotonic,
     call: Callable[[Sequence[str], float], int | None] | None = None,
 ) -> dict[str, str]:
-    """Works the items off until the time is over.
+    """Run the items in order until the time is over.
 
     Returns:
-        For each, what became of it; "done" also if it was done before with the same code.
+        The outcome of each item; "done" also if it was done before with the same code.
     """
     end = clock() + 60 * minutes - SPARE
     done = _done(progress, commit)
@@ -168,13 +175,13 @@ def run(
             outcome[item.name] = "no time was left"
         else:
             limit = min(left, 60 * minutes * item.at_most)
-            told = ("--minutes", f"{TOLD * limit / 60:.2f}") if item.takes_minutes else ()
-            command = (*item.command, *told)
+            minutes_flag = ("--minutes", f"{SOFT_LIMIT * limit / 60:.2f}") if item.takes_minutes else ()
+            command = (*item.command, *minutes_flag)
             print(f"== {item.name}: {' '.join(command)}", flush=True)
             start = clock()
             status = (call or _call)(command, limit)
             taken = clock() - start
-            if status == 0 and item.takes_minutes and taken >= TOLD * limit:
+            if status == 0 and item.takes_minutes and taken >= SOFT_LIMIT * limit:
                 outcome[item.name] = f"ended after {taken:.0f} s, maybe not with everything"
             elif status == 0:
                 outcome[item.name] = f"done in {taken:.0f} s"
@@ -187,16 +194,16 @@ def run(
 
 
 def _done(progress: Path, commit: str) -> dict[str, float]:
-    """What was finished with this commit's code; nothing where files differ from it."""
+    """Seconds of the items that were done before with the code of `commit`."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         content = json.loads(progress.read_text())
-        if timing.same_code(content["commit"], commit, *CODE):
+        if same_code(content["commit"], commit, *CODE):
             return dict(content["seconds"])
     return {}
 
 
 def _call(command: Sequence[str], seconds: float) -> int | None:
-    """The exit status of a command, or None if it was ended after so many seconds."""
+    """Run a command; return its exit status, or None if it exceeded its time limit."""
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE.parent / "kernels"))),
@@ -212,7 +219,7 @@ def _call(command: Sequence[str], seconds: float) -> int | None:
             process.wait(GRACE)
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):  # workers that it started, if any are left
+        with contextlib.suppress(ProcessLookupError):  # its own child processes, if any are left
             os.killpg(process.pid, signal.SIGKILL)
 
 

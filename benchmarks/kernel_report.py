@@ -1,4 +1,4 @@
-"""The file of `bench_kernels.py`: written row by row, continued by the same command, read by `dispatch`."""
+"""Results file of `bench_kernels.py`: written row by row, continued by the same command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import kernel_tables as tables
 import torch
+from comparison import same_code
 from kernel_times import Item
 
 from fastcnn.bench import timing
@@ -16,8 +17,13 @@ from fastcnn.runtime import environment, machine
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
 
-CODE = "kernels/fastcnn_kernels/*.py", "benchmarks/*kernel*.py", "fastcnn/bench/timing.py"
-"""What the rows depend on."""
+CODE = (
+    "kernels/fastcnn_kernels/*.py",
+    "benchmarks/*kernel*.py",
+    "benchmarks/comparison.py",
+    "fastcnn/bench/timing.py",
+)
+"""Git pathspecs of the code that the rows depend on."""
 
 
 def fields_of(layer: Depthwise | Norm) -> dict[str, int]:
@@ -25,9 +31,9 @@ def fields_of(layer: Depthwise | Norm) -> dict[str, int]:
 
 
 def begin(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the file has of the same code, machine and settings, without what went wrong.
+    """Return the report to continue: the file's, without failed rows, if code, machine and settings agree.
 
-    Else an empty report, and the file is kept under another name.
+    Otherwise the report is empty, and the file is renamed.
     """
     import triton
 
@@ -58,11 +64,11 @@ def begin(path: Path, settings: dict[str, Any], device: torch.device) -> dict[st
 
 
 def another(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """In what a file's report differs from one that begins, so that their rows do not belong together."""
+    """Describe the first difference of an old report that rules out continuing it; None if there is none."""
     commit, before = new["environment"]["commit"], old["environment"].get("commit", "")
     if not commit or commit.endswith("+"):
         return "code that no commit has"
-    if not timing.same_code(before, commit, *CODE):
+    if not same_code(before, commit, *CODE):
         return f"another commit, {before or 'unknown'}, whose kernels differ"
     for part, beside in (
         ("environment", {"date", "commit"}),
@@ -83,17 +89,17 @@ def is_done(item: Item, report: dict[str, Any]) -> bool:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """At once, so that a run that is killed leaves what it had written before."""
+    """Write atomically, so that a killed run leaves the previous content."""
     part = path.with_name(path.name + ".part")
     timing.write_json(part, content)
     os.replace(part, path)
 
 
 def write_dispatch(report: dict[str, Any]) -> Path:
-    """Adds the depthwise passes to the package's table of the GPU; returns its file."""
+    """Add the depthwise passes to the package's table of the GPU; return its file."""
     gpu, dtype = report["environment"]["gpu"], machine.DTYPES[report["settings"]["dtype"]]
-    path = dispatch.SHIPPED / dispatch._file_name(gpu)
-    known = dispatch._read(path)
+    path = dispatch.SHIPPED / dispatch.file_name(gpu)
+    known = dispatch.read(path)
     for layer, batches in tables.dispatch_times(report, str(dtype).removeprefix("torch.")).items():
         known[layer] = {**known.get(layer, {}), **batches}
     write(path, dispatch.table(gpu, known))

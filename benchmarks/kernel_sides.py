@@ -1,4 +1,4 @@
-"""The sides that `bench_kernels.py` compares: for each pass of a layer ours, eager PyTorch's and compiled."""
+"""Sides of `bench_kernels.py`: for each pass of a layer ours, eager PyTorch's and the compiled one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHOLE = ("layer forward", "layer training")
 
 Run = Callable[[], Any]
 Side = Callable[[Tensor, Tensor], Run]
-"""From input and upstream gradient to a call."""
+"""Prepares a call from input and upstream gradient."""
 
 
 def out_size(layer: Depthwise | Norm) -> int:
@@ -27,7 +27,7 @@ def out_size(layer: Depthwise | Norm) -> int:
 
 
 def floor_bytes(layer: Depthwise | Norm, step: str, batch: int, itemsize: int) -> int:
-    """Each pass reads and writes each of its tensors once; the weight is too small to count."""
+    """Lower bound of a pass's bytes: each tensor moves once; the weight is too small to count."""
     image = batch * layer.channels * itemsize
     both = image * (layer.size**2 + out_size(layer) ** 2)  # input and output, or their gradients
     if isinstance(layer, Depthwise):
@@ -44,13 +44,14 @@ def sides_of(layer: Depthwise | Norm, step: str, weight: Tensor) -> dict[str, Si
 def _convolution(layer: Depthwise, step: str, weight: Tensor) -> dict[str, Side]:
     ops, aten = torch.ops.fastcnn, torch.ops.aten
     geometry = [layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1]
-    rest = (*geometry, False, [0, 0], layer.channels)
+    rest = (*geometry, False, [0, 0], layer.channels)  # transposed, output padding, groups
+    no_bias = False
 
     def ours(x: Tensor, dy: Tensor) -> Run:
         return {
             "forward": lambda: ops.depthwise_conv2d(x, weight, None, *geometry),
             "input_grad": lambda: ops.depthwise_conv2d_input_grad(dy, weight, x.shape, *geometry),
-            "weight_grad": lambda: ops.depthwise_conv2d_weight_grad(dy, x, weight, False, *geometry)[0],
+            "weight_grad": lambda: ops.depthwise_conv2d_weight_grad(dy, x, weight, no_bias, *geometry)[0],
         }[step]
 
     def eager(x: Tensor, dy: Tensor) -> Run:
@@ -73,8 +74,8 @@ def _norm(layer: Norm, step: str) -> dict[str, Side]:
 
     def ours(x: Tensor, dy: Tensor) -> Run:
         if step == "forward":
-            return lambda: torch.ops.fastcnn.local_response_norm(x, *settings, False)
-        return lambda: torch.ops.fastcnn.local_response_norm_backward(dy, x, *settings, False)
+            return lambda: torch.ops.fastcnn.local_response_norm(x, *settings, relu=False)
+        return lambda: torch.ops.fastcnn.local_response_norm_backward(dy, x, *settings, relu=False)
 
     def eager(x: Tensor, dy: Tensor) -> Run:
         if step == "forward":
@@ -97,7 +98,9 @@ def _whole(layer: Depthwise | Norm, step: str, weight: Tensor) -> dict[str, Side
             return F.local_response_norm(x, *_norm_settings(layer))
         return F.conv2d(x, w, None, layer.stride, layer.kernel // 2, groups=layer.channels)
 
-    def side(function: Callable[[Tensor, Tensor], Tensor], narrow: bool) -> Side:
+    def side(function: Callable[[Tensor, Tensor], Tensor], *, narrow: bool) -> Side:
+        """`narrow`: the weight is in the input's dtype, as PyTorch needs it."""
+
         def prepare(x: Tensor, dy: Tensor) -> Run:
             w = weight.to(x.dtype) if narrow else weight
             if step == "layer forward":
@@ -108,6 +111,10 @@ def _whole(layer: Depthwise | Norm, step: str, weight: Tensor) -> dict[str, Side
 
         return prepare
 
-    torch._dynamo.reset()  # else the ninth layer is one recompilation too many, and runs eagerly
+    torch._dynamo.reset()  # else the ninth layer exceeds the recompilation limit
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
-    return {"ours": side(ours, False), "eager": side(eager, True), "compiled": side(compiled, True)}
+    return {
+        "ours": side(ours, narrow=False),
+        "eager": side(eager, narrow=True),
+        "compiled": side(compiled, narrow=True),
+    }

@@ -1,4 +1,4 @@
-"""What `bench_kernels.py` shows of its report: lines, geometric means, Markdown, the table for `dispatch`.
+"""Tables of a report of `bench_kernels.py`: lines, geometric means, Markdown, the table for `dispatch`.
 
 A report is the content of its JSON file; nothing here measures.
 """
@@ -16,7 +16,7 @@ from fastcnn_kernels.layers import NETWORKS, Depthwise
 
 NOT_MEASURED = "not measured"
 TROUBLE = ("wrong", "failed")
-"""What a row may have instead of times."""
+"""Keys of a row without times."""
 HEADER = (
     f"{'layer':<19}{'batch':>5} {'pass':<15}{'ours us':>9}{'eager us':>10}{'compiled':>10}"
     f"{'eager / ours (quartiles)':>26}{'of a copy':>11}"
@@ -28,13 +28,13 @@ def kind_name(layer: dict[str, int]) -> str:
 
 
 def layer_name(layer: dict[str, int]) -> str:
-    """Kernel and stride, channels and size of a layer's fields."""
+    """Name of a layer by kernel, stride, channels and size."""
     stride = f" s{layer['stride']}" if "stride" in layer else ""
     return f"{kind_name(layer)}{stride} {layer['channels']}x{layer['size']}x{layer['size']}"
 
 
 def line(row: dict[str, Any]) -> str:
-    """For people, as the rows come."""
+    """Printed line of a row."""
     start = f"{layer_name(row['layer']):<19}{row['batch']:>5} {row['pass']:<15}"
     if trouble := [f"{word}: {row[word]}" for word in TROUBLE if word in row]:
         return (start + trouble[0])[:110]
@@ -55,7 +55,7 @@ def ceiling(name: str, ceilings: dict[str, Any]) -> str:
 
 
 def geometric_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the ratios of distinct layers, by kernel size and over all of them, for each pass and batch."""
+    """Geometric means of the layers' ratios, by kernel size and over all, for each pass and batch size."""
     groups: dict[tuple[str, str, int, str], list[float]] = {}
     for row in rows:
         for side, ratio in row.get("ratios", {}).items():
@@ -85,7 +85,7 @@ def means_lines(means: list[dict[str, Any]]) -> list[str]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Tables for the README: speed against eager's, our microseconds, share of a copy."""
+    """Tables for the README: speed relative to eager, our microseconds, share of a copy's bandwidth."""
     machine, settings = report["environment"], report["settings"]
     facts = (machine.get("gpu", "no GPU"), "torch " + machine["torch"], "Triton " + machine["triton"])
     peaks = (ceiling(name, report["ceilings"]) for name in ("copy", "bf16 product", "fp32 product"))
@@ -112,7 +112,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def short_markdown(report: dict[str, Any]) -> str:
-    """A row for each kernel: geometric means over the layers of the first batch size."""
+    """Table with a row per kernel: geometric means over the layers at the first batch size."""
     batch = report["settings"]["batch_size"][0]
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in report["rows"]:
@@ -153,7 +153,11 @@ def _table(lines: list[list[str]]) -> str:
 
 
 def dispatch_times(report: dict[str, Any], dtype: str) -> dispatch.Times:
-    """The depthwise passes of a report as `fastcnn_kernels.dispatch` keeps them; `dtype` in torch's name."""
+    """Times of a report's depthwise passes, by layer and batch size.
+
+    Args:
+        dtype: torch's name of the dtype.
+    """
     times: dispatch.Times = {}
     for row in report["rows"]:
         if row["pass"] in PASSES[Depthwise] and "kernel" in row["layer"] and "ratios" in row:

@@ -1,4 +1,4 @@
-"""How a row of `bench_kernels.py` is measured: tensors, the check before, clocks, and the ceilings."""
+"""Measurement of a row of `bench_kernels.py`: tensors, check against a wider dtype, clocks, ceilings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
+from comparison import time_in_turn
 from kernel_sides import Run, floor_bytes, out_size, sides_of
 from torch import Tensor
 
@@ -38,9 +39,9 @@ class Item(NamedTuple):
 
 
 def device_times(sides: dict[str, list[Run]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Microseconds of the GPU for each call: the sides take turns, and a turn makes all calls of a side."""
+    """GPU microseconds per call. The sides take turns; a turn makes all calls of a side."""
     names, host = list(sides), dict.fromkeys(sides, 0.0)
-    # Results live until the side's next turn, so that outputs do not fit the cache either.
+    # Results live until the side's next turn, so outputs do not fit the cache either.
     results: dict[str, list[Any]] = {name: [None] * len(calls) for name, calls in sides.items()}
 
     def turn(name: str) -> None:
@@ -60,7 +61,7 @@ def device_times(sides: dict[str, list[Run]], rounds: int, device: torch.device)
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            # The GPU waits until the turn is queued, at about 2 GHz, so that the host's time does not count.
+            # Stall the GPU, at about 2 GHz, until the turn is queued, so that the host's time does not count.
             torch.cuda._sleep(int(2 * host[name] * 2e9))
             begin.record()
             turn(name)
@@ -73,20 +74,22 @@ def device_times(sides: dict[str, list[Run]], rounds: int, device: torch.device)
 
 
 def host_times(sides: dict[str, list[Run]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Microseconds of the host for each call, of inputs so small that the GPU waits for it."""
+    """Host microseconds per call, with inputs so small that the GPU waits for the host."""
     first = {name: calls[0] for name, calls in sides.items()}
-    seconds = timing.time_in_turn(first, rounds, WARM_UP, device, HOST_CALLS)
+    seconds = time_in_turn(first, device, rounds=rounds, warmup=WARM_UP, calls=HOST_CALLS)
     return {name: [1e6 * value for value in values] for name, values in seconds.items()}
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1) -> Tensor:
-    """In channels-last memory."""
+    """Normal random numbers in channels-last memory."""
     batch, channels, height, width = shape
     numbers = torch.randn(batch, height, width, channels, dtype=dtype, device=device)
     return numbers.mul_(scale).permute(0, 3, 1, 2)
 
 
 def ceilings(device: torch.device, rounds: int, measure: Measure) -> dict[str, Any]:
+    """Rates of a large copy and of large matrix products."""
+
     def copy() -> Run:
         source = torch.randn(COPY_BYTES // 2, dtype=torch.bfloat16, device=device)
         return partial(torch.empty_like(source).copy_, source)
@@ -95,7 +98,7 @@ def ceilings(device: torch.device, rounds: int, measure: Measure) -> dict[str, A
         return partial(torch.mm, *torch.randn(2, MATRIX, MATRIX, dtype=dtype, device=device))
 
     prepared: dict[str, tuple[Callable[[], Run], int]] = {
-        # What makes the call, and its bytes or operations.
+        # A function that returns the call, and the call's bytes or FLOPs.
         "copy": (copy, 2 * COPY_BYTES),
         "bf16 product": (partial(product, torch.bfloat16), 2 * MATRIX**3),
         "fp32 product": (partial(product, torch.float32), 2 * MATRIX**3),
@@ -104,7 +107,7 @@ def ceilings(device: torch.device, rounds: int, measure: Measure) -> dict[str, A
     for name, (prepare, work) in prepared.items():
         try:
             time = timing.summary(measure({name: [prepare()]}, rounds, device)[name])
-        except Exception as error:  # the rows are worth having without it
+        except Exception as error:  # rows are still useful without it
             found[name] = {"failed": trouble(error)}
         else:
             found[name] = {"microseconds": time, "work": work, "per_second": 1e6 * work / time["median"]}
@@ -116,14 +119,14 @@ def trouble(error: Exception) -> str:
 
 
 def difference(found: Any, exact: Any, dtype: torch.dtype) -> str | None:
-    """What is wrong with a result, or a tuple of them; None if nothing is."""
+    """Describe the error of a result, or of a tuple of results; None if it is within bounds."""
     pairs = zip(found, exact) if isinstance(exact, tuple) else [(found, exact)]
     for result, expected in pairs:
         if result.shape != expected.shape:
             return f"a result of {tuple(result.shape)}, not {tuple(expected.shape)}"
         error = (result.to(expected.dtype) - expected).abs_()
         deviation = expected.square().mean().sqrt()
-        # A rounding of the dtype, and what long float32 sums lose.
+        # Tolerance: a rounding of the dtype, and the error of long float32 sums.
         off = ~(error <= torch.finfo(dtype).eps * expected.abs() + 1e-3 * deviation)  # NaN is off
         if count := int(off.sum()):
             worst = float(error.max() / deviation)
@@ -133,28 +136,34 @@ def difference(found: Any, exact: Any, dtype: torch.dtype) -> str | None:
 
 def measure_row(
     item: Item,
-    dtype: torch.dtype,
-    rounds: int,
     device: torch.device,
     measure: Measure,
+    *,
+    dtype: torch.dtype,
+    rounds: int,
     copy_speed: float | None = None,
 ) -> dict[str, Any]:
-    """Seconds of the first call of ours, what is wrong with it or each side's times, and the ratios."""
+    """Measure a row: seconds of our first call, then its error, or the times of each side and their ratios.
+
+    Args:
+        copy_speed: bytes per second of a large copy.
+    """
     layer = item.layer
     assert layer is not None
     shape, size = (item.batch, layer.channels, layer.size, layer.size), out_size(layer)
     out_shape = (*shape[:2], size, size)
     kernel = layer.kernel if isinstance(layer, Depthwise) else 1
-    # Of so large inputs the normalization shows: alpha times their squares is about 1.
+    # Normalization needs large inputs to have an effect: alpha times their squares is about 1.
     scale = 100 if isinstance(layer, Norm) else 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     least = math.prod(out_shape) * dtype.itemsize
     sets = 1 if item.what == "host" else min(MOST_SETS, max(2, math.ceil(4 * cache / least)))
     tensors = [(random(shape, dtype, device, scale), random(out_shape, dtype, device)) for _ in range(sets)]
-    # Numbers that the dtype holds, so that both sides read the same.
+    # Rounded to the dtype, so that both sides read the same numbers.
     weight = torch.randn(layer.channels, 1, kernel, kernel, device=device).to(dtype).float()
     sides = sides_of(layer, item.step, weight)
 
+    # Check our first call against a wider dtype.
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     with torch.backends.cudnn.flags(enabled=False):  # another implementation, and no TF32
         exact = sides["eager"](*(tensor.to(wide) for tensor in tensors[0]))()
@@ -168,6 +177,7 @@ def measure_row(
         return {**row, "wrong": wrong}
     del found, exact
 
+    # Time the sides in turn.
     calls = {name: [side(*pair) for pair in tensors] for name, side in sides.items()}
     times = measure(calls, rounds, device)
     row["microseconds"] = {name: timing.summary(values) for name, values in times.items()}
@@ -187,8 +197,8 @@ def measure_row(
 
 
 @contextlib.contextmanager
-def triton_only(compile_anew: bool) -> Iterator[None]:
-    """Our operations run on Triton or fail, whatever was measured before."""
+def triton_only(*, compile_anew: bool) -> Iterator[None]:
+    """Let our operations run on Triton or fail, whatever the dispatch table contains."""
     with (
         warnings.catch_warnings(),
         mock.patch.object(dispatch, "wins", return_value=True),

@@ -1,6 +1,6 @@
-"""The sides of bench_loader.py: each gives training batches without end.
+"""Sides of bench_loader.py: endless iterators of training batches.
 
-A DataLoader would let its workers idle around the border of two epochs, so all of them go on across it.
+A DataLoader lets its workers idle between two epochs, so the sides run across epochs without a gap.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 
 PROCESSES = ("torchvision PIL", "torchvision float recipe", "torchvision decode_image", "timm")
-"""Sides that load in processes."""
+"""Sides that load in worker processes."""
 TUNED: dict[str, dict[str, Any]] = {
     "dali hw 0": {"hw_decoder_load": 0.0},
     "dali hw 0.5": {"hw_decoder_load": 0.5},
@@ -46,20 +46,20 @@ TUNED: dict[str, dict[str, Any]] = {
 distance from "fastcnn dali" is the noise that a difference must exceed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all sides do."""
+    """Images and settings, the same for all sides."""
 
     folder: ImageFolder
     source: Source
-    """Its images that can be read, or some of them."""
+    """The readable images of `folder`, or some of them."""
     load: Load
     workers: int
     device: torch.device
 
     @property
     def size(self) -> int:
-        """Pixels a side of a batch's images."""
+        """Height and width of a batch's images in pixels."""
         size = self.load.img_size or self.source.native_size
         assert size is not None
         return size
@@ -80,10 +80,10 @@ class Job:
 
 
 def open_folder(root: Path) -> ImageFolder:
-    """The class folders in `root`, or in its train/.
+    """Open the class folders in `root`, or in its train/.
 
     Raises:
-        UserError: there are none.
+        UserError: no class folders.
     """
     try:
         return ImageFolder(root / "train" if (root / "train").is_dir() else root)
@@ -93,7 +93,10 @@ def open_folder(root: Path) -> ImageFolder:
 
 
 def read(folder: ImageFolder, count: int | None = None) -> Source:
-    """The images that every side can read, or `count` of them. They are read once, for the system's cache."""
+    """Source of the images that every side can read, or of `count` of them.
+
+    The files are read once, so that they are in the system's cache.
+    """
     files = scan(str(folder.root), [path for path, _ in folder.samples])
     good = np.array([i for i in range(len(files)) if i not in files.problems])
     chosen = np.sort(np.random.default_rng(0).permutation(good)[:count])
@@ -110,13 +113,13 @@ def read(folder: ImageFolder, count: int | None = None) -> Source:
 
 
 def choose_load(split: Split, loads: tuple[Load, Load]) -> Load:
-    """Of `sizes.LOAD`, the one for these images."""
+    """Choose the entry of `sizes.LOAD` for these images."""
     photos, small = loads
     return photos if native_size(split) is None else small
 
 
 def process_batches(name: str, job: Job) -> Iterator[object]:
-    """Of a side in `PROCESSES`."""
+    """Batches of a side in `PROCESSES`."""
     fast_decode = partial(decode_image, mode=ImageReadMode.RGB)
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     if name == "torchvision PIL":
@@ -129,10 +132,10 @@ def process_batches(name: str, job: Job) -> Iterator[object]:
 
 
 def torchvision_batches(job: Job, load: Callable[[str], Any], last: list[Any]) -> Iterator[object]:
-    """Of `ImageFolder`, v2 transforms and a DataLoader.
+    """Batches of `ImageFolder`, v2 transforms and a DataLoader.
 
     Args:
-        load: a path to an image.
+        load: reads an image from its path.
         last: transforms after crop and flip.
     """
     crop: Any = v2.RandomResizedCrop(job.size, antialias=True)
@@ -155,7 +158,7 @@ def torchvision_batches(job: Job, load: Callable[[str], Any], last: list[Any]) -
 
 
 def timm_batches(job: Job) -> Iterator[object]:
-    """Of timm's own loader, with its prefetcher on a GPU; all augmentation but crop and flip is off."""
+    """Batches of timm's loader, with its prefetcher on a GPU and no augmentation but crop and flip."""
     from timm.data import create_dataset, create_loader
 
     on_gpu = job.device.type == "cuda"
@@ -185,7 +188,7 @@ def _on_device(batches: Iterator[Any], device: torch.device) -> Iterator[object]
 
 
 def own_loader(name: str, job: Job) -> ImageLoader:
-    """Of "fastcnn BACKEND" or of a side in `TUNED`."""
+    """Loader of the side "fastcnn BACKEND" or of a side in `TUNED`."""
     split = job.split
     sampler = ShardedSampler(
         count=len(split), batch_size=job.load.batch_size, rank=0, world_size=1, train=True

@@ -28,7 +28,7 @@ RESULTS = HERE / "results"
 BEGIN, END = "<!-- figures: {} (python benchmarks/report.py) -->", "<!-- end of figures -->"
 NOT_MEASURED = "not measured"
 NEEDS_GPU = "needs a CUDA GPU"
-"""Why a side is left out: a column that would say nothing else is named below the table."""
+"""Reason for a left-out side; a column with no other content is named below the table instead."""
 
 Content = dict[str, Any]
 Files = dict[Path, Content]
@@ -43,7 +43,7 @@ def read() -> dict[str, Files]:
 
 
 def comparisons(files: Files, kind: str) -> Files:
-    """Those of `fastcnn.bench.timing.Comparison` whose names begin with `kind`."""
+    """Files of `comparison.Comparison` whose names begin with `kind`."""
     return {p: c for p, c in files.items() if c["what"].startswith(f"{kind}-") and "baseline" in c}
 
 
@@ -59,7 +59,7 @@ def describe(content: Content) -> str:
 
 
 def sources(files: Files) -> str:
-    """Where the figures above are from."""
+    """Machines and software of the figures, in a line."""
     return "; ".join(sorted({describe(content) for content in files.values()}))
 
 
@@ -69,7 +69,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def side_cell(content: Content, side: str) -> str:
-    """A side's speed against the baseline's; the baseline's own in units a second."""
+    """Speed of a side relative to the baseline; the baseline's own speed in units per second."""
     if side not in content["sides"]:
         return content["left_out"].get(side, NOT_MEASURED)
     found = content["sides"][side]
@@ -79,7 +79,7 @@ def side_cell(content: Content, side: str) -> str:
 
 
 def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
-    """One row a file, one column a side; `extra` adds the last side's entry of that name."""
+    """Table with a row per file and a column per side; `extra` adds the last side's entry of that name."""
     contents = list(files.values())
     sides = all_sides(contents, left_out=True)
     absent = [name for name in sides if all(c["left_out"].get(name) == NEEDS_GPU for c in contents)]
@@ -97,7 +97,7 @@ def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
 
 
 def costs_table(files: Files) -> str:
-    """Of training steps, one row a file: each side's peak memory and its first step."""
+    """Table of training steps with a row per file: each side's peak memory and first step."""
     contents = list(files.values())
     sides = [name for name in all_sides(contents) if any(_costs(c, name) for c in contents)]
     rows = [
@@ -115,7 +115,7 @@ def _costs(content: Content, side: str) -> str:
 
 
 def startup_table(files: Files) -> str:
-    """One row a side: its seconds, and where they go."""
+    """Table with a row per side: its seconds and stages."""
     rows = []
     for content in files.values():
         for name, found in content["sides"].items():
@@ -157,7 +157,7 @@ def ablation_table(content: Content) -> str:
 
 
 def draw_comparisons(files: Files, kind: str, path: Path) -> None:
-    """Bars of each side's speed against the baseline's, with quartiles, for each file."""
+    """Draw bars of each side's speed relative to the baseline, with quartiles, for each file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -190,8 +190,8 @@ def draw_comparisons(files: Files, kind: str, path: Path) -> None:
     plt.close(figure)
 
 
-def all_sides(contents: list[Content], left_out: bool = False) -> list[str]:
-    """The names of the sides of any of them, the baseline first and fastcnn's last."""
+def all_sides(contents: list[Content], *, left_out: bool = False) -> list[str]:
+    """Names of all sides, the baseline first and fastcnn's last."""
     names = [name for c in contents for name in (*c["sides"], *(c["left_out"] if left_out else ()))]
     baseline = contents[0]["baseline"]
     return sorted(dict.fromkeys(names), key=lambda name: (name != baseline, name.startswith("fastcnn")))
@@ -229,12 +229,12 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "Seconds until a command ends or trains its first step (quartiles), each in a fresh process.",
     ),
 }
-"""What is compared: title, command, what the cells are."""
-PICTURES = tuple(kind for kind in KINDS if kind != "startup")  # whose sides do not do the same
+"""Kinds of comparisons: title, command, and the meaning of the cells."""
+PICTURES = tuple(kind for kind in KINDS if kind != "startup")  # whose sides do different work
 
 
 def page(machines: dict[str, Files]) -> str:
-    """benchmarks/README.md."""
+    """Text of benchmarks/README.md."""
     parts = [
         "# Measured\n",
         "Made by `python benchmarks/report.py` from the files under [results](results). Each table comes",
@@ -277,7 +277,7 @@ def page(machines: dict[str, Files]) -> str:
 
 
 def recipes_page(machines: dict[str, Files]) -> str:
-    """RECIPES.md."""
+    """Text of RECIPES.md."""
     parts = [
         "# Recipes\n",
         "Named settings, `--recipe NAME`: which network reaches which accuracy, by which settings, where",
@@ -297,7 +297,7 @@ def recipes_page(machines: dict[str, Files]) -> str:
 
 
 def _reached(name: str, files: Files) -> list[str]:
-    """What was found of a recipe on a machine, a line for each file."""
+    """Lines of a recipe's results on a machine."""
     lines = []
     for path, content in files.items():
         if content.get("recipe") != name:
@@ -325,7 +325,7 @@ def _reached(name: str, files: Files) -> list[str]:
 
 
 def train_figures(machines: dict[str, Files]) -> str:
-    """README: fastcnn's training step on each machine, and what a GPU should still show."""
+    """README block: fastcnn's training step on each machine, and rows not yet measured on a GPU."""
     parts = []
     for machine, files in machines.items():
         found = comparisons(files, "train")
@@ -350,13 +350,13 @@ def loader_figures(machines: dict[str, Files]) -> str:
 
 
 def kernel_figures(machines: dict[str, Files], show: Callable[[Content], str] = tables.markdown) -> str:
-    """kernels/README.md: each layer on each GPU."""
+    """Block of kernels/README.md: each layer on each GPU."""
     reports = [c for files in machines.values() for c in files.values() if c["what"] == "kernels"]
     return "\n\n".join(map(show, reports)) or f"On a GPU: {NOT_MEASURED}."
 
 
 def kernel_means(machines: dict[str, Files]) -> str:
-    """README: each kernel on each GPU."""
+    """README block: each kernel on each GPU."""
 
     def show(content: Content) -> str:
         batch = content["settings"]["batch_size"][0]
@@ -370,13 +370,13 @@ def kernel_means(machines: dict[str, Files]) -> str:
 
 README = {"kernels": kernel_means, "train": train_figures, "loader": loader_figures}
 KERNELS_README = {"layers": kernel_figures}
-"""What is shown there."""
+"""Functions of the blocks of each README, by name."""
 
 Blocks = Mapping[str, Callable[[dict[str, Files]], str]]
 
 
 def fill(path: Path, blocks: Blocks, machines: dict[str, Files]) -> str:
-    """A README with its blocks of figures made anew."""
+    """Return the text of a README with new blocks of figures."""
     text = path.read_text()
     for name, make in blocks.items():
         begin = BEGIN.format(name)

@@ -1,4 +1,4 @@
-"""What each process of bench_scaling.py runs."""
+"""Worker process of bench_scaling.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from comparison import time_in_turn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn.bench import timing
 from fastcnn.bench.training_steps import Workload, build_own_state
 from fastcnn.engine.state import StepOptions, TrainState
 from fastcnn.engine.step import train_step
@@ -22,15 +22,15 @@ from fastcnn.runtime.distributed import Ranks, choose_device, process_group
 
 ALONE, APART, TOGETHER = "alone", "apart", "together"
 DEFAULT = "torch's"
-"""Bucket size: 25 MiB, but 1 MiB for the first bucket."""
+"""torch's own bucket size: 25 MiB, but 1 MiB for the first bucket."""
 
 Sides = dict[str, Callable[[], object]]
 Seconds = dict[str, list[float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every process of one measurement is told."""
+    """Settings of a measurement, the same in all of its processes."""
 
     arch: str
     img_size: int
@@ -45,7 +45,7 @@ class Job:
     processes: int = 1
     port: int = 0
     folder: str = ""
-    """For the results: one file of each process."""
+    """Folder of the results, with one file per process."""
 
     @property
     def bucket_sizes(self) -> dict[str, int | None]:
@@ -56,7 +56,7 @@ class Job:
 
 
 def work(index: int, job: Job, turn: Barrier) -> None:
-    """Measures as process `index` of `job.processes`; the one after the last is alone."""
+    """Measure as process `index` of `job.processes`; the extra process after the last one runs alone."""
     alone = index == job.processes or job.processes == 1
     ranks = Ranks() if alone else Ranks(index, job.processes, index, job.processes)
     if not alone:
@@ -65,7 +65,7 @@ def work(index: int, job: Job, turn: Barrier) -> None:
     device = choose_device(job.device, ranks)
     machine.prepare(device, job.threads, deterministic=False)
     with process_group(ranks, device):
-        found = {"turns": turns(job, device, alone, turn)}
+        found = {"turns": turns(job, device, turn, alone=alone)}
         if not alone:
             flat = torch.zeros(job.gradient_bytes // 4, device=device)
             found["all_reduce"] = timed(job, {"all-reduce": lambda: dist.all_reduce(flat)}, device)
@@ -86,7 +86,8 @@ def step_of(job: Job, state: TrainState, device: torch.device) -> Callable[[], o
     return lambda: train_step(state, task, [batch], metrics)
 
 
-def turns(job: Job, device: torch.device, alone: bool, turn: Barrier) -> Seconds:
+def turns(job: Job, device: torch.device, turn: Barrier, *, alone: bool) -> Seconds:
+    """Step times alone, apart and together; `turn` is the barrier before each turn."""
     state = build(job, device)
     step = step_of(job, state, device)
 
@@ -96,7 +97,7 @@ def turns(job: Job, device: torch.device, alone: bool, turn: Barrier) -> Seconds
             step()
 
     def wait() -> None:
-        """For the next turn's barrier, outside the time."""
+        """Wait in the barrier of the next turn, outside the timed part."""
 
     sides: Sides = {ALONE: step}
     if job.processes > 1:
@@ -106,8 +107,11 @@ def turns(job: Job, device: torch.device, alone: bool, turn: Barrier) -> Seconds
 
 
 def buckets(job: Job, device: torch.device) -> Seconds:
-    """A step's seconds by bucket size. Compiled ones do not take turns: the compiled graph is cut at the
-    buckets, and torch.compile would take one network's graph for the next one."""
+    """Step times by bucket size.
+
+    Compiled steps are timed one after the other. Their graph is split at the buckets, and torch.compile would
+    reuse one network's graph for the next.
+    """
 
     def step(size: str) -> Callable[[], object]:
         return step_of(job, build(job, device, job.bucket_sizes[size]), device)
@@ -123,6 +127,6 @@ def buckets(job: Job, device: torch.device) -> Seconds:
 def timed(
     job: Job, sides: Sides, device: torch.device, before: Callable[[], object] = dist.barrier
 ) -> Seconds:
-    # A GPU's host runs ahead, so that a single step's time would be that of launching it too.
+    # A GPU's host runs ahead, so a single step's time would include its launch.
     calls = 10 if device.type == "cuda" else 2
-    return timing.time_in_turn(sides, job.rounds, 1, device, calls, before)
+    return time_in_turn(sides, device, rounds=job.rounds, warmup=1, calls=calls, before=before)

@@ -1,4 +1,4 @@
-"""The sizes that are measured: the one table of all benchmarks."""
+"""Networks, image sizes, batch sizes and layers of all benchmarks."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ class Load(NamedTuple):
     """Training batches of a loader."""
 
     img_size: int | None
-    """None: as the images are, which are small ones of one size."""
+    """Pixels a side; None: the native size of small images of one size."""
     batch_size: int
     crop: Literal["random-resized", "pad"]
     turn_images: int
-    """Of a timed turn at least."""
+    """Minimum number of images in a timed turn."""
 
 
 LOAD = {
     "cpu": (Load(224, 32, "random-resized", 1_280), Load(None, 128, "pad", 12_800)),
     "cuda": (Load(224, 256, "random-resized", 12_288), Load(None, 512, "pad", 51_200)),
 }
-"""For photos, and for small images of one size."""
+"""Settings for photos, and for small images of one size."""
 
 
 class Layer(NamedTuple):
-    """A layer of a well-known network at its place: the input's channels and side, and what comes out."""
+    """A layer of a well-known network, with the channels and size of its input and output."""
 
     network: str
     kind: Literal["conv", "depthwise", "norm-relu", "lrn", "pool", "linear"]
     channels: int
     size: int
-    """Rows, and columns, of the input; 1 for a linear layer."""
+    """Height and width of the input; 1 for a linear layer."""
     out_channels: int
     kernel: int = 1
     stride: int = 1
@@ -108,7 +108,7 @@ def _layers(batch_size: int) -> tuple[Layer, ...]:
         Layer("mobilenet_v2", "norm-relu", 144, 56, 144),
         Layer("efficientnet_b0", "depthwise", 240, 28, 240, 5, 1, 2),
         Layer("efficientnet_b0", "depthwise", 672, 14, 672, 5, 2, 2),
-        Layer("alexnet", "lrn", 96, 55, 96, 5),  # of the paper, whose first convolution has 96 channels
+        Layer("alexnet", "lrn", 96, 55, 96, 5),  # as in the paper: 96 channels
         Layer("alexnet", "linear", 9216, 1, 4096),
         Layer("vgg16", "conv", 64, 224, 64, 3, 1, 1),
         Layer("vgg16", "conv", 512, 14, 512, 3, 1, 1),
@@ -118,4 +118,4 @@ def _layers(batch_size: int) -> tuple[Layer, ...]:
 
 
 LAYERS = {"cpu": _layers(8), "cuda": _layers(256)}
-"""Of the networks at 224 pixels (AlexNet's normalization at 227)."""
+"""Layers of networks at 224 pixels (AlexNet's normalization at 227)."""

@@ -1,9 +1,9 @@
-"""A training that says when it got where, and ends after its first step: for bench_startup.py.
+"""A training that reports the time of each stage and ends after its first step, for bench_startup.py.
 
     python benchmarks/startup_stages.py $(date +%s.%N) --arch lenet5 --log-interval 1
 
-Prints a line of JSON: the seconds of each stage since the time that is told. Functions of fastcnn are wrapped
-for it, so that a training itself need not look at the clock.
+Prints a line of JSON: the seconds of each stage; the first argument is the time of the start. The functions
+of fastcnn are wrapped, so training itself needs no clock.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ STAGES = {
     "arithmetic probe": ("fastcnn.setup.plan", "probe_arithmetic"),
     "first step": ("fastcnn.engine.loop", "train_epoch"),
 }
-"""A stage, and the function whose time it is; "imports" is what comes before the plan is made."""
+"""Stages and the functions that they time; the stage "imports" ends where the plan is made."""
 
 
 def wrapped(call: Callable[..., Any], stage: str, seconds: dict[str, float]) -> Callable[..., Any]:
-    """`call`, whose time is added to `seconds[stage]`."""
+    """Wrap `call` so that its time is added to `seconds[stage]`."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -39,12 +39,12 @@ def wrapped(call: Callable[..., Any], stage: str, seconds: dict[str, float]) -> 
 
 
 def finished(seconds: dict[str, float], total: float) -> dict[str, float]:
-    """The stages with "other", so that their sum is `total`."""
+    """Add the stage "other", so that the sum is `total`."""
     return {**seconds, "other": total - sum(seconds.values())}
 
 
 class FirstStep(Exception):
-    """It is done."""
+    """The first step is done."""
 
 
 def main(started: float, flags: list[str]) -> None:

@@ -1,7 +1,4 @@
-"""Lines, picture and regression check of an ablation, from its JSON content.
-
-All of it works on the content of `fastcnn.bench.ablation`'s JSON files.
-"""
+"""Printed lines, picture and regression check of an ablation, from the content of its JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from fastcnn.runtime import machine
 Content = dict[str, Any]
 
 MACHINE = ("gpu", "processor", "cpu_capability", "threads")
-"""Of the environment, what a speed-up depends on."""
+"""Parts of the environment that a speed-up depends on."""
 
 HEADER = (
     f"{'':<22}{'ms a step':>10}{'img/s':>9}{'speed-up (quartiles)':>23}{'of roofline':>13}"
@@ -64,7 +61,7 @@ def line(variant: Content) -> str:
 
 
 def cost_lines(content: Content, most: int = 10) -> list[str]:
-    """The largest costs of the best step."""
+    """Lines of the largest costs of the best step."""
     costs = content["costs"]
     if "left_out" in costs:
         return [f"a trace of the best step {costs['left_out']}"]
@@ -79,8 +76,8 @@ def cost_lines(content: Content, most: int = 10) -> list[str]:
     return lines
 
 
-def crowd_lines(content: Content) -> list[str]:
-    """A warning if other work took the processor."""
+def contention_lines(content: Content) -> list[str]:
+    """A warning if other processes competed for the cores."""
     share = content.get("crowded", 0.0)
     if share < WORTH_SAYING:
         return []
@@ -95,7 +92,7 @@ def _payoff(steps: float | None) -> str:
 
 
 def draw(content: Content, path: Path) -> None:
-    """A bar for each variant, with the spread of its speed, and the roofline."""
+    """Draw a bar for each variant, with the spread of its speed, and the roofline."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,10 +134,10 @@ def draw(content: Content, path: Path) -> None:
 
 
 def read(file: str) -> Content:
-    """A JSON file of the ladder.
+    """Read the JSON file of an ablation.
 
     Raises:
-        UserError: it is none.
+        UserError: no such file, or not of an ablation.
     """
     try:
         content = json.loads(Path(file).expanduser().read_text())
@@ -156,23 +153,23 @@ def read(file: str) -> Content:
 
 
 def regressions(now: Content, before: Content, most: float) -> tuple[list[str], int]:
-    """One line for each variant whose speed-up over eager PyTorch fell by more than the share `most`, or that
-    does not run any more; and how many were compared.
+    """Return a line for each variant that lost more than the share `most` of its speed-up over eager PyTorch
+    or that no longer runs, and the number of variants compared.
 
-    Speed-ups are compared, not seconds, because both sides of each were timed in turn. Rungs are compared
-    whose optimizations are the same in both.
+    Speed-ups are compared, not seconds, since both sides of a speed-up were timed in turn. A variant is
+    compared if its optimizations are the same in both.
 
     Raises:
-        UserError: the baseline is of something else or of another machine, or has no rung in common.
+        UserError: the baseline has another workload or machine, or no variant in common.
     """
     for part, names in (("problem", tuple(before["problem"])), ("environment", MACHINE)):
         theirs, ours = ({name: c[part].get(name) for name in names} for c in (before, now))
         if part == "environment" and (ours["gpu"] or theirs["cpu_capability"] is None):
-            theirs["cpu_capability"] = ours["cpu_capability"]  # of no matter, or of a file without it
+            theirs["cpu_capability"] = ours["cpu_capability"]  # irrelevant on a GPU, or an older file
         if theirs != ours:
             of = ", ".join(f"{name} {value}" for name, value in theirs.items() if value != ours[name])
             raise UserError(f"--baseline: it is of {of}; measure the same")
-    # The first is 1 in both.
+    # The first variant is the baseline, with a speed-up of 1 in both.
     known = {variant["name"]: variant for variant in before["rungs"][1:] if "left_out" not in variant}
     lines, compared = [], 0
     for variant in now["rungs"]:

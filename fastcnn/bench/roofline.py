@@ -1,10 +1,9 @@
-"""What a step must compute and move at least, and how fast this machine computes and moves.
+"""Roofline of a training step: lower bound of its time from FLOPs, bytes and this machine's ceilings.
 
-A step's convolutions and products of matrices are taken one by one: each takes the time of its floating-point
-operations or of its bytes (each input read once, each output written once), whichever is longer. All else is
-taken to be fused into them, at no cost. The update reads weights, gradients and momenta and writes weights
-and momenta. The sum is a lower bound of the step's time, and its share of the measured time says how close a
-step comes (Williams, Waterman, Patterson, "Roofline", CACM 2009).
+Each convolution and matrix product takes the time of its floating-point operations or of its bytes (inputs
+read once, outputs written once), whichever is longer. All other operations count as fused into them, at no
+cost. The update reads weights, gradients and momenta and writes weights and momenta. The sum is a lower bound
+of the step's time (Williams, Waterman, Patterson, "Roofline", CACM 2009).
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from torch.utils.flop_counter import flop_registry
 from fastcnn_kernels.depthwise_conv import FLOPS
 
 PRODUCT_SIDES = {"cuda": (8192,), "cpu": (64, 128, 256, 512, 1024, 2048)}
-"""Sides of the square matrices that measure a product: the first whose product takes `LONG_ENOUGH`."""
+"""Candidate sides of the square matrices of a probe; the first whose product takes `LONG_ENOUGH` is used."""
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
-"""More than most caches hold."""
+"""Size of the copy probe, larger than most caches."""
 LONG_ENOUGH = 0.05
-"""Seconds of a call from which on a larger one would tell nothing more about the rate."""
+"""Seconds of a probe's call; longer calls do not change the measured rate."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A convolution or a product of matrices, forward or backward."""
+    """A convolution or matrix product, forward or backward."""
 
     flops: int
     bytes: int
@@ -41,12 +40,12 @@ class Operation:
 
 
 class Counter(TorchDispatchMode):
-    """Collects the operations of `torch.utils.flop_counter`'s registry as they are called."""
+    """Records calls of the operations in `torch.utils.flop_counter`'s registry."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
-        # PyTorch takes the weight gradient of a grouped convolution for that of a dense one.
+        # PyTorch counts the weight gradient of a grouped convolution as that of a dense one.
         own: dict[Any, Any] = {torch.ops.aten.convolution_backward: _convolution_backward}
         self._counts: dict[Any, Any] = {**flop_registry, **FLOPS, **own}
 
@@ -71,7 +70,7 @@ def _convolution_backward(
 
 
 def count(step: Callable[[], Any]) -> list[Operation]:
-    """The operations of one call of an eager step."""
+    """Return the operations of one call of an eager step."""
     with Counter() as counter:
         step()
     return counter.operations
@@ -79,19 +78,19 @@ def count(step: Callable[[], Any]) -> list[Operation]:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine reached, in one process."""
+    """Rates that this machine reached in one process."""
 
     bytes_per_second: float
-    """Of a large copy: bytes read and bytes written."""
+    """Bytes read and written by a large copy."""
     flops_per_second: dict[str, float]
-    """Of a product of matrices, by dtype, such as "bfloat16". One without counts as float32."""
+    """Rate of a matrix product by dtype, such as "bfloat16"; a missing dtype counts as float32."""
 
 
 def lower_bound(operations: list[Operation], parameters: int, ceilings: Ceilings) -> float:
-    """Seconds that a step of these operations takes at least.
+    """Lower bound in seconds of a step with these operations.
 
     Args:
-        parameters: numbers that are trained, in float32, by SGD with momentum: 5 of each are moved.
+        parameters: number of trained float32 parameters; SGD with momentum moves 5 numbers for each.
     """
     seconds = 5 * 4 * parameters / ceilings.bytes_per_second
     for operation in operations:
@@ -102,7 +101,7 @@ def lower_bound(operations: list[Operation], parameters: int, ceilings: Ceilings
 
 @dataclass(frozen=True)
 class Probe:
-    """A call that does a known amount of work."""
+    """A call with a known amount of work."""
 
     call: Callable[[], Tensor]
     work: int
@@ -113,13 +112,13 @@ class Probe:
 
 
 def copy(device: str) -> Probe:
-    """A copy of `COPY_BYTES`, which are read and written."""
+    """Copy of `COPY_BYTES`, which are read and written."""
     source = torch.randn(COPY_BYTES[device] // 4, device=device)
     return Probe(partial(torch.empty_like(source).copy_, source), 2 * COPY_BYTES[device])
 
 
 def product(device: str, dtype: str) -> Probe:
-    """A product of random square matrices; on CUDA float32 is TF32, as in convolutions."""
+    """Product of random square matrices; on CUDA float32 is TF32, as in convolutions."""
     torch.set_float32_matmul_precision("high")
 
     def make(side: int) -> Probe:
@@ -132,7 +131,7 @@ def product(device: str, dtype: str) -> Probe:
 def _grow(
     make: Callable[[int], Probe], sizes: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> Probe:
-    """The first size whose calls take `LONG_ENOUGH`, also the faster of two; else the last."""
+    """Probe of the first size whose calls all take `LONG_ENOUGH`, else of the last size."""
     *smaller, last = sizes
     for size in smaller:
         probe = make(size)
@@ -148,6 +147,6 @@ def _grow(
 
 
 def work_of(probe: Callable[[], Tensor]) -> int:
-    """Question to the worker of a probe."""
+    """Work of a worker's probe; a function for `Worker.call`."""
     assert isinstance(probe, Probe)
     return probe.work

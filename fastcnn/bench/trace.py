@@ -1,9 +1,8 @@
-"""What a training step spends the device's time on: its largest costs, each beside the least that it could
-take.
+"""Largest costs of a training step in device time, each beside its lower bound.
 
-A trace of torch.profiler says which operation launched each kernel; on the CPU an operation's time is its
-own, without that of others within it. A convolution, or a product of matrices, has all that happens within
-it. Operations of one name on tensors of the same shapes are one cost.
+A trace of torch.profiler attributes each kernel to the operation that launched it. On the CPU an operation's
+time excludes nested operations. A convolution or matrix product includes all that is nested in it. Operations
+of one name on tensors of the same shapes are one cost.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from torch.profiler import ProfilerActivity
 
 Event = dict[str, Any]
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
-"""Categories of a trace's events."""
+"""Categories of trace events that run on the device."""
 CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
 PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}
-"""And at which place of their arguments the matrices begin."""
+"""Matrix products, with the index of their first matrix argument."""
 DTYPES = {
     "c10::BFloat16": ("bfloat16", 2),
     "c10::Half": ("float16", 2),
@@ -38,31 +37,31 @@ DTYPES = {
     "long": ("int64", 8),
     "long int": ("int64", 8),
 }
-"""What traces call the types of elements, and how many bytes one has."""
+"""Names of element types in traces: torch's name and the bytes of an element."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Calls of one operation on tensors of the same shapes in a step."""
+    """Calls in a step of one operation on tensors of the same shapes."""
 
     name: str
     shapes: str
-    """Of the tensors that it is given, such as "256x64x56x56 64x64x1x1 bfloat16"."""
+    """Shapes and dtype of its tensors, such as "256x64x56x56 64x64x1x1 bfloat16"."""
     calls: float
     seconds: float
-    """Of all of them."""
+    """Time of all calls."""
     flops: int
-    """Of a call; 0 if there are none, or nobody knows."""
+    """FLOPs of a call; 0 if none or unknown."""
     bytes: int
-    """That a call reads and writes at least; 0 if nobody knows."""
+    """Bytes that a call must read and write; 0 if unknown."""
     dtype: str
 
     def floor(self, bytes_per_second: float, flops_per_second: dict[str, float]) -> float | None:
-        """The least seconds of all calls, where it is known what they do.
+        """Lower bound of all calls in seconds; None if their work is unknown.
 
         Args:
-            flops_per_second: of products, for "float32" and, if it is native, "bfloat16", which stands for
-                float16 too.
+            flops_per_second: rates of matrix products for "float32" and, if native, "bfloat16", which counts
+                for float16 too.
         """
         if self.bytes == 0:
             return None
@@ -72,10 +71,10 @@ class Cost:
 
 
 def measure(step: Callable[[], Any], steps: int = 2) -> list[Cost]:
-    """The costs of a step that is not a CUDA graph, the largest first.
+    """Trace a step and return its costs, the largest first. The step must not be a CUDA graph.
 
     Args:
-        steps: that are traced; one more goes before.
+        steps: traced steps, after one to warm up.
     """
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -92,7 +91,7 @@ def measure(step: Callable[[], Any], steps: int = 2) -> list[Cost]:
 
 
 def read(events: Iterable[Event], steps: int) -> list[Cost]:
-    """The costs of one of the steps of a trace, the largest first."""
+    """Costs per step of a trace, the largest first."""
     events = [event for event in events if event.get("ph") == "X"]
     operations = sorted(
         (event for event in events if event.get("cat") == "cpu_op"), key=lambda e: (e["ts"], -e["dur"])
@@ -100,6 +99,7 @@ def read(events: Iterable[Event], steps: int) -> list[Cost]:
     parents, own = _nested(operations)
     by_id = {event["args"]["External id"]: i for i, event in enumerate(operations)}
     kernels = [event for event in events if event.get("cat") in ON_DEVICE]
+    # CPU: each operation's own time. GPU: kernels, by the operation that launched them.
     spent: dict[tuple[Any, ...], list[Any]] = defaultdict(lambda: [0.0, set()])
     for i, seconds in enumerate(own) if not kernels else ():
         owner = _owner(operations, parents, i)
@@ -112,7 +112,15 @@ def read(events: Iterable[Event], steps: int) -> list[Cost]:
             owner = _owner(operations, parents, launcher)
             _add(spent, _describe(operations[owner]), kernel["dur"], owner)
     costs = [
-        Cost(name, shapes, len(calls) / steps, seconds / 1e6 / steps, flops, moved, dtype)
+        Cost(
+            name=name,
+            shapes=shapes,
+            calls=len(calls) / steps,
+            seconds=seconds / 1e6 / steps,
+            flops=flops,
+            bytes=moved,
+            dtype=dtype,
+        )
         for (name, shapes, flops, moved, dtype), (seconds, calls) in spent.items()
     ]
     return sorted(costs, key=lambda cost: -cost.seconds)
@@ -124,7 +132,7 @@ def _add(spent: dict[tuple[Any, ...], list[Any]], what: tuple[Any, ...], seconds
 
 
 def _nested(operations: Sequence[Event]) -> tuple[list[int | None], list[float]]:
-    """Of operations by their beginning: within which other one each is, and its time without those in it."""
+    """Parent index, and time without nested operations, of operations sorted by start."""
     parents: list[int | None] = []
     own = [float(event["dur"]) for event in operations]
     running: dict[Any, list[int]] = defaultdict(list)
@@ -140,7 +148,7 @@ def _nested(operations: Sequence[Event]) -> tuple[list[int | None], list[float]]
 
 
 def _owner(operations: Sequence[Event], parents: Sequence[int | None], i: int) -> int:
-    """The outermost convolution or product around an operation, or itself."""
+    """Index of the outermost enclosing convolution or matrix product, or of the operation itself."""
     owner, at = i, parents[i]
     while at is not None:
         if operations[at]["name"] in (*CONVOLUTIONS, *PRODUCTS):
@@ -150,7 +158,7 @@ def _owner(operations: Sequence[Event], parents: Sequence[int | None], i: int) -
 
 
 def _describe(event: Event) -> tuple[str, str, int, int, str]:
-    """Name, shapes, FLOPs, bytes and type of an operation."""
+    """Name, shapes, FLOPs, bytes and dtype of an operation."""
     name, args = event["name"], event["args"]
     tensors = [
         (dims, *DTYPES[kind])
@@ -168,13 +176,13 @@ def _describe(event: Event) -> tuple[str, str, int, int, str]:
         columns = tensors[PRODUCTS[name] + 1][0][-1]
         flops = 2 * math.prod((*batch, rows, inner, columns))
         moved = size * (sum(math.prod(dims) for dims, _, _ in tensors) + math.prod((*batch, rows, columns)))
-    elif name.startswith("triton_"):  # Inductor's, which are given what they write too
+    elif name.startswith("triton_"):  # Inductor's, whose outputs are arguments too
         moved = sum(math.prod(dims) * bytes for dims, _, bytes in tensors)
     return name.removeprefix("aten::"), f"{shapes} {dtype}".strip(), flops, moved, dtype
 
 
 def _convolution(name: str, shapes: list[list[int]], arguments: list[str]) -> tuple[int, int]:
-    """FLOPs, and numbers read and written; 0 of a transposed one."""
+    """FLOPs, and elements read and written; 0 for a transposed convolution."""
     if name.endswith("_backward"):
         output, image, weight = shapes[:3]
         image_too, weight_too, _ = ast.literal_eval(arguments[10])

@@ -1,7 +1,10 @@
-"""Training steps with one switch more or less, from eager PyTorch as it comes to all that makes it fast.
+"""Training steps with any set of optimizations, from plain eager PyTorch to fastcnn's own step.
 
-`fastcnn.bench.ablation` compares them; what wins becomes a default of training. A step here is forward,
-loss, backward and update on one batch that is already on the device.
+`fastcnn.bench.ablation` compares them; winners become defaults of training. A step is forward, loss, backward
+and update on one batch that is already on the device.
+
+Four optimizations are here alone and not in `fastcnn train`, since only a measurement on a GPU can decide on
+them: four input channels, bf16 weights, 1x1 convolutions as products, and whole-step graphs.
 """
 
 from __future__ import annotations
@@ -38,38 +41,39 @@ LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-4
 CLASSES = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """What a step does beyond eager PyTorch."""
+    """Differences of a step from eager PyTorch."""
 
     cudnn_benchmark: bool = False
-    """cuDNN times its algorithms for each shape."""
+    """Let cuDNN time its algorithms for each shape."""
     channels_last: bool = False
     bf16: bool = False
     """Autocast."""
     fused: bool = False
-    """SGD in one kernel."""
+    """Update by SGD in one kernel."""
     compile: Literal["off", "model", "step"] = "off"
     """"step": forward, backward and update in one graph."""
     max_autotune: bool = False
-    """Inductor times templates for matrix products."""
+    """Let Inductor time templates for matrix products."""
     cuda_graph: bool = False
-    """The whole step is recorded once and replayed."""
+    """Record the whole step once and replay it."""
     kernels: Literal["off", "ours", "accelerate"] = "off"
-    """"ours": as fastcnn's networks have them; "accelerate": where a trial finds them faster."""
+    """"ours": in every layer of fastcnn's networks that has one; "accelerate": where a trial finds them
+    faster."""
     pointwise_as_product: bool = False
-    """1x1 convolutions as matrix products, into which Inductor can fuse what comes before."""
+    """1x1 convolutions as matrix products, into which Inductor can fuse the preceding operations."""
     four_channels: bool = False
     """Images with a fourth channel of zeros, for aligned loads."""
     bf16_weights: bool = False
-    """Weights in bf16 beside their fp32 masters, so that no step casts them."""
+    """Weights in bf16 beside fp32 masters, which saves the cast in each step."""
     keep_memory: bool = False
-    """glibc keeps freed memory (CPU)."""
+    """Let glibc keep freed memory (CPU)."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on what."""
+    """Network, image size, batch size and device of a step."""
 
     arch: str
     img_size: int
@@ -82,7 +86,7 @@ class Workload:
 
     @cached_property
     def _annotated(self) -> Source | None:
-        """Where the task's masks or boxes come from."""
+        """Synthetic source of the task's masks or boxes; None for classification."""
         task = task_of(self.arch)
         if task == "classification":
             return None
@@ -97,7 +101,7 @@ class Workload:
         return build_task(self.arch, LossSettings(), self.num_classes)
 
     def batch(self) -> Batch:
-        """The same random images and targets in every process."""
+        """Random images and targets, the same in every process."""
         if self._annotated is not None:
             split = self._annotated.train
             sampler = ShardedSampler(
@@ -115,39 +119,24 @@ class Workload:
 
 
 def build_step(workload: Workload, optimizations: Optimizations) -> Callable[[], Tensor]:
-    """A step that returns its loss, as a tensor on the device."""
+    """Build a step that returns its loss, as a tensor on the device."""
     torch.backends.cudnn.benchmark = optimizations.cudnn_benchmark
-    network, batch = workload.network(), workload.batch()
-    channels_last = optimizations.channels_last
-    normalize = Normalized(nn.Identity(), MEAN, STD, channels_last=channels_last).to(workload.device)
-    images = cast(Tensor, normalize(batch.images))
-    if optimizations.kernels != "ours":
-        without_kernels(network)
-    if optimizations.pointwise_as_product:
-        pointwise_as_product(network)
-    if optimizations.four_channels:
-        images = four_channels(network, images)
-    if optimizations.channels_last:
-        network = network.to(memory_format=torch.channels_last)
     device = torch.device(workload.device)
 
     def autocast() -> Any:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=optimizations.bf16)
 
-    if optimizations.kernels == "accelerate":
-        with autocast():
-            accelerate(network, images)
+    # Network, input and optimizer.
+    network, batch = workload.network(), workload.batch()
+    normalize = Normalized(nn.Identity(), MEAN, STD, channels_last=optimizations.channels_last).to(
+        workload.device
+    )
+    images = cast(Tensor, normalize(batch.images))
+    network, images = _optimize_layers(network, images, optimizations, autocast)
     masters = Masters(network) if optimizations.bf16_weights else None
     parameters = masters.all if masters is not None else list(network.parameters())
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=torch.tensor(LR, device=device) if optimizations.fused else LR,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        fused=True if optimizations.fused and optimizations.compile != "step" else None,
-    )
-    trained = [p for p in network.parameters() if p.requires_grad]
-    criterion = _criterion(workload, batch)
+    optimizer = _build_sgd(parameters, optimizations, device)
+    criterion = _build_criterion(workload, batch)
 
     def forward(images: Tensor) -> Tensor:
         with autocast():
@@ -160,7 +149,61 @@ def build_step(workload: Workload, optimizations: Optimizations) -> Callable[[],
         if masters is not None:
             masters.give_weights()
 
-    def whole(images: Tensor) -> Tensor:
+    # Forward, backward and update, compiled as a whole or in part.
+    options: dict[str, Any] | None = (
+        {"max_autotune": True, "prologue_fusion": True} if optimizations.max_autotune else None
+    )
+    if optimizations.compile == "step":
+        torch._dynamo.config.trace_autograd_ops = True
+        step = torch.compile(_functional_step(network, forward, update), dynamic=False, options=options)
+    else:
+        compiled = optimizations.compile == "model"
+        run = torch.compile(forward, dynamic=False, options=options) if compiled else forward
+        step = _usual_step(run, optimizer, update)
+
+    if optimizations.cuda_graph:
+        trained_state = [*parameters, *network.parameters(), *network.buffers()]
+        return recorded(lambda: step(images), optimizer, trained_state, CudaRecorder(device))
+    return lambda: step(images)
+
+
+def _optimize_layers(
+    network: nn.Module, images: Tensor, optimizations: Optimizations, autocast: Callable[[], Any]
+) -> tuple[nn.Module, Tensor]:
+    """Apply the optimizations of layers and memory format; return the network and the images."""
+    if optimizations.kernels != "ours":
+        without_kernels(network)
+    if optimizations.pointwise_as_product:
+        pointwise_as_product(network)
+    if optimizations.four_channels:
+        images = four_channels(network, images)
+    if optimizations.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if optimizations.kernels == "accelerate":
+        with autocast():
+            accelerate(network, images)
+    return network, images
+
+
+def _build_sgd(
+    parameters: list[Tensor] | list[nn.Parameter], optimizations: Optimizations, device: torch.device
+) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        parameters,
+        lr=torch.tensor(LR, device=device) if optimizations.fused else LR,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        fused=True if optimizations.fused and optimizations.compile != "step" else None,
+    )
+
+
+def _functional_step(
+    network: nn.Module, forward: Callable[[Tensor], Tensor], update: Callable[[], None]
+) -> Callable[[Tensor], Tensor]:
+    """A step with gradients as values, so that torch.compile captures it in one graph."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+
+    def step(images: Tensor) -> Tensor:
         loss = forward(images)
         for p, gradient in zip(trained, torch.autograd.grad(loss, trained)):
             p.grad = gradient
@@ -169,31 +212,24 @@ def build_step(workload: Workload, optimizations: Optimizations) -> Callable[[],
             p.grad = None
         return loss.detach()
 
-    options: dict[str, Any] | None = (
-        {"max_autotune": True, "prologue_fusion": True} if optimizations.max_autotune else None
-    )
-    if optimizations.compile == "step":
-        torch._dynamo.config.trace_autograd_ops = True
-        step = torch.compile(whole, dynamic=False, options=options)
-    else:
-        compiled = optimizations.compile == "model"
-        run = torch.compile(forward, dynamic=False, options=options) if compiled else forward
-
-        def step(images: Tensor) -> Tensor:
-            optimizer.zero_grad()
-            loss = run(images)
-            loss.backward()
-            update()
-            return loss.detach()
-
-    if optimizations.cuda_graph:
-        trained_state = [*parameters, *network.parameters(), *network.buffers()]
-        return recorded(lambda: step(images), optimizer, trained_state, CudaRecorder(device))
-    return lambda: step(images)
+    return step
 
 
-def _criterion(workload: Workload, batch: Batch) -> Callable[[Any], Tensor]:
-    """Of a network's outputs: what PyTorch's user writes to classify, the task's own loss for all else."""
+def _usual_step(
+    forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, update: Callable[[], None]
+) -> Callable[[Tensor], Tensor]:
+    def step(images: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = forward(images)
+        loss.backward()
+        update()
+        return loss.detach()
+
+    return step
+
+
+def _build_criterion(workload: Workload, batch: Batch) -> Callable[[Any], Tensor]:
+    """The loss of a network's outputs: plain cross-entropy to classify, else the task's own loss."""
     if task_of(workload.arch) == "classification":
         return lambda outputs: F.cross_entropy(logits_of(outputs), batch.targets)
     task = workload.task()
@@ -217,7 +253,7 @@ def build_own_state(workload: Workload, options: StepOptions) -> TrainState:
 def build_own_step(
     workload: Workload, dtype: str, *, channels_last: bool, compile: bool, cuda_graph: bool = False
 ) -> Callable[[], Tensor]:
-    """fastcnn's step, as it trains: from uint8 images, with its metrics and its guard."""
+    """fastcnn's step as in training: from uint8 images, with metrics and non-finite checks."""
     machine.prepare(torch.device(workload.device), torch.get_num_threads(), deterministic=False)
     options = StepOptions(
         amp_dtype=machine.DTYPES[dtype], channels_last=channels_last, compile=compile, cuda_graph=cuda_graph
@@ -229,19 +265,19 @@ def build_own_step(
     def step() -> Tensor:
         metrics.reset()
         train_step(state, task, [batch], metrics)
-        return metrics.state()[1] / workload.batch_size  # of the losses of the batch
+        return metrics.state()[1] / workload.batch_size  # mean loss of the batch
 
     return step
 
 
 def has_kernels(workload: Workload) -> bool:
-    """Whether the network is built with layers of `fastcnn_kernels`."""
+    """True if the network is built with layers of `fastcnn_kernels`."""
     modules = replace(workload, device="meta").network().modules()
     return any(type(module) in (DepthwiseConv2d, LocalResponseNorm) for module in modules)
 
 
 def has_slow_layers(workload: Workload) -> bool:
-    """Whether there is a layer that `accelerate` may swap."""
+    """True if `accelerate` may replace a layer of the network."""
     modules = replace(workload, device="meta").network().modules()
     return any(
         isinstance(module, nn.LocalResponseNorm)
@@ -251,7 +287,7 @@ def has_slow_layers(workload: Workload) -> bool:
 
 
 def without_kernels(network: nn.Module) -> None:
-    """Turns the layers that fastcnn's networks build as its own into PyTorch's."""
+    """Replace the layers of `fastcnn_kernels` by PyTorch's, in place."""
     for module in network.modules():
         if type(module) is DepthwiseConv2d:
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
@@ -260,7 +296,7 @@ def without_kernels(network: nn.Module) -> None:
 
 
 class PointwiseProduct(nn.Conv2d):
-    """A 1x1 convolution [N, C, H, W] as a product of matrices over the channels of channels-last memory."""
+    """A 1x1 convolution of [N, C, H, W] as a matrix product over channels, for channels-last memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.stride
@@ -276,7 +312,7 @@ def pointwise_as_product(network: nn.Module) -> None:
 
 
 def four_channels(network: nn.Module, images: Tensor) -> Tensor:
-    """Gives the first convolution a fourth input channel of zeros, and the images too."""
+    """Add a fourth channel of zeros to the images and to the first convolution's input."""
     first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
     missing = 4 - first.in_channels
     if missing <= 0 or first.groups != 1:
@@ -289,7 +325,7 @@ def four_channels(network: nn.Module, images: Tensor) -> Tensor:
 
 
 class Masters:
-    """fp32 copies of the weights of convolutions and linear layers, which become bf16."""
+    """fp32 master weights of convolutions and linear layers, whose own weights become bf16."""
 
     def __init__(self, network: nn.Module) -> None:
         layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -303,7 +339,7 @@ class Masters:
     def take_gradients(self) -> None:
         for weight, master in zip(self.weights, self.masters):
             master.grad = None if weight.grad is None else weight.grad.float()
-            weight.grad = None  # the optimizer does not know it
+            weight.grad = None  # the optimizer has the masters alone
 
     @torch.no_grad()
     def give_weights(self) -> None:
@@ -313,11 +349,11 @@ class Masters:
 def recorded(
     step: Callable[[], Tensor], optimizer: torch.optim.Optimizer, state: Sequence[Tensor], recorder: Recorder
 ) -> Callable[[], Tensor]:
-    """The step as a CUDA graph: its kernels are launched by one call of the host.
+    """Record the step as a CUDA graph, so that one call of the host launches all its kernels.
 
     Args:
-        state: what the step changes besides the optimizer's momenta; it is put back after the steps before
-            the recording.
+        state: tensors that the step changes, without the optimizer's momenta; restored after the warm-up
+            steps that precede the recording.
     """
     loss = torch.empty(())
 
@@ -328,7 +364,7 @@ def recorded(
     before = [tensor.detach().clone() for tensor in state]
     for _ in range(WARMUP_STEPS):
         recorder.prepare(work)
-    optimizer.zero_grad()  # so that gradients live in the graph's memory
+    optimizer.zero_grad()  # gradients must live in the graph's memory
     replay = recorder.record(work)
     with torch.no_grad():
         for tensor, value in zip(state, before):

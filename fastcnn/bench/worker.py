@@ -1,4 +1,4 @@
-"""Steps that take turns, each in a process of its own: its allocator, compiler and memory meet nobody else's.
+"""Steps in processes of their own that take turns; allocator, compiler and memory are not shared.
 
 with Worker(partial(build_step, "resnet50")) as ours, Worker(partial(build_step, "other")) as other:
     seconds = time_workers({"ours": ours, "other": other}, rounds=15)
@@ -26,50 +26,51 @@ from fastcnn.profiling.step_timer import HostClock
 from fastcnn.runtime import machine
 
 Step = Callable[[], Any]
-"""Does something once; what it returns may be a loss."""
-
+"""One unit of work; may return a loss."""
 
 MIN_FIRST_CALLS, FIRST_SECONDS = 3, 1.0
-"""So many first calls are made in any case; after so many seconds, without the first call's, no others."""
+"""Minimum number of first calls, and the time limit for further ones in seconds, without the first call."""
 
 
 class WorkerError(RuntimeError):
-    """What went wrong in a worker, in one line."""
+    """An error in a worker, in one line."""
 
 
 class WorkerLimitError(WorkerError):
-    """A worker was killed because it took too long."""
+    """A worker exceeded its time limit and was killed."""
 
 
 @dataclass
 class Start:
-    """How a worker's first calls went."""
+    """Times and losses of a worker's first calls."""
 
     build_seconds: float
     first_seconds: list[float] = field(default_factory=list)
-    """Of the first calls: compilation, choice of algorithms, allocation."""
+    """First calls, which include compilation, choice of algorithms and allocation."""
     losses: list[float] = field(default_factory=list)
-    """What they returned, where it is a number."""
+    """Numbers that they returned."""
     peak_bytes: int | None = None
-    """Most memory so far: of the device, on the CPU of the process beyond its libraries; None if unknown."""
+    """Peak memory of the device; on the CPU of the process, without its libraries. None if unknown."""
 
 
 class Worker:
-    """A process that builds a step, and then calls it when asked.
+    """A process that builds a step and calls it on request.
 
     Args:
-        build: returns the step; a module's function, or a `partial` of one, since it is sent there.
-        device: waited for at the end of each turn.
-        keep_memory: whether glibc keeps freed memory there, as in a training of fastcnn's on the CPU.
+        build: returns the step. It is pickled, so it is a module's function or a `partial` of one.
+        device: synchronized at the end of each turn.
+        keep_memory: let glibc keep freed memory, as `fastcnn train` does on the CPU.
         first_calls: calls at the start, timed one by one; fewer, down to `MIN_FIRST_CALLS`, if they take
             longer than `FIRST_SECONDS`.
-        limit: seconds for the start and for each answer, after which the process is killed; None: no limit.
+        limit: time limit in seconds for the start and for each result, after which the process is killed;
+            None: no limit.
     """
 
     def __init__(
         self,
         build: Callable[[], Step],
         device: torch.device,
+        *,
         keep_memory: bool = False,
         first_calls: int = 3,
         limit: float | None = None,
@@ -83,7 +84,10 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         threads = torch.get_num_threads()
         self._process = context.Process(
-            target=_serve, args=(theirs, build, device, keep_memory, first_calls, threads), daemon=True
+            target=_serve,
+            args=(theirs, build, device),
+            kwargs={"keep_memory": keep_memory, "first_calls": first_calls, "threads": threads},
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -93,21 +97,21 @@ class Worker:
             self.close()
             raise
 
-    def ask(self, question: Callable[[Step], Any]) -> Any:
-        """`question(step)` of the process; both must be possible to send.
+    def call(self, function: Callable[[Step], Any]) -> Any:
+        """Return `function(step)`, evaluated in the process; function and result are pickled.
 
         Raises:
             WorkerError: the step failed, took longer than the limit, or the process ended.
         """
         try:
-            self._pipe.send(question)
+            self._pipe.send(function)
         except OSError:
             raise self._ended() from None
         return self._receive()
 
     def turn(self, calls: int = 1) -> float:
-        """Seconds of a call, when the step is called so many times and the device waited for."""
-        return self.ask(_Turn(calls, self.device))
+        """Seconds per call, for several calls of the step with one synchronization at the end."""
+        return self.call(_Turn(calls, self.device))
 
     def is_alive(self) -> bool:
         return self._process.is_alive()
@@ -151,7 +155,10 @@ class Worker:
 
 
 def calls_of_a_turn(slowest: Worker, device: torch.device) -> int:
-    """1 on a CPU; on a GPU, which the host runs ahead of, up to 10, but half a second of the slowest step."""
+    """Calls per turn: 1 on a CPU; on a GPU 2 to 10, about half a second of the slowest step.
+
+    A GPU's host runs ahead of it, so a single call would include the time to launch it.
+    """
     if device.type == "cpu":
         return 1
     return max(2, min(10, round(0.5 / slowest.start.first_seconds[-1])))
@@ -160,7 +167,7 @@ def calls_of_a_turn(slowest: Worker, device: torch.device) -> int:
 def time_workers(
     workers: Mapping[str, Worker], rounds: int, warmup: int = 1, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of a call: the workers take turns in every round, and the order turns by one."""
+    """Seconds per call. The workers take turns in every round, and the order rotates by one."""
     turns = {name: partial(worker.turn, calls) for name, worker in workers.items()}
     return timing.in_turn(turns, rounds, warmup)
 
@@ -182,12 +189,14 @@ def _serve(
     pipe: Connection,
     build: Callable[[], Step],
     device: torch.device,
+    *,
     keep_memory: bool,
     first_calls: int,
     threads: int,
 ) -> None:
+    """Main function of the process: build the step, time its first calls, then serve `Worker.call`."""
     torch.set_num_threads(threads)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is known
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of missing CUDA
     if keep_memory:
         machine.keep_freed_memory()
     try:
@@ -216,20 +225,22 @@ def _serve(
             torch.cuda.empty_cache()  # others share the device
         pipe.send((True, start))
         while True:
-            question = pipe.recv()
-            pipe.send((True, question(step)))
-    except EOFError:  # nobody asks any more
+            function = pipe.recv()
+            pipe.send((True, function(step)))
+    except EOFError:  # the worker was closed
         return
     except Exception as error:
-        cause = error.__cause__ or error  # Inductor wraps what went wrong
+        cause = error.__cause__ or error  # Inductor wraps the error
         line = f"{type(cause).__name__}: {cause}".strip().partition("\n")[0]
         frame = traceback.extract_tb(cause.__traceback__)[-1]
         pipe.send((False, f"{line} ({Path(frame.filename).name}:{frame.lineno})"))
 
 
 def cpu_contention(step: Step) -> float:
-    """A question to a worker: of the time that its main thread had something to do, the share without a core;
-    0 where nobody tells."""
+    """Share of its runnable time that the main thread waited for a core; 0 where the system has no counter.
+
+    A function for `Worker.call`.
+    """
     waited = HostClock().cpu_contention()
     return waited / (waited + time.thread_time())
 

@@ -1,4 +1,4 @@
-"""`fastcnn bench`: run the ablation, print it variant by variant, write JSON and a plot, and compare."""
+"""`fastcnn bench`: run an ablation, print each variant, write JSON and a picture, compare with a baseline."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastcnn.runtime import environment
 
 
 def show(settings: ablation.Settings, output: str | None, baseline: str | None, max_regression: float) -> int:
-    """Returns the exit status: 1 if a variant became slower than `baseline` by more than `max_regression`.
+    """Return the exit status: 1 if a variant lost more than the share `max_regression` against `baseline`.
 
     Raises:
-        UserError: as `fastcnn.bench.ablation.run_ablation`, or a baseline of something else.
+        UserError: as `fastcnn.bench.ablation.run_ablation`, or a baseline of another workload or machine.
     """
     before = ablation_report.read(baseline) if baseline is not None else None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes among the lines
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silence the profiler
     content = None
     path = Path()
     for content in ablation.run_ablation(settings):
@@ -34,7 +34,7 @@ def show(settings: ablation.Settings, output: str | None, baseline: str | None, 
         timing.write_json(path, content)
     assert content is not None
     print(ablation_report.LEGEND, *ablation_report.cost_lines(content), sep="\n")
-    print("".join(f"{line}\n" for line in ablation_report.crowd_lines(content)), end="")
+    print("".join(f"{line}\n" for line in ablation_report.contention_lines(content)), end="")
     picture = path.with_suffix(".png")
     ablation_report.draw(content, picture)
     print(path, picture, sep="\n")

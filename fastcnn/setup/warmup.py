@@ -23,8 +23,8 @@ from fastcnn.setup.dry_run import updates
 from fastcnn.setup.probe import Shape, random_images
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.metrics import Metrics
-from fastcnn_kernels._support import why_not_triton
 from fastcnn_kernels.precompile import Call, calls_of, precompiling
+from fastcnn_kernels.support import why_not_triton
 
 
 @dataclass(frozen=True, kw_only=True)

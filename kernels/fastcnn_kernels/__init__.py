@@ -1,5 +1,6 @@
-"""Layers that PyTorch runs slowly in channels-last memory: local response normalization and depthwise
-convolution. A package of its own: it needs torch alone, and any model can use it.
+"""Faster local response normalization and depthwise convolution in channels-last memory, for any model.
+
+The package is independent of fastcnn and requires only torch.
 """
 
 from fastcnn_kernels.accelerate import Report, accelerate, restore

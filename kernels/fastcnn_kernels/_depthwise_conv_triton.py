@@ -1,11 +1,11 @@
-"""Depthwise convolution on channels-last tensors: forward, gradient of the input, gradient of the weight.
+"""Triton kernels of depthwise convolution in channels-last memory: forward, input gradient, weight gradient.
 
-A lane owns a patch of rows x columns outputs in two neighbouring channels (one, if their number is odd) as a
-tuple of float32 accumulators. Each element that it loads feeds all the taps that meet it, so a 3 x 3 kernel
-loads 2.6 elements for an output instead of 9. All offsets between elements, and which tap meets which
-element, are settled when the kernel is compiled (`_patches.Axis`): once for each shape of layer, whatever the
-batch (Triton would compile anew for a number that is 1 or a multiple of 16: `do_not_specialize`). Offsets
-within an image are 32-bit, those of images 64-bit.
+A lane owns a patch of rows x columns outputs in two neighboring channels (one, if their number is odd) as a
+tuple of float32 accumulators. Each loaded element feeds all the taps that meet it, so a 3 x 3 kernel loads
+2.6 elements per output instead of 9. All offsets between elements, and the taps that join them, are fixed at
+compile time (`_patches.Axis`). A kernel is compiled once for each shape of layer, whatever the batch:
+`do_not_specialize` keeps Triton from compiling again for a number that is 1 or a multiple of 16. Offsets
+within an image are 32-bit, offsets of images 64-bit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _load(pointer, row_inside, column_inside, ROW_LEAVES: tl.constexpr, COLUMN_L
 def _load_row(
     pointer, row_inside, inside, ROW_LEAVES: tl.constexpr, LEAVES: tl.constexpr, STEP: tl.constexpr
 ):
-    """Elements STEP apart, as many as LEAVES says of whether they may lie outside the map."""
+    """Load a row of elements STEP apart; LEAVES marks those that may lie outside the map."""
     row = (_load(pointer, row_inside, inside[0], ROW_LEAVES, LEAVES[0]),)
     for i in tl.static_range(1, len(LEAVES)):
         row = row + (_load(pointer + i * STEP, row_inside, inside[i], ROW_LEAVES, LEAVES[i]),)
@@ -80,7 +80,7 @@ def _window_start(patch_start, AXIS: tl.constexpr):
 
 @triton.jit
 def _convolve_row(sums, window, taps, COLUMNS: tl.constexpr):
-    """One row of the window and one row of the kernel, added to the row of sums that they meet in."""
+    """Add the products of a window row and a kernel row to the row of sums that they meet in."""
     WIDTH: tl.constexpr = COLUMNS.patch
     added = sums[:0]
     for j in tl.static_range(WIDTH):
@@ -94,7 +94,7 @@ def _convolve_row(sums, window, taps, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _correlate_row(sums, patch, window, COLUMNS: tl.constexpr):
-    """A row of the patch and one of the window, added to the gradient of the kernel's row that joins them."""
+    """Add the products of a patch row and a window row to the gradient of the kernel row that joins them."""
     KERNEL: tl.constexpr = COLUMNS.kernel
     WIDTH: tl.constexpr = COLUMNS.patch
     added = sums[:0]
@@ -110,7 +110,7 @@ def _correlate_row(sums, patch, window, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _lanes(block, CHUNK: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr):
-    """The patch of each lane and the first of its channels: chunks of channels fastest, then patches."""
+    """Patch and first channel of each lane; chunks of channels vary fastest, then patches."""
     lane = block // (GROUPS // CHUNK) * LANES + tl.arange(0, LANES)
     channel = (block % (GROUPS // CHUNK) * CHUNK + lane % CHUNK) * GROUP
     return lane // CHUNK, channel
@@ -131,7 +131,7 @@ def convolve_kernel(
     HAS_BIAS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Forward, and the gradient of the input: transposed, or at stride 1 forward with the taps turned round.
+    """Forward, and the gradient of the input: transposed, or at stride 1 forward with flipped taps.
 
     source: [batch, windowed rows, windowed columns, CHANNELS].
     taps: float32 [kernel * kernel, CHANNELS].
@@ -220,7 +220,7 @@ def correlate_kernel(
     HAS_BIAS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """First stage of the weight's gradient: each lane sums over images for its patch of the input.
+    """First stage of the weight gradient: each lane sums over images for its patch of the input.
 
     input: [batch, patched rows, patched columns, CHANNELS].
     grad_output: [batch, windowed rows, windowed columns, CHANNELS].
@@ -322,8 +322,10 @@ def reduce_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Second stage: `count` partial sums become grad_weight [channels, TAPS] and grad_bias [channels]. In a
-    fixed order, so that the same input gives the same bits."""
+    """Second stage: add `count` partial sums to grad_weight [channels, TAPS] and grad_bias [channels].
+
+    The order is fixed, so the same input gives the same bits.
+    """
     channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     tap = tl.program_id(1)
     pointer = partial + tap * channels + channel[None, :]

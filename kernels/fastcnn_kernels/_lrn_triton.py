@@ -1,42 +1,27 @@
-"""Local response normalization: forward and gradient, each in one pass over memory.
+"""Triton kernels of local response normalization: forward and gradient, each in one pass over memory.
 
-A lane owns a group of neighbouring channels of one pixel as a tuple of float32, and reads more on either
-side. Where channels lie side by side in groups of 16 bytes, a group is one load; otherwise each channel is a
-load of its own, in any dense format. A window's sum takes at most three instructions whatever its size:
+A lane owns a group of neighboring channels of one pixel as a tuple of float32, and reads further channels on
+either side. Where channels are adjacent in groups of 16 bytes, a group is one load; otherwise each channel is
+a load of its own, in any dense format. A window's sum takes at most three instructions whatever its size:
 channels are cut into blocks as long as the window, and each window is the end of one block and the beginning
-of the next (van Herk 1992; Gil and Werman 1993), so that nothing is subtracted.
+of the next (van Herk 1992; Gil and Werman 1993), so nothing is subtracted.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from fastcnn_kernels._support import run_kernel
-
-WARPS = 4
-LANES = 32 * WARPS
-"""Of a program."""
-MOST_CHANNELS = 16
-"""In a window, so that the registers suffice."""
-LOAD_BYTES = 16
-"""Of the widest load."""
 
 
 @triton.constexpr_function
 def _load_size(channels: int) -> int:
-    """A power of two, and of half precision a whole word."""
+    """Elements of a load: a power of two, at least a whole word in half precision."""
     return 1 << max(1, (channels - 1).bit_length())
 
 
 @triton.jit
 def _lanes(lanes, stride, C: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Which lanes there are, the first channel of each one's group, and where that lies in memory."""
+    """Mask of the live lanes, first channel of each lane's group, and its offset in memory."""
     GROUPS: tl.constexpr = (C + GROUP - 1) // GROUP
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if WIDE:
@@ -51,7 +36,7 @@ def _lanes(lanes, stride, C: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constex
 
 @triton.jit
 def _inside(live, channel, j: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr):
-    """Whether there is a channel j after the first of the group."""
+    """Mask of the lanes whose channel j, counted from the first of the group, exists."""
     if not WIDE:
         inside = live & (channel + j >= 0) & (channel + j < C)
     elif j < 0:  # of whole groups one comparison serves a side
@@ -65,7 +50,7 @@ def _inside(live, channel, j: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr
 
 @triton.jit
 def _split(values):
-    """Blocks whose last axis is 2, split along it; of [lanes, 2, ..., 2] all in turn give memory's order."""
+    """Split blocks along their last axis, of size 2. Repeated on [lanes, 2, ..., 2] it gives memory order."""
     firsts = values[:0]
     seconds = values[:0]
     for i in tl.static_range(len(values)):
@@ -77,7 +62,7 @@ def _split(values):
 
 @triton.jit
 def _join(values):
-    """The reverse."""
+    """Inverse of `_split`."""
     HALF: tl.constexpr = len(values) // 2
     joined = values[:0]
     for i in tl.static_range(HALF):
@@ -87,7 +72,7 @@ def _join(values):
 
 @triton.jit
 def _load_wide(pointer, mask, COUNT: tl.constexpr):
-    """COUNT neighbouring elements of each lane, zero where masked, as a tuple of float32."""
+    """Load COUNT neighboring elements per lane, zero where masked, as a tuple of float32."""
     LANES: tl.constexpr = pointer.shape[0]
     if pointer.dtype.element_ty == tl.bfloat16:
         pointer = pointer.to(tl.pointer_type(tl.int32), bitcast=True)
@@ -119,7 +104,7 @@ def _load(
     GROUP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The group of each lane with so many channels before and after it, zero beyond the ends."""
+    """Load each lane's group with BEFORE and AFTER further channels, zero beyond the ends."""
     if WIDE:
         values = _load_wide(pointer, live, GROUP)
         if BEFORE > 0:
@@ -157,7 +142,7 @@ def _store(pointer, values, live, channel, stride, C: tl.constexpr, GROUP: tl.co
 
 @triton.jit
 def _window_sums(a, b, SIZE: tl.constexpr):
-    """Of a * b over each window of SIZE neighbours that lies inside the tuples."""
+    """Sums of a * b over each window of SIZE neighbors inside the tuples."""
     COUNT: tl.constexpr = len(a)
     ends = (a[COUNT - 1] * b[COUNT - 1],)  # of blocks, from each place on
     for i in tl.static_range(COUNT - 2, -1, -1):
@@ -282,98 +267,3 @@ def backward_kernel(
             value = tl.where(x[SIZE - 1 + i] == 0, 0.0, value)
         grad = grad + (value,)
     _store(grad_input + offset, grad, live, channel, stride, C, GROUP, WIDE)
-
-
-class Launch(NamedTuple):
-    """What a kernel is compiled for, and on how many lanes it runs."""
-
-    constants: dict[str, Any]
-    lanes: int
-    stride: int
-
-
-def plan(
-    shape: tuple[int, ...],
-    channels_last: bool,
-    dtype: torch.dtype,
-    size: int,
-    relu: bool,
-    aligned: bool = True,
-) -> Launch:
-    """For an input [N, C, ...], dense in either memory format.
-
-    Args:
-        aligned: every tensor begins at a multiple of 16 bytes.
-    """
-    channels, pixels = shape[1], math.prod(shape[2:])
-    group = LOAD_BYTES // dtype.itemsize
-    wide = channels_last and aligned and channels % group == 0 and size - 1 <= group
-    stride = 1 if channels_last else pixels
-    lanes = shape[0] * pixels * -(-channels // group)
-    constants = {"C": channels, "SIZE": size, "RELU": relu, "GROUP": group, "WIDE": wide, "BLOCK": LANES}
-    return Launch(constants, lanes, stride)
-
-
-def why_not(input: Tensor, size: int, alpha: float, k: float) -> str | None:
-    """Why the kernels cannot do this normalization, or None if they can."""
-    if input.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{input.dtype}"
-    if size > MOST_CHANNELS:
-        return f"a window of {size} channels (up to {MOST_CHANNELS} have a kernel)"
-    if alpha < 0:  # and the divisor perhaps too, which has no logarithm
-        return f"alpha {alpha} (from 0 on has a kernel)"
-    if k <= 0:
-        return f"k {k} (above 0 has a kernel)"
-    lanes = plan(tuple(input.shape), True, input.dtype, size, False).lanes
-    # A window reaches beyond the first channel by offsets that are computed, though not read.
-    image = max(input.shape[1], size) * math.prod(input.shape[2:])
-    if image >= 2**31 or lanes >= 2**31 - LANES:
-        return f"an input of {tuple(input.shape)}, whose offsets or lanes take more than 32 bits"
-    return None
-
-
-def forward(
-    input: Tensor, output: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
-) -> None:
-    """Writes the normalized input to `output`, both dense in the same memory format."""
-    _launch(forward_kernel, (input, output), size, alpha, beta, k, relu)
-
-
-def backward(
-    grad_output: Tensor,
-    input: Tensor,
-    grad_input: Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    relu: bool,
-) -> None:
-    """Writes the gradient to `grad_input`, all three dense in the same memory format."""
-    _launch(backward_kernel, (grad_output, input, grad_input), size, alpha, beta, k, relu)
-
-
-def _launch(
-    kernel: Any, tensors: tuple[Tensor, ...], size: int, alpha: float, beta: float, k: float, relu: bool
-) -> None:
-    input = tensors[-2]
-    aligned = all(tensor.data_ptr() % LOAD_BYTES == 0 for tensor in tensors)
-    planned = plan(tuple(input.shape), _is_channels_last(input), input.dtype, size, relu, aligned)
-    run_kernel(
-        kernel,
-        (triton.cdiv(planned.lanes, LANES),),
-        *tensors,
-        planned.lanes,
-        planned.stride,
-        alpha / size,
-        float(beta),
-        float(k),
-        **planned.constants,
-        THREE_QUARTERS=beta == 0.75,
-        num_warps=WARPS,
-        enable_fp_fusion=True,
-    )
-
-
-def _is_channels_last(input: Tensor) -> bool:
-    return input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)

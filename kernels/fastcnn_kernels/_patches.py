@@ -1,11 +1,10 @@
-"""The geometry of a depthwise convolution that is computed in patches, one axis at a time.
+"""Geometry of a depthwise convolution computed in patches, one axis at a time.
 
 One of the two maps of a convolution is cut into patches that a lane keeps in registers; the other is read
-through a window that slides with the patch. Forward, the output is patched and the input seen through the
-window. For both gradients it is the other way round ("transposed"): the input's side is patched, and the
-gradient of the output is seen through the window. Which tap of the kernel joins a patch element and a window
-element depends on their offsets alone, so it is known when a kernel is compiled, and a stride wastes no
-multiply-add.
+through a window that slides with the patch. Forward, the output is patched and the input is windowed. For
+both gradients ("transposed") the input's map is patched and the gradient of the output is windowed. The tap
+that joins a patch element and a window element depends on their offsets alone. It is known at compile time,
+so a stride wastes no multiply-add.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from triton import constexpr_function
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis of a map that is cut into patches, and of the map that is seen through the window.
+    """One axis of the patched map and of the windowed map.
 
-    A compile-time argument of the kernels: its fields are plain numbers, the compiler evaluates its methods.
+    A compile-time argument of the kernels: its fields are plain numbers; the compiler evaluates its methods.
     """
 
     patched: int
-    """Size of the map that is cut into patches."""
+    """Size of the patched map."""
     windowed: int
-    """Size of the map that is seen through the window."""
+    """Size of the windowed map."""
     patch: int
     """Elements of a patch; when transposed, a multiple of the stride."""
     kernel: int
@@ -38,7 +37,7 @@ class Axis:
     padding: int
     transposed: bool
     source: str = SOURCE
-    """Of the methods: Triton's cache knows a compile-time argument by its fields."""
+    """Hash of this file: Triton's cache key has the fields of a compile-time argument, not its methods."""
 
     @constexpr_function
     def patches(self) -> int:
@@ -46,33 +45,34 @@ class Axis:
 
     @constexpr_function
     def first(self) -> int:
-        """Where the window of the patch at 0 begins."""
+        """Start of the window of the patch at 0."""
         return -((self.kernel - 1 - self.padding) // self.stride) if self.transposed else -self.padding
 
     @constexpr_function
     def span(self) -> int:
-        """Elements of the window."""
+        """Number of elements in the window."""
         if self.transposed:
             return (self.patch - 1 + self.padding) // self.stride - self.first() + 1
         return (self.patch - 1) * self.stride + self.kernel
 
     @constexpr_function
     def tap(self, i: int, w: int) -> int:
-        """The tap that joins element i of the patch and w of the window, by output * stride + tap - padding =
-        input; out of the kernel's range where none does."""
+        """Tap that joins element i of the patch and w of the window; outside the kernel's range if none does.
+
+        It solves output * stride + tap - padding = input.
+        """
         if self.transposed:
             return i + self.padding - (w + self.first()) * self.stride
         return w - i * self.stride
 
     @constexpr_function
     def meets(self, i: int, w: int, low: int = 0, high: int | None = None) -> bool:
-        """Whether a tap from `low` to below `high` (the kernel's size) joins the two."""
+        """True if a tap from `low` to below `high`, by default the kernel's size, joins the two elements."""
         return low <= self.tap(i, w) < (self.kernel if high is None else high)
 
     @constexpr_function
     def window_leaves(self) -> tuple[bool, ...]:
-        """For each element of the window whether it lies outside the map for some patch, so that its load
-        must be masked."""
+        """True for each window element that lies outside the map for some patch, so its load is masked."""
         last_patch = (self.patches() - 1) * self.patch
         last = last_patch // self.stride if self.transposed else last_patch * self.stride
         places = range(self.first(), self.first() + self.span())
@@ -80,24 +80,26 @@ class Axis:
 
     @constexpr_function
     def patch_leaves(self) -> tuple[bool, ...]:
-        """The same for the elements of the patch."""
+        """True for each patch element that lies outside the map for some patch."""
         return (self.patched % self.patch != 0,) * self.patch
 
     @constexpr_function
     def owns(self, w: int) -> bool:
-        """When transposed: whether element w of the window is one of the outputs that lie over the patch
-        itself, so that each belongs to one patch."""
+        """True if element w of the window is an output over the patch itself; each output has one owner.
+
+        For transposed axes.
+        """
         return 0 <= w + self.first() < self.patch // self.stride
 
     @constexpr_function
     def owns_all(self) -> bool:
-        """Whether a patch `owns` every output; not where the padding is larger than the kernel asks for."""
+        """True if every output has an owner, which excess padding prevents."""
         return self.patches() * self.patch // self.stride >= self.windowed
 
 
 MOST_PIXELS = {
-    # (pass, kernel, stride): the largest patch. Larger ones need fewer instructions for each output, but more
-    # registers and more instructions in all; these were the fastest on an H200 (benchmarks/LOG.md).
+    # (pass, kernel, stride): largest patch. Larger patches need fewer instructions per output, but more
+    # registers and a longer program; these sizes were the fastest on an H200 (benchmarks/LOG.md).
     ("forward", 3, 1): 28,
     ("forward", 5, 1): 28,
     ("forward", 7, 1): 16,
@@ -121,15 +123,16 @@ def cut(
     kind: str,
     patched: tuple[int, int],
     windowed: tuple[int, int],
+    *,
     kernel: int,
     stride: int,
     padding: tuple[int, int],
 ) -> tuple[Axis, Axis]:
-    """The rows and columns of the patches that need the fewest instructions for a whole map.
+    """Choose the patches that need the fewest instructions for a whole map; return their rows and columns.
 
     Args:
         kind: "forward", "input_grad" or "weight_grad".
-        patched, windowed: height and width of either map.
+        patched, windowed: height and width of the two maps.
     """
     transposed = kind != "forward"
     unit = stride if transposed else 1
@@ -137,11 +140,19 @@ def cut(
     best: tuple[float, int] | None = None
     for height in range(unit, 4 + 1, unit):
         for width in range(unit, widest + 1, unit):
-            # Not 1: Triton 3.6 takes a tuple apart that has one element, which is such a tuple itself.
+            # Not 1: Triton 3.6 unpacks a tuple of one element that is a tuple of one element itself.
             if not 1 < height * width <= MOST_PIXELS[kind, kernel, stride]:
                 continue
             rows, columns = (
-                Axis(patched[i], windowed[i], size, kernel, stride, padding[i], transposed)
+                Axis(
+                    patched=patched[i],
+                    windowed=windowed[i],
+                    patch=size,
+                    kernel=kernel,
+                    stride=stride,
+                    padding=padding[i],
+                    transposed=transposed,
+                )
                 for i, size in enumerate((height, width))
             )
             multiply_adds = 2 * height * width * kernel**2 / (stride**2 if transposed else 1)
@@ -155,11 +166,11 @@ def cut(
 
 @functools.cache
 def chunk(groups: int) -> int:
-    """How many of `groups` channel groups (pairs, or single channels) lanes take side by side.
+    """Number of channel groups (pairs, or single channels) that adjacent lanes take, a divisor of `groups`.
 
-    A divisor near 32: a warp reads whole lines of 128 bytes, no lane idles, and the next warps take the
-    patches next to it.
+    It is near 32: a warp reads whole lines of 128 bytes, no lane idles, and the next warps take the
+    neighboring patches.
     """
     divisors = [d for d in range(1, groups + 1) if groups % d == 0]
-    # Of lengths equally near, whole sectors of 32 bytes are better.
+    # Whole sectors of 32 bytes are preferred.
     return min(divisors, key=lambda d: max(d / 32, 32 / d) * (1 if d % 8 == 0 else 1.5))

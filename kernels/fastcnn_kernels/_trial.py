@@ -1,4 +1,4 @@
-"""Tries one of our layers in the place of PyTorch's on one input: is it right, and is it faster?"""
+"""Trial of one of our layers in place of PyTorch's on one input: errors and times of both."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from fastcnn_kernels import depthwise_conv as depthwise
 from fastcnn_kernels import dispatch
+from fastcnn_kernels.support import Geometry
 
 WARM_UP, ROUNDS = 3, 20
 ROUND_CYCLES = 1_000_000
-"""About half a millisecond, in which the host queues a round's launches."""
+"""Clock cycles, about half a millisecond, in which the host queues a round's launches."""
 INPUT, UPSTREAM, PARAMETERS = 0, 1, 2
-"""Seeds. Equal numbers would hide an exchange."""
+"""Seeds. They differ, since equal numbers would hide exchanged tensors."""
 CHECKED = 32
-"""Images that are checked against float64, which takes long; the times are those of all."""
+"""Images that are checked against float64, which is slow; all images are timed."""
 SUMS = 2e-6
-"""Relative to the result: what float32 loses in long sums."""
+"""Relative error of long float32 sums."""
 
 Run = Callable[[], object]
 Times = tuple[float, float]
@@ -30,7 +31,7 @@ Measure = Callable[[Run, Run], Times]
 
 
 class Input(NamedTuple):
-    """What a layer is given, without the numbers."""
+    """Shape, dtype, device and layout of a layer's input."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -48,25 +49,25 @@ class Input(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What came of it."""
+    """Result of a trial."""
 
     why_not: str | None = None
     broken: bool = False
-    """Ours is wrong or failed; not only unable."""
+    """Ours is wrong or failed, and is not just unsupported."""
     passes: Mapping[str, Times] = {}
-    """Empty if not measured."""
+    """Times of each pass; empty if not measured."""
     total: Times = (0.0, 0.0)
-    """Of all passes. Ours counts each on the side that will run it."""
+    """Times over all passes. Ours counts each pass on the side that will run it."""
 
 
 def try_layer(layer: nn.Module, ours: type[nn.Module], input: Input, measure: Measure | None) -> Trial:
-    """Measures `layer` as one of the class `ours`, if told how, then checks what will run.
+    """Time `layer` as one of the class `ours`, if `measure` is given, then check its results.
 
-    Nothing is raised: whatever goes wrong, such as a lack of memory, is why the layer stays as it was.
+    Nothing is raised: any error, such as too little memory, becomes the reason to keep the layer.
     """
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            # Large enough for a normalization to show, not for its squares to leave float16.
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            # Large enough for a normalization to have an effect, small enough for its squares in float16.
             x = input.random(max(layer.alpha, 1e-3) ** -0.5 if isinstance(layer, nn.LocalResponseNorm) else 1)
             with torch.cuda.device_of(x):
                 if x.is_cuda and isinstance(layer, nn.Conv2d) and (why_not := _why_no_triton(layer, x)):
@@ -76,7 +77,7 @@ def try_layer(layer: nn.Module, ours: type[nn.Module], input: Input, measure: Me
     except Exception as error:
         message = str(error).strip().partition("\n")[0]
         return Trial(f"{type(error).__name__}: {message}", broken=True)
-    split = isinstance(layer, nn.Conv2d)  # whose passes `dispatch` gives to the faster side
+    split = isinstance(layer, nn.Conv2d)  # `dispatch` runs each of its passes on the faster side
     total = (
         sum(min(mine, theirs) if split else mine for mine, theirs in passes.values()),
         sum(theirs for _, theirs in passes.values()),
@@ -85,12 +86,12 @@ def try_layer(layer: nn.Module, ours: type[nn.Module], input: Input, measure: Me
 
 
 def microseconds(ours: Run, theirs: Run) -> Times:
-    """Medians of the GPU's time, taken in turn."""
+    """Median GPU times of both, measured in turn."""
     for _ in range(WARM_UP):  # compiles
         ours(), theirs()
     marks: list[list[Any]] = [[], []]
     for _ in range(ROUNDS):
-        torch.cuda._sleep(ROUND_CYCLES)  # so that the host is ahead and its time does not count
+        torch.cuda._sleep(ROUND_CYCLES)  # the host runs ahead, so its time does not count
         for run, mark in zip((ours, theirs), marks):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -102,26 +103,21 @@ def microseconds(ours: Run, theirs: Run) -> Times:
     return mine, other
 
 
-# Faster
+# Times
 
 
 def _times(layer: nn.Module, ours: type[nn.Module], x: Tensor, measure: Measure) -> dict[str, Times]:
     if not isinstance(layer, nn.Conv2d):
         mine, theirs = (_passes(_twin(layer, cls), x) for cls in (ours, type(layer)))
         return {name: measure(mine[name], theirs[name]) for name in mine}
-    x = depthwise._autocast(x)
+    x = depthwise.autocast_input(x)
     times = {name: measure(*sides) for name, sides in _depthwise_passes(layer, x).items()}
     gpu = torch.cuda.get_device_name(x.device) if x.is_cuda else str(x.device)
     dtype, (batch, *size) = str(x.dtype).removeprefix("torch."), x.shape
     (stride, _), padding, _ = _geometry(layer)
     sizes = *size, *padding
-    dispatch.record(
-        gpu,
-        [
-            (dispatch.Layer(name, dtype, layer.kernel_size[0], stride, *sizes), batch, *sides)
-            for name, sides in times.items()
-        ],
-    )
+    layers = {name: dispatch.Layer(name, dtype, layer.kernel_size[0], stride, *sizes) for name in times}
+    dispatch.record(gpu, [(layers[name], batch, *sides) for name, sides in times.items()])
     return times
 
 
@@ -136,54 +132,56 @@ def _passes(layer: nn.Module, x: Tensor) -> dict[str, Run]:
 
 
 def _depthwise_passes(layer: nn.Conv2d, x: Tensor) -> dict[str, tuple[Run, Run]]:
-    """For each pass, Triton's and PyTorch's side of our operation."""
+    """Triton's and PyTorch's implementation of each pass."""
 
     def triton(name: str) -> Any:
-        from fastcnn_kernels import _depthwise_conv_launch  # only here, since it needs Triton
+        from fastcnn_kernels import depthwise_conv_launch  # only here, since it needs Triton
 
-        return getattr(_depthwise_conv_launch, name)
+        return getattr(depthwise_conv_launch, name)
 
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    stride, padding, _ = geometry = _geometry(layer)
-    y = depthwise._forward(x, weight, bias, *geometry)
+    geometry = _geometry(layer)
+    sides: dict[str, Any] = {"stride": geometry[0], "padding": geometry[1]}
+    y = depthwise.pytorch_forward(x, weight, bias, *geometry)
     grad, dx, dw = _random_like(y, UPSTREAM), torch.empty_like(x), torch.empty_like(weight)
     db = None if bias is None else torch.empty_like(bias)
     return {
         "forward": (
-            lambda: triton("forward")(x, weight, bias, y, stride, padding),
-            lambda: depthwise._forward(x, weight, bias, *geometry),
+            lambda: triton("forward")(x, weight, bias, y, **sides),
+            lambda: depthwise.pytorch_forward(x, weight, bias, *geometry),
         ),
         "input_grad": (
-            lambda: triton("input_grad")(grad, weight, dx, stride, padding),
-            lambda: depthwise._input_grad(grad, weight, x.shape, *geometry),
+            lambda: triton("input_grad")(grad, weight, dx, **sides),
+            lambda: depthwise.pytorch_input_grad(grad, weight, x.shape, *geometry),
         ),
         "weight_grad": (
-            lambda: triton("weight_grad")(grad, x, dw, db, stride, padding),
-            lambda: depthwise._weight_grad(grad, x, weight, bias is not None, *geometry),
+            lambda: triton("weight_grad")(grad, x, dw, db, **sides),
+            lambda: depthwise.pytorch_weight_grad(grad, x, weight, bias is not None, *geometry),
         ),
     }
 
 
 def _why_no_triton(layer: nn.Conv2d, x: Tensor) -> str | None:
-    from fastcnn_kernels import _depthwise_conv_launch as triton
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
     if x.dim() != 4:
         return f"an input of {tuple(x.shape)}"
-    return triton.why_not([depthwise._autocast(x)], layer.weight, x.shape, *_geometry(layer))
+    return launch.why_not([depthwise.autocast_input(x)], layer.weight, x.shape, _geometry(layer))
 
 
-def _geometry(layer: nn.Conv2d) -> tuple[depthwise.Pair, depthwise.Pair, depthwise.Pair]:
+def _geometry(layer: nn.Conv2d) -> Geometry:
     assert not isinstance(layer.padding, str)
-    return depthwise._pair(layer.stride), depthwise._pair(layer.padding), depthwise._pair(layer.dilation)
+    return depthwise.pair(layer.stride), depthwise.pair(layer.padding), depthwise.pair(layer.dilation)
 
 
-# Right
+# Errors
 
 
 def _difference(layer: nn.Module, ours: type[nn.Module], x: Tensor) -> str | None:
-    """What differs more from float64 than it may: twice what PyTorch's does, and a rounding of the result.
+    """Describe the first result whose error against float64 exceeds its bound; None if there is none.
 
-    Distances are those of whole tensors, relative to their norms.
+    The bound is twice PyTorch's error plus a rounding of the result. Errors are norms of whole tensors,
+    relative to the norm of the exact tensor.
     """
     exact = _outcome(layer, type(layer), x, torch.float64)
     theirs, mine = (_outcome(layer, cls, x) for cls in (type(layer), ours))
@@ -204,7 +202,7 @@ def _difference(layer: nn.Module, ours: type[nn.Module], x: Tensor) -> str | Non
 def _outcome(
     layer: nn.Module, cls: type[nn.Module], x: Tensor, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The output and the gradients of `layer` as one of the class `cls`."""
+    """Output and gradients of `layer` as one of the class `cls`."""
     twin = _twin(layer, cls, dtype)
     x = x.detach().to(dtype or x.dtype).requires_grad_()
     output = twin.forward(x)
@@ -214,9 +212,9 @@ def _outcome(
 
 
 def _twin(layer: nn.Module, cls: type[nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy of `layer` with random parameters and as one of the class `cls`.
+    """A copy of `layer` as one of the class `cls`, with random parameters.
 
-    Its hooks are the layer's own, so that only its `forward` is to be called.
+    It shares the layer's hooks, so only its `forward` may be called.
     """
     twin = copy.copy(layer)
     twin.__class__ = cls
@@ -229,7 +227,7 @@ def _twin(layer: nn.Module, cls: type[nn.Module], dtype: torch.dtype | None = No
 
 
 def _random_like(tensor: Tensor, seed: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers that bfloat16 holds, so that they are the same in every dtype."""
+    """Normal random numbers rounded to bfloat16, so that they are the same in every dtype."""
     generator = torch.Generator(tensor.device).manual_seed(seed)
     numbers = scale * torch.randn(
         tensor.shape, generator=generator, device=tensor.device, dtype=torch.float32

@@ -1,10 +1,10 @@
-"""Swaps a model's slow layers for ours, in place, and keeps what is right and faster.
+"""Replaces a model's slow layers by ours, in place, where ours are correct and faster.
 
     from fastcnn_kernels import accelerate, restore
     print(accelerate(model, images))   # images: a batch as in training, on the model's device
     restore(model)
 
-A layer is swapped by its class alone, so parameters, state-dict keys, hooks and optimizers stay as they are.
+Only the class of a layer changes, so parameters, state-dict keys, hooks and optimizers stay valid.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcnn_kernels._support import why_no_kernel, why_not_triton
 from fastcnn_kernels._trial import Input, Measure, Times, Trial, microseconds, try_layer
 from fastcnn_kernels.depthwise_conv import DepthwiseConv2d
 from fastcnn_kernels.lrn import LocalResponseNorm
+from fastcnn_kernels.support import why_no_kernel, why_not_triton
 
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: DepthwiseConv2d,
     nn.LocalResponseNorm: LocalResponseNorm,
 }
 MARK = "_swapped_by_accelerate"
-"""An attribute of swapped layers, which those built as ours lack. It also makes torch.compile look again:
-2.11 runs on with the old graph after a change of class alone."""
+"""Attribute of swapped layers; layers that were built as ours lack it. It also makes torch.compile recompile:
+2.11 keeps the old graph if only the class changes."""
 MODEL = "(model)"
 """The name of a layer that is the model itself."""
 SHORT = {"forward": "fwd", "backward": "bwd", "input_grad": "dgrad", "weight_grad": "wgrad"}
 COLUMNS = 110
-"""Of a printed report."""
+"""Width of a printed report."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """What became of one layer."""
+    """Outcome of one layer."""
 
     name: str
     kind: str
     """For example depthwise 5x5 s2 C=96 (a stride of 2, 96 channels), or LRN 5 (a window of 5)."""
     input: tuple[int, ...] | None
-    """The shape that the sample gave it."""
+    """Shape of its input with the sample."""
     swapped: bool
     why: str
     microseconds: tuple[float, float] | None = None
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """One row a layer; prints as a table."""
+    """A row for each layer; prints as a table."""
 
     rows: tuple[Row, ...]
 
@@ -99,21 +99,21 @@ class Report:
 def accelerate(
     model: nn.Module, sample: Tensor | tuple[Any, ...] | None = None, *, _measure: Measure | None = None
 ) -> Report:
-    """Swaps `nn.LocalResponseNorm` and depthwise `nn.Conv2d` for ours, in place.
+    """Replace `nn.LocalResponseNorm` and depthwise `nn.Conv2d` layers by ours, in place.
 
-    Each swap is checked first, forward and backward, on random numbers: ours may be twice as far from float64
-    as PyTorch is, and one rounding. A layer that fails keeps its class, with a warning. With a sample the
-    checks use the shapes that the model gives its layers, and on CUDA each layer is measured: it keeps what
-    is faster, and later runs know the times. Call it under the autocast of the training. Layers that an
-    earlier call swapped stay so.
+    Each replacement is checked first, forward and backward, on random numbers: its error against float64 may
+    be twice PyTorch's plus one rounding. A layer that fails keeps its class, with a warning. With a sample
+    the checks use the shapes of the layers' inputs in the model. On CUDA both sides are timed: the faster
+    one is kept, and the times are stored for later runs. Call it under the autocast of the training. Layers
+    replaced by an earlier call stay replaced.
 
     Args:
         model: on its device and in its memory format; it may be compiled or wrapped.
-        sample: what the model is called with, a tensor or a tuple of arguments: once, in eval mode, without
-            gradients. Flags, statistics and random states stay as they were.
+        sample: input of the model, a tensor or a tuple of arguments. The model is called once, in eval mode
+            and without gradients; flags, statistics and random states are restored.
 
     Returns:
-        The report, one row a layer. It is not printed.
+        The report, with a row for each layer. It is not printed.
 
     Raises:
         ValueError: a sample of another type, or on another device than the model.
@@ -125,20 +125,21 @@ def accelerate(
         inputs = {layer: [_small_input(layer, _like(layer, model))] for layer in eligible}
     else:
         inputs = _inputs_of(model, _arguments(model, sample), eligible)
+    # Try each distinct layer and input once.
     known: dict[object, Trial] = {}
     rows = []
     for layer, name in found.items():
         trials = []
         for input in inputs.get(layer, []):
             measure = None if sample is None else _measure or (microseconds if input.on_cuda else None)
-            # All that a trial depends on; extra_repr has every setting of these layers.
+            # The key holds all inputs of a trial; extra_repr has every setting of these layers.
             parameters = tuple((p.dtype, p.stride()) for p in layer.parameters())
             key = type(layer), layer.extra_repr(), parameters, input
             if key not in known:
                 known[key] = try_layer(layer, SWAPS[type(layer)], input, measure)
             trials.append(known[key])
         shape = inputs[layer][0].shape if trials and sample is not None else None
-        row = _row(name, layer, shape, reasons[layer], trials, sample is not None)
+        row = _row(name, layer, trials, shape=shape, why_not=reasons[layer], sampled=sample is not None)
         rows.append(row)
         if any(trial.broken for trial in trials):
             warnings.warn(f"{name or MODEL}: kept nn.{type(layer).__name__}: {row.why}", stacklevel=2)
@@ -149,10 +150,10 @@ def accelerate(
 
 
 def restore(model: nn.Module) -> int:
-    """Turns the layers that `accelerate` swapped back into PyTorch's.
+    """Revert the replacements of `accelerate`.
 
     Returns:
-        How many.
+        The number of reverted layers.
     """
     originals = {ours: theirs for theirs, ours in SWAPS.items()}
     swapped = [m for m in model.modules() if MARK in vars(m) and type(m) in originals]
@@ -165,25 +166,30 @@ def restore(model: nn.Module) -> int:
 def _row(
     name: str,
     layer: nn.Module,
+    trials: list[Trial],
+    *,
     shape: tuple[int, ...] | None,
     why_not: str | None,
-    trials: list[Trial],
     sampled: bool,
 ) -> Row:
-    kind = _kind(layer)
+    """Decide on a layer by its trials, one for each distinct input."""
+
+    def row(why: str, *, swapped: bool, times: Times | None = None) -> Row:
+        return Row(name=name, kind=_kind(layer), input=shape, swapped=swapped, why=why, microseconds=times)
+
     why_not = why_not or next((trial.why_not for trial in trials if trial.why_not), None)
     if why_not is None and not trials:
         why_not = "the sample does not reach it"
     if why_not is not None:
-        return Row(name, kind, shape, MARK in vars(layer), why_not)
+        return row(why_not, swapped=MARK in vars(layer))
     if not trials[0].passes:
-        return Row(name, kind, shape, True, f"not measured: no {'CUDA device' if sampled else 'sample'}")
+        return row(f"not measured: no {'CUDA device' if sampled else 'sample'}", swapped=True)
     passes = {step: _sum(trial.passes[step] for trial in trials) for step in trials[0].passes}
     gains = ", ".join(f"{SHORT[step]} {theirs / ours:.1f}x" for step, (ours, theirs) in passes.items())
     ours, theirs = total = _sum(trial.total for trial in trials)
     if ours < theirs:
-        return Row(name, kind, shape, True, gains, total)
-    return Row(name, kind, shape, False, f"PyTorch is faster: {gains}", total)
+        return row(gains, swapped=True, times=total)
+    return row(f"PyTorch is faster: {gains}", swapped=False, times=total)
 
 
 def _sum(times: Iterable[Times]) -> Times:
@@ -191,11 +197,11 @@ def _sum(times: Iterable[Times]) -> Times:
     return ours, theirs
 
 
-# Which layers
+# Layers
 
 
 def _kind(layer: nn.Module) -> str:
-    """Empty for a layer that is none of ours."""
+    """Kind of a layer in the report; empty if we have no such layer."""
     if isinstance(layer, nn.LocalResponseNorm):
         return f"LRN {layer.size}"
     if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
@@ -206,7 +212,7 @@ def _kind(layer: nn.Module) -> str:
 
 
 def _why_not(layer: nn.Module, device: torch.device) -> str | None:
-    """Why a layer stays as it is, whatever its input."""
+    """Reason to keep a layer whatever its input; None if there is none."""
     if MARK in vars(layer):
         return "swapped before"
     if type(layer) not in SWAPS:
@@ -228,11 +234,11 @@ def _why_not(layer: nn.Module, device: torch.device) -> str | None:
     return None
 
 
-# On which inputs
+# Inputs
 
 
 def _like(layer: nn.Module, model: nn.Module) -> Tensor:
-    """A tensor of the layer's dtype and device: LRN has no parameters, and takes after the model."""
+    """A tensor of the layer's dtype and device; for LRN, which has no parameters, of the model's."""
     return next(chain(layer.parameters(), model.parameters()), torch.empty(0))
 
 
@@ -262,7 +268,7 @@ def _arguments(model: nn.Module, sample: object) -> tuple[Any, ...]:
 def _inputs_of(
     model: nn.Module, arguments: tuple[Any, ...], layers: list[nn.Module]
 ) -> dict[nn.Module, list[Input]]:
-    """The distinct inputs of each layer when the model is called."""
+    """Distinct inputs of each layer in a call of the model."""
     inputs: dict[nn.Module, list[Input]] = {layer: [] for layer in layers}
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -272,13 +278,13 @@ def _inputs_of(
         if input not in inputs[layer]:
             inputs[layer].append(input)
 
-    # A frozen ScriptModule has no flag.
+    # A frozen ScriptModule has no training flag.
     training = {module: module.training for module in model.modules() if hasattr(module, "training")}
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     gpus = list({p.device for p in model.parameters() if p.is_cuda})
     try:
         model.eval()
-        # Eager, since compiled code does not call the hooks.
+        # Eager, since compiled code skips the hooks.
         with torch.no_grad(), torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"):
             model(*arguments)
     finally:

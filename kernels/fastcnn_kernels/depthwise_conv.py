@@ -1,10 +1,10 @@
-"""Depthwise convolution: `torch.nn.functional.conv2d` with as many groups as channels.
+"""Depthwise convolution: `torch.nn.functional.conv2d` with groups = channels.
 
     from fastcnn_kernels import depthwise_conv2d
     y = depthwise_conv2d(x, weight, padding=1)   # x [N, C, H, W] in channels-last memory, weight [C, 1, 3, 3]
 
-Three operations, each with a schema, a shape function, a PyTorch implementation for every device and Triton
-kernels for CUDA; each is differentiable, so gradients of gradients work. Then the function and the module.
+Three operators, each with a schema, a shape function, a PyTorch implementation for every device and Triton
+kernels for CUDA. Each is differentiable, so gradients of gradients work. The function and the module follow.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn_kernels import dispatch
-from fastcnn_kernels._support import say_once, why_not_triton
+from fastcnn_kernels.support import Geometry, Pair, warn_once, why_not_triton
 
-Pair = tuple[int, int]
 HALF = (torch.bfloat16, torch.float16)
 
 FORWARD = "fastcnn::depthwise_conv2d"
@@ -40,7 +39,7 @@ torch.library.define(
 
 
 def _format(tensor: Tensor) -> torch.memory_format:
-    """The memory format in which results come: the input's (channels-last where it is both)."""
+    """Memory format of results: that of the input, channels-last where both apply."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -49,7 +48,7 @@ def _empty(like: Tensor, size: Sequence[int]) -> Tensor:
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_format(like))
 
 
-def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+def output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
     sides = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(input.shape[2:], weight.shape[2:], stride, padding, dilation)
@@ -57,14 +56,14 @@ def _output_size(input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dil
     return [input.shape[0], input.shape[1], *sides]
 
 
-# Shapes, without numbers
+# Shape functions
 
 
 @torch.library.register_fake(FORWARD)
 def _(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    size = _output_size(input, weight, stride, padding, dilation)
+    size = output_size(input, weight, stride, padding, dilation)
     return input.new_empty(size).contiguous(memory_format=_format(input))
 
 
@@ -93,10 +92,10 @@ def _(
     return torch.empty_like(weight), weight.new_empty(weight.shape[0] if bias else 0)
 
 
-# PyTorch, for every device
+# PyTorch implementations, for every device
 
 
-def _forward(
+def pytorch_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
@@ -104,17 +103,19 @@ def _forward(
     return output.contiguous(memory_format=_format(input))
 
 
-torch.library.impl(FORWARD, "default", _forward)
+torch.library.impl(FORWARD, "default", pytorch_forward)
 
 
 def _backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
+    *,
     bias: bool,
-    geometry: tuple[Pair, Pair, Pair],
+    geometry: Geometry,
     mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; `mask` selects those to compute."""
     channels = weight.shape[0]
     return torch.ops.aten.convolution_backward(
         grad_output,
@@ -122,15 +123,15 @@ def _backward(
         weight.to(input.dtype),
         [channels] if bias else None,
         *geometry,
-        False,
-        [0, 0],
+        False,  # transposed
+        [0, 0],  # output padding
         channels,
         mask,
     )
 
 
-def _wide(tensor: Tensor, slow: bool) -> Tensor:
-    """In float32 where half precision is slow on the CPU.
+def _wide(tensor: Tensor, *, slow: bool) -> Tensor:
+    """Cast to float32 where half precision is `slow` on the CPU.
 
     oneDNN takes up to 300 times as long as in float32 for the input gradient of a strided depthwise
     convolution, and two to eight times for the weight gradient of kernels above 3 x 3 and of maps smaller
@@ -139,7 +140,7 @@ def _wide(tensor: Tensor, slow: bool) -> Tensor:
     return tensor.float() if slow and tensor.device.type == "cpu" and tensor.dtype in HALF else tensor
 
 
-def _input_grad(
+def pytorch_input_grad(
     grad_output: Tensor,
     weight: Tensor,
     input_size: Sequence[int],
@@ -148,15 +149,16 @@ def _input_grad(
     dilation: Pair,
 ) -> Tensor:
     wide = _wide(grad_output, slow=max(stride) > 1)
-    input = _empty(wide, input_size)  # its size and memory format are read, and no number
-    grad, _, _ = _backward(wide, input, weight, False, (stride, padding, dilation), (True, False, False))
+    input = _empty(wide, input_size)  # only its size and memory format are read
+    geometry, mask = (stride, padding, dilation), (True, False, False)
+    grad, _, _ = _backward(wide, input, weight, bias=False, geometry=geometry, mask=mask)
     return grad.to(grad_output.dtype).contiguous(memory_format=_format(grad_output))
 
 
-torch.library.impl(INPUT_GRAD, "default", _input_grad)
+torch.library.impl(INPUT_GRAD, "default", pytorch_input_grad)
 
 
-def _weight_grad(
+def pytorch_weight_grad(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -168,17 +170,18 @@ def _weight_grad(
     geometry = (stride, padding, dilation)
     side = max(weight.shape[2:])
     slow = side > 3 or side > min(input.shape[2:])
-    grad_output, input = _wide(grad_output, slow), _wide(input, slow)
-    _, grad, bias_grad = _backward(grad_output, input, weight, bias, geometry, (False, True, bias))
-    # In the weight's layout, which DDP's buckets expect.
+    grad_output, input = _wide(grad_output, slow=slow), _wide(input, slow=slow)
+    mask = (False, True, bias)
+    _, grad, bias_grad = _backward(grad_output, input, weight, bias=bias, geometry=geometry, mask=mask)
+    # DDP's buckets expect the weight's layout.
     grad = torch.empty_like(weight).copy_(grad)
     return grad, bias_grad.to(weight.dtype) if bias else weight.new_empty(0)
 
 
-torch.library.impl(WEIGHT_GRAD, "default", _weight_grad)
+torch.library.impl(WEIGHT_GRAD, "default", pytorch_weight_grad)
 
 
-# Triton, where it can and where it is faster
+# Triton kernels on CUDA, where they apply and are faster
 
 
 def _use_triton(
@@ -186,36 +189,41 @@ def _use_triton(
     tensors: tuple[Tensor, ...],
     weight: Tensor,
     input_size: Sequence[int],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    geometry: Geometry,
 ) -> bool:
-    """For the pass `kind` of a layer that reads `tensors`."""
+    """True if the pass `kind` of a layer, which reads `tensors`, runs on Triton."""
+    stride, padding, _ = geometry
     first = tensors[0]
     why = why_not_triton(first.device)
     if why is None:
-        from fastcnn_kernels import _depthwise_conv_launch as triton
+        from fastcnn_kernels import depthwise_conv_launch as launch
 
-        why = triton.why_not(tensors, weight, input_size, stride, padding, dilation)
+        why = launch.why_not(tensors, weight, input_size, geometry)
     if why is not None:
-        say_once(f"fastcnn_kernels: depthwise convolution by PyTorch: {why}")
+        warn_once(f"fastcnn_kernels: depthwise convolution by PyTorch: {why}")
         return False
     return first.numel() > 0 and dispatch.wins(
-        kind, first.device, first.dtype, tuple(input_size), weight.shape[2], stride[0], padding
+        kind,
+        first.device,
+        first.dtype,
+        input_size=tuple(input_size),
+        kernel=weight.shape[2],
+        stride=stride[0],
+        padding=padding,
     )
 
 
 def _forward_cuda(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    if not _use_triton("forward", (input,), weight, input.shape, stride, padding, dilation):
-        return _forward(input, weight, bias, stride, padding, dilation)
-    from fastcnn_kernels import _depthwise_conv_launch as triton
+    stride, padding, dilation = geometry = pair(stride), pair(padding), pair(dilation)
+    if not _use_triton("forward", (input,), weight, input.shape, geometry):
+        return pytorch_forward(input, weight, bias, stride, padding, dilation)
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
-    output = _empty(input, _output_size(input, weight, stride, padding, dilation))
+    output = _empty(input, output_size(input, weight, stride, padding, dilation))
     with torch.cuda.device_of(input):
-        triton.forward(input, weight, bias, output, stride, padding)
+        launch.forward(input, weight, bias, output, stride=stride, padding=padding)
     return output
 
 
@@ -230,14 +238,14 @@ def _input_grad_cuda(
     padding: Pair,
     dilation: Pair,
 ) -> Tensor:
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    if not _use_triton("input_grad", (grad_output,), weight, input_size, stride, padding, dilation):
-        return _input_grad(grad_output, weight, input_size, stride, padding, dilation)
-    from fastcnn_kernels import _depthwise_conv_launch as triton
+    stride, padding, dilation = geometry = pair(stride), pair(padding), pair(dilation)
+    if not _use_triton("input_grad", (grad_output,), weight, input_size, geometry):
+        return pytorch_input_grad(grad_output, weight, input_size, stride, padding, dilation)
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
     grad_input = _empty(grad_output, input_size)
     with torch.cuda.device_of(grad_output):
-        triton.input_grad(grad_output, weight, grad_input, stride, padding)
+        launch.input_grad(grad_output, weight, grad_input, stride=stride, padding=padding)
     return grad_input
 
 
@@ -253,22 +261,23 @@ def _weight_grad_cuda(
     padding: Pair,
     dilation: Pair,
 ) -> tuple[Tensor, Tensor]:
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    if not _use_triton("weight_grad", (grad_output, input), weight, input.shape, stride, padding, dilation):
-        return _weight_grad(grad_output, input, weight, bias, stride, padding, dilation)
-    from fastcnn_kernels import _depthwise_conv_launch as triton
+    stride, padding, dilation = geometry = pair(stride), pair(padding), pair(dilation)
+    if not _use_triton("weight_grad", (grad_output, input), weight, input.shape, geometry):
+        return pytorch_weight_grad(grad_output, input, weight, bias, stride, padding, dilation)
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
     grad_weight = torch.empty_like(weight)
     grad_bias = weight.new_empty(weight.shape[0] if bias else 0)
+    to_bias = grad_bias if bias else None
     with torch.cuda.device_of(input):
-        triton.weight_grad(grad_output, input, grad_weight, grad_bias if bias else None, stride, padding)
+        launch.weight_grad(grad_output, input, grad_weight, to_bias, stride=stride, padding=padding)
     return grad_weight, grad_bias
 
 
 torch.library.impl(WEIGHT_GRAD, "cuda", _weight_grad_cuda)
 
 
-# Gradients: the operations are derivatives of one trilinear form, so each one's gradients are the others.
+# Gradients. The operators are derivatives of one trilinear form, so each one's gradients are the others.
 
 
 def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -281,7 +290,7 @@ def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, weight = ctx.saved_tensors
     needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-    # An expanded gradient, or one in another format than the input's, is copied here, once for both.
+    # Copy an expanded gradient, or one in another format than the input's, once for both passes.
     grad_output = grad_output.contiguous(memory_format=ctx.memory_format)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
@@ -345,13 +354,14 @@ def depthwise_conv2d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
-    """Depthwise convolution, as `torch.nn.functional.conv2d(..., groups=C)`.
+    """Depthwise convolution as `torch.nn.functional.conv2d(..., groups=C)`.
 
-    On CUDA, kernels of 3, 5 and 7 at stride 1 and 2 run on Triton if the input is in channels-last memory;
-    anything else falls back to PyTorch, which is said once. Sums are made in float32. Under autocast the
-    input is cast like that of `conv2d`. A float32 weight is not: the kernels read it, and give its gradient,
-    in float32, where PyTorch rounds both to the input's dtype. On the CPU, gradients that
-    are slow in half precision there are computed in float32.
+    On CUDA, kernels of 3, 5 and 7 at stride 1 and 2 run on Triton if the input is in channels-last memory.
+    All else falls back to PyTorch, with one warning. Sums are accumulated in float32.
+
+    Under autocast the input is cast like that of `conv2d`. A float32 weight is not cast: the Triton kernels
+    read it and return its gradient in float32, where PyTorch rounds both to the input's dtype. On the CPU,
+    gradients that are slow in half precision are computed in float32.
 
     Args:
         input: [N, C, H, W] or [C, H, W].
@@ -364,7 +374,7 @@ def depthwise_conv2d(
         memory format.
 
     Raises:
-        ValueError: shapes that do not fit, or tensors on several devices.
+        ValueError: incompatible shapes, or tensors on several devices.
     """
     if input.dim() == 3:
         return depthwise_conv2d(input[None], weight, bias, stride, padding, dilation)[0]
@@ -383,26 +393,26 @@ def depthwise_conv2d(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} on {tensor.device}, input on {input.device}: move one of them")
-    geometry = _pair(stride), _pair(padding), _pair(dilation)
+    geometry = pair(stride), pair(padding), pair(dilation)
     if min(geometry[0]) < 1 or min(geometry[1]) < 0 or min(geometry[2]) < 1:
         raise ValueError(
             f"stride {stride}, padding {padding}, dilation {dilation}: at least 1, 0 and 1 are possible"
         )
-    size = _output_size(input, weight, *geometry)
+    size = output_size(input, weight, *geometry)
     if min(size[2:]) < 1:
         raise ValueError(
             f"input {tuple(input.shape)}: smaller than the kernel, {tuple(weight.shape[2:])}, at padding "
             f"{padding} and dilation {dilation}; use a larger padding"
         )
-    return torch.ops.fastcnn.depthwise_conv2d(_autocast(input), weight, bias, *geometry)
+    return torch.ops.fastcnn.depthwise_conv2d(autocast_input(input), weight, bias, *geometry)
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """`depthwise_conv2d` as a layer: an `nn.Conv2d` with as many groups as channels, its state-dict keys too.
+    """`depthwise_conv2d` as a layer: an `nn.Conv2d` with groups = channels, with the same state-dict keys.
 
     Args:
-        channels: of the input and of the output.
-        kernel_size, stride, padding, dilation, bias, device, dtype: as those of `nn.Conv2d`.
+        channels: channels of input and output.
+        kernel_size, stride, padding, dilation, bias, device, dtype: as for `nn.Conv2d`.
     """
 
     def __init__(
@@ -435,24 +445,24 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
 
-def _autocast(input: Tensor) -> Tensor:
-    """Cast as `conv2d` would under autocast, of which the meta device knows nothing."""
-    # torch.amp.is_autocast_available would ask, but torch.compile of 2.11 cannot trace it.
+def autocast_input(input: Tensor) -> Tensor:
+    """Cast the input as `conv2d` does under autocast, which the meta device lacks."""
+    # torch.amp.is_autocast_available would replace the comparison, but torch.compile of 2.11 cannot trace it.
     device = input.device.type
     if device == "meta" or input.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return input
     return input.to(torch.get_autocast_dtype(device))
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
+def pair(value: int | Sequence[int]) -> Pair:
     if isinstance(value, int):
         return value, value
-    if len(value) not in (1, 2):  # "same" and "valid" are longer
+    if len(value) not in (1, 2):  # also rejects "same" and "valid"
         raise ValueError(f"{value!r}: write a number for both axes, or (vertical, horizontal)")
     return value[0], value[-1]
 
 
-# Floating-point operations, two for each multiply-add, from shapes
+# FLOPs from shapes, two for each multiply-add
 
 
 def _flops_forward(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
@@ -474,5 +484,5 @@ FLOPS = {
     torch.ops.fastcnn.depthwise_conv2d_input_grad: _flops_input_grad,
     torch.ops.fastcnn.depthwise_conv2d_weight_grad: _flops_weight_grad,
 }
-"""For `torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOPS)`. They are not registered with it: its
-import brings Triton along."""
+"""For `torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOPS)`. They are not registered there, since
+importing it imports Triton."""

@@ -1,10 +1,9 @@
-"""Which layers run on PyTorch because it is faster there: measured tables, one for each GPU.
+"""Dispatch of depthwise passes to Triton or PyTorch, by measured tables, one for each GPU.
 
-A table is a JSON file that carries the GPU's name: {"gpu": "NVIDIA H200", "layers": [...]}. Each of `layers`
-has the fields of `Layer`, the batch size and the microseconds of both sides. The package's own lie in its
-folder `gpus`; what is measured on this machine (by `accelerate` with a sample) is kept in
-$FASTCNN_KERNELS_CACHE, by default ~/.cache/fastcnn/kernels, and goes first. A layer that is in no table runs
-on Triton.
+A table is a JSON file named after the GPU: {"gpu": "NVIDIA H200", "layers": [...]}. Each of `layers` has the
+fields of `Layer`, the batch size and the microseconds of both sides. The package's tables are in its folder
+`gpus`. Measurements on this machine, by `accelerate` with a sample, are stored in $FASTCNN_KERNELS_CACHE, by
+default ~/.cache/fastcnn/kernels, and take precedence. A layer without an entry runs on Triton.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastcnn_kernels._support import say_once
+from fastcnn_kernels.support import warn_once
 
 SHIPPED = Path(__file__).parent / "gpus"
 
 
 class Layer(NamedTuple):
-    """One pass of a depthwise layer."""
+    """One pass of a depthwise layer: the key of a table."""
 
     kind: str
     """forward, input_grad or weight_grad"""
@@ -37,10 +36,10 @@ class Layer(NamedTuple):
     channels: int
     height: int
     width: int
-    """Of the layer's input."""
+    """Height and width are those of the layer's input."""
     padding_height: int
     padding_width: int
-    """On either side."""
+    """Padding is that of each side."""
 
 
 Times = dict[Layer, dict[int, tuple[float, float]]]
@@ -48,12 +47,14 @@ Times = dict[Layer, dict[int, tuple[float, float]]]
 
 
 def cache_folder() -> Path:
-    """$FASTCNN_KERNELS_CACHE if set, else $XDG_CACHE_HOME/fastcnn/kernels, else ~/.cache/fastcnn/kernels; for
-    a user without a home, in the folder of temporary files."""
-    told = os.environ.get("FASTCNN_KERNELS_CACHE")
+    """$FASTCNN_KERNELS_CACHE if set, else $XDG_CACHE_HOME/fastcnn/kernels, else ~/.cache/fastcnn/kernels.
+
+    For a user without a home it is in the folder of temporary files.
+    """
+    override = os.environ.get("FASTCNN_KERNELS_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     try:
-        return (Path(told) if told else base / "fastcnn" / "kernels").expanduser()
+        return (Path(override) if override else base / "fastcnn" / "kernels").expanduser()
     except RuntimeError:
         return Path(tempfile.gettempdir()) / "fastcnn" / "kernels"
 
@@ -62,15 +63,17 @@ def wins(
     kind: str,
     device: torch.device,
     dtype: torch.dtype,
+    *,
     input_size: tuple[int, ...],
     kernel: int,
     stride: int,
     padding: tuple[int, int],
 ) -> bool:
-    """Whether Triton is to do this pass of a layer: it was measured to be as fast as PyTorch, or nothing was.
+    """True if this pass of a layer runs on Triton: no slower than PyTorch in the tables, or not in them.
 
     Args:
-        input_size: [N, C, H, W] of the layer's input. Of several batch sizes the one nearest in ratio counts.
+        kind: forward, input_grad or weight_grad.
+        input_size: [N, C, H, W] of the layer's input. The measured batch size nearest in ratio decides.
     """
     batch, channels, height, width = input_size
     name = str(dtype).removeprefix("torch.")
@@ -83,9 +86,9 @@ def wins(
 
 
 def record(gpu: str, rows: Iterable[tuple[Layer, int, float, float]]) -> None:
-    """Adds (layer, batch, microseconds of Triton, of PyTorch) to what this process and this machine know."""
-    path = cache_folder() / _file_name(gpu)
-    kept = _read(path)
+    """Add rows of (layer, batch, microseconds of Triton, of PyTorch) to the tables of this machine."""
+    path = cache_folder() / file_name(gpu)
+    kept = read(path)
     for layer, batch, triton, pytorch in rows:
         for known in (times(gpu), kept):
             known.setdefault(layer, {})[batch] = (triton, pytorch)
@@ -95,11 +98,11 @@ def record(gpu: str, rows: Iterable[tuple[Layer, int, float, float]]) -> None:
             json.dump(table(gpu, kept), file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
-        say_once(f"{path.parent}: {error.strerror}; measurements are made again the next time")
+        warn_once(f"{path.parent}: {error.strerror}; measurements are made again the next time")
 
 
 def table(gpu: str, known: Times) -> dict[str, Any]:
-    """The content of a table's file."""
+    """Content of a table's file."""
     return {
         "gpu": gpu,
         "layers": [
@@ -112,14 +115,15 @@ def table(gpu: str, known: Times) -> dict[str, Any]:
 
 @functools.cache
 def times(gpu: str) -> Times:
-    """All that is known of a GPU, this machine's own measurements first."""
-    found = _read(SHIPPED / _file_name(gpu))
-    for layer, batches in _read(cache_folder() / _file_name(gpu)).items():
+    """Entries of all tables of a GPU; this machine's measurements take precedence."""
+    found = read(SHIPPED / file_name(gpu))
+    for layer, batches in read(cache_folder() / file_name(gpu)).items():
         found[layer] = {**found.get(layer, {}), **batches}
     return found
 
 
-def _read(path: Path) -> Times:
+def read(path: Path) -> Times:
+    """Read a table; a missing file is empty, and a damaged one is ignored with a warning."""
     found: Times = {}
     try:
         for row in json.loads(path.read_text())["layers"]:
@@ -130,12 +134,12 @@ def _read(path: Path) -> Times:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, LookupError, TypeError) as error:
-        say_once(f"{path}: not a table of measurements ({error}); it is ignored: remove it to measure again")
+        warn_once(f"{path}: not a table of measurements ({error}); it is ignored: remove it to measure again")
         return {}
     return found
 
 
-def _file_name(gpu: str) -> str:
+def file_name(gpu: str) -> str:
     return "-".join(gpu.lower().split()) + ".json"
 
 

@@ -1,26 +1,26 @@
-"""The layers that the kernels are audited and measured on: those of published networks at 224 pixels.
+"""Layers of published networks at 224 pixels, for precompiling, audits and benchmarks.
 
-AlexNet's local response normalization as the paper has it (Krizhevsky et al. 2012, section 3.5: 227 pixels,
-after the ReLU of the first two layers), GoogLeNet's (Szegedy et al. 2015, figure 3), the depthwise
-convolutions of torchvision's networks.
+They are AlexNet's local response normalization as in the paper (Krizhevsky et al. 2012, section 3.5: 227
+pixels, after the ReLU of the first two layers), GoogLeNet's (Szegedy et al. 2015, figure 3), and the
+depthwise convolutions of torchvision's networks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Depthwise:
-    """A depthwise convolution, padded so that stride 1 keeps the size."""
+    """A depthwise convolution, padded such that stride 1 keeps the size."""
 
     kernel: int
     stride: int
     channels: int
     size: int
-    """Rows, and columns, of the input."""
-    count: int = 1
-    """How many of them the network has."""
+    """Height and width of the input."""
+    count: int = field(default=1, kw_only=True)
+    """Number of such layers in the network."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Norm:
     window: int
     channels: int
     size: int
-    count: int = 1
+    count: int = field(default=1, kw_only=True)
 
 
 NETWORKS: dict[str, tuple[Depthwise | Norm, ...]] = {
@@ -41,12 +41,12 @@ NETWORKS: dict[str, tuple[Depthwise | Norm, ...]] = {
         Depthwise(3, 2, 96, 112),
         Depthwise(3, 1, 144, 56),
         Depthwise(3, 2, 144, 56),
-        Depthwise(3, 1, 192, 28, 2),
+        Depthwise(3, 1, 192, 28, count=2),
         Depthwise(3, 2, 192, 28),
-        Depthwise(3, 1, 384, 14, 4),
-        Depthwise(3, 1, 576, 14, 2),
+        Depthwise(3, 1, 384, 14, count=4),
+        Depthwise(3, 1, 576, 14, count=2),
         Depthwise(3, 2, 576, 14),
-        Depthwise(3, 1, 960, 7, 3),
+        Depthwise(3, 1, 960, 7, count=3),
     ),
     "efficientnet_b0": (
         Depthwise(3, 1, 32, 112),
@@ -55,17 +55,17 @@ NETWORKS: dict[str, tuple[Depthwise | Norm, ...]] = {
         Depthwise(5, 2, 144, 56),
         Depthwise(5, 1, 240, 28),
         Depthwise(3, 2, 240, 28),
-        Depthwise(3, 1, 480, 14, 2),
+        Depthwise(3, 1, 480, 14, count=2),
         Depthwise(5, 1, 480, 14),
-        Depthwise(5, 1, 672, 14, 2),
+        Depthwise(5, 1, 672, 14, count=2),
         Depthwise(5, 2, 672, 14),
-        Depthwise(5, 1, 1152, 7, 3),
+        Depthwise(5, 1, 1152, 7, count=3),
         Depthwise(3, 1, 1152, 7),
     ),
     "convnext_tiny": (
-        Depthwise(7, 1, 96, 56, 3),
-        Depthwise(7, 1, 192, 28, 3),
-        Depthwise(7, 1, 384, 14, 9),
-        Depthwise(7, 1, 768, 7, 3),
+        Depthwise(7, 1, 96, 56, count=3),
+        Depthwise(7, 1, 192, 28, count=3),
+        Depthwise(7, 1, 384, 14, count=9),
+        Depthwise(7, 1, 768, 7, count=3),
     ),
 }

@@ -1,11 +1,11 @@
-"""Local response normalization, as `torch.nn.functional.local_response_norm`: one pass forward, one back.
+"""Local response normalization as `torch.nn.functional.local_response_norm`, each pass in one kernel.
 
     from fastcnn_kernels import local_response_norm
     y = local_response_norm(x, 5)                # x [N, C, ...]
-    y = local_response_norm(x, 5, relu=True)     # of relu(x), as AlexNet has it
+    y = local_response_norm(x, 5, relu=True)     # of relu(x), as in AlexNet
 
-The operations, each with a schema, a shape function, a PyTorch implementation for every device and Triton
-kernels for CUDA, both differentiable; then the function and the module.
+Two operators, each with a schema, a shape function, a PyTorch implementation for every device and a Triton
+kernel for CUDA. Both are differentiable. The function and the module follow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcnn_kernels._support import say_once, why_not_triton
+from fastcnn_kernels.support import warn_once, why_not_triton
 
 FORWARD = "fastcnn::local_response_norm"
 BACKWARD = "fastcnn::local_response_norm_backward"
@@ -26,7 +26,7 @@ torch.library.define(BACKWARD, f"(Tensor grad_output, Tensor input, {_SETTINGS})
 
 
 def _dense(input: Tensor) -> Tensor:
-    """The input, in a memory format that results can share."""
+    """Return the input channels-last if it is (4-D), else contiguous: the memory format of results."""
     channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
     return input if channels_last else input.contiguous()
 
@@ -44,7 +44,7 @@ def _(
 
 
 def _window_sums(values: Tensor, before: int, after: int) -> Tensor:
-    """Sums over the channels from `before` behind each to `after` ahead."""
+    """Sum over the window of each channel, from `before` channels before it to `after` after it."""
     sums = values.clone()
     for offset in range(-before, after + 1):
         count = values.shape[1] - abs(offset)
@@ -53,8 +53,8 @@ def _window_sums(values: Tensor, before: int, after: int) -> Tensor:
     return sums
 
 
-def _arithmetic(input: Tensor, relu: bool) -> Tensor:
-    """The input in the precision of the arithmetic, rectified."""
+def _arithmetic(input: Tensor, *, relu: bool) -> Tensor:
+    """Cast the input to the precision of the arithmetic, and rectify it with `relu`."""
     x = input if input.dtype == torch.float64 else input.float()
     return x.relu() if relu else x
 
@@ -72,7 +72,7 @@ def _power(d: Tensor, beta: float) -> Tensor:
 
 
 def _forward(input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
-    x = _arithmetic(input, relu)
+    x = _arithmetic(input, relu=relu)
     power = _power(_divisor(x, size, alpha, k), beta)
     return torch.empty_like(_dense(input)).copy_(power.mul_(x))
 
@@ -80,7 +80,7 @@ def _forward(input: Tensor, size: int, alpha: float, beta: float, k: float, relu
 def _backward(
     grad_output: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool
 ) -> Tensor:
-    x = _arithmetic(input, relu)
+    x = _arithmetic(input, relu=relu)
     d = _divisor(x, size, alpha, k)
     grad = _power(d, beta).mul_(grad_output)
     sums = _window_sums(d.reciprocal_().mul_(grad).mul_(x), (size - 1) // 2, size // 2)
@@ -93,11 +93,11 @@ def _backward(
 def _use_triton(input: Tensor, size: int, alpha: float, k: float) -> bool:
     why = why_not_triton(input.device)
     if why is None:
-        from fastcnn_kernels import _lrn_triton
+        from fastcnn_kernels import lrn_launch
 
-        why = _lrn_triton.why_not(input, size, alpha, k)
+        why = lrn_launch.why_not(input, size, alpha, k)
     if why is not None:
-        say_once(f"fastcnn_kernels: local response normalization by PyTorch: {why}")
+        warn_once(f"fastcnn_kernels: local response normalization by PyTorch: {why}")
     return why is None and input.numel() > 0
 
 
@@ -105,11 +105,11 @@ def _forward_cuda(input: Tensor, size: int, alpha: float, beta: float, k: float,
     input = _dense(input)
     if not _use_triton(input, size, alpha, k):
         return _forward(input, size, alpha, beta, k, relu)
-    from fastcnn_kernels import _lrn_triton
+    from fastcnn_kernels import lrn_launch
 
     output = torch.empty_like(input)
     with torch.cuda.device_of(input):
-        _lrn_triton.forward(input, output, size, alpha, beta, k, relu)
+        lrn_launch.forward(input, output, lrn_launch.Settings(size, alpha, beta, k, relu))
     return output
 
 
@@ -119,13 +119,14 @@ def _backward_cuda(
     input = _dense(input)
     if not _use_triton(input, size, alpha, k):
         return _backward(grad_output, input, size, alpha, beta, k, relu)
-    from fastcnn_kernels import _lrn_triton
+    from fastcnn_kernels import lrn_launch
 
     grad_input = torch.empty_like(input)
     if grad_output.stride() != input.stride():
         grad_output = torch.empty_like(input).copy_(grad_output)
     with torch.cuda.device_of(input):
-        _lrn_triton.backward(grad_output, input, grad_input, size, alpha, beta, k, relu)
+        settings = lrn_launch.Settings(size, alpha, beta, k, relu)
+        lrn_launch.backward(grad_output, input, grad_input, settings)
     return grad_input
 
 
@@ -152,10 +153,10 @@ torch.library.register_autograd(FORWARD, _gradient, setup_context=_keep)
 
 
 def _second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Of sum(grad * backward(grad_output, input)), which gradient penalties need."""
+    """Gradients of sum(grad * backward(grad_output, input)), for gradient penalties."""
     grad_output, input = ctx.saved_tensors
     before, after, scale, beta = ctx.size // 2, (ctx.size - 1) // 2, ctx.alpha / ctx.size, ctx.beta
-    x = _arithmetic(input, ctx.relu)
+    x = _arithmetic(input, relu=ctx.relu)
     v = grad.to(x.dtype).masked_fill(x == 0, 0) if ctx.relu else grad.to(x.dtype)
     g = grad_output.to(x.dtype)
     d = _divisor(x, ctx.size, ctx.alpha, ctx.k)
@@ -184,7 +185,7 @@ def local_response_norm(
 ) -> Tensor:
     """Local response normalization over channels (Krizhevsky et al. 2012, section 3.3).
 
-    output = input / (k + alpha / size * sum of input ** 2 over `size` neighbouring channels) ** beta, as
+    output = input / (k + alpha / size * sum of input ** 2 over `size` neighboring channels) ** beta, as
     `torch.nn.functional.local_response_norm`; the paper does not divide alpha by the window's size.
     The backward pass computes the sums again and keeps the input alone. Arithmetic is in float32, under
     autocast too, and the result has the input's dtype.
@@ -211,7 +212,7 @@ def local_response_norm(
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """`local_response_norm` as a layer: an `nn.LocalResponseNorm`, and with `relu` of relu(input)."""
+    """`local_response_norm` as a layer: an `nn.LocalResponseNorm`, with `relu` of relu(input)."""
 
     relu = False
 

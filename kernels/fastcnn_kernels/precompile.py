@@ -31,17 +31,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcnn_kernels import _support
-from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, _output_size, _pair
+from fastcnn_kernels import support
+from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, output_size, pair
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 from fastcnn_kernels.lrn import LocalResponseNorm
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
-    """One pass of a layer, as far as its kernels depend on it."""
+    """One pass of a layer, as far as its kernels are compiled for it."""
 
     kind: str
     """forward, input_grad or weight_grad of a depthwise convolution; norm or norm_grad."""
@@ -50,7 +50,7 @@ class Call:
     dtype: str
     """Its dtype, such as "bfloat16"."""
     size: int
-    """Of the kernel, or of the window."""
+    """Size of the kernel, or of the window."""
     stride: int = 1
     padding: tuple[int, int] = (0, 0)
     bias: bool = False
@@ -60,15 +60,15 @@ class Call:
 
 
 def calls_of(model: nn.Module, input_size: Sequence[int], dtype: torch.dtype) -> list[Call]:
-    """What a training step of a model calls of this package's layers; nothing is computed.
+    """Calls of this package's layers in a training step of a model; nothing is computed.
 
     Args:
-        model: on any device; its layers are those of this package.
+        model: a model with layers of this package, on any device.
         input_size: [N, C, H, W] of its images.
-        dtype: of the activations, such as autocast's.
+        dtype: dtype of the activations, such as autocast's.
 
     Raises:
-        RuntimeError: the model asks for a number that it computed, which there is none of.
+        RuntimeError: the model reads the value of a tensor, which the meta device does not have.
     """
     found: list[Call] = []
 
@@ -96,25 +96,31 @@ def _calls(layer: nn.Module, shape: tuple[int, ...], dtype: str) -> Iterator[Cal
         square = len(set(layer.kernel_size)) == len(set(layer.stride)) == 1
         if not square or isinstance(layer.padding, str) or layer.dilation != (1, 1):
             return
-        weight_dtype = str(layer.weight.dtype).removeprefix("torch.")
         for kind in ("forward", "input_grad", "weight_grad"):
-            bias = layer.bias is not None and kind != "input_grad"
-            told = layer.kernel_size[0], layer.stride[0], _pair(layer.padding), bias, weight_dtype
-            yield Call(kind, shape, dtype, *told)
+            yield Call(
+                kind=kind,
+                input=shape,
+                dtype=dtype,
+                size=layer.kernel_size[0],
+                stride=layer.stride[0],
+                padding=pair(layer.padding),
+                bias=layer.bias is not None and kind != "input_grad",
+                weight_dtype=str(layer.weight.dtype).removeprefix("torch."),
+            )
     elif isinstance(layer, LocalResponseNorm):
         for kind in ("norm", "norm_grad"):
-            yield Call(kind, shape, dtype, layer.size, beta=layer.beta, relu=layer.relu)
+            yield Call(kind=kind, input=shape, dtype=dtype, size=layer.size, beta=layer.beta, relu=layer.relu)
 
 
 def calls_of_layers(layers: Iterable[Depthwise | Norm], dtype: str, batch_size: int) -> list[Call]:
-    """The same of the layers of published networks."""
+    """Calls of the layers of published networks."""
     found: list[Call] = []
     for layer in layers:
         shape = batch_size, layer.channels, layer.size, layer.size
         module: nn.Module
         if isinstance(layer, Depthwise):
-            told = layer.kernel, layer.stride, layer.kernel // 2
-            module = DepthwiseConv2d(layer.channels, *told, bias=False, device="meta")
+            geometry = layer.kernel, layer.stride, layer.kernel // 2
+            module = DepthwiseConv2d(layer.channels, *geometry, bias=False, device="meta")
         else:
             module = LocalResponseNorm(layer.window)
         found += _calls(module, shape, str(DTYPES[dtype]).removeprefix("torch."))
@@ -123,18 +129,21 @@ def calls_of_layers(layers: Iterable[Depthwise | Norm], dtype: str, batch_size: 
 
 @contextmanager
 def precompiling(
-    calls: Sequence[Call], capability: tuple[int, int], processes: int, quiet: bool = True
+    calls: Sequence[Call], capability: tuple[int, int], processes: int, *, quiet: bool = True
 ) -> Iterator[None]:
-    """Compiles for GPUs of a compute capability beside what is done inside, and waits for the rest at its
-    end. Nothing is started where all of it was compiled before.
+    """Compile for GPUs of a compute capability in parallel with the body, and wait for the rest at its end.
 
-    What cannot be compiled is tried again at its first launch, which then says why.
+    Nothing is started if all calls were compiled before. Kernels that fail to compile are compiled again at
+    their first launch, which raises the error.
+
+    Args:
+        quiet: hide the error output of the processes.
     """
     mark = _mark(calls, capability)
     if not calls or mark.exists():
         yield
         return
-    running = _start(calls, capability, processes, quiet)
+    running = _start(calls, capability, processes, quiet=quiet)
     try:
         yield
         if sum(process.wait() != 0 for process in running) == 0:
@@ -147,19 +156,20 @@ def precompiling(
 
 
 def _mark(calls: Sequence[Call], capability: tuple[int, int]) -> Path:
-    """A file in Triton's cache that says that all of these are there."""
+    """Marker file in Triton's cache: all of these calls were compiled by this code."""
     import triton
     from triton import knobs
 
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    what = repr((calls, capability, triton.__version__)).encode()
-    return Path(knobs.cache.dir) / f"fastcnn-{hashlib.sha256(b''.join((*code, what))).hexdigest()[:32]}"
+    key = repr((calls, capability, triton.__version__)).encode()
+    return Path(knobs.cache.dir) / f"fastcnn-{hashlib.sha256(b''.join((*code, key))).hexdigest()[:32]}"
 
 
 def _start(
-    calls: Sequence[Call], capability: tuple[int, int], processes: int, quiet: bool
+    calls: Sequence[Call], capability: tuple[int, int], processes: int, *, quiet: bool
 ) -> list[subprocess.Popen[bytes]]:
-    """Processes that compile a part each: passes of a kind take about as long."""
+    """Start processes that compile a part of the calls each."""
+    # Passes of one kind take about the same time, so each process gets a share of every kind.
     ordered = sorted(calls, key=lambda call: (call.kind, call.size))
     running = []
     for part in range(min(processes, len(ordered))):
@@ -179,7 +189,7 @@ def _start(
 
 
 class _Driver:
-    """What Triton asks of a GPU's driver when it compiles."""
+    """The part of a GPU driver that Triton's compiler uses."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -197,50 +207,61 @@ class _Driver:
 
 
 def compile_here(calls: Iterable[Call], capability: int) -> None:
-    """Compiles one after the other. This process can launch no kernel any more.
+    """Compile one call after the other. This process cannot launch kernels afterwards.
 
     Args:
-        capability: such as 90.
+        capability: compute capability, such as 90.
     """
     from triton.runtime import driver
 
     driver.set_active(_Driver(capability))
-    _support.only_compile = True
+    support.only_compile = True
     for call in calls:
         _compile(call)
 
 
 def _compile(call: Call) -> None:
-    """Launches a pass with tensors that have no memory."""
-    from fastcnn_kernels import _depthwise_conv_launch as depthwise
-    from fastcnn_kernels import _lrn_triton as lrn
-
-    def empty(size: Sequence[int], dtype: str = call.dtype) -> Tensor:
-        layout = torch.channels_last if len(size) == 4 else torch.contiguous_format
-        return torch.empty(*size, dtype=getattr(torch, dtype), device="meta", memory_format=layout)
-
-    input = empty(call.input)
-    settings = 1e-4, call.beta, 1.0, call.relu
-    if call.kind == "norm":
-        if lrn.why_not(input, call.size, 1e-4, 1.0) is None:
-            lrn.forward(input, empty(call.input), call.size, *settings)
-        return
-    if call.kind == "norm_grad":
-        if lrn.why_not(input, call.size, 1e-4, 1.0) is None:
-            lrn.backward(empty(call.input), input, empty(call.input), call.size, *settings)
-        return
-    channels, stride = call.input[1], (call.stride, call.stride)
-    weight = empty((channels, 1, call.size, call.size), call.weight_dtype).contiguous()
-    bias = empty((channels,), call.weight_dtype) if call.bias else None
-    if depthwise.why_not((input,), weight, call.input, stride, call.padding, (1, 1)) is not None:
-        return
-    output = empty(_output_size(input, weight, stride, call.padding, (1, 1)))
-    if call.kind == "forward":
-        depthwise.forward(input, weight, bias, output, stride, call.padding)
-    elif call.kind == "input_grad":
-        depthwise.input_grad(output, weight, input, stride, call.padding)
+    """Launch a pass with tensors without memory."""
+    if call.kind in ("norm", "norm_grad"):
+        _compile_norm(call)
     else:
-        depthwise.weight_grad(output, input, weight, bias, stride, call.padding)
+        _compile_depthwise(call)
+
+
+def _compile_norm(call: Call) -> None:
+    from fastcnn_kernels import lrn_launch
+
+    input, other, result = (_empty(call.input, call.dtype) for _ in range(3))
+    settings = lrn_launch.Settings(call.size, 1e-4, call.beta, 1.0, call.relu)
+    if lrn_launch.why_not(input, settings.size, settings.alpha, settings.k) is not None:
+        return
+    if call.kind == "norm":
+        lrn_launch.forward(input, result, settings)
+    else:
+        lrn_launch.backward(other, input, result, settings)
+
+
+def _compile_depthwise(call: Call) -> None:
+    from fastcnn_kernels import depthwise_conv_launch as launch
+
+    input, channels = _empty(call.input, call.dtype), call.input[1]
+    weight = _empty((channels, 1, call.size, call.size), call.weight_dtype).contiguous()
+    bias = _empty((channels,), call.weight_dtype) if call.bias else None
+    stride, padding, dilation = geometry = (call.stride, call.stride), call.padding, (1, 1)
+    if launch.why_not((input,), weight, call.input, geometry) is not None:
+        return
+    output = _empty(output_size(input, weight, stride, padding, dilation), call.dtype)
+    if call.kind == "forward":
+        launch.forward(input, weight, bias, output, stride=stride, padding=padding)
+    elif call.kind == "input_grad":
+        launch.input_grad(output, weight, input, stride=stride, padding=padding)
+    else:
+        launch.weight_grad(output, input, weight, bias, stride=stride, padding=padding)
+
+
+def _empty(size: Sequence[int], dtype: str) -> Tensor:
+    layout = torch.channels_last if len(size) == 4 else torch.contiguous_format
+    return torch.empty(*size, dtype=getattr(torch, dtype), device="meta", memory_format=layout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -262,8 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--arch {settings.arch}: write sm_80 or a later one; there is no GPU here to ask")
     capability = int(number[:-1]), int(number[-1])
     if settings.from_stdin:
-        told = [{**each, "input": tuple(each["input"])} for each in json.load(sys.stdin)]
-        compile_here([Call(**{**each, "padding": tuple(each["padding"])}) for each in told], int(number))
+        fields = [{**each, "input": tuple(each["input"])} for each in json.load(sys.stdin)]
+        compile_here([Call(**{**each, "padding": tuple(each["padding"])}) for each in fields], int(number))
         return 0
     names = list(NETWORKS) if settings.layers == "all" else [settings.layers]
     layers = [dataclasses.replace(layer, count=1) for name in names for layer in NETWORKS[name]]

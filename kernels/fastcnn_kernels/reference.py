@@ -1,6 +1,6 @@
-"""Each operation in plain PyTorch, by its definition: what every kernel is tested against.
+"""Reference implementations in plain PyTorch, which the kernels are tested against.
 
-Slow and differentiable, in any dtype; call them in float64.
+They are slow, differentiable and work in any dtype; use float64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def local_response_norm_reference(
 ) -> Tensor:
     """Local response normalization over channels (Krizhevsky et al. 2012, section 3.3).
 
-    output = input / (k + alpha / size * sum of input ** 2 over `size` neighbouring channels) ** beta, as
+    output = input / (k + alpha / size * sum of input ** 2 over `size` neighboring channels) ** beta, as
     `torch.nn.functional.local_response_norm`: channels beyond the ends count as zero, an even window
     reaches one channel further back, and alpha is divided by the window's size (the paper does not).
 

@@ -34,7 +34,7 @@ from fastcnn.errors import UserError
 from fastcnn.runtime import environment, machine
 
 CPU = torch.device("cpu")
-LENET = Settings("lenet5")
+LENET = Settings(arch="lenet5")
 
 
 # Workers
@@ -60,8 +60,8 @@ def test_workers_build_a_step_time_it_and_answer():
         seconds = time_workers({"one": one, "two": two}, rounds=3, warmup=1, calls=2)
         assert {name: len(values) for name, values in seconds.items()} == {"one": 3, "two": 3}
         assert all(value > 0 for value in seconds["one"])
-        assert float(one.ask(call)) == 3 + 4 * 2 + 1
-        assert float(two.ask(call)) == 2 + 4 * 2 + 1
+        assert float(one.call(call)) == 3 + 4 * 2 + 1
+        assert float(two.call(call)) == 2 + 4 * 2 + 1
 
 
 def call(step):
@@ -87,7 +87,7 @@ def test_a_worker_knows_whether_others_use_its_core():
     try:
         with Worker(spinning_on_one_core, CPU) as worker:
             worker.turn(15)
-            assert 0.3 < worker.ask(cpu_contention) < 1
+            assert 0.3 < worker.call(cpu_contention) < 1
     finally:
         for process in busy:
             process.kill()
@@ -103,7 +103,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line():
 
 def test_a_worker_that_dies_is_told():
     with Worker(counting, CPU) as worker, pytest.raises(WorkerError, match="ended with status 7"):
-        worker.ask(die)
+        worker.call(die)
 
 
 def die(step):
@@ -222,9 +222,19 @@ class FakeWorker:
     def turn(self, calls: int = 1) -> float:
         return self.seconds
 
-    def ask(self, question):
+    def call(self, question):
         if question is trace.measure:
-            return [trace.Cost("mm", "2x2 float32", 1, self.seconds, 0, 10**9, "float32")]
+            return [
+                trace.Cost(
+                    name="mm",
+                    shapes="2x2 float32",
+                    calls=1,
+                    seconds=self.seconds,
+                    flops=0,
+                    bytes=10**9,
+                    dtype="float32",
+                )
+            ]
         if question is cpu_contention:
             return FakeWorker.cpu_contention
         if question is roofline.work_of:
@@ -304,10 +314,10 @@ def test_the_largest_costs_are_those_of_the_best_step(rungs):
 
 def test_figures_taken_beside_other_work_are_not_to_be_trusted(rungs, monkeypatch):
     rungs()
-    assert ablation_report.crowd_lines(rungs.contents[-1]) == []
+    assert ablation_report.contention_lines(rungs.contents[-1]) == []
     monkeypatch.setattr(FakeWorker, "cpu_contention", 0.31)
     rungs()
-    assert ablation_report.crowd_lines(rungs.contents[-1]) == [
+    assert ablation_report.contention_lines(rungs.contents[-1]) == [
         "warning: the processor was crowded: 31% of its time the first row waited for a core; do not trust "
         "these figures, and measure while nothing else runs"
     ]
@@ -316,21 +326,21 @@ def test_figures_taken_beside_other_work_are_not_to_be_trusted(rungs, monkeypatc
 def test_a_recorded_step_is_traced_without_its_recording(rungs, monkeypatch):
     monkeypatch.setattr(ablation, "choose_device", lambda *_: torch.device("cuda"))
     monkeypatch.setattr(environment, "environment", lambda device: {})
-    rungs(Settings("lenet5", batch_size=4), CUDA_graph=0.5)
+    rungs(Settings(arch="lenet5", batch_size=4), CUDA_graph=0.5)
     assert rungs.contents[-1]["costs"]["of"] == "CUDA graph"
     assert [switches.cuda_graph for switches in rungs.built[-2:]] == [True, False]
     assert FakeWorker.closed.index("CUDA graph") < FakeWorker.closed.index(BASELINE)
 
 
 def test_a_step_that_cannot_be_traced_costs_nothing_else(rungs, monkeypatch):
-    usual = FakeWorker.ask
+    usual = FakeWorker.call
 
-    def ask(worker, question):
+    def call(worker, question):
         if question is trace.measure:
             raise WorkerError("no memory for the trace")
         return usual(worker, question)
 
-    monkeypatch.setattr(FakeWorker, "ask", ask)
+    monkeypatch.setattr(FakeWorker, "call", call)
     assert rungs(bf16=0.5)["bf16"]["kept"]
     assert ablation_report.cost_lines(rungs.contents[-1]) == [
         "a trace of the best step failed: no memory for the trace"
@@ -365,27 +375,27 @@ def test_a_turn_on_a_gpu_takes_half_a_second_of_the_slowest_step():
 def test_what_has_nothing_to_swap_is_not_measured_with_accelerate():
     def why_not(arch: str) -> str:
         problem = Workload(arch, 32, 2, "cuda")
-        rung = ablation.Variant("accelerate", Optimizations())
-        return ablation._why_not(rung, Settings(arch), torch.device("cuda"), problem)
+        rung = ablation.Variant(name="accelerate", optimizations=Optimizations())
+        return ablation._why_not(rung, Settings(arch=arch), torch.device("cuda"), problem)
 
     assert why_not("resnet20") == "no layer that it could swap"
     assert why_not("alexnet") == why_not("mobilenet_v2") == why_not("timm/convnext_tiny") == ""
 
 
 def test_what_needs_a_gpu_says_so_on_a_cpu(rungs):
-    found = rungs(Settings("lenet5", device="cpu"))
+    found = rungs(Settings(arch="lenet5", device="cpu"))
     assert found["CUDA graph"]["left_out"] == "needs a CUDA GPU"
     assert found["bf16 weights"]["left_out"] == "bf16 was not faster"
-    quick = rungs(Settings("lenet5", device="cpu", quick=True))
+    quick = rungs(Settings(arch="lenet5", device="cpu", quick=True))
     assert quick["compile"]["left_out"] == "left out by --quick"
 
 
 @pytest.mark.parametrize(
     ("settings", "minutes"),
     [
-        (Settings("lenet5", device="cpu", minutes=2), 2),
-        (Settings("lenet5", device="cpu", quick=True), ablation.QUICK_MINUTES),
-        (Settings("lenet5", device="cpu", quick=True, minutes=2), 2),
+        (Settings(arch="lenet5", device="cpu", minutes=2), 2),
+        (Settings(arch="lenet5", device="cpu", quick=True), ablation.QUICK_MINUTES),
+        (Settings(arch="lenet5", device="cpu", quick=True, minutes=2), 2),
     ],
 )
 def test_no_rung_begins_after_the_time_limit(rungs, settings, minutes):
@@ -400,7 +410,7 @@ def test_no_rung_begins_after_the_time_limit(rungs, settings, minutes):
 
 def test_the_first_and_the_last_rung_are_measured_however_late_it_is(rungs):
     ticks = iter([0.0, *[1e9] * 99])
-    found = rungs(Settings("lenet5", device="cpu", minutes=0.01), clock=lambda: next(ticks))
+    found = rungs(Settings(arch="lenet5", device="cpu", minutes=0.01), clock=lambda: next(ticks))
     assert [name for name, rung in found.items() if "seconds" in rung] == [BASELINE, OWN]
 
 
@@ -422,12 +432,12 @@ def test_a_ladder_ends_with_what_everything_is_compared_with(rungs, monkeypatch,
 def test_what_has_no_ceiling_counts_as_float32():
     operations = [Operation(4000, 0, "bfloat16")]
     assert roofline.lower_bound(operations, 0, Ceilings(1.0, {"float32": 1000.0})) == 4
-    cost = trace.Cost("mm", "", 1, 1.0, 4000, 1, "bfloat16")
+    cost = trace.Cost(name="mm", shapes="", calls=1, seconds=1.0, flops=4000, bytes=1, dtype="bfloat16")
     assert cost.floor(1e9, {"float32": 1000.0}) == 4
 
 
 def test_without_bf16_nothing_is_measured_in_it_and_the_reason_is_printed(rungs, without_bf16):
-    found = rungs(Settings("mobilenet_v2", device="cpu"))
+    found = rungs(Settings(arch="mobilenet_v2", device="cpu"))
     assert "channels-last" in found
     for name in ("bf16", "bf16, our kernels", "bf16 weights"):
         assert found[name]["left_out"] == machine.NO_BF16
@@ -447,7 +457,7 @@ def test_with_bf16_both_ceilings_are_printed(rungs):
 
 
 def test_a_rung_beyond_its_limit_is_left_out_and_a_baseline_says_what_to_do(rungs):
-    quick = Settings("lenet5", device="cpu", quick=True)
+    quick = Settings(arch="lenet5", device="cpu", quick=True)
     found = rungs(quick, slow="bf16", fused_optimizer=0.5)
     assert found["bf16"]["left_out"] == "failed: took longer than 20 s"
     assert found["fused optimizer"]["kept"]
@@ -457,7 +467,7 @@ def test_a_rung_beyond_its_limit_is_left_out_and_a_baseline_says_what_to_do(rung
     with pytest.raises(UserError, match=message):
         rungs(quick, slow=BASELINE)
     with pytest.raises(UserError, match="600 s for .* or --img-size$"):
-        rungs(Settings("lenet5", device="cpu"), slow=BASELINE)
+        rungs(Settings(arch="lenet5", device="cpu"), slow=BASELINE)
 
 
 def test_the_share_of_the_roofline_is_the_bound_over_the_time(rungs):
@@ -472,7 +482,7 @@ def test_the_share_of_the_roofline_is_the_bound_over_the_time(rungs):
 )
 def test_sizes_are_the_published_ones_on_a_gpu_and_small_on_a_cpu(arch, cuda, expected):
     device = torch.device("cuda" if cuda else "cpu")
-    problem = ablation.describe_workload(Settings(arch), device)
+    problem = ablation.describe_workload(Settings(arch=arch), device)
     assert (problem.img_size, problem.batch_size) == (expected, 256 if cuda else 32)
 
 
@@ -498,7 +508,7 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypa
             assert rung["seconds"]["median"] > 0
             assert rung["loss_difference"] < 2e-2
             assert rung["peak_bytes"] is None or rung["peak_bytes"] > 0
-    assert len(content["costs"]["largest"]) == ablation.COSTS
+    assert len(content["costs"]["largest"]) == ablation.MAX_COSTS
     assert content["costs"]["largest"][0]["name"] in printed
     assert output.with_suffix(".png").stat().st_size > 10_000
     assert (

@@ -123,9 +123,13 @@ def test_on_a_gpu_kernels_are_costs_of_what_launched_them():
 
 
 def test_the_floor_is_the_longer_of_computing_and_moving():
-    assert Cost("mm", "", 3, 1.0, 2 * 10**12, 10**9, "float32").floor(*RATES) == 3 * 2
-    assert Cost("mm", "", 3, 1.0, 2 * 10**12, 10**9, "float16").floor(*RATES) == 3 * 1
-    assert Cost("triton_poi", "", 2, 1.0, 0, 5 * 10**8, "uint8").floor(*RATES) == 2 * 0.5
+    def floor(name: str, calls: float, flops: int, bytes: int, dtype: str) -> float | None:
+        work = {"flops": flops, "bytes": bytes}
+        return Cost(name=name, shapes="", calls=calls, seconds=1.0, dtype=dtype, **work).floor(*RATES)
+
+    assert floor("mm", 3, 2 * 10**12, 10**9, "float32") == 3 * 2
+    assert floor("mm", 3, 2 * 10**12, 10**9, "float16") == 3 * 1
+    assert floor("triton_poi", 2, 0, 5 * 10**8, "uint8") == 2 * 0.5
 
 
 def test_operations_of_two_threads_do_not_nest():

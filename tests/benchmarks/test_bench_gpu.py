@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def item(name: str, at_most: float = 1.0, left_out: str = ""):
-    return gpu.Item(name, (name,), at_most, left_out)
+    return gpu.Item(name=name, command=(name,), at_most=at_most, left_out=left_out)
 
 
 class Machine:
@@ -42,7 +42,7 @@ class Machine:
 
 
 def work(items, minutes, path, machine, commit="abc"):
-    return gpu.run(items, minutes, path, commit, machine.clock, machine.call)
+    return gpu.run(items, minutes, path, commit, clock=machine.clock, call=machine.call)
 
 
 def test_items_are_worked_off_in_order_and_what_is_left_out_says_why(tmp_path):
@@ -77,7 +77,7 @@ def test_the_next_run_goes_on_after_what_is_done(tmp_path):
 
 
 def test_what_goes_on_by_itself_is_called_again(tmp_path):
-    kernels = gpu.Item("a", ("a",), 1.0, resumes=True)
+    kernels = gpu.Item(name="a", command=("a",), at_most=1.0, resumes=True)
     work([kernels], 5, tmp_path / "p", Machine(a=1))
     machine = Machine(a=1)
     work([kernels], 5, tmp_path / "p", machine)
@@ -108,19 +108,19 @@ def test_later_commits_go_on_unless_they_change_what_is_measured(tmp_path, monke
 
     git("init", "-q")
     (tmp_path / "fastcnn").mkdir()
-    monkeypatch.setattr(gpu.timing, "__file__", str(tmp_path / "fastcnn" / "bench" / "timing.py"))
+    monkeypatch.setattr("comparison.__file__", str(tmp_path / "benchmarks" / "comparison.py"))
     first = commit("fastcnn/engine/step.py", "1")
     results = commit("benchmarks/results/gpu/a.json", "{}")
     words = commit("benchmarks/LOG.md", "it was fast")
     tests = commit("tests/test_x.py", "1")
     for later in (first, results, words, tests):
-        assert gpu.timing.same_code(first, later, *gpu.CODE)
+        assert gpu.same_code(first, later, *gpu.CODE)
     code = commit("fastcnn/engine/step.py", "2")
-    assert not gpu.timing.same_code(first, code, *gpu.CODE)
-    assert gpu.timing.same_code(first, code, "kernels")
+    assert not gpu.same_code(first, code, *gpu.CODE)
+    assert gpu.same_code(first, code, "kernels")
     for unknown in ("", "0123456", f"{first}+"):
-        assert not gpu.timing.same_code(first, unknown, *gpu.CODE)
-        assert not gpu.timing.same_code(unknown, first, *gpu.CODE)
+        assert not gpu.same_code(first, unknown, *gpu.CODE)
+        assert not gpu.same_code(unknown, first, *gpu.CODE)
 
     work([item("a")], 5, tmp_path / "p", Machine(a=1), commit=first)
     assert work([item("a")], 5, tmp_path / "p", Machine(), commit=tests) == {"a": "done before"}
@@ -152,14 +152,16 @@ def test_a_command_that_ends_by_itself_is_told_how_long_it_has(tmp_path):
         told.append((command, limit))
         return 0
 
-    ladder = gpu.Item("a", ("a",), 0.5, takes_minutes=True)
-    gpu.run([ladder, item("b")], 10, tmp_path / "p", "abc", lambda: 0.0, call)
+    ladder = gpu.Item(name="a", command=("a",), at_most=0.5, takes_minutes=True)
+    gpu.run([ladder, item("b")], 10, tmp_path / "p", "abc", clock=lambda: 0.0, call=call)
     assert told == [(("a", "--minutes", "3.75"), 300), (("b",), 590)]
 
 
 @pytest.mark.parametrize(("seconds", "done"), [(200, True), (230, False)])
 def test_what_ended_for_want_of_time_is_not_done(tmp_path, seconds, done):
-    ladder = gpu.Item("a", ("a",), 0.5, takes_minutes=True)  # told to begin nothing after 225 of 300 seconds
+    ladder = gpu.Item(
+        name="a", command=("a",), at_most=0.5, takes_minutes=True
+    )  # told to begin nothing after 225 of 300 seconds
     outcome = work([ladder], 10, tmp_path / "p", Machine(a=seconds))
     said = "done in 200 s" if done else "ended after 230 s, maybe not with everything"
     assert outcome == {"a": said}
@@ -176,7 +178,7 @@ def test_progress_is_written_after_each_item(tmp_path):
             assert json.loads(path.read_text())["seconds"] == {"a": 1.0}
         return machine.call(command, limit)
 
-    gpu.run([item("a"), item("b")], 5, path, "abc", machine.clock, call)
+    gpu.run([item("a"), item("b")], 5, path, "abc", clock=machine.clock, call=call)
 
 
 def test_a_command_and_what_it_started_are_ended(tmp_path):

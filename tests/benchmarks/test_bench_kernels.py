@@ -14,8 +14,8 @@ import torch
 from runs import run_pytest
 
 from fastcnn_kernels import dispatch
-from fastcnn_kernels._support import say_once
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
+from fastcnn_kernels.support import warn_once
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -26,7 +26,7 @@ bench_kernels, files, sides, tables, times = map(
 
 CPU = torch.device("cpu")
 SMALL: dict[str, tuple[Depthwise | Norm, ...]] = {
-    "net": (Norm(5, 8, 6), Depthwise(3, 2, 16, 9, 2), Depthwise(5, 1, 8, 6)),
+    "net": (Norm(5, 8, 6), Depthwise(3, 2, 16, 9, count=2), Depthwise(5, 1, 8, 6)),
     "other": (Depthwise(3, 2, 16, 9),),
 }
 PASSES = ("forward", "input_grad", "weight_grad", "backward", "layer forward", "layer training")
@@ -323,9 +323,11 @@ def test_a_failure_costs_one_row(tmp_path):
 
 def test_pytorch_is_never_timed_as_ours(monkeypatch):
     with times.triton_only(compile_anew=True):
-        assert dispatch.wins("forward", CPU, torch.bfloat16, (1, 1, 1, 1), 3, 1, (1, 1))
+        assert dispatch.wins(
+            "forward", CPU, torch.bfloat16, input_size=(1, 1, 1, 1), kernel=3, stride=1, padding=(1, 1)
+        )
         with pytest.raises(UserWarning, match="by PyTorch"):
-            say_once("fastcnn_kernels: depthwise convolution by PyTorch: some reason")
+            warn_once("fastcnn_kernels: depthwise convolution by PyTorch: some reason")
 
 
 def test_the_gpu_waits_for_the_host_and_the_sides_take_turns(monkeypatch):
@@ -396,12 +398,12 @@ def test_the_table_of_a_gpu_is_what_dispatch_reads_and_grows(tmp_path, monkeypat
     path = files.write_dispatch(report)
     layer = dispatch.Layer("forward", "float32", 3, 2, 16, 9, 9, 1, 1)
     assert path == tmp_path / "gpu-9.json"
-    assert dispatch._read(path)[layer] == {4: (1.0, 2.0)}
-    assert len(dispatch._read(path)) == 6  # three passes of two layers
+    assert dispatch.read(path)[layer] == {4: (1.0, 2.0)}
+    assert len(dispatch.read(path)) == 6  # three passes of two layers
     for row in report["rows"]:
         row["batch"] = 32
     files.write_dispatch(report)
-    assert dispatch._read(path)[layer] == {4: (1.0, 2.0), 32: (1.0, 2.0)}
+    assert dispatch.read(path)[layer] == {4: (1.0, 2.0), 32: (1.0, 2.0)}
 
 
 @pytest.mark.gpu

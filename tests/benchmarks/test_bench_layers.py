@@ -27,14 +27,14 @@ SMALL = (
 def test_every_side_computes_the_layer_and_its_gradients(row):
     x, dy = bench_layers.tensors(row, 4, CPU)
     exact = bench_layers.call_of(
-        row, bench_layers.build(row, False), x, dy, bench_layers.Way(torch.float64, False)
+        row, bench_layers.build(row, ours=False), x, dy, bench_layers.Way(torch.float64, channels_last=False)
     )()
     assert exact[0].shape == dy.shape
-    weights = len(list(bench_layers.build(row, False).parameters()))
+    weights = len(list(bench_layers.build(row, ours=False).parameters()))
     assert len(exact) == 1 + (not row.first) + weights
     for way in bench_layers.WAYS.values():
         ours = way.ours and row.kind in ("depthwise", "lrn")
-        layer = bench_layers.build(row, ours)
+        layer = bench_layers.build(row, ours=ours)
         found = bench_layers.call_of(row, layer, x, dy, way._replace(compiled=False))()
         # Autocast leaves PyTorch's powers in float32.
         assert found[0].dtype == (torch.float32 if row.kind == "lrn" and not ours else way.dtype)
@@ -74,26 +74,26 @@ def test_every_layer_has_a_name_of_its_own_and_the_side_that_it_says():
 
 def test_a_side_that_cannot_be_measured_says_why(with_bf16):
     convolution, depthwise = SMALL[0], SMALL[2]
-    assert bench_layers.why_left_out(convolution, bench_layers.OURS, False, CPU) == (
+    assert bench_layers.why_left_out(convolution, bench_layers.OURS, CPU, quick=False) == (
         "fastcnn_kernels has no layer for conv"
     )
     norm = next(row for row in LAYERS["cpu"] if row.kind == "lrn")
-    assert bench_layers.why_left_out(norm, bench_layers.OURS, False, CPU) == (
+    assert bench_layers.why_left_out(norm, bench_layers.OURS, CPU, quick=False) == (
         "without a CUDA GPU fastcnn_kernels runs PyTorch's own implementation"
     )
-    assert bench_layers.why_left_out(depthwise, bench_layers.OURS, False, CPU) is None
-    assert bench_layers.why_left_out(depthwise, bench_layers.OURS, False, torch.device("cuda")) is None
-    assert bench_layers.why_left_out(depthwise, bench_layers.COMPILED, True, CPU) == (
+    assert bench_layers.why_left_out(depthwise, bench_layers.OURS, CPU, quick=False) is None
+    assert bench_layers.why_left_out(depthwise, bench_layers.OURS, torch.device("cuda"), quick=False) is None
+    assert bench_layers.why_left_out(depthwise, bench_layers.COMPILED, CPU, quick=True) == (
         "nothing is compiled with --quick"
     )
-    assert bench_layers.why_left_out(depthwise, bench_layers.COMPILED, False, CPU) is None
+    assert bench_layers.why_left_out(depthwise, bench_layers.COMPILED, CPU, quick=False) is None
 
 
 def test_sides_in_bf16_need_a_processor_that_has_it(without_bf16):
     for side in ("bf16 channels-last", bench_layers.OURS):
-        assert bench_layers.why_left_out(SMALL[2], side, False, CPU) == machine.NO_BF16
-        assert bench_layers.why_left_out(SMALL[2], side, False, torch.device("cuda")) is None
-    assert bench_layers.why_left_out(SMALL[2], bench_layers.COMPILED, False, CPU) is None
+        assert bench_layers.why_left_out(SMALL[2], side, CPU, quick=False) == machine.NO_BF16
+        assert bench_layers.why_left_out(SMALL[2], side, torch.device("cuda"), quick=False) is None
+    assert bench_layers.why_left_out(SMALL[2], bench_layers.COMPILED, CPU, quick=False) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sizes for a GPU are another table")

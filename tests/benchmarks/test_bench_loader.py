@@ -36,7 +36,8 @@ def job(photos, demo, request):
     """Of photos, or of small images of one size."""
     folder = sides.open_folder(photos if request.param == "photos" else demo)
     source = sides.read(folder)
-    return sides.Job(folder, source, sides.choose_load(source.train, (PHOTOS, SMALL)), 1, CPU)
+    load = sides.choose_load(source.train, (PHOTOS, SMALL))
+    return sides.Job(folder=folder, source=source, load=load, workers=1, device=CPU)
 
 
 @pytest.mark.parametrize("height", [96, 97])
@@ -103,7 +104,7 @@ def test_all_that_can_be_measured_is(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.01)
     monkeypatch.setattr(bench_loader, "wait_for_quiet", lambda: None)
     monkeypatch.setattr("fastcnn.runtime.machine.cores_per_process", lambda ranks: 1)
-    found = bench_loader.measure(tmp_path / "flowers", (PHOTOS, SMALL), CPU, 2, 20, 0.5)
+    found = bench_loader.measure(tmp_path / "flowers", (PHOTOS, SMALL), CPU, rounds=2, images=20, share=0.5)
     assert found.what == "loader-flowers-24px-batch4"
     assert set(found.seconds) | set(found.left_out) == set(bench_loader.SIDES)
     assert found.work == found.settings["turn_images"] == 8

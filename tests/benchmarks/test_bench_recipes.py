@@ -26,7 +26,7 @@ report = importlib.import_module("report")
 
 def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> Any:
     val = {"acc1": accuracy}
-    return bench_recipes.Run(backend, seed, seconds, val, {**val, "epoch": 3})
+    return bench_recipes.Run(backend=backend, seed=seed, seconds=seconds, val=val, best={**val, "epoch": 3})
 
 
 def test_a_machines_folder_has_a_plain_name():
@@ -57,7 +57,9 @@ def test_two_backends_differ_by_as_many_standard_errors_as_welch_says():
 
 @pytest.mark.slow
 def test_a_recipe_runs_and_its_page_says_what_it_reached(demo, tmp_path):
-    settings = bench_recipes.Settings("mnist-lenet5", data=str(demo), flags="--epochs 1 --batch-size 16")
+    settings = bench_recipes.Settings(
+        recipe="mnist-lenet5", data=str(demo), flags="--epochs 1 --batch-size 16"
+    )
     run = bench_recipes.train(settings, "torch", 3, tmp_path / "run")
     assert run.best["epoch"] == 1
     assert 0 <= run.val["acc1"] <= 100

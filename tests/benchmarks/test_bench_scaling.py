@@ -13,12 +13,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import comparison
 import pytest
 import torch
+from scaling_model import efficiency, exposed_seconds, ring_all_reduce_seconds
 
 from fastcnn import models
-from fastcnn.bench import timing
-from fastcnn.bench.scaling import efficiency, exposed_seconds, ring_all_reduce_seconds
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -49,6 +49,8 @@ REPORT: dict[str, Any] = {
 
 # The model
 
+LINK = {"bandwidth": 1e9, "latency": 1e-3}
+
 
 def test_a_ring_of_four_sends_six_quarters():
     # 100 MB at 1 GB/s: 6 times 25 ms, and 1 ms each time.
@@ -57,23 +59,23 @@ def test_a_ring_of_four_sends_six_quarters():
 
 
 def test_a_bucket_that_holds_all_waits_for_the_whole_backward_pass():
-    assert exposed_seconds(10, 100e6, 4, 1e9, 1e-3, bucket_bytes=100e6) == pytest.approx(0.156)
+    assert exposed_seconds(10, 100e6, 4, **LINK, bucket_bytes=100e6) == pytest.approx(0.156)
 
 
 def test_of_four_hidden_buckets_the_last_one_is_exposed():
     # Each takes 6 x (6.25 + 1) = 43.5 ms, and a quarter of the backward pass 50 ms.
-    exposed = exposed_seconds(0.3, 100e6, 4, 1e9, 1e-3, bucket_bytes=25e6)
+    exposed = exposed_seconds(0.3, 100e6, 4, **LINK, bucket_bytes=25e6)
     assert exposed == pytest.approx(0.0435)
     assert efficiency(0.3, exposed) == pytest.approx(0.3 / 0.3435)
 
 
 def test_of_a_fast_step_all_is_exposed_but_what_it_computes_meanwhile():
     # A quarter of the backward pass takes 10 ms: 4 x 43.5 ms, less the 3 quarters that go on beside them.
-    assert exposed_seconds(0.06, 100e6, 4, 1e9, 1e-3, bucket_bytes=25e6) == pytest.approx(0.174 - 0.03)
+    assert exposed_seconds(0.06, 100e6, 4, **LINK, bucket_bytes=25e6) == pytest.approx(0.174 - 0.03)
 
 
 def test_one_process_waits_for_nobody():
-    assert exposed_seconds(0.1, 100e6, 1, 1e9, 1e-3) == 0
+    assert exposed_seconds(0.1, 100e6, 1, **LINK) == 0
     assert efficiency(0.1, 0) == 1
 
 
@@ -142,13 +144,32 @@ def test_a_group_is_as_fast_as_its_slowest_process():
 def test_all_processes_begin_a_turn_together():
     log: list[str] = []
     sides: dict[str, Any] = {name: functools.partial(log.append, name) for name in "ab"}
-    timing.time_in_turn(sides, 2, 0, torch.device("cpu"), 2, before=lambda: log.append("barrier"))
+    comparison.time_in_turn(
+        sides,
+        torch.device("cpu"),
+        rounds=2,
+        warmup=0,
+        calls=2,
+        before=lambda: log.append("barrier"),
+    )
     assert log == ["barrier", *"aa", "barrier", *"bb", "barrier", *"bb", "barrier", *"aa"]
 
 
 @pytest.fixture
 def job(tmp_path):
-    return worker.Job("lenet5", 32, 2, (1,), 2, "cpu", 1, "fp32", False, 4, folder=str(tmp_path))
+    return worker.Job(
+        arch="lenet5",
+        img_size=32,
+        batch_size=2,
+        bucket_mb=(1,),
+        rounds=2,
+        device="cpu",
+        threads=1,
+        dtype="fp32",
+        compile=False,
+        gradient_bytes=4,
+        folder=str(tmp_path),
+    )
 
 
 def test_one_process_measures_itself(job, tmp_path):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import Comparison
 from runs import run_pytest
-
-from fastcnn.bench import timing
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -26,8 +25,8 @@ def comparison(what: str = "train-resnet18-64px-batch32", **changes) -> dict:
         "left_out": {"timm": "timm has no resnet18"},
         **changes,
     }
-    return timing.Comparison(
-        what, "eager", seconds, sides={"fastcnn": {"arithmetic": "bf16"}}, **settings
+    return Comparison(
+        what=what, baseline="eager", seconds=seconds, sides={"fastcnn": {"arithmetic": "bf16"}}, **settings
     ).as_json()
 
 
@@ -110,14 +109,17 @@ def test_pictures_are_drawn(tmp_path):
 @pytest.mark.slow
 def test_pytest_benchmark_is_played_what_was_measured(tmp_path):
     """The statistics of its own table are those of the times in turn."""
-    (tmp_path / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())
+    for name in ("conftest.py", "comparison.py"):
+        (tmp_path / name).write_text((BENCHMARKS / name).read_text())
     (tmp_path / "test_played.py").write_text(
         """
 import torch
-from fastcnn.bench import timing
+from comparison import Comparison
 
 def test_played(play, save):
-    comparison = timing.Comparison("train-x", "a", {"a": [0.5, 1.5, 4.0]}, torch.device("cpu"), work=3)
+    comparison = Comparison(
+        what="train-x", baseline="a", seconds={"a": [0.5, 1.5, 4.0]}, device=torch.device("cpu"), work=3
+    )
     save(comparison)
     play(comparison, "a")
 """

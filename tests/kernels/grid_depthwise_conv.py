@@ -17,9 +17,9 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastcnn_kernels import _depthwise_conv_launch as launch
 from fastcnn_kernels import depthwise_conv as ops
 from fastcnn_kernels import depthwise_conv2d_reference
+from fastcnn_kernels import depthwise_conv_launch as launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcnn_kernels import _lrn_triton, local_response_norm_reference
+from fastcnn_kernels import local_response_norm_reference, lrn_launch
 from fastcnn_kernels import lrn as ops
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +31,7 @@ def kernels_alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "_use_triton", lambda *arguments: True)
         if DEVICE.type == "cpu":
-            patch.setattr(_lrn_triton, "LANES", 2048)
+            patch.setattr(lrn_launch, "LANES", 2048)
         torch.use_deterministic_algorithms(True)
         assert torch.empty(3, device=DEVICE).isnan().all()
         yield

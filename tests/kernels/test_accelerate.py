@@ -621,7 +621,17 @@ def test_the_report_is_a_table_that_fits_a_terminal():
         "1 of 2 depthwise layers and 1 of 1 LRN layers swapped; "
         "those measured take 5 us instead of 15 us (3.00x)"
     )
-    long = Report((Row("stages.2.blocks.17.conv_dw", "depthwise 7x7 s1 C=768", None, False, 30 * "words "),))
+    long = Report(
+        (
+            Row(
+                name="stages.2.blocks.17.conv_dw",
+                kind="depthwise 7x7 s1 C=768",
+                input=None,
+                swapped=False,
+                why=30 * "words ",
+            ),
+        )
+    )
     assert max(map(len, str(long).splitlines())) <= 110
 
 

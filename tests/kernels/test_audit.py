@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 
+import audit
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from fastcnn_kernels import audit
 from fastcnn_kernels.layers import NETWORKS, Depthwise
 
 pytest.importorskip("triton")
@@ -92,13 +92,13 @@ def test_one_program_serves_all_batches(module, kernel, numbers):
 
 
 def test_the_partial_sums_of_a_weights_gradient_count_as_what_memory_moves(monkeypatch):
-    from fastcnn_kernels import _depthwise_conv_launch as launch
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
     buffers = []
     monkeypatch.setattr(launch.Launch, "run", lambda self, grid, *arguments: buffers.append(arguments))
     x = torch.empty(audit.BATCH, 192, 56, 56, dtype=torch.bfloat16, device="meta")
     weight = torch.empty(192, 1, 3, 3, device="meta")
-    launch.weight_grad(x, x, weight, None, (1, 1), (1, 1))
+    launch.weight_grad(x, x, weight, None, stride=(1, 1), padding=(1, 1))
     (_, _, partial, *_), (read, *_) = buffers
     assert read is partial
     case = CASES["depthwise 3x3 s1 weight gradient"]
@@ -130,7 +130,7 @@ def test_the_layers_are_those_of_torchvisions_networks(name):
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
             module.register_forward_pre_hook(record)
     network(torch.empty(1, 3, 224, 224, device="meta"))
-    assert {Depthwise(d.kernel, d.stride, d.channels, d.size, n) for d, n in found.items()} == set(
+    assert {Depthwise(d.kernel, d.stride, d.channels, d.size, count=n) for d, n in found.items()} == set(
         NETWORKS[name]
     )
 
@@ -147,12 +147,12 @@ def test_the_command_prints_a_table(capsys):
 @pytest.mark.slow
 def test_spills_are_seen():
     # A patch of 196 outputs in two channels, which registers cannot hold.
-    from fastcnn_kernels import _depthwise_conv_launch as launch
+    from fastcnn_kernels import depthwise_conv_launch as launch
     from fastcnn_kernels._depthwise_conv_triton import convolve_kernel
     from fastcnn_kernels._patches import Axis
 
     (case,) = (case for case in audit.cases([Depthwise(3, 1, 64, 56)]) if case.name.endswith("forward"))
-    axis = Axis(56, 56, 14, 3, 1, 1, False)
+    axis = Axis(patched=56, windowed=56, patch=14, kernel=3, stride=1, padding=1, transposed=False)
     constants = {**case.programs[0][1], "ROWS": axis, "COLUMNS": axis}
     assert launch.LANES == constants["LANES"]
     huge = audit.Case(**{**vars(case), "programs": ((convolve_kernel, constants),)})
@@ -163,5 +163,5 @@ def test_spills_are_seen():
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2)])
 def test_no_patch_is_one_element_however_small_the_map(key, size):
     kind, kernel, stride = key
-    rows, columns = cut(kind, size, size, kernel, stride, (kernel // 2, kernel // 2))
+    rows, columns = cut(kind, size, size, kernel=kernel, stride=stride, padding=(kernel // 2, kernel // 2))
     assert rows.patch * columns.patch > 1

@@ -164,7 +164,7 @@ def test_pytorch_is_asked_for_the_inputs_gradient_in_the_format_of_the_outputs(m
     grad = random(2, 6, 4, 4, dtype=torch.float32).contiguous(memory_format=memory_format)
     weight, geometry = random(6, 1, 3, 3, dtype=torch.float32), ((2, 2), (1, 1), (1, 1))
     with Asked():
-        operations._input_grad(grad, weight, [2, 6, 8, 8], *geometry)
+        operations.pytorch_input_grad(grad, weight, [2, 6, 8, 8], *geometry)
     assert formats == [True]  # else cuDNN transposes
 
 
@@ -324,7 +324,7 @@ def test_the_modules_circular_padding_is_kept():
 )
 @pytest.mark.parametrize("first", ["the layer's input", "a gradient of one pixel"])
 def test_the_launcher_says_what_it_cannot_do(kernel, settings, why, first):
-    launch = pytest.importorskip("fastcnn_kernels._depthwise_conv_launch")
+    launch = pytest.importorskip("fastcnn_kernels.depthwise_conv_launch")
     dtype = settings.get("dtype", torch.float32)
     start, count = settings.get("offset", 0), 2 * 6 * kernel * kernel
     x = torch.zeros(start + count, dtype=dtype)[start:].view(2, kernel, kernel, 6).permute(0, 3, 1, 2)
@@ -333,7 +333,7 @@ def test_the_launcher_says_what_it_cannot_do(kernel, settings, why, first):
     tensors = [x] if first == "the layer's input" else [torch.zeros(2, 6, 1, 1, dtype=dtype), x]
     stride, dilation = settings.get("stride", (1, 1)), settings.get("dilation", (1, 1))
     weight = torch.zeros(6, 1, kernel, kernel, dtype=dtype)
-    said = launch.why_not(tensors, weight, x.shape, stride, (0, 0), dilation)
+    said = launch.why_not(tensors, weight, x.shape, (stride, (0, 0), dilation))
     assert said is None if why is None else why in said
 
 
@@ -355,12 +355,13 @@ BF16, META = torch.bfloat16, "meta"
     ids=str,
 )
 def test_the_launcher_refuses_what_32_bits_cannot_count_and_tensors_that_do_not_fit(shape, settings, why):
-    launch = pytest.importorskip("fastcnn_kernels._depthwise_conv_launch")
+    launch = pytest.importorskip("fastcnn_kernels.depthwise_conv_launch")
     x = torch.empty(shape, dtype=BF16, device=META, memory_format=CHANNELS_LAST)
     weight = torch.empty(shape[1], 1, 3, 3, device=META)
     other = {"dtype": BF16, "device": META, **settings.get("other", {})}
     tensors = [x, torch.empty(1, shape[1], 1, 1, **other)]
-    said = launch.why_not(tensors, weight, shape, (1, 1), settings.get("padding", (1, 1)), (1, 1))
+    geometry = (1, 1), settings.get("padding", (1, 1)), (1, 1)
+    said = launch.why_not(tensors, weight, shape, geometry)
     assert said is None if why is None else why in said
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 from fastcnn_kernels import dispatch
-from fastcnn_kernels._support import say_once
 from fastcnn_kernels.dispatch import Layer, record, table, times, wins
+from fastcnn_kernels.support import warn_once
 
 GPU = "NVIDIA Test 9"
 LAYER = Layer("forward", "bfloat16", 3, 1, 32, 112, 112, 1, 1)
@@ -25,7 +26,7 @@ def folders(tmp_path, monkeypatch):
     times.cache_clear()
     yield tmp_path
     times.cache_clear()
-    say_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def ship(folder, **batches: tuple[float, float]) -> None:
@@ -34,7 +35,9 @@ def ship(folder, **batches: tuple[float, float]) -> None:
 
 
 def triton_wins(batch: int = 256, kind: str = "forward", padding: tuple[int, int] = (1, 1)) -> bool:
-    return wins(kind, torch.device("cpu"), torch.bfloat16, (batch, 32, 112, 112), 3, 1, padding)
+    size = (batch, 32, 112, 112)
+    layer: dict[str, Any] = {"input_size": size, "kernel": 3, "stride": 1, "padding": padding}
+    return wins(kind, torch.device("cpu"), torch.bfloat16, **layer)
 
 
 def test_what_nobody_measured_runs_on_triton():

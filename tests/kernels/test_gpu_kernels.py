@@ -21,7 +21,7 @@ from fastcnn_kernels import (
     dispatch,
     local_response_norm,
 )
-from fastcnn_kernels._support import say_once
+from fastcnn_kernels.support import warn_once
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +35,7 @@ def nothing_known(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTCNN_KERNELS_CACHE", str(tmp_path))
     monkeypatch.setattr(dispatch, "SHIPPED", tmp_path)
     dispatch.times.cache_clear()
-    say_once.cache_clear()
+    warn_once.cache_clear()
     yield
     dispatch.times.cache_clear()
 

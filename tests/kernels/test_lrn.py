@@ -161,7 +161,7 @@ def test_the_module_is_that_of_torch_also_by_its_class_alone():
     ids=str,
 )
 def test_the_launcher_says_what_it_cannot_do(shape, settings, why):
-    kernels = pytest.importorskip("fastcnn_kernels._lrn_triton")
+    kernels = pytest.importorskip("fastcnn_kernels.lrn_launch")
     x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
     said = kernels.why_not(x, **{"size": 5, "alpha": 0.1, "k": 1.0, **settings})
     assert said is None if why is None else why in said

@@ -25,10 +25,25 @@ from fastcnn_kernels.precompile import Call, calls_of, calls_of_layers, precompi
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
+
+
+def call(
+    kind: str,
+    input: tuple[int, ...],
+    dtype: str,
+    size: int,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    **rest: bool,
+) -> Call:
+    layer: dict[str, Any] = {"size": size, "stride": stride, "padding": padding, **rest}
+    return Call(kind=kind, input=input, dtype=dtype, **layer)
+
+
 SMALL = [
-    Call("forward", (2, 8, 9, 9), "bfloat16", 3, 2, (1, 1)),
-    Call("weight_grad", (2, 8, 9, 9), "bfloat16", 3, 2, (1, 1), bias=True),
-    Call("norm_grad", (2, 8, 9, 9), "bfloat16", 5),
+    call("forward", (2, 8, 9, 9), "bfloat16", 3, 2, (1, 1)),
+    call("weight_grad", (2, 8, 9, 9), "bfloat16", 3, 2, (1, 1), bias=True),
+    call("norm_grad", (2, 8, 9, 9), "bfloat16", 5),
 ]
 
 
@@ -52,13 +67,13 @@ def test_a_model_s_calls_are_those_of_its_layers_in_a_step():
     found = calls_of(model, (4, 3, 16, 16), torch.bfloat16)
     told = (4, 8, 16, 16), "bfloat16", 3, 2, (1, 1)
     assert found[:3] == [
-        Call("forward", *told, bias=True),
-        Call("input_grad", *told),
-        Call("weight_grad", *told, bias=True),
+        call("forward", *told, bias=True),
+        call("input_grad", *told),
+        call("weight_grad", *told, bias=True),
     ]
     again = (4, 8, 8, 8), "bfloat16", 5, 1, (2, 2)
-    assert found[3:6] == [Call(kind, *again) for kind in ("forward", "input_grad", "weight_grad")]
-    assert found[6:] == [Call(kind, (4, 8, 8, 8), "bfloat16", 5, relu=True) for kind in ("norm", "norm_grad")]
+    assert found[3:6] == [call(kind, *again) for kind in ("forward", "input_grad", "weight_grad")]
+    assert found[6:] == [call(kind, (4, 8, 8, 8), "bfloat16", 5, relu=True) for kind in ("norm", "norm_grad")]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert calls_of(nn.Conv2d(3, 8, 3), (4, 3, 16, 16), torch.bfloat16) == []
 
@@ -76,7 +91,7 @@ def test_what_has_no_kernel_is_no_call():
 def test_published_networks_have_three_passes_a_layer():
     calls = calls_of_layers(NETWORKS["mobilenet_v2"], "bf16", 256)
     assert len(calls) == 3 * len(NETWORKS["mobilenet_v2"])
-    assert Call("input_grad", (256, 96, 112, 112), "bfloat16", 3, 2, (1, 1)) in calls
+    assert call("input_grad", (256, 96, 112, 112), "bfloat16", 3, 2, (1, 1)) in calls
     assert [call.kind for call in calls_of_layers(NETWORKS["alexnet"], "fp16", 8)] == [
         "norm",
         "norm_grad",
@@ -146,10 +161,10 @@ print(json.dumps(hits))
 def test_on_a_gpu_a_step_compiles_nothing_more(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     calls = [
-        Call(kind, (2, 8, 9, 9), "bfloat16", 3, 2, (1, 1))
+        call(kind, (2, 8, 9, 9), "bfloat16", 3, 2, (1, 1))
         for kind in ("forward", "input_grad", "weight_grad")
     ]
-    calls += [Call(kind, (2, 8, 5, 5), "bfloat16", 5) for kind in ("norm", "norm_grad")]
+    calls += [call(kind, (2, 8, 5, 5), "bfloat16", 5) for kind in ("norm", "norm_grad")]
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
     command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", arch, "--from-stdin"]
     told = json.dumps([vars(call) for call in calls])
@@ -218,7 +233,7 @@ def test_what_failed_is_tried_again(started):
 def test_an_error_inside_leaves_no_process(monkeypatch, tmp_path):
     monkeypatch.setattr(precompile, "_mark", lambda calls, capability: tmp_path / "mark")
     sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setattr(precompile, "_start", lambda *_: [sleeping])
+    monkeypatch.setattr(precompile, "_start", lambda *_, **__: [sleeping])
     with pytest.raises(KeyboardInterrupt), precompiling(SMALL, (9, 0), 4):
         raise KeyboardInterrupt
     assert sleeping.poll() is not None

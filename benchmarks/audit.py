@@ -1,8 +1,8 @@
 """What the kernels compile to: registers, spills, instructions, and the time that follows. Needs no GPU.
 
-    python -m fastcnn_kernels.audit                        # each kernel on a typical layer
-    python -m fastcnn_kernels.audit --layers mobilenet_v2  # on every layer of a network, or of all
-    python -m fastcnn_kernels.audit --arch sm_90 --markdown
+    python benchmarks/audit.py                        # each kernel on a typical layer
+    python benchmarks/audit.py --layers mobilenet_v2  # on every layer of a network, or of all
+    python benchmarks/audit.py --arch sm_90 --markdown
 
 The kernels are compiled ahead of time for each architecture, as they are launched, and the machine code is
 read with the `cuobjdump` of Triton's package. An element is an output in a forward pass, an element of the
@@ -33,16 +33,16 @@ BYTES_PER_SECOND = 4.3e12
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 BATCH = 256
-"""Images, among which the partial sums of a weight's gradient are shared out."""
+"""Batch size of the predicted times; it determines the partial sums of a weight gradient per image."""
 TYPICAL: tuple[Depthwise | Norm, ...] = (
     *(Depthwise(kernel, stride, 192, 56) for kernel in (3, 5, 7) for stride in (1, 2)),
     Norm(5, 192, 56),
 )
 
 MOST = {
-    # Kernel on its typical layer in bf16: the most registers, and the most instructions for each element.
-    # A test holds every architecture to it. Make it smaller with each improvement. Of Triton 3.9; under 3.6
-    # the forward of 5x5 s2 and 7x7 s2 takes up to 168 registers, that of 3x3 s2 128; nothing spills.
+    # Limits of each kernel on its typical layer in bf16: registers, and instructions per element. A test
+    # checks every architecture. Lower them with each improvement. They are those of Triton 3.9; with 3.6 the
+    # forward of 5x5 s2 and 7x7 s2 takes up to 168 registers, that of 3x3 s2 128, and nothing spills.
     "depthwise 3x3 s1 forward": (96, 14.7),
     "depthwise 3x3 s1 input gradient": (96, 14.7),
     "depthwise 3x3 s1 weight gradient": (88, 14.9),
@@ -72,50 +72,50 @@ MOST = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """A pass of a layer: the programs that it runs, and what they are to be held against."""
+    """A pass of a layer: its programs, and the work that they are compared with."""
 
     name: str
     layer: str
-    """Its channels x side."""
+    """Channels x size."""
     programs: tuple[tuple[Any, dict[str, Any]], ...]
-    """Kernels, each with its compile-time arguments."""
+    """Kernels with their compile-time arguments."""
     types: dict[str, str]
-    """Of the other arguments, as Triton writes them: "*bf16", "i32"."""
+    """Types of the other arguments in Triton's notation: "*bf16", "i32"."""
     elements: int
-    """That a lane handles in one pass through the code, or through its loop."""
+    """Elements of a lane in one pass through the code, or through its loop."""
     useful: float
-    """Share of them that lie in the map."""
+    """Share of these elements that lie in the map."""
     bytes: float
-    """To be moved for each element, if each of the layer's tensors moves once."""
+    """Bytes per element if each of the layer's tensors moves once."""
     side_by_side: int
-    """Bytes that the lanes of a warp read without a gap."""
+    """Contiguous bytes that the lanes of a warp read."""
     more_bytes: float = 0
-    """That the programs move beside these: partial sums, and tensors that a second program reads again."""
+    """Further bytes per element: partial sums, and tensors that a second program reads again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Code:
-    """What the programs of a case compiled to, for one architecture."""
+    """Machine code of a case's programs, for one architecture."""
 
     registers: int
-    """Of the program that needs most."""
+    """Registers per lane, of the program that needs most."""
     spilled: int
-    """Bytes of stack and local memory of a lane, and instructions that reach there."""
+    """Bytes of stack and local memory of a lane, plus the instructions that access them."""
     shared: int
     """Bytes of shared memory."""
     instructions: int
-    """In one pass through the code, or through its loop; of all programs."""
+    """Instructions in one pass through the code, or through its loop; sum of all programs."""
     multiply_adds: int
-    """Of these; some work on two numbers."""
+    """Multiply-adds among them; some work on two numbers."""
 
     def for_each(self, case: Case) -> float:
-        """Instructions for each element in the map."""
+        """Instructions per element in the map."""
         return self.instructions / case.elements / case.useful
 
     def picoseconds(self, case: Case) -> tuple[float, float]:
-        """For each element on an H200, what the instructions and what the memory take."""
+        """Predicted picoseconds per element on an H200: of the instructions and of the memory."""
         instructions = 1e12 * self.for_each(case) / INSTRUCTIONS_PER_SECOND
         return instructions, 1e12 * (case.bytes + case.more_bytes) / BYTES_PER_SECOND
 
@@ -127,7 +127,7 @@ class Code:
 
 
 def floor(case: Case) -> float:
-    """Picoseconds for each element on an H200 if nothing but memory took time."""
+    """Lower bound in picoseconds per element on an H200: each tensor moves once."""
     return 1e12 * case.bytes / BYTES_PER_SECOND
 
 
@@ -140,35 +140,46 @@ def cases(layers: Sequence[Depthwise | Norm], dtype: str = "bf16") -> Iterator[C
 
 
 def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
-    from fastcnn_kernels import _depthwise_conv_launch as launch
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
     padding = layer.kernel // 2
     out_size = (layer.size + 2 * padding - layer.kernel) // layer.stride + 1
     ratio = (out_size / layer.size) ** 2
     shape = launch.Shape(
-        layer.channels, (layer.size,) * 2, (out_size,) * 2, layer.kernel, layer.stride, (padding,) * 2
+        channels=layer.channels,
+        in_size=(layer.size,) * 2,
+        out_size=(out_size,) * 2,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        padding=(padding,) * 2,
     )
     image, count = f"*{dtype}", "i32"
     convolve = {"source": image, "taps": "*fp32", "bias": "*fp32", "output": image, "batch": count}
     correlate = {"input": image, "grad_output": image, "partial": "*fp32", "batch": count, "splits": count}
+    lanes = launch.LANES
     passes = {
-        "forward": ([launch.forward_launch(shape, False, launch.LANES)], convolve, 1 + 1 / ratio),
-        "input gradient": ([launch.input_grad_launch(shape, launch.LANES)], convolve, 1 + ratio),
-        "weight gradient": (launch.weight_grad_launches(shape, False, launch.LANES), correlate, 1 + ratio),
+        # Launches, types of their arguments, and tensors that move, in units of the patched map.
+        "forward": ([launch.forward_launch(shape, bias=False, lanes=lanes)], convolve, 1 + 1 / ratio),
+        "input gradient": ([launch.input_grad_launch(shape, lanes=lanes)], convolve, 1 + ratio),
+        "weight gradient": (
+            launch.weight_grad_launches(shape, bias=False, lanes=lanes),
+            correlate,
+            1 + ratio,
+        ),
     }
     for name, (launches, types, tensors) in passes.items():
         constants = launches[0].constants
         rows, columns, group = constants["ROWS"], constants["COLUMNS"], constants["GROUP"]
         pixels = rows.patch * columns.patch
         more_bytes = BYTES[dtype] * tensors * (len(launches) - 1)
-        if name == "weight gradient":  # partial sums are written, and read by the second stage
+        if name == "weight gradient":  # partial sums are written and read again
             sums = launch.splits(launches[0], BATCH) * launches[0].patches * layer.kernel**2
             more_bytes += 2 * BYTES["fp32"] * sums / (BATCH * layer.size**2)
         yield Case(
-            f"depthwise {layer.kernel}x{layer.kernel} s{layer.stride} {name}",
-            f"{layer.channels} x {layer.size}",
-            tuple((launch.kernel, launch.constants) for launch in launches),
-            types,
+            name=f"depthwise {layer.kernel}x{layer.kernel} s{layer.stride} {name}",
+            layer=f"{layer.channels} x {layer.size}",
+            programs=tuple((launch.kernel, launch.constants) for launch in launches),
+            types=types,
             elements=pixels * group,
             useful=rows.patched * columns.patched / (launches[0].patches * pixels),
             bytes=BYTES[dtype] * tensors,
@@ -178,27 +189,28 @@ def depthwise_cases(layer: Depthwise, dtype: str) -> Iterator[Case]:
 
 
 def small_cases(kernels: Iterable[int]) -> Iterator[Case]:
-    """Of the programs that do not depend on the layer's shape."""
-    from fastcnn_kernels import _depthwise_conv_launch as launch
+    """Cases of the programs that do not depend on the layer's shape."""
+    from fastcnn_kernels import depthwise_conv_launch as launch
 
     for kernel in kernels:
-        taps, reduce = launch.taps_launch(kernel, flip=False), launch.reduce_launch(kernel, False, many=True)
+        taps = launch.taps_launch(kernel, flip=False)
+        reduce = launch.reduce_launch(kernel, bias=False, many=True)
         yield Case(
-            f"depthwise {kernel}x{kernel} taps",
-            "any",
-            ((taps.kernel, taps.constants),),
-            {"weight": "*fp32", "taps": "*fp32", "channels": "i32"},
+            name=f"depthwise {kernel}x{kernel} taps",
+            layer="any",
+            programs=((taps.kernel, taps.constants),),
+            types={"weight": "*fp32", "taps": "*fp32", "channels": "i32"},
             elements=taps.constants["BLOCK"] // launch.LANES,
             useful=1,
             bytes=2 * BYTES["fp32"],
-            side_by_side=BYTES["fp32"],  # the taps of a channel lie together
+            side_by_side=BYTES["fp32"],  # the taps of a channel are contiguous
         )
         pointers = dict.fromkeys(("partial", "grad_weight", "grad_bias"), "*fp32")
         yield Case(
-            f"depthwise {kernel}x{kernel} partial sums",
-            "any",
-            ((reduce.kernel, reduce.constants),),
-            {**pointers, "count": "i32", "channels": "i32"},
+            name=f"depthwise {kernel}x{kernel} partial sums",
+            layer="any",
+            programs=((reduce.kernel, reduce.constants),),
+            types={**pointers, "count": "i32", "channels": "i32"},
             elements=reduce.constants["ROWS"] * reduce.constants["COLUMNS"] // launch.LANES,
             useful=1,
             bytes=BYTES["fp32"],
@@ -209,24 +221,21 @@ def small_cases(kernels: Iterable[int]) -> Iterator[Case]:
 def norm_cases(layer: Norm, dtype: str) -> Iterator[Case]:
     import torch
 
-    from fastcnn_kernels import _lrn_triton as kernels
+    from fastcnn_kernels import lrn_launch
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     shape = (BATCH, layer.channels, layer.size, layer.size)
-    launch = kernels.plan(shape, True, dtypes[dtype], layer.window, relu=False)
+    launch = lrn_launch.plan(shape, dtypes[dtype], channels_last=True, size=layer.window, relu=False)
     constants = {**launch.constants, "THREE_QUARTERS": True}
     group = constants["GROUP"]
     numbers = {"lanes": "i32", "stride": "i32", "scale": "fp32", "beta": "fp32", "k": "fp32"}
-    passes = {
-        "forward": (kernels.forward_kernel, ("input", "output")),
-        "gradient": (kernels.backward_kernel, ("grad_output", "input", "grad_input")),
-    }
-    for name, (kernel, tensors) in passes.items():
+    passes = {"forward": ("input", "output"), "gradient": ("grad_output", "input", "grad_input")}
+    for name, tensors in passes.items():
         yield Case(
-            f"LRN {layer.window} {name}",
-            f"{layer.channels} x {layer.size}",
-            ((kernel, constants),),
-            {**dict.fromkeys(tensors, f"*{dtype}"), **numbers},
+            name=f"LRN {layer.window} {name}",
+            layer=f"{layer.channels} x {layer.size}",
+            programs=((lrn_launch.KERNELS[name], constants),),
+            types={**dict.fromkeys(tensors, f"*{dtype}"), **numbers},
             elements=group,
             useful=layer.channels / (group * -(-layer.channels // group)),
             bytes=BYTES[dtype] * len(tensors),
@@ -235,13 +244,16 @@ def norm_cases(layer: Norm, dtype: str) -> Iterator[Case]:
 
 
 def compile_case(case: Case, architecture: str) -> Code:
-    """Compiles for an architecture such as "sm_90" and reads the machine code; takes seconds."""
+    """Compile for an architecture such as "sm_90" and read the machine code; takes seconds."""
     codes = [
         _read(_compile(kernel, constants, case.types, architecture)) for kernel, constants in case.programs
     ]
     return Code(
-        max(code.registers for code in codes),
-        *(sum(getattr(code, field) for code in codes) for field in list(Code.__annotations__)[1:]),
+        registers=max(code.registers for code in codes),
+        spilled=sum(code.spilled for code in codes),
+        shared=sum(code.shared for code in codes),
+        instructions=sum(code.instructions for code in codes),
+        multiply_adds=sum(code.multiply_adds for code in codes),
     )
 
 
@@ -255,7 +267,7 @@ def _compile(kernel: Any, constants: dict[str, Any], types: dict[str, str], arch
         fn=kernel,
         signature={name: types.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        # As at a launch: torch's memory is aligned, and no count need be a multiple of 16.
+        # As in a launch: torch's memory is aligned, and counts need not be multiples of 16.
         attrs={
             (i,): [["tt.divisibility", 16]]
             for i, name in enumerate(names)
@@ -268,7 +280,7 @@ def _compile(kernel: Any, constants: dict[str, Any], types: dict[str, str], arch
 
 
 def _read(compiled: Any) -> Code:
-    """Counts the longest loop if there is one, else everything up to the last exit."""
+    """Read the machine code; count the longest loop if there is one, else the code up to the last exit."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -285,18 +297,18 @@ def _read(compiled: Any) -> Code:
     loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) < at]
     first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, end))
     executed = [words for at, words in code if first <= at <= last]
-    reaches = sum("LDL" in words or "STL" in words for _, words in code)
+    accesses = sum("LDL" in words or "STL" in words for _, words in code)
     return Code(
-        registers,
-        stack + local + reaches,
-        compiled.metadata.shared,  # asked for at the launch, so that the machine code does not say it
-        len(executed),
-        sum("FFMA" in word for word in executed),
+        registers=registers,
+        spilled=stack + local + accesses,
+        shared=compiled.metadata.shared,  # requested by the launch, so not in the machine code
+        instructions=len(executed),
+        multiply_adds=sum("FFMA" in word for word in executed),
     )
 
 
 COLUMNS: dict[str, tuple[int, Callable[[Case, str, Code], object]]] = {
-    # Title: width, and what stands there.
+    # Title: width, and content of a cell.
     "kernel": (32, lambda case, architecture, code: case.name),
     "layer": (10, lambda case, architecture, code: case.layer),
     "arch": (6, lambda case, architecture, code: architecture),
@@ -315,7 +327,7 @@ by side. instr: instructions for each element. ps: predicted picoseconds for eac
 256. floor: those of its memory alone, if each of the layer's tensors moved once."""
 
 
-def line(cells: Sequence[object], markdown: bool) -> str:
+def line(cells: Sequence[object], *, markdown: bool) -> str:
     if markdown:
         return "| " + " | ".join(map(str, cells)) + " |"
     widths = [width for width, _ in COLUMNS.values()]
@@ -324,7 +336,7 @@ def line(cells: Sequence[object], markdown: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastcnn_kernels.audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/audit.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--layers", choices=["typical", *NETWORKS, "all"], default="typical")
     parser.add_argument("--arch", choices=ARCHITECTURES, nargs="+", default=ARCHITECTURES)
@@ -332,21 +344,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     settings = parser.parse_args(argv)
     if importlib.util.find_spec("triton") is None:
-        print("fastcnn_kernels.audit: error: Triton is not installed: pip install triton", file=sys.stderr)
+        print("audit.py: error: Triton is not installed: pip install triton", file=sys.stderr)
         return 2
     networks: dict[str, tuple[Depthwise | Norm, ...]] = {
         **NETWORKS,
         "typical": TYPICAL,
         "all": tuple(layer for layers in NETWORKS.values() for layer in layers),
     }
-    print(line(list(COLUMNS), settings.markdown))
+    print(line(list(COLUMNS), markdown=settings.markdown))
     if settings.markdown:
-        print(line(["---"] * len(COLUMNS), True))
+        print(line(["---"] * len(COLUMNS), markdown=True))
     for case in cases(list(dict.fromkeys(networks[settings.layers])), settings.dtype):
         for architecture in settings.arch:
             code = compile_case(case, architecture)
             cells = [show(case, architecture, code) for _, show in COLUMNS.values()]
-            print(line(cells, settings.markdown), flush=True)
+            print(line(cells, markdown=settings.markdown), flush=True)
     print(LEGEND)
     return 0
 

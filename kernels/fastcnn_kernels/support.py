@@ -1,4 +1,4 @@
-"""Where the Triton kernels can run, on what, and how a fallback is said."""
+"""Support of the Triton kernels: devices, layers, launches and warnings of a fallback."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Any
 
 import torch
 
+Pair = tuple[int, int]
+"""Vertical and horizontal."""
+Geometry = tuple[Pair, Pair, Pair]
+"""Stride, padding and dilation."""
+
 only_compile = False
-"""Set in processes that fill Triton's cache: no kernel is launched any more."""
+"""Compile kernels without launching them. Set in processes that fill Triton's cache."""
 
 
 def run_kernel(kernel: Any, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
-    """As `kernel[grid](*arguments, **constants)`."""
+    """Launch `kernel[grid](*arguments, **constants)`, or only compile it."""
     kernel.run(*arguments, grid=grid, warmup=only_compile, **constants)
 
 
 @functools.cache
 def why_not_triton(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on a CUDA device, or None if they can."""
+    """Reason why Triton kernels cannot run on a CUDA device; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.version.hip is not None:
@@ -32,7 +37,7 @@ def why_not_triton(device: torch.device) -> str | None:
 
 
 def why_no_kernel(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> str | None:
-    """Why no Triton kernel does a depthwise convolution of these settings; None if one does."""
+    """Reason why a depthwise convolution has no Triton kernel; None if it has one."""
     if kernel not in ((3, 3), (5, 5), (7, 7)):
         return f"a kernel of {kernel[0]} x {kernel[1]} (3 x 3, 5 x 5 and 7 x 7 have one)"
     if stride not in ((1, 1), (2, 2)):
@@ -43,6 +48,6 @@ def why_no_kernel(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tu
 
 
 @functools.cache
-def say_once(message: str) -> None:
-    """Warns the first time that it is told a message."""
+def warn_once(message: str) -> None:
+    """Warn, once for each message."""
     warnings.warn(message, stacklevel=3)
