@@ -1,9 +1,9 @@
-"""benchmarks/README.md, RECIPES.md, and the figures of both READMEs, from the JSON files under results/.
+"""Generate benchmarks/README.md, RECIPES.md and the tables of both READMEs from the JSON under results/.
 
-    python benchmarks/report.py            # writes them, and the pictures
-    python benchmarks/report.py --check    # exits with 1 if what is there differs
+    python benchmarks/report.py            # write the pages and the pictures
+    python benchmarks/report.py --check    # exit with 1 if a page differs from the files
 
-A figure without a file is printed as "not measured"; nothing is estimated.
+A number without a file is reported as "not measured"; nothing is estimated.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ RESULTS = HERE / "results"
 BEGIN, END = "<!-- figures: {} (python benchmarks/report.py) -->", "<!-- end of figures -->"
 NOT_MEASURED = "not measured"
 NEEDS_GPU = "needs a CUDA GPU"
-"""Reason for a left-out side; a column with no other content is named below the table instead."""
+"""Reason for a skipped side. A column with no other content is named below its table."""
+GPU_COMMAND = "python benchmarks/gpu.py --minutes 20"
+KERNELS_COMMAND = "python benchmarks/bench_kernels.py"
 
 Content = dict[str, Any]
 Files = dict[Path, Content]
 
 
 def read() -> dict[str, Files]:
-    """The JSON files of each machine, by their folder."""
+    """JSON files by machine folder."""
     machines: dict[str, Files] = {}
     for path in sorted(RESULTS.glob("*/*.json")):
         machines.setdefault(path.parent.name, {})[path] = json.loads(path.read_text())
@@ -43,7 +45,7 @@ def read() -> dict[str, Files]:
 
 
 def comparisons(files: Files, kind: str) -> Files:
-    """Files of `comparison.Comparison` whose names begin with `kind`."""
+    """Files of `comparison.Comparison` with the prefix `kind`."""
     return {p: c for p, c in files.items() if c["what"].startswith(f"{kind}-") and "baseline" in c}
 
 
@@ -52,14 +54,14 @@ def is_gpu(files: Files) -> bool:
 
 
 def describe(content: Content) -> str:
-    """The machine and the software, in a line."""
+    """Machine and software, on one line."""
     e = content["environment"]
     where = f"{e['gpu']}, driver {e['driver']}" if "gpu" in e else f"{e['processor']}, {e['threads']} threads"
     return f"{where}, torch {e['torch']}, commit {e['commit']}, {e['date']}"
 
 
 def sources(files: Files) -> str:
-    """Machines and software of the figures, in a line."""
+    """Machines, versions and dates of a table."""
     return "; ".join(sorted({describe(content) for content in files.values()}))
 
 
@@ -69,7 +71,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def side_cell(content: Content, side: str) -> str:
-    """Speed of a side relative to the baseline; the baseline's own speed in units per second."""
+    """Speedup of a side over the baseline; for the baseline itself, its throughput."""
     if side not in content["sides"]:
         return content["left_out"].get(side, NOT_MEASURED)
     found = content["sides"][side]
@@ -78,8 +80,17 @@ def side_cell(content: Content, side: str) -> str:
     return timing.spread(found["speedup"])
 
 
+def short_cell(content: Content, side: str) -> str:
+    """As `side_cell`, without quartiles and reasons."""
+    if side not in content["sides"]:
+        return "-"
+    if side == content["baseline"]:
+        return side_cell(content, side)
+    return f"{content['sides'][side]['speedup']['median']:.2f}x"
+
+
 def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
-    """Table with a row per file and a column per side; `extra` adds the last side's entry of that name."""
+    """One row per file, one column per side; `extra` adds the last side's entry of that name."""
     contents = list(files.values())
     sides = all_sides(contents, left_out=True)
     absent = [name for name in sides if all(c["left_out"].get(name) == NEEDS_GPU for c in contents)]
@@ -96,8 +107,19 @@ def comparison_table(files: Files, kind: str, extra: str | None = None) -> str:
     return text
 
 
+def short_table(files: Files, kind: str) -> str:
+    """One row per file: throughput of the baseline, median speedups of the other sides."""
+    contents = list(files.values())
+    sides = all_sides(contents)
+    rows = [
+        [content["what"].removeprefix(f"{kind}-"), *(short_cell(content, side) for side in sides)]
+        for content in contents
+    ]
+    return table(["", *sides], rows)
+
+
 def costs_table(files: Files) -> str:
-    """Table of training steps with a row per file: each side's peak memory and first step."""
+    """Peak memory and first step of each side, one row per file."""
     contents = list(files.values())
     sides = [name for name in all_sides(contents) if any(_costs(c, name) for c in contents)]
     rows = [
@@ -115,16 +137,17 @@ def _costs(content: Content, side: str) -> str:
 
 
 def startup_table(files: Files) -> str:
-    """Table with a row per side: its seconds and stages."""
+    """One row per side: seconds in total and per stage."""
     rows = []
     for content in files.values():
         for name, found in content["sides"].items():
             goes = (f"{stage} {seconds:.1f}" for stage, seconds in found.get("stages", {}).items())
             rows.append([name, timing.spread(found["seconds"]), ", ".join(goes)])
-    return table(["", "seconds", "of which, once"], rows)
+    return table(["", "seconds", "stages of one run"], rows)
 
 
 def ablation_table(content: Content) -> str:
+    """One row per variant of `fastcnn bench`; kept variants are bold."""
     rows = []
     for variant in content["rungs"]:
         if "left_out" in variant:
@@ -144,20 +167,20 @@ def ablation_table(content: Content) -> str:
             ]
         )
     head = [
-        "",
+        "variant",
         "img/s",
-        "times eager (quartiles)",
+        "speedup (quartiles)",
         "of roofline",
         "memory",
-        "start",
-        "pays off after",
-        "loss",
+        "startup",
+        "break-even",
+        "loss deviation",
     ]
     return table(head, rows)
 
 
 def draw_comparisons(files: Files, kind: str, path: Path) -> None:
-    """Draw bars of each side's speed relative to the baseline, with quartiles, for each file."""
+    """Bar chart of the speedups over the baseline, with quartiles."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -191,7 +214,7 @@ def draw_comparisons(files: Files, kind: str, path: Path) -> None:
 
 
 def all_sides(contents: list[Content], *, left_out: bool = False) -> list[str]:
-    """Names of all sides, the baseline first and fastcnn's last."""
+    """Names of the sides of all files, the baseline first and fastcnn's last."""
     names = [name for c in contents for name in (*c["sides"], *(c["left_out"] if left_out else ()))]
     baseline = contents[0]["baseline"]
     return sorted(dict.fromkeys(names), key=lambda name: (name != baseline, name.startswith("fastcnn")))
@@ -201,46 +224,57 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "train": (
         "Training steps",
         "python -m pytest benchmarks/bench_train.py",
-        "Times eager fp32 NCHW (quartiles), in turn; each side in a process of its own.",
+        "Speedup over eager fp32 NCHW: median (quartiles). Sides take turns, each in its own process.",
     ),
     "accelerate": (
         "Training steps before and after `accelerate`",
         "python -m pytest benchmarks/bench_accelerate.py",
-        "Times eager bf16 channels-last (quartiles), in turn; each side in a process of its own.",
+        "Speedup over eager bf16 channels-last: median (quartiles). Sides take turns, each in its own "
+        "process.",
     ),
     "loader": (
         "Loaders",
         "python -m pytest benchmarks/bench_loader.py --data FOLDER",
-        "Times torchvision's loader on PIL images (quartiles), in turn in one process.",
+        "Speedup over torchvision's loader on PIL images: median (quartiles). Sides take turns in one "
+        "process.",
     ),
     "layer": (
         "Layers",
         "python -m pytest benchmarks/bench_layers.py",
-        "Forward and backward, times eager fp32 NCHW (quartiles), in turn in one process.",
+        "Forward and backward, speedup over eager fp32 NCHW: median (quartiles). Sides take turns in one "
+        "process.",
     ),
     "end-to-end": (
-        "A whole training, and its two halves",
+        "End-to-end training and its two halves",
         "python -m pytest benchmarks/bench_end_to_end.py",
-        "Times loader and step one after the other (quartiles), in turn in one process.",
+        "Speedup over loader and step one after the other: median (quartiles). Sides take turns in one "
+        "process.",
     ),
     "startup": (
-        "Start-up",
+        "Startup",
         "python -m pytest benchmarks/bench_startup.py",
-        "Seconds until a command ends or trains its first step (quartiles), each in a fresh process.",
+        "Seconds until a command ends or prints its first step: median (quartiles). Each run is a new "
+        "process.",
     ),
 }
-"""Kinds of comparisons: title, command, and the meaning of the cells."""
-PICTURES = tuple(kind for kind in KINDS if kind != "startup")  # whose sides do different work
+"""Comparisons: title, command, meaning of the cells."""
+PICTURES = tuple(kind for kind in KINDS if kind != "startup")  # sides of a startup do different work
 
 
 def page(machines: dict[str, Files]) -> str:
     """Text of benchmarks/README.md."""
     parts = [
-        "# Measured\n",
-        "Made by `python benchmarks/report.py` from the files under [results](results). Each table comes",
-        "from one command, which writes those files on any machine. What was tried, and did not help too:",
-        "[LOG.md](LOG.md).\n",
+        "# Benchmark results\n",
+        "Generated by `python benchmarks/report.py` from the files under [results](results). Each table",
+        "comes from one command, which runs on any machine. [docs/benchmarks.md](../docs/benchmarks.md)",
+        "explains how to run and read them. [LOG.md](LOG.md) lists all experiments, also those that did not",
+        "help.\n",
     ]
+    if missing := missing_on_gpu(machines):
+        parts.append(
+            f"Not measured on a GPU yet: {'; '.join(missing)}. `{GPU_COMMAND}` measures the most important "
+            "ones first.\n"
+        )
     for machine, files in machines.items():
         parts.append(f"## {machine}\n")
         for kind, (title, command, cells) in KINDS.items():
@@ -251,40 +285,72 @@ def page(machines: dict[str, Files]) -> str:
             cells_of = startup_table(found) if kind == "startup" else comparison_table(found, kind, extra)
             parts += [f"### {title}\n", f"`{command}`\n", cells_of, "", f"{cells}\n{sources(found)}.\n"]
             if kind == "train" and (costs := costs_table(found)):
-                parts += [costs, "\nPeak memory, and the first step with its compilation.\n"]
+                parts += [costs, "\nPeak memory, and seconds of the first step including compilation.\n"]
             if kind in PICTURES:
                 parts.append(f"![{title}](results/{machine}/{kind}.png)\n")
         for path, content in files.items():
             if content["what"] == "ladder":
-                workload = content["problem"]
-                command = (
-                    f"fastcnn bench --arch {workload['arch']} --img-size {workload['img_size']} "
-                    f"--batch-size {workload['batch_size']}"
-                )
-                name = f"{workload['arch']}, {workload['img_size']} px, batch {workload['batch_size']}"
-                picture = path.with_suffix(".png").relative_to(HERE)
-                parts += [f"### Ladder: {name}\n", f"`{command}`\n", ablation_table(content), ""]
-                parts += [f"{describe(content)}.\n", f"![ladder]({picture})\n"]
-                if "costs" in content:
-                    parts += ["```", *ablation_report.cost_lines(content), "```\n"]
-        others = [p for p, c in files.items() if c["what"] != "ladder" and "baseline" not in c]
+                parts += ablation_section(path, content)
+            if content["what"] == "kernels":
+                parts += ["### Kernels\n", f"`{KERNELS_COMMAND}`\n", kernel_summary(content)]
+                parts += ["\nSingle layers: [kernels/README.md](../kernels/README.md).\n"]
+        others = [
+            p for p, c in files.items() if c["what"] not in ("ladder", "kernels") and "baseline" not in c
+        ]
         if others:
             listed = ", ".join(f"[{path.stem}](results/{machine}/{path.name})" for path in others)
             parts.append(f"Other files: {listed}.\n")
-    if not any(map(is_gpu, machines.values())):
-        parts += ["## GPUs\n", f"{NOT_MEASURED}: `python benchmarks/gpu.py --minutes 20` does it.\n"]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def ablation_section(path: Path, content: Content) -> list[str]:
+    """Table and picture of `fastcnn bench` for one network."""
+    workload = content["problem"]
+    arch, size, batch = (workload[name] for name in ("arch", "img_size", "batch_size"))
+    quick = " --quick" if content["settings"].get("quick") else ""
+    parts = [
+        f"### Ablation: {arch}, {size} px, batch {batch}\n",
+        f"`fastcnn bench --arch {arch} --img-size {size} --batch-size {batch}{quick}`\n",
+        ablation_table(content),
+        "",
+        f"{describe(content)}.\n",
+        f"![Ablation: {arch}]({path.with_suffix('.png').relative_to(HERE)})\n",
+    ]
+    if "costs" in content:
+        parts += ["```", *ablation_report.cost_lines(content), "```\n"]
+    return parts
+
+
+def missing_steps(machines: dict[str, Files]) -> list[str]:
+    """Training steps of `sizes.TRAIN` without a measurement on any GPU."""
+    on_gpus = [comparisons(files, "train") for files in machines.values() if is_gpu(files)]
+    measured = {content["what"] for files in on_gpus for content in files.values()}
+    return [str(row) for row in TRAIN["cuda"] if f"train-{row}" not in measured]
+
+
+def missing_on_gpu(machines: dict[str, Files]) -> list[str]:
+    """Everything without a measurement on any GPU."""
+    steps = missing_steps(machines)
+    missing = [f"training steps of {', '.join(steps)}"] if steps else []
+    on_gpus = [files for files in machines.values() if is_gpu(files)]
+    for kind, (title, _, _) in KINDS.items():
+        if kind != "train" and not any(comparisons(files, kind) for files in on_gpus):
+            missing.append(title[0].lower() + title[1:])
+    for what, name in (("ladder", "ablations"), ("kernels", "kernels")):
+        if not any(content["what"] == what for files in on_gpus for content in files.values()):
+            missing.append(name)
+    return missing
 
 
 def recipes_page(machines: dict[str, Files]) -> str:
     """Text of RECIPES.md."""
     parts = [
         "# Recipes\n",
-        "Named settings, `--recipe NAME`: which network reaches which accuracy, by which settings, where",
-        "that was published, and what fastcnn reached. Made by `python benchmarks/report.py` from",
-        "`fastcnn/config/recipes.py` and the files of `python benchmarks/bench_recipes.py NAME`. Flags and",
-        "a `--config` file override what a recipe sets. CIFAR-10's published accuracies are of the original",
-        "arrays; images that were compressed as JPEG give less.\n",
+        "Named settings for `--recipe NAME`, with source, published accuracy and accuracy of fastcnn.",
+        "[docs/recipes.md](docs/recipes.md) explains their use. Generated by `python benchmarks/report.py`",
+        "from `fastcnn/config/recipes.py` and the files of `python benchmarks/bench_recipes.py NAME`. Flags",
+        "and a `--config` file override a recipe. Published CIFAR-10 accuracies are of the original arrays;",
+        "JPEG files reach less.\n",
     ]
     for name, recipe in RECIPES.items():
         parts += [f"## {name}\n", f"```\n{recipe.command(name)}\n```\n", f"`{as_flags(recipe)}`\n"]
@@ -297,7 +363,7 @@ def recipes_page(machines: dict[str, Files]) -> str:
 
 
 def _reached(name: str, files: Files) -> list[str]:
-    """Lines of a recipe's results on a machine."""
+    """Measured accuracies of a recipe on one machine."""
     lines = []
     for path, content in files.items():
         if content.get("recipe") != name:
@@ -324,59 +390,119 @@ def _reached(name: str, files: Files) -> list[str]:
     return lines
 
 
+def headline(machines: dict[str, Files]) -> str:
+    """README, first screen: one measured number per machine, each with its command."""
+    lines = []
+    for files in machines.values():
+        found = comparisons(files, "train")
+        sides = [content["sides"] for content in found.values() if "fastcnn" in content["sides"]]
+        speedups = [side["fastcnn"]["speedup"]["median"] for side in sides]
+        if speedups:
+            sizes = sorted({content["settings"]["img_size"] for content in found.values()})
+            lines.append(
+                f"- {'GPU' if is_gpu(found) else 'CPU'}: training steps run {min(speedups):.1f}x to "
+                f"{max(speedups):.1f}x as fast as eager fp32 PyTorch, over {len(speedups)} networks at "
+                f"{' and '.join(map(str, sizes))} px ({measured_on(found)}).\n"
+                f"  Reproduce: `{KINDS['train'][1]}`."
+            )
+    for content in kernel_reports(machines):
+        batch = content["settings"]["batch_size"][0]
+        rows = [
+            row
+            for row in content["rows"]
+            if row["kind"] == "depthwise" and row["batch"] == batch and "share_of_copy" in row
+        ]
+        speedup = statistics.geometric_mean(row["ratios"]["eager"]["median"] for row in rows)
+        layers = {tables.layer_name(row["layer"]) for row in rows}
+        lines.append(
+            f"- GPU kernels: depthwise convolution runs {speedup:.1f}x as fast as eager PyTorch, geometric "
+            f"mean over forward and gradients of {len(layers)} layers ({measured_on({HERE: content})}).\n"
+            f"  Reproduce: `{KERNELS_COMMAND}`."
+        )
+    return "\n".join(lines) or f"Speed: {NOT_MEASURED}."
+
+
+def measured_on(files: Files) -> str:
+    """Machine and date, shorter than `sources`."""
+    found = sorted({(describe(c).split(", torch")[0], c["environment"]["date"]) for c in files.values()})
+    return "; ".join(f"{where}, {date}" for where, date in found)
+
+
 def train_figures(machines: dict[str, Files]) -> str:
-    """README block: fastcnn's training step on each machine, and rows not yet measured on a GPU."""
+    """README: fastcnn's training step on each machine, and a sentence on missing GPU measurements."""
     parts = []
-    for machine, files in machines.items():
+    for files in machines.values():
         found = comparisons(files, "train")
         if found:
-            parts += [comparison_table(found, "train", "arithmetic"), "", f"{sources(found)}."]
-            parts += [f"[Picture](benchmarks/results/{machine}/train.png)."]
-    on_gpus = [comparisons(files, "train") for files in machines.values() if is_gpu(files)]
-    measured = {content["what"] for files in on_gpus for content in files.values()}
-    rows = [[str(row), *[NOT_MEASURED] * 2] for row in TRAIN["cuda"] if f"train-{row}" not in measured]
-    if rows:
-        parts += ["", table(["on a GPU", "eager fp32 NCHW", "fastcnn"], rows)]
-    return "\n".join(parts)
+            parts.append(f"{short_table(found, 'train')}\n\n{sources(found)}.")
+    if missing := missing_steps(machines):
+        all_of = len(TRAIN["cuda"])
+        what = "training steps" if len(missing) == all_of else f"{len(missing)} of {all_of} training steps"
+        parts.append(f"On a GPU, {what} are {NOT_MEASURED} yet; `{GPU_COMMAND}` measures them.")
+    return "\n\n".join(parts)
 
 
 def loader_figures(machines: dict[str, Files]) -> str:
-    parts = []
-    for files in machines.values():
-        found = comparisons(files, "loader")
-        if found:
-            parts += [comparison_table(found, "loader"), "", f"{sources(found)}."]
-    return "\n".join(parts) or NOT_MEASURED
+    """README: fastcnn's loaders on each machine."""
+    found = [comparisons(files, "loader") for files in machines.values()]
+    parts = [f"{short_table(files, 'loader')}\n\n{sources(files)}." for files in found if files]
+    return "\n\n".join(parts) or f"Loaders: {NOT_MEASURED}."
 
 
-def kernel_figures(machines: dict[str, Files], show: Callable[[Content], str] = tables.markdown) -> str:
-    """Block of kernels/README.md: each layer on each GPU."""
-    reports = [c for files in machines.values() for c in files.values() if c["what"] == "kernels"]
-    return "\n\n".join(map(show, reports)) or f"On a GPU: {NOT_MEASURED}."
+def kernel_reports(machines: dict[str, Files]) -> list[Content]:
+    return [c for files in machines.values() for c in files.values() if c["what"] == "kernels"]
+
+
+def kernel_figures(machines: dict[str, Files]) -> str:
+    """kernels/README.md: each layer on each GPU."""
+    reports = kernel_reports(machines)
+    return "\n\n".join(measured_columns(tables.markdown(c)) for c in reports) or f"On a GPU: {NOT_MEASURED}."
+
+
+def measured_columns(markdown: str) -> str:
+    """Replace table columns that were never measured by one sentence at the end."""
+    blocks, dropped = [], []
+    for block in markdown.split("\n\n"):
+        if not block.startswith("| "):
+            blocks.append(block)
+            continue
+        head, rule, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
+        kept = [i for i in range(len(head)) if any(row[i] != NOT_MEASURED for row in rows)]
+        dropped += [name for i, name in enumerate(head) if i not in kept]
+        head, *rest = ([cells[i] for i in kept] for cells in (head, rule, *rows))
+        blocks.append(table(head, rest[1:]))
+    if dropped:
+        blocks.append(f"Not measured: {'; '.join(dict.fromkeys(dropped))}.")
+    return "\n\n".join(blocks)
+
+
+def kernel_summary(content: Content) -> str:
+    """One row per kernel: geometric means over its layers."""
+    settings = content["settings"]
+    where = f"{settings['dtype']}, batch {settings['batch_size'][0]}"
+    cells = f"Speedup over eager PyTorch and share of a copy's bandwidth, {where}"
+    return f"{tables.short_markdown(content)}\n\n{cells}; {describe(content)}."
 
 
 def kernel_means(machines: dict[str, Files]) -> str:
-    """README block: each kernel on each GPU."""
-
-    def show(content: Content) -> str:
-        batch = content["settings"]["batch_size"][0]
-        cells = (
-            f"Times eager PyTorch and share of a copy's bandwidth, bf16, batch {batch}; {describe(content)}."
-        )
-        return f"{tables.short_markdown(content)}\n\n{cells}"
-
-    return kernel_figures(machines, show)
+    """README: each kernel on each GPU."""
+    return "\n\n".join(map(kernel_summary, kernel_reports(machines))) or f"On a GPU: {NOT_MEASURED}."
 
 
-README = {"kernels": kernel_means, "train": train_figures, "loader": loader_figures}
+README = {
+    "headline": headline,
+    "train": train_figures,
+    "kernels": kernel_means,
+    "loader": loader_figures,
+}
 KERNELS_README = {"layers": kernel_figures}
-"""Functions of the blocks of each README, by name."""
+"""Generated blocks by name."""
 
 Blocks = Mapping[str, Callable[[dict[str, Files]], str]]
 
 
 def fill(path: Path, blocks: Blocks, machines: dict[str, Files]) -> str:
-    """Return the text of a README with new blocks of figures."""
+    """Text of a README with its blocks regenerated."""
     text = path.read_text()
     for name, make in blocks.items():
         begin = BEGIN.format(name)
@@ -392,7 +518,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     check = parser.parse_args().check
     machines = read()
     readmes: dict[Path, Blocks] = {
@@ -407,7 +533,7 @@ def main() -> int:
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check:
         print(
-            *(f"{path}: made from other files; run python benchmarks/report.py" for path in stale), sep="\n"
+            *(f"{path}: differs from the files; run python benchmarks/report.py" for path in stale), sep="\n"
         )
         return 1 if stale else 0
     for path, text in texts.items():
