@@ -58,7 +58,9 @@ def wording(
     """Compare messages with the golden file: `wording(message)`."""
     update = request.config.getoption("--update-messages")
     file, test = place(request.node)
-    compare = messages.Wording(golden, file, test, update=update, replaced={str(tmp_path): "TMP"})
+    compare = messages.Wording(
+        golden, file, test, update=update, replaced=dict.fromkeys((str(tmp_path), tmp_path.name), "TMP")
+    )
     yield compare
     if request.node.stash.get(PASSED, False):
         compare.close()

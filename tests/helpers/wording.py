@@ -61,6 +61,13 @@ class Wording:
             f"{self._where}: other words; run pytest --update-messages if meant"
         )
 
+    def line(self, text: str, part: str) -> None:
+        """Compare the lines of a text that hold this part; there must be some."""
+        found = [line for line in text.splitlines() if part in line]
+        assert found, f"no line with {part!r} in:\n{text}"
+        for line in found:
+            self(line)
+
     def close(self) -> None:
         """At the end of a test that passed: record what was seen, or see that nothing recorded is missing."""
         if not self._update:
