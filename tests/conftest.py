@@ -35,22 +35,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-messages", action="store_true", help="rewrite tests/messages.yaml")
 
 
+COLLECTED = pytest.StashKey[dict[str, set[str]]]()
+PASSED = pytest.StashKey[bool]()
+
+
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Iterator[messages.Golden]:
     """The messages of tests/messages.yaml."""
     content = messages.load()
-    if request.config.getoption("--update-messages") and "PYTEST_XDIST_WORKER" in os.environ:
+    update = request.config.getoption("--update-messages")
+    if update and "PYTEST_XDIST_WORKER" in os.environ:
         raise pytest.UsageError("--update-messages: in one process, without -n")
     yield content
-    if request.config.getoption("--update-messages"):
-        messages.save(content)
+    if update:
+        messages.save(content, request.config.stash[COLLECTED])
 
 
 @pytest.fixture
-def wording(request: pytest.FixtureRequest, golden: messages.Golden, tmp_path: Path) -> messages.Wording:
+def wording(
+    request: pytest.FixtureRequest, golden: messages.Golden, tmp_path: Path
+) -> Iterator[messages.Wording]:
     """Compare messages with the golden file: `wording(message)`."""
     update = request.config.getoption("--update-messages")
-    return messages.Wording(golden, request.node, update=update, replaced={str(tmp_path): "TMP"})
+    file, test = place(request.node)
+    compare = messages.Wording(
+        golden, file, test, update=update, replaced=dict.fromkeys((str(tmp_path), tmp_path.name), "TMP")
+    )
+    yield compare
+    if request.node.stash.get(PASSED, False):
+        compare.close()
+
+
+def place(item: pytest.Item) -> tuple[str, str]:
+    """A test's file, below tests/, and its name."""
+    return Path(os.path.relpath(item.path, messages.TESTS)).as_posix(), item.name
 
 
 @pytest.fixture
@@ -71,7 +89,14 @@ def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before -m leaves some out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    collected = config.stash[COLLECTED] = {}
+    if not any("::" in argument for argument in config.args):
+        for item in items:
+            file, test = place(item)
+            tests = collected.setdefault(file, set())
+            tests |= {test} if "wording" in getattr(item, "fixturenames", ()) else set()
     for item in items:
         if "whole_train" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
@@ -85,6 +110,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A gate that is skipped fails: else nobody would know that it is open."""
     report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
     if report.skipped and item.get_closest_marker("gate") is not None:
         report.outcome = "failed"
         report.longrepr = f"a gate was skipped: {report.longrepr}"

@@ -69,14 +69,13 @@ def test_the_command_prints_the_version(capsys):
     assert capsys.readouterr().out == f"fastcnn {fastcnn.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("command", "advice"), [("trian", "write train,"), ("Train", "write train,"), ("zzz", "write train")]
-)
-def test_an_unknown_command_is_status_2_and_one_line_with_the_nearest(command, advice, capsys):
+@pytest.mark.parametrize("command", ["trian", "Train", "zzz"])
+def test_an_unknown_command_is_status_2_and_one_line_with_the_nearest(command, capsys, wording):
     assert main([command, "--epochs", "3"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"fastcnn: error: {command}: no such command; {advice}")
+    assert err.startswith(f"fastcnn: error: {command}: ")
+    wording(err)
     assert err.count("\n") == 1
 
 
@@ -85,11 +84,12 @@ def test_a_command_gets_the_words_after_it_and_gives_its_status(monkeypatch):
     assert main(["train", "--arch", "lenet5"]) == 7
 
 
-def test_a_mistake_in_the_settings_is_one_line_and_status_2(capsys, tmp_path):
+def test_a_mistake_in_the_settings_is_one_line_and_status_2(capsys, tmp_path, wording):
     assert main(["train", "--config", str(tmp_path / "nowhere.yaml")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("fastcnn: error: --config ")
+    assert "--config" in err
+    wording(err)
     assert err.count("\n") == 1
 
 

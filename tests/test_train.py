@@ -178,12 +178,12 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(train, jo
 
 
 @jobs("classification")
-def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(train, job, capsys):
+def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(train, job, capsys, wording):
     flags = (*job.flags, "--lr", "0.01", "--warmup-epochs", "0", "--resume", "auto")
     assert train(*flags, "--epochs", "1") == 0
-    assert f"no checkpoint in {job.folder} yet" in capsys.readouterr().out
+    wording.line(capsys.readouterr().out, "no checkpoint")
     assert train(*flags, "--epochs", "2") == 0
-    assert f"going on from {job.folder}/last.pt, step 10" in capsys.readouterr().out
+    wording.line(capsys.readouterr().out, "going on")
     assert [record["epoch"] for record in records(job.folder, "epoch")] == [1, 2]
 
 
@@ -220,10 +220,12 @@ def test_a_dtype_that_another_processor_chose_is_chosen_again_where_it_is_emulat
     assert torch.load(last)["config"]["amp_dtype"] == "fp32"
 
 
-def test_an_emulated_dtype_is_used_where_it_was_asked_for_with_a_warning(train, demo, without_bf16, capsys):
+def test_an_emulated_dtype_is_used_where_it_was_asked_for_with_a_warning(
+    train, demo, without_bf16, capsys, wording
+):
     flags = as_flags({"arch": "lenet5", **QUICK_SETTINGS, "amp_dtype": "bf16"})
     assert train(*flags, "--data", demo, "--epochs", "1") == 0
-    assert f"warning: --amp-dtype bf16: {machine.NO_BF16} and emulates it" in capsys.readouterr().out
+    wording.line(capsys.readouterr().out, "warning: --amp-dtype bf16")
     assert torch.load("runs/lenet5-shapes/last.pt")["config"]["amp_dtype"] == "bf16"
 
 
@@ -254,15 +256,18 @@ def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_batch_size(
     assert second["step"] == 2 * per_epoch
 
 
-def test_in_the_middle_of_an_epoch_the_order_may_not_change(train, demo, capsys):
+def test_in_the_middle_of_an_epoch_the_order_may_not_change(train, demo, capsys, wording):
     flags = (*QUICK, "--data", demo, "--output-dir", "mid", "--epochs", "1")
     interrupt_after(7, lambda: train(*flags, "--checkpoint-steps", "7"))
     capsys.readouterr()
     assert train("--resume", "mid/last.pt", "--seed", "3") == 2
     error = capsys.readouterr().err
-    assert "saved in the middle of an epoch with --seed 0, now 3: go on with the same\n" in error
+    assert "--seed" in error
+    wording(error)
     assert train("--resume", "mid/last.pt", "--aug-repeats", "2") == 2
-    assert "an epoch with --aug-repeats 1, now 2: go on with the same\n" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--aug-repeats" in message
+    wording(message)
     assert train("--resume", "mid/last.pt", "--seed", "3", "--test-only") == 0
 
 
@@ -279,7 +284,7 @@ def test_minutes_between_checkpoints(train, demo, monkeypatch):
     assert set(saved) > {10}
 
 
-def test_bad_files_are_named_counted_and_listed_and_never_end_the_run(train, tmp_path, demo, capsys):
+def test_bad_files_are_named_counted_and_listed_and_never_end_the_run(train, tmp_path, demo, capsys, wording):
     shutil.copytree(demo, tmp_path / "photos")
     for phase, name in (("train", "blue_cross"), ("val", "red_star")):
         folder = tmp_path / "photos" / phase / name
@@ -289,14 +294,15 @@ def test_bad_files_are_named_counted_and_listed_and_never_end_the_run(train, tmp
     flags = (*QUICK, "--data", tmp_path / "photos", "--epochs", "1")
     assert train(*flags) == 2
     error = capsys.readouterr().err
-    assert "--max-bad-fraction 0.01: 2 of 160 training images cannot be decoded" in error
+    assert "--max-bad-fraction 0.01: " in error
+    wording(error)
     assert error.count("\n") == 1
     assert not Path("runs").exists()
     assert train(*flags, "--max-bad-fraction", "0.05") == 0
     out = capsys.readouterr().out
-    assert "2 of 160 training images are bad and replaced by others of their class" in out
-    assert re.search(r"bad validation image: .*not an image", out)
-    assert re.search(r"best acc1 .* of 48 images without 2 bad ones", out)
+    wording.line(out, "2 of 160")
+    assert len(re.findall(r"bad validation image: ", out)) == 2
+    assert re.search(r"best acc1 .* 48 images .* 2 bad ", out)
     listed = (Path("runs/lenet5-photos") / "bad-files.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == ["training"] * 2 + ["validation"] * 2
     assert records(Path("runs/lenet5-photos"), "epoch")[0]["val"]["bad"] == 2
@@ -376,7 +382,7 @@ def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_pa
     assert f"runs/{name}-synthetic" in capsys.readouterr().out
 
 
-def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(train, demo, capsys):
+def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(train, demo, capsys, wording):
     flags = (*QUICK, "--arch", "small_network:small", "--data", demo, "--log-interval", "2")
     flags += ("--sched", "constant")
     assert train(*flags, "--epochs", "1", "--lr", "0.01", "--output-dir", "run") == 0
@@ -384,9 +390,8 @@ def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(tr
     capsys.readouterr()
     assert train(*flags, "--epochs", "2", "--lr", "1e30", "--output-dir", "run", "--resume") == 1
     error = capsys.readouterr().err
-    assert re.fullmatch(
-        r"fastcnn: error: the loss became infinite or NaN at step 1\d, epoch 2, .*--lr.*\n", error
-    )
+    assert re.fullmatch(r"fastcnn: error: .* step 1\d, epoch 2, .*--lr.*\n", error)
+    wording(re.sub(r"step 1\d", "step N", error))
     assert Path("run/last.pt").read_bytes() == before
 
 
@@ -422,62 +427,41 @@ def good(tmp_path_factory, demo) -> Path:
 
 
 MISTAKES = [
-    (("--epoch", "3"), "--epoch: no such flag; did you mean --epochs?"),
-    (("--lr", "abc"), "--lr abc: write a number, auto or find"),
-    (("--opt", "adam"), "--opt adam: write sgd, nesterov, adamw, rmsproptf or muon"),
-    (("--epochs",), "--epochs: add a number or auto"),
-    (("--config", "bad.yaml"), "--config bad.yaml: --epochs "),
-    (("--resume", "pickle.pt"), "--resume pickle.pt: not a checkpoint"),
-    (("--data", ""), "--data: write a folder"),
-    (("--arch", "resnet-50"), "--arch resnet-50: no such network; did you mean resnet50?"),
-    (("--data", "nowhere"), "--data nowhere: no such folder"),
-    (("--batch-size", "161"), "--batch-size 161: more than the 160 training images; write 160 or less"),
-    (("--grad-accum-steps", "11"), "--grad-accum-steps 11: more than the 10 batches"),
-    (("--img-size", "64"), "--img-size 64: lenet5 takes 32 px only"),
-    (("--num-classes", "9"), "--num-classes 9: the data has 10"),
-    (("--val-split", "0.5"), "--val-split: "),
-    (("--device", "cpu", "--amp-dtype", "fp16"), "--amp-dtype fp16 needs a GPU"),
-    (("--device", "cpu", "--sync-bn"), "--sync-bn needs CUDA GPUs"),
-    (
-        ("--data", "synthetic", "--data-backend", "torch"),
-        "--data-backend torch: synthetic data has no images",
-    ),
-    (("--test-only",), "--test-only validates a checkpoint: add --resume"),
-    (("--resume", "good.pt", "--arch", "resnet20"), "--resume good.pt: its arch is lenet5"),
-    (("--resume", "good.pt", "--opt", "adamw"), "--resume good.pt: its opt is sgd, this run's is adamw"),
-    (("--resume", "none.pt"), "--resume none.pt: no such checkpoint"),
-    (("--resume", "broken.pt"), "--resume broken.pt: not a checkpoint"),
-    (("--resume", "foreign.pt"), "--resume foreign.pt: not a fastcnn checkpoint"),
-    (("--output-dir", "file"), "--output-dir file: "),
-    (("--config", "nowhere.yaml"), "--config nowhere.yaml: No such file"),
-    (
-        ("--workers", "0", "--data-backend", "dali"),
-        f"--data-backend dali: DALI {'needs a thread' if has_dali() else 'is not installed'}",
-    ),
-    (("--epochs", "0"), "--epochs 0.0: write more than 0"),
-    (("--arch", "unet/resnet17"), "--arch unet/resnet17: no such network; did you mean unet/resnet1"),
-    (("--arch", "unet_small"), "--data classes: no images with masks; expected classes/train/images and "),
-    (
-        ("--arch", "unet_small", "--data", "gap"),
-        "gap/images/train/1.jpg: no mask gap/masks/train/1.png: mend or remove them, or leave them out ",
-    ),
-    (
-        ("--arch", "unet_small", "--data", "annotated", "--head", "mlp"),
-        "--head mlp: unet_small has no classifier of such layers",
-    ),
-    (
-        ("--arch", "unet_small", "--data", "annotated", "--class-weights", "1", "2"),
-        "--class-weights: 2 of them for 11 classes; write one for each",
-    ),
-    (("--arch", "yolo"), "--data classes: no images with boxes; expected YOLO's classes/images/train and "),
-    (
-        ("--arch", "yolo/lenet5", "--data", "annotated", "--strides", "5"),
-        "--strides 5: the backbone has no map of stride 5; write some of 2 4",
-    ),
-    (
-        ("--arch", "yolo", "--data", "annotated", "--anchors", "1", "2", "3"),
-        "--anchors 1.0 2.0 3.0: write widths and heights in pixels, such as 10 13 33 23",
-    ),
+    (("--epoch", "3"), "--epoch"),
+    (("--lr", "abc"), "--lr abc"),
+    (("--opt", "adam"), "--opt adam"),
+    (("--epochs",), "--epochs"),
+    (("--config", "bad.yaml"), "--config bad.yaml"),
+    (("--resume", "pickle.pt"), "--resume pickle.pt"),
+    (("--data", ""), "--data"),
+    (("--arch", "resnet-50"), "--arch resnet-50"),
+    (("--data", "nowhere"), "--data nowhere"),
+    (("--batch-size", "161"), "--batch-size 161"),
+    (("--grad-accum-steps", "11"), "--grad-accum-steps 11"),
+    (("--img-size", "64"), "--img-size 64"),
+    (("--num-classes", "9"), "--num-classes 9"),
+    (("--val-split", "0.5"), "--val-split"),
+    (("--device", "cpu", "--amp-dtype", "fp16"), "--amp-dtype fp16"),
+    (("--device", "cpu", "--sync-bn"), "--sync-bn"),
+    (("--data", "synthetic", "--data-backend", "torch"), "--data-backend torch"),
+    (("--test-only",), "--test-only"),
+    (("--resume", "good.pt", "--arch", "resnet20"), "--resume good.pt"),
+    (("--resume", "good.pt", "--opt", "adamw"), "--resume good.pt"),
+    (("--resume", "none.pt"), "--resume none.pt"),
+    (("--resume", "broken.pt"), "--resume broken.pt"),
+    (("--resume", "foreign.pt"), "--resume foreign.pt"),
+    (("--output-dir", "file"), "--output-dir file"),
+    (("--config", "nowhere.yaml"), "--config nowhere.yaml"),
+    (("--workers", "0", "--data-backend", "dali"), "--data-backend dali"),
+    (("--epochs", "0"), "--epochs 0.0"),
+    (("--arch", "unet/resnet17"), "--arch unet/resnet17"),
+    (("--arch", "unet_small"), "--data classes"),
+    (("--arch", "unet_small", "--data", "gap"), "gap/images/train/1.jpg"),
+    (("--arch", "unet_small", "--data", "annotated", "--head", "mlp"), "--head mlp"),
+    (("--arch", "unet_small", "--data", "annotated", "--class-weights", "1", "2"), "--class-weights"),
+    (("--arch", "yolo"), "--data classes"),
+    (("--arch", "yolo/lenet5", "--data", "annotated", "--strides", "5"), "--strides 5"),
+    (("--arch", "yolo", "--data", "annotated", "--anchors", "1", "2", "3"), "--anchors 1.0 2.0 3.0"),
 ]
 
 
@@ -491,9 +475,9 @@ def folder_with_a_gap(root: Path, annotated: Path) -> None:
     (root / "masks/train/1.png").unlink()
 
 
-@pytest.mark.parametrize(("flags", "message"), MISTAKES, ids=[" ".join(flags) for flags, _ in MISTAKES])
+@pytest.mark.parametrize(("flags", "named"), MISTAKES, ids=[" ".join(flags) for flags, _ in MISTAKES])
 def test_a_mistake_gives_one_line_and_status_2_and_leaves_nothing(
-    train, demo, annotated, good, capsys, flags, message
+    train, demo, annotated, good, capsys, flags, named, wording
 ):
     Path("classes").symlink_to(demo)
     Path("annotated").symlink_to(annotated)
@@ -507,28 +491,32 @@ def test_a_mistake_gives_one_line_and_status_2_and_leaves_nothing(
     made = set(Path().iterdir())
     assert train(*QUICK, "--data", "classes", *flags) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"fastcnn: error: {message}")
+    assert captured.err.startswith(f"fastcnn: error: {named}")
     assert captured.err.count("\n") == 1
+    if "dali" not in flags:  # else it depends on whether it is installed
+        wording(captured.err)
     assert set(Path().iterdir()) == made
 
 
-def test_images_without_masks_are_left_out_when_told_so(train, annotated, capsys):
+def test_images_without_masks_are_left_out_when_told_so(train, annotated, capsys, wording):
     folder_with_a_gap(Path("gap"), annotated)
     flags = (*QUICK, "--arch", "unet_small", "--img-size", "32", "--batch-size", "2", "--data", "gap")
     assert train(*flags, "--bad-labels", "skip", "--epochs", "1") == 0
-    out = capsys.readouterr().out.splitlines()
-    assert "--bad-labels skip: 1 left out" in out
-    assert "left out: gap/images/train/1.jpg: no mask gap/masks/train/1.png" in out
+    wording.line(capsys.readouterr().out, "left out")
     assert records(Path("runs/unet_small-gap"), "epoch")[0]["val"]["samples"] == 3
 
 
-def test_a_second_run_does_not_overwrite_the_first(train, demo, capsys):
+def test_a_second_run_does_not_overwrite_the_first(train, demo, capsys, wording):
     flags = (*QUICK, "--data", demo, "--epochs", "1")
     assert train(*flags, "--output-dir", "run") == 0
     assert train(*flags, "--output-dir", "run") == 2
-    assert "--output-dir run: holds a run already; add --resume" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--output-dir run: " in message
+    wording(message)
     assert train(*flags, "--output-dir", "run", "--resume", "--arch", "lenet5_relu") == 2
-    assert "its arch is lenet5, this run's is lenet5_relu" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "lenet5_relu" in message
+    wording(message)
 
 
 ENDLESS = (
@@ -630,13 +618,15 @@ def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp
     assert torch.load("run/last.pt")["epoch"] == 2
 
 
-def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(train, tmp_path, demo):
+def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(
+    train, tmp_path, demo, wording
+):
     flags = (*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run", "--deterministic")
     interrupt_after(4, lambda: train(*flags, "--checkpoint-steps", "4"))  # of 10
     more = ("--log-interval", "1", "--data-backend", "torch")
     answers = run_ranks(worker_fits.command, str(tmp_path), "--resume", "run/last.pt", *more)
     assert [status for status, _, _ in answers] == [0, 0], answers
-    assert "going on from run/last.pt, step 2" in answers[0][1]  # of 5
+    wording.line(answers[0][1], "going on")
     first, second = records(Path("run"), "epoch")
     assert first["train"]["samples"] == second["train"]["samples"] == 160
     assert [first["step"], second["step"]] == [5, 10]

@@ -312,15 +312,14 @@ def test_the_largest_costs_are_those_of_the_best_step(rungs):
     assert line.endswith("mm 2x2 float32")
 
 
-def test_figures_taken_beside_other_work_are_not_to_be_trusted(rungs, monkeypatch):
+def test_figures_taken_beside_other_work_are_not_to_be_trusted(rungs, monkeypatch, wording):
     rungs()
     assert ablation_report.contention_lines(rungs.contents[-1]) == []
     monkeypatch.setattr(FakeWorker, "cpu_contention", 0.31)
     rungs()
-    assert ablation_report.contention_lines(rungs.contents[-1]) == [
-        "warning: the processor was crowded: 31% of its time the first row waited for a core; do not trust "
-        "these figures, and measure while nothing else runs"
-    ]
+    (line,) = ablation_report.contention_lines(rungs.contents[-1])
+    assert " 31% " in line
+    wording(line)
 
 
 def test_a_recorded_step_is_traced_without_its_recording(rungs, monkeypatch):
@@ -332,7 +331,7 @@ def test_a_recorded_step_is_traced_without_its_recording(rungs, monkeypatch):
     assert FakeWorker.closed.index("CUDA graph") < FakeWorker.closed.index(BASELINE)
 
 
-def test_a_step_that_cannot_be_traced_costs_nothing_else(rungs, monkeypatch):
+def test_a_step_that_cannot_be_traced_costs_nothing_else(rungs, monkeypatch, wording):
     usual = FakeWorker.call
 
     def call(worker, question):
@@ -342,9 +341,8 @@ def test_a_step_that_cannot_be_traced_costs_nothing_else(rungs, monkeypatch):
 
     monkeypatch.setattr(FakeWorker, "call", call)
     assert rungs(bf16=0.5)["bf16"]["kept"]
-    assert ablation_report.cost_lines(rungs.contents[-1]) == [
-        "a trace of the best step failed: no memory for the trace"
-    ]
+    (line,) = ablation_report.cost_lines(rungs.contents[-1])
+    wording(line)
 
 
 def test_compilation_pays_off_after_as_many_steps_as_win_its_seconds_back(rungs):
@@ -356,9 +354,9 @@ def test_compilation_pays_off_after_as_many_steps_as_win_its_seconds_back(rungs)
     assert found["channels-last"]["payoff_steps"] is None
 
 
-def test_a_rung_that_fails_is_named_and_the_others_are_measured(rungs):
+def test_a_rung_that_fails_is_named_and_the_others_are_measured(rungs, wording):
     found = rungs(fails="bf16", fused_optimizer=0.5)
-    assert found["bf16"]["left_out"] == "failed: out of memory"
+    wording(found["bf16"]["left_out"])
     assert found["fused optimizer"]["kept"]
 
 
@@ -372,22 +370,22 @@ def test_a_turn_on_a_gpu_takes_half_a_second_of_the_slowest_step():
     assert [calls(seconds, "cuda") for seconds in (2.0, 0.2, 0.1, 0.001)] == [2, 2, 5, 10]
 
 
-def test_what_has_nothing_to_swap_is_not_measured_with_accelerate():
+def test_what_has_nothing_to_swap_is_not_measured_with_accelerate(wording):
     def why_not(arch: str) -> str:
         problem = Workload(arch, 32, 2, "cuda")
         rung = ablation.Variant(name="accelerate", optimizations=Optimizations())
         return ablation._why_not(rung, Settings(arch=arch), torch.device("cuda"), problem)
 
-    assert why_not("resnet20") == "no layer that it could swap"
+    wording(why_not("resnet20"))
     assert why_not("alexnet") == why_not("mobilenet_v2") == why_not("timm/convnext_tiny") == ""
 
 
-def test_what_needs_a_gpu_says_so_on_a_cpu(rungs):
+def test_what_needs_a_gpu_says_so_on_a_cpu(rungs, wording):
     found = rungs(Settings(arch="lenet5", device="cpu"))
-    assert found["CUDA graph"]["left_out"] == "needs a CUDA GPU"
-    assert found["bf16 weights"]["left_out"] == "bf16 was not faster"
+    wording(found["CUDA graph"]["left_out"])
+    wording(found["bf16 weights"]["left_out"])
     quick = rungs(Settings(arch="lenet5", device="cpu", quick=True))
-    assert quick["compile"]["left_out"] == "left out by --quick"
+    wording(quick["compile"]["left_out"])
 
 
 @pytest.mark.parametrize(
@@ -489,7 +487,7 @@ def test_sizes_are_the_published_ones_on_a_gpu_and_small_on_a_cpu(arch, cuda, ex
 @pytest.mark.parametrize(
     "native", [None, pytest.param("fp32", marks=pytest.mark.slow)], ids=["as it is", "without bf16"]
 )
-def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypatch, native):
+def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypatch, native, wording):
     if native is not None:
         monkeypatch.setenv(machine.NATIVE_DTYPES, native)
     output = tmp_path / "ladder.json"
@@ -514,7 +512,9 @@ def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypa
     assert (
         main.main(["bench", *flags, "--output", str(tmp_path / "b.json"), "--baseline", "nothing.json"]) == 2
     )
-    assert "--baseline nothing.json: No such file" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--baseline nothing.json: " in error
+    wording.line(error, "--baseline nothing.json: ")
 
 
 # The gate
@@ -557,23 +557,28 @@ def test_rungs_with_other_switches_are_not_compared(measured):
     assert ablation_report.regressions(now, measured, 0.05)[0] == []
 
 
-def test_a_baseline_of_something_else_is_refused(measured, tmp_path):
-    with pytest.raises(UserError, match="it is of arch resnet18; measure the same"):
+def test_a_baseline_of_something_else_is_refused(measured, tmp_path, wording):
+    with pytest.raises(UserError, match="arch resnet18") as caught:
         ablation_report.regressions(measured, {**measured, "problem": {"arch": "resnet18"}}, 0.05)
+    wording(caught.value)
     of_avx2 = {**measured, "environment": {"processor": "EPYC", "cpu_capability": "AVX2"}}
     of_avx512 = {**measured, "environment": {"processor": "EPYC", "cpu_capability": "AVX512"}}
-    with pytest.raises(UserError, match="it is of cpu_capability AVX2; measure the same"):
+    with pytest.raises(UserError, match="cpu_capability AVX2") as caught:
         ablation_report.regressions(of_avx512, of_avx2, 0.05)
+    wording(caught.value)
     assert ablation_report.regressions(of_avx512, measured, 0.05)[0] == []  # of a file from before
-    with pytest.raises(UserError, match="it is of processor M1"):
+    with pytest.raises(UserError, match="processor M1") as caught:
         ablation_report.regressions(measured, {**measured, "environment": {"processor": "M1"}}, 0.05)
-    with pytest.raises(UserError, match="no rung in common"):
+    wording(caught.value)
+    with pytest.raises(UserError) as caught:
         ablation_report.regressions(measured, {**measured, "rungs": measured["rungs"][:1]}, 0.05)
+    wording(caught.value)
     other = tmp_path / "other.json"
     for text in ("[", "[]", '{"what": "kernels"}'):
         other.write_text(text)
-        with pytest.raises(UserError, match="write a JSON file of fastcnn bench"):
+        with pytest.raises(UserError, match="other.json") as caught:
             ablation_report.read(str(other))
+        wording(caught.value)
 
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.25", 0.25), ("0", 0.0)])

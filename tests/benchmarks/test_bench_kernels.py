@@ -72,18 +72,20 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"rounds": 2}, "--rounds 2: quartiles need 3 or more"),
-        ({"batch_size": (256, 0)}, "--batch-size 256 0: write numbers from 1 on"),
-        ({"minutes": 0.0}, "--minutes 0: write more than 0, or leave it out"),
-        ({"networks": ("vgg",)}, "--networks vgg: write some of net, other"),
-        ({"markdown": "/nowhere.json"}, "--markdown /nowhere.json: No such file or directory"),
+        ({"rounds": 2}, "--rounds 2"),
+        ({"batch_size": (256, 0)}, "--batch-size 256 0"),
+        ({"minutes": 0.0}, "--minutes 0"),
+        ({"networks": ("vgg",)}, "--networks vgg"),
+        ({"markdown": "/nowhere.json"}, "--markdown /nowhere.json"),
     ],
+    ids=["rounds", "batch size", "minutes", "networks", "markdown"],
 )
-def test_a_wrong_setting_is_said_in_one_line(tmp_path, changes, message):
-    with pytest.raises(SystemExit, match=f"^{message}$"):
+def test_a_wrong_setting_is_said_in_one_line(tmp_path, changes, named, wording):
+    with pytest.raises(SystemExit, match=f"^{named}: .*$") as caught:
         bench_kernels.main(settings(tmp_path, **changes))
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def test_every_image_gets_a_line_and_a_picture(train, demo_cache, images, capsys
         assert pixels[pixels.shape[1] // 2, pixels.shape[1] // 2] > 0
 
 
-def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(trained, images, capsys, monkeypatch):
+def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(
+    trained, images, capsys, monkeypatch, wording
+):
     monkeypatch.chdir(images.parent)
     assert main(["predict", str(trained), str(images / "a.jpg"), "--output-dir", "one"]) == 0
     assert capsys.readouterr().out.startswith("a.jpg: ")
@@ -82,14 +84,14 @@ def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(trained, image
     (images / "empty.jpg").touch()
     assert main(["predict", str(trained), str(images)]) == 1
     said = capsys.readouterr()
-    assert "empty.jpg: empty" in said.err
+    wording.line(said.err, "empty.jpg: ")
     assert "b.png: " in said.err
     assert [line.partition(": ")[0] for line in said.out.splitlines()] == [
         *("a.jpg", "b.jpg", "wide.png", "more/c.jpg")
     ]
 
 
-def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, monkeypatch):
+def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, monkeypatch, wording):
     monkeypatch.chdir(images.parent)
     for folder in ("predictions", "predictions-2"):
         assert main(["predict", str(trained), str(images / "a.jpg")]) == 0
@@ -98,26 +100,29 @@ def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, mon
     assert main(["predict", str(trained), str(images / "b.jpg"), "--output-dir", "predictions"]) == 0
     capsys.readouterr()
     assert main(["predict", str(trained), str(images), "--output-dir", "predictions"]) == 2
-    assert capsys.readouterr() == (
-        "",
-        "fastcnn: error: --output-dir predictions: holds a.jpg.png already; write another folder\n",
-    )
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--output-dir predictions: " in err
+    wording(err)
     assert sorted(path.name for path in Path("predictions").iterdir()) == ["a.jpg.png", "b.jpg.png"]
     assert {path.read_bytes() for path in Path().glob("predictions*/a.jpg.png")} == {b"mine"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["missing.pt", "images"], "fastcnn predict missing.pt: No such file"),
-        (["best.pt", "missing"], "missing: no such file or folder"),
-        (["best.pt", "empty"], "empty: no images in it"),
-        (["best.pt", "bad"], "bad: no image can be decoded (bad/x.jpg: not an image)"),
+        (["missing.pt", "images"], "fastcnn predict missing.pt: "),
+        (["best.pt", "missing"], "missing: "),
+        (["best.pt", "empty"], "empty: "),
+        (["best.pt", "bad"], "bad: "),
         (["best.pt", "images", "--output-dir", "file"], "--output-dir: file/a.jpg.png: "),
         (["best.pt"], "the following arguments are required: images"),
     ],
+    ids=["no checkpoint", "no images", "empty folder", "bad images", "a file for a folder", "one word"],
 )
-def test_a_mistake_gives_one_line_and_status_2(trained, images, capsys, monkeypatch, arguments, message):
+def test_a_mistake_gives_one_line_and_status_2(
+    trained, images, capsys, monkeypatch, arguments, named, wording
+):
     monkeypatch.chdir(images.parent)
     shutil.copy(trained, "best.pt")
     for name in ("empty", "bad"):
@@ -126,5 +131,6 @@ def test_a_mistake_gives_one_line_and_status_2(trained, images, capsys, monkeypa
     Path("file").touch()
     assert main(["predict", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"fastcnn: error: {message}")
+    assert error.startswith(f"fastcnn: error: {named}")
     assert error.count("\n") == 1
+    wording(error)

@@ -55,10 +55,10 @@ def chosen(photos: Path) -> list[int]:
     return np.linspace(0, len(read_folder(photos, None, 0).train) - 1, ROWS).astype(int).tolist()
 
 
-def test_the_command_writes_a_picture_and_says_so(photos, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_picture_and_says_so(photos, tmp_path, monkeypatch, capsys, wording):
     monkeypatch.chdir(tmp_path)
     assert main(["preview", *BASE, "--data", str(photos), "--rotate", "9"]) == 0
-    assert capsys.readouterr().out == "wrote preview.png\n"
+    wording(capsys.readouterr().out)
     assert cells(tmp_path / "preview.png").shape == (ROWS, 1 + EPOCHS, SIDE, SIDE, 3)
     assert main(["preview", *BASE, "--data", str(photos), "--output", "more/other.jpg"]) == 0
     assert (tmp_path / "more" / "other.jpg").exists()
@@ -77,10 +77,12 @@ def test_help_lists_the_picture_among_the_flags(capsys):
 @pytest.mark.parametrize(
     "flags", [("--batch-size", "max"), ("--amp-dtype", "fp16"), ("--sync-bn",), ("--cuda-graph",)]
 )
-def test_what_training_alone_needs_a_gpu_for_needs_none(photos, tmp_path, monkeypatch, capsys, flags):
+def test_what_training_alone_needs_a_gpu_for_needs_none(
+    photos, tmp_path, monkeypatch, capsys, flags, wording
+):
     monkeypatch.chdir(tmp_path)
     assert main(["preview", *BASE, "--data", str(photos), *flags]) == 0
-    assert capsys.readouterr().out == "wrote preview.png\n"
+    wording(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("backend", ["torch", "cached", *(["dali"] if has_dali() else [])])
@@ -168,38 +170,42 @@ def test_masks_and_boxes_are_drawn_in_every_epoch(annotated, tmp_path, arch):
         assert sum(map(bool, shown)) >= EPOCHS  # a crop may leave too little of it
 
 
-def test_the_caption_names_what_was_told_and_the_crop_and_the_flip():
+def test_the_caption_names_what_was_told_and_the_crop_and_the_flip(wording):
     told = parse(["--data", "photos", "--aa", "ra", "--color-jitter", "0.4", "0.4", "0.2", "--cutout", "8"])
     config = parse(["--train-crop", "pad", "--hflip", "0.5", "--img-size", "32", "--data", "photos"])
     config = type(config)(**{**vars(told), "train_crop": "pad", "hflip": 0.5, "img_size": 32})
-    assert caption(config, told) == (
-        "photos, 32 px: --train-crop pad --hflip 0.5 --aa ra --color-jitter 0.4 0.4 0.2 --cutout 8"
-    )
+    message = caption(config, told)
+    assert "--train-crop" in message
+    wording(message)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
-        (("--data", "nowhere"), "--data nowhere: no such folder"),
-        (("--data", "synthetic"), "synthetic images are not loaded"),
-        (("--data", "PHOTOS", "--aa", "rb"), "--aa rb: no such policy"),
-        (("--data", "PHOTOS", "--outptu", "x.png"), "--outptu: no such flag"),
-        (("--data", "PHOTOS", "--output", "x.nothing"), "--output x.nothing: unknown file extension"),
+        (("--data", "nowhere"), "--data nowhere: "),
+        (("--data", "synthetic"), "synthetic"),
+        (("--data", "PHOTOS", "--aa", "rb"), "--aa rb: "),
+        (("--data", "PHOTOS", "--outptu", "x.png"), "--outptu: "),
+        (("--data", "PHOTOS", "--output", "x.nothing"), "--output x.nothing: "),
         (("--data", "PHOTOS", "--output"), "expected one argument"),
     ],
+    ids=["no data", "synthetic", "policy", "flag", "extension", "no file"],
 )
-def test_mistakes_are_one_line(photos, tmp_path, monkeypatch, capsys, flags, message):
+def test_mistakes_are_one_line(photos, tmp_path, monkeypatch, capsys, flags, named, wording):
     monkeypatch.chdir(tmp_path)
     assert main(["preview", *BASE, *(str(photos) if f == "PHOTOS" else f for f in flags)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert message in error
+    assert named in error
+    if flags[-1] != "--output":  # else the words are argparse's
+        wording(error.replace("unknown file extension: .nothing", "..."))  # Pillow's words
 
 
-def test_images_of_which_none_can_be_decoded_are_named(tmp_path):
+def test_images_of_which_none_can_be_decoded_are_named(tmp_path, wording):
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / "bad" / split / name).mkdir(parents=True)
             (tmp_path / "bad" / split / name / "0.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="no training image can be decoded"):
+    with pytest.raises(UserError) as caught:
         draw(tmp_path, "--data", tmp_path / "bad")
+    wording(caught.value)

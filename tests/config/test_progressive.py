@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,32 +76,27 @@ def test_sizes_share_the_epochs_unless_milestones_are_told():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "named"),
     [
-        (
-            {"progressive": (16, 24), "img_size": 32},
-            "--img-size 32: --progressive 16 24 ends with 24; leave --img-size out",
-        ),
-        (
-            {"progressive": (16, 24), "progressive_milestones": (1.0, 2.0)},
-            "--progressive-milestones: 2 of them for 2 sizes; write 1",
-        ),
+        ({"progressive": (16, 24), "img_size": 32}, "--img-size 32"),
+        ({"progressive": (16, 24), "progressive_milestones": (1.0, 2.0)}, "--progressive-milestones"),
     ],
+    ids=["size", "milestones"],
 )
-def test_what_does_not_fit_is_refused_in_a_line(settings, message):
-    with pytest.raises(ValueError) as caught:
+def test_what_does_not_fit_is_refused_in_a_line(settings, named, wording):
+    with pytest.raises(ValueError, match=f"^{named}: .*$") as caught:
         check(Config(**settings))
-    assert str(caught.value) == message
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("told", "epochs", "more"),
-    [({}, 2, ""), ({"progressive_milestones": (1.0, 2.0)}, 1.5, " or earlier --progressive-milestones")],
+    ("told", "epochs"),
+    [({}, 2), ({"progressive_milestones": (1.0, 2.0)}, 1.5)],
+    ids=["equal", "milestones"],
 )
-def test_a_run_that_ends_before_its_last_size_is_told_so(told, epochs, more):
+def test_a_run_that_ends_before_its_last_size_is_told_so(told, epochs, wording):
     config = Config(progressive=(16, 24, 32), **told)
-    line = f"warning: --epochs {epochs} ends before images of 32 px begin; write more{more}"
-    assert never_reached(config, epochs) == line
+    wording(never_reached(config, epochs))
     assert never_reached(config, 3) == ""
     assert never_reached(Config(), 1) == ""
 
@@ -192,7 +188,7 @@ def sizes_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_a_run_grows_its_images_and_ends_with_the_largest(train, demo, monkeypatch, capsys):
+def test_a_run_grows_its_images_and_ends_with_the_largest(train, demo, monkeypatch, capsys, wording):
     seen, paddings, resize = sizes_of_steps(monkeypatch), [], ImageLoader.resize
 
     def look(self: ImageLoader, size: int) -> None:
@@ -207,19 +203,18 @@ def test_a_run_grows_its_images_and_ends_with_the_largest(train, demo, monkeypat
     content = torch.load("run/last.pt")
     assert (content["img_size"], content["val_img_size"]) == (32, 32)
     out = capsys.readouterr().out
-    assert [line for line in out.splitlines() if "px from here on" in line] == [
-        "epoch 1: images of 16 px from here on",
-        "epoch 2: images of 24 px from here on",
-        "epoch 4: images of 32 px from here on",
-    ]
-    assert "ends before images" not in out
-    assert "--img-size       32              the last of --progressive" in out
+    said = [line for line in out.splitlines() if re.match(r"epoch \d+: images", line)]
+    assert [re.findall(r"\d+", line) for line in said] == [["1", "16"], ["2", "24"], ["4", "32"]]
+    wording(said[0])
+    assert "warning: --epochs" not in out
+    wording(next(line for line in out.splitlines() if line.split()[:2] == ["--img-size", "32"]))
 
 
-def test_a_run_too_short_for_its_sizes_begins_with_a_warning(train, demo, capsys):
+def test_a_run_too_short_for_its_sizes_begins_with_a_warning(train, demo, capsys, wording):
     flags = ("--compile", "off", "--data", demo, "--epochs", "1", "--progressive", "16", "24")
     assert train(*FLAGS, *flags) == 0
-    assert "warning: --epochs 1 ends before images of 24 px begin; write more\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    wording(next(line for line in out.splitlines() if line.startswith("warning: --epochs 1 ")))
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_with_its_size_to_the_same_bits(

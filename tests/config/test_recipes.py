@@ -93,13 +93,13 @@ def test_python_takes_a_recipe_too():
     assert (config.arch, config.epochs) == ("resnet20", 3)
 
 
-def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(
-        UserError, match="--recipe cifar10-resnet2: no such recipe; did you mean cifar10-resnet20"
-    ):
+def test_an_unknown_recipe_names_the_nearest(wording):
+    with pytest.raises(UserError, match="^--recipe cifar10-resnet2: .* cifar10-resnet20") as caught:
         parse(["--recipe", "cifar10-resnet2"])
-    with pytest.raises(UserError, match="`fastcnn recipes` lists them"):
+    wording(caught.value)
+    with pytest.raises(UserError, match="^--recipe xyz: ") as caught:
         parse(["--recipe", "xyz"])
+    wording(caught.value)
 
 
 def test_the_command_lists_each_with_its_source_and_how_to_run_it(capsys):

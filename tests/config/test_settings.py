@@ -1,4 +1,4 @@
-"""Settings from flags, YAML files and Python: what is read, what wins, what is refused and in which words."""
+"""Settings from flags, YAML files and Python: what is read, what wins and what is refused."""
 
 from __future__ import annotations
 
@@ -142,45 +142,56 @@ def test_resume_alone_means_auto(argv, resume):
     assert parse(argv).resume == resume
 
 
+def words(argv: list[str]) -> str:
+    """The id of a command line."""
+    return " ".join(argv)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize(
-    ("argv", "expected"),
+    "argv",
     [
-        (["--epoch", "3"], "--epoch: no such flag; did you mean --epochs?"),
-        (["--bogus-flag"], "--bogus-flag: no such flag; --help lists them"),
-        (["stray"], "stray: belongs to no flag; --help lists them"),
-        (["--lr"], "--lr: add a number, auto or find"),
-        (["--opt", "adam"], "--opt adam: write sgd, nesterov, adamw, rmsproptf or muon"),
-        (["--img-size", "2.5"], "--img-size 2.5: write a whole number or auto"),
-        (["-b", "many"], "--batch-size many: write a whole number, auto or max"),
-        (["--seed", "x"], "--seed x: write a whole number"),
-        (["--scale", "1"], "--scale 1: write 2 numbers or auto"),
-        (["--progressive", "a", "b"], "--progressive a b: write numbers"),
-        (["--val-split", "half"], "--val-split half: write a number"),
+        ["--epoch", "3"],
+        ["--bogus-flag"],
+        ["stray"],
+        ["--lr"],
+        ["--opt", "adam"],
+        ["--img-size", "2.5"],
+        ["--batch-size", "many"],
+        ["--seed", "x"],
+        ["--scale", "1"],
+        ["--progressive", "a", "b"],
+        ["--val-split", "half"],
     ],
+    ids=words,
 )
-def test_what_cannot_be_read_gives_one_line(argv, expected, encoding, monkeypatch):
+def test_what_cannot_be_read_gives_one_line(argv, encoding, monkeypatch, wording):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     with pytest.raises(ValueError) as caught:
         parse(argv)
-    assert str(caught.value) == expected
+    message = str(caught.value)
+    assert message.startswith(argv[0])
+    assert "\n" not in message
+    wording(message)
+
+
+def test_a_short_flag_is_refused_by_its_long_name(wording):
+    with pytest.raises(ValueError, match="^--batch-size many: ") as caught:
+        parse(["-b", "many"])
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["--momentum", "1"], "--momentum 1.0: write 0 or more and less than 1"),
-        (["--lr", "-0.1"], "--lr -0.1: write 0 or more"),
-        (["--scale", "0.5", "0.2"], "--scale 0.5 0.2: write two shares, such as 0.08 1.0"),
-        (["--test-only"], "--test-only validates a checkpoint: add --resume runs/NAME/best.pt"),
-    ],
+    "argv",
+    [["--momentum", "1"], ["--lr", "-0.1"], ["--scale", "0.5", "0.2"], ["--test-only"]],
+    ids=words,
 )
-def test_an_impossible_value_of_a_flag_is_one_line_that_says_what_to_write(argv, expected, capsys):
-    with pytest.raises(ValueError) as caught:
+def test_an_impossible_value_of_a_flag_is_one_line_that_says_what_to_write(argv, capsys, wording):
+    with pytest.raises(ValueError, match=f"^{argv[0]} ") as caught:
         parse(argv)
-    assert str(caught.value) == expected
+    wording(caught.value)
     assert main(argv) == 2
-    assert capsys.readouterr().err == f"fastcnn: error: {expected}\n"
+    assert capsys.readouterr().err == f"fastcnn: error: {caught.value}\n"
 
 
 def test_help_breaks_a_text_only_where_the_line_is_full(monkeypatch, capsys):
@@ -280,37 +291,36 @@ def test_what_is_impossible_in_the_file_alone_may_be_mended_by_a_flag(text, argv
     assert parse(["--config", yaml(text), *argv])
 
 
-def test_an_unknown_setting_in_a_file_names_the_file_and_the_nearest_setting(yaml):
+def test_an_unknown_setting_in_a_file_names_the_file_and_the_nearest_setting(yaml, wording):
     path = yaml("arch: resnet18\nbatchsize: 3\n")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="'batchsize'.* 'batch_size'") as caught:
         parse(["--config", path])
-    assert str(caught.value) == f"--config {path}: unknown setting 'batchsize'; did you mean 'batch_size'?"
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "write one `name: value` a line"),
-        ("- 1\n- 2", "write one `name: value` a line"),
-        ("arch: [", "not YAML"),
-        ("model_ema: 1", "model_ema is true or false, not 1"),
-        ("zzz: 1", "unknown setting 'zzz'; see `python -m fastcnn.train --help`"),
-    ],
+    "text",
+    ["", "- 1\n- 2", "arch: [", "model_ema: 1", "zzz: 1"],
+    ids=["empty", "a list", "not YAML", "a number for a switch", "an unknown setting"],
 )
-def test_a_file_that_is_none_is_named_in_one_line(text, expected, yaml):
+def test_a_file_that_is_none_is_named_in_one_line(text, yaml, wording):
     path = yaml(text)
     with pytest.raises(ValueError) as caught:
         parse(["--config", path])
-    assert str(caught.value).startswith(f"--config {path}: ")
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"--config {path}: ")
+    assert "\n" not in message
+    wording(message.partition(": while")[0])  # the rest is PyYAML's
 
 
-def test_a_missing_file_is_named_in_one_line(tmp_path):
+def test_a_missing_file_is_named_in_one_line(tmp_path, wording):
     path = tmp_path / "nowhere.yaml"
-    expected = f"--config {path}: No such file or directory; write the path of a YAML file"
-    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(ValueError) as caught:
         parse(["--config", str(path)])
+    message = str(caught.value)
+    assert message.startswith(f"--config {path}: ")
+    assert "\n" not in message
+    wording(message)
 
 
 @pytest.mark.parametrize("text", ["lr: fast", "img_size: 2.5", "sched: linear", "scale: [0.1]", "lr: null"])
@@ -337,8 +347,10 @@ def test_keywords_override_the_file(yaml):
     assert config == Config(arch="resnet18", epochs=2, config=path)
 
 
-def test_an_unknown_keyword_suggests_the_nearest():
-    assert refusal({"epoch": 2}) == "fit(): unknown setting 'epoch'; did you mean 'epochs'?"
+def test_an_unknown_keyword_suggests_the_nearest(wording):
+    message = refusal({"epoch": 2})
+    assert "'epochs'" in message
+    wording(message)
 
 
 @pytest.mark.parametrize(
@@ -366,87 +378,81 @@ def test_a_keyword_of_another_type_is_refused_by_its_name(name, value):
 # Impossible settings
 
 
+def shown(value: dict[str, Any] | list[str]) -> str:
+    """The id of settings, or of their names."""
+    return " ".join(f"{n}={v}" for n, v in value.items()) if isinstance(value, dict) else " ".join(value)
+
+
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    "settings",
     [
-        *(({name: 0}, f"{flag(name)} 0: write 1 or more") for name in ("num_classes", "batch_size")),
-        *(({name: 0}, f"{flag(name)} 0: write 1 or more") for name in ("val_interval", "grad_accum_steps")),
-        ({"epochs": 0}, "--epochs 0: write more than 0"),
-        ({"progressive": (64,)}, "--progressive 64: write ascending sizes"),
-        ({"progressive": (64, 32)}, "--progressive 64 32: write ascending sizes"),
-        ({"color_jitter": (0.4, 0.4)}, "--color-jitter 0.4 0.4: write 1, 3 or 4 numbers"),
-        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "--color-jitter 0.4 0.4 0.4 0.6: write 1, 3 or 4 numbers"),
-        ({"lr": 0.1, "lr_base": 0.1}, "--lr 0.1 and --lr-base 0.1: write one of them"),
-        ({"epochs": 3, "time_budget": "10m"}, "--epochs 3 and --time-budget 10m: write one of them"),
-        (
-            {"arch": "unet", "rotate": 10.0},
-            "--rotate 10.0: it does not move masks and boxes, and unet is for",
-        ),
-        ({"arch": "yolo", "mixup": 0.2}, "--mixup 0.2: it does not move masks and boxes, and yolo is for"),
-        ({"img_size": 7}, "--img-size 7: write 8 or more"),
-        ({"log_interval": 0}, "--log-interval 0: write 1 or more"),
-        ({"checkpoint_interval": 0}, "--checkpoint-interval 0: write 1 or more"),
-        ({"checkpoint_steps": 0}, "--checkpoint-steps 0: write 1 or more"),
-        ({"batch_size": -5}, "--batch-size -5: write 1 or more"),
-        ({"workers": -1}, "--workers -1: write 0 or more"),
-        ({"lr": -0.1}, "--lr -0.1: write 0 or more"),
-        ({"lr": float("nan")}, "--lr nan: write 0 or more"),
-        ({"weight_decay": -0.1}, "--weight-decay -0.1: write 0 or more"),
-        ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: write 0 or more"),
-        ({"min_lr": -1.0}, "--min-lr -1.0: write 0 or more"),
-        ({"momentum": 1.0}, "--momentum 1.0: write 0 or more and less than 1"),
-        ({"momentum": -0.1}, "--momentum -0.1: write 0 or more and less than 1"),
-        ({"label_smoothing": 1.0}, "--label-smoothing 1.0: write 0 or more and less than 1"),
-        ({"model_ema_decay": 1.0}, "--model-ema-decay 1.0: write 0 or more and less than 1"),
-        ({"decay_epochs": 0.0}, "--decay-epochs 0.0: write more than 0"),
-        ({"clip_grad": 0.0}, "--clip-grad 0.0: write more than 0"),
-        ({"decay_rate": 0.0}, "--decay-rate 0.0: write more than 0 and at most 1"),
-        ({"decay_rate": 1.5}, "--decay-rate 1.5: write more than 0 and at most 1"),
-        ({"crop_pct": 0.0}, "--crop-pct 0.0: write more than 0 and at most 1"),
-        ({"crop_pct": 1.1}, "--crop-pct 1.1: write more than 0 and at most 1"),
-        ({"hflip": 1.5}, "--hflip 1.5: write 0 to 1"),
-        ({"hflip": -0.5}, "--hflip -0.5: write 0 to 1"),
-        ({"layer_decay": 0.0}, "--layer-decay 0.0: write more than 0 and at most 1"),
-        ({"layer_decay": 1.5}, "--layer-decay 1.5: write more than 0 and at most 1"),
-        ({"backbone_lr_scale": -1.0}, "--backbone-lr-scale -1.0: write 0 or more"),
-        ({"head_hidden": 0}, "--head-hidden 0: write 1 or more"),
-        ({"unfreeze_epoch": 1}, "--unfreeze-epoch 1: write 2 or more: epochs are counted from 1"),
-        (
-            {"pretrained": True, "weights": "mine.pth"},
-            "--pretrained and --weights mine.pth: write one of them",
-        ),
-        (
-            {"freeze": "backbone", "freeze_until": "layer3"},
-            "--freeze backbone and --freeze-until layer3: write one of them",
-        ),
-        ({"val_split": 0.0}, "--val-split 0.0: write a share between 0 and 1"),
-        ({"val_split": 1.0}, "--val-split 1.0: write a share between 0 and 1"),
-        ({"in_chans": 2}, "--in-chans 2: write 1 (grey) or 3 (RGB)"),
-        ({"scale": (0.5, 0.2)}, "--scale 0.5 0.2: write two shares"),
-        ({"scale": (0.0, 0.2)}, "--scale 0.0 0.2: write two shares"),
-        ({"scale": (0.5, 1.5)}, "--scale 0.5 1.5: write two shares"),
-        ({"ratio": (2.0, 1.0)}, "--ratio 2.0 1.0: write two ratios"),
-        ({"ratio": (0.0, 1.0)}, "--ratio 0.0 1.0: write two ratios"),
-        ({"decay_milestones": (3.0, 2.0)}, "--decay-milestones 3.0 2.0: write epochs in ascending order"),
-        ({"test_only": True}, "--test-only validates a checkpoint: add --resume"),
-        (
-            {"device": "cpu", "amp_dtype": "fp16"},
-            "--amp-dtype fp16 needs a GPU: on the CPU write bf16 or fp32",
-        ),
-        ({"device": "cpu", "sync_bn": True}, "--sync-bn needs CUDA GPUs: leave it out"),
-        ({"device": "mps", "sync_bn": True}, "--sync-bn needs CUDA GPUs: leave it out"),
-        ({"device": "cpu", "cuda_graph": True}, "--cuda-graph needs a CUDA GPU: leave it out"),
-        ({"device": "mps", "cuda_graph": True}, "--cuda-graph needs a CUDA GPU: leave it out"),
-        (
-            {"device": "cuda", "amp_dtype": "fp16", "cuda_graph": True},
-            "--cuda-graph and --amp-dtype fp16: leave one out, or write --amp-dtype bf16",
-        ),
-        ({"epochs": 3, "warmup_epochs": 4.0}, "--warmup-epochs 4 is longer than --epochs 3: write less"),
+        {"num_classes": 0},
+        {"batch_size": 0},
+        {"val_interval": 0},
+        {"grad_accum_steps": 0},
+        {"epochs": 0},
+        {"progressive": (64,)},
+        {"progressive": (64, 32)},
+        {"color_jitter": (0.4, 0.4)},
+        {"color_jitter": (0.4, 0.4, 0.4, 0.6)},
+        {"lr": 0.1, "lr_base": 0.1},
+        {"epochs": 3, "time_budget": "10m"},
+        {"arch": "unet", "rotate": 10.0},
+        {"arch": "yolo", "mixup": 0.2},
+        {"img_size": 7},
+        {"log_interval": 0},
+        {"checkpoint_interval": 0},
+        {"checkpoint_steps": 0},
+        {"batch_size": -5},
+        {"workers": -1},
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"weight_decay": -0.1},
+        {"warmup_epochs": -1.0},
+        {"min_lr": -1.0},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"label_smoothing": 1.0},
+        {"model_ema_decay": 1.0},
+        {"decay_epochs": 0.0},
+        {"clip_grad": 0.0},
+        {"decay_rate": 0.0},
+        {"decay_rate": 1.5},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1.1},
+        {"hflip": 1.5},
+        {"hflip": -0.5},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.5},
+        {"backbone_lr_scale": -1.0},
+        {"head_hidden": 0},
+        {"unfreeze_epoch": 1},
+        {"pretrained": True, "weights": "mine.pth"},
+        {"freeze": "backbone", "freeze_until": "layer3"},
+        {"val_split": 0.0},
+        {"val_split": 1.0},
+        {"in_chans": 2},
+        {"scale": (0.5, 0.2)},
+        {"scale": (0.0, 0.2)},
+        {"scale": (0.5, 1.5)},
+        {"ratio": (2.0, 1.0)},
+        {"ratio": (0.0, 1.0)},
+        {"decay_milestones": (3.0, 2.0)},
+        {"test_only": True},
+        {"device": "cpu", "amp_dtype": "fp16"},
+        {"device": "cpu", "sync_bn": True},
+        {"device": "mps", "sync_bn": True},
+        {"device": "cpu", "cuda_graph": True},
+        {"device": "mps", "cuda_graph": True},
+        {"device": "cuda", "amp_dtype": "fp16", "cuda_graph": True},
+        {"epochs": 3, "warmup_epochs": 4.0},
     ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
+    ids=shown,
 )
-def test_an_impossible_setting_names_its_flag_and_says_what_to_write(settings, expected):
-    assert refusal(settings).startswith(expected)
+def test_an_impossible_setting_names_its_flag_and_says_what_to_write(settings, wording):
+    message = refusal(settings)
+    assert flag(list(settings)[-1]) in message
+    wording(message)
 
 
 def kinds(hint: Any) -> list[Any]:
@@ -531,12 +537,14 @@ def test_the_outermost_possible_settings_are_taken(settings):
         ({"unfreeze_epoch": 3, "freeze": "backbone"}, []),
         ({"unfreeze_epoch": 3, "freeze_until": "layer3"}, []),
     ],
-    ids=str,
+    ids=shown,
 )
-def test_a_setting_without_effect_beside_the_others_is_warned_about(settings, names):
+def test_a_setting_without_effect_beside_the_others_is_warned_about(settings, names, wording):
     lines = ineffective(Config(**settings))
-    assert [line.split(":")[1].strip() for line in lines] == [f"{flag(n)} has no effect here" for n in names]
-    assert all(line.startswith("warning: ") and line.split(": ", 2)[2] for line in lines)
+    assert len(lines) == len(names)
+    for line, name in zip(lines, names):
+        assert line.startswith(f"warning: {flag(name)} ")
+        wording(line)
 
 
 # What is loaded

@@ -18,9 +18,10 @@ def test_times_are_read(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "10", "10 m", "m10", "0m", "ten minutes", "1.5h", "-5m"])
-def test_anything_else_is_refused_with_what_to_write(text):
-    with pytest.raises(UserError, match="write a time such as 90s, 10m or 1h30m"):
+def test_anything_else_is_refused_with_what_to_write(text, wording):
+    with pytest.raises(UserError, match="^--time-budget ") as caught:
         parse_time(text)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(

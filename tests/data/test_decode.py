@@ -245,11 +245,12 @@ def test_a_region_is_that_part_of_the_whole(data, channels):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_an_image_of_another_size_than_expected_is_refused(kind):
+def test_an_image_of_another_size_than_expected_is_refused(kind, wording):
     data = encoded(RGB, kind)
     assert np.array_equal(ours(data, size=(HEIGHT, WIDTH)), ours(data))
-    with pytest.raises(DecodeError, match=r"^changed since its header was read$"):
+    with pytest.raises(DecodeError) as caught:
         ours(data, size=(WIDTH, HEIGHT))
+    wording(caught.value)
 
 
 # What is no image

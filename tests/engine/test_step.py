@@ -155,7 +155,7 @@ def test_gradients_are_clipped_by_value():
 
 @pytest.mark.parametrize("arch", ARCHS[:3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(arch, dtype, monkeypatch):
+def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(arch, dtype, monkeypatch, wording):
     state, task = state_of(arch, lr=0.001), task_for(arch)
     factors, loss = iter([1.0, 1.0, float("nan"), 1.0]), task.loss
     monkeypatch.setattr(task, "loss", lambda *given, **told: loss(*given, **told) * next(factors))
@@ -169,8 +169,9 @@ def test_after_a_nan_loss_nothing_is_updated_and_the_step_is_named(arch, dtype, 
     for batch in data[2:]:
         train_step(state, task, [batch], task.metrics(CPU))
     assert all(torch.equal(a, b) for a, b in zip(good, state.network.parameters()))
-    with pytest.raises(TrainingError, match=r"step 2, epoch 1.*--lr"):
+    with pytest.raises(TrainingError, match=r"step 2, epoch 1.*--lr") as caught:
         stop_if_not_finite(state)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["norm", "value"])
@@ -204,13 +205,14 @@ def test_a_skipped_first_update_leaves_a_clean_start(opt):
         assert torch.equal(skipped, clean)
 
 
-def test_weights_that_are_not_finite_are_noticed_before_a_save():
+def test_weights_that_are_not_finite_are_noticed_before_a_save(wording):
     state = state_of()
     weight = next(state.network.parameters())
     weight.register_hook(lambda gradient: gradient * float("nan"))  # under a finite loss
     losses(state, batches(1))
-    with pytest.raises(TrainingError, match="weights became infinite or NaN before step 1"):
+    with pytest.raises(TrainingError) as caught:
         stop_if_not_finite(state)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["norm", "value"])

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import yaml
 
-FILE = Path(__file__).parents[1] / "messages.yaml"
 TESTS = Path(__file__).parents[1]
+FILE = TESTS / "messages.yaml"
 
 
 Golden = dict[str, dict[str, list[str]]]
@@ -29,16 +28,21 @@ class Wording:
 
     Args:
         golden: file -> test -> messages.
+        file: of the test, below tests/.
+        test: its name, with its parameters.
         update: record instead of comparing.
         replaced: parts of the messages that differ from run to run, and the names that stand for them.
     """
 
-    def __init__(self, golden: Golden, item: pytest.Item, *, update: bool, replaced: dict[str, str]) -> None:
-        self._file = item.path.relative_to(TESTS).as_posix()
-        self._test = item.name
+    def __init__(
+        self, golden: Golden, file: str, test: str, *, update: bool, replaced: dict[str, str] | None = None
+    ) -> None:
         self._golden = golden
-        self._replaced = replaced
-        self._expected = [] if update else list(golden.get(self._file, {}).get(self._test, []))
+        self._file = file
+        self._test = test
+        self._where = f"tests/messages.yaml: {file}: {test}"
+        self._replaced = replaced or {}
+        self._expected = list(golden.get(file, {}).get(test, []))
         self._update = update
         self._seen: list[str] = []
 
@@ -49,14 +53,37 @@ class Wording:
         number = len(self._seen)
         self._seen.append(text)
         if self._update:
-            self._golden.setdefault(self._file, {})[self._test] = self._seen
             return
-        where = f"tests/messages.yaml: {self._file}: {self._test}"
-        assert number < len(self._expected), f"{where}: not recorded: {text}; run pytest --update-messages"
-        assert text == self._expected[number], f"{where}: other words; run pytest --update-messages if meant"
+        assert number < len(self._expected), (
+            f"{self._where}: not recorded: {text}; run pytest --update-messages"
+        )
+        assert text == self._expected[number], (
+            f"{self._where}: other words; run pytest --update-messages if meant"
+        )
+
+    def line(self, text: str, part: str) -> None:
+        """Compare the lines of a text that hold this part; there must be some."""
+        found = [line for line in text.splitlines() if part in line]
+        assert found, f"no line with {part!r} in:\n{text}"
+        for line in found:
+            self(line)
+
+    def close(self) -> None:
+        """At the end of a test that passed: record what was seen, or see that nothing recorded is missing."""
+        if not self._update:
+            missing = self._expected[len(self._seen) :]
+            assert not missing, f"{self._where}: not said: {missing}; run pytest --update-messages if meant"
+            return
+        self._golden.setdefault(self._file, {})[self._test] = self._seen
 
 
-def save(golden: Golden) -> None:
-    ordered = {file: dict(sorted(tests.items())) for file, tests in sorted(golden.items())}
-    text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=110)
+def save(golden: Golden, collected: dict[str, set[str]]) -> None:
+    """Write the golden file; of a file that was collected whole, the tests that compare messages."""
+    kept: Golden = {}
+    for file, tests in sorted(golden.items()):
+        exist = collected.get(file, set(tests))
+        kept[file] = {test: said for test, said in sorted(tests.items()) if said and test in exist}
+    text = yaml.safe_dump(
+        {f: t for f, t in kept.items() if t}, sort_keys=False, allow_unicode=True, width=110
+    )
     FILE.write_text("# Made by `pytest --update-messages`. file: test: messages in order.\n" + text)

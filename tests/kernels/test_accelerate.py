@@ -166,28 +166,31 @@ def test_local_response_normalization_is_swapped():
 
 
 @pytest.mark.parametrize(
-    ("layer", "why"),
+    "layer",
     [
-        (depthwise(8, 9), "a kernel of 9 x 9 (3 x 3, 5 x 5 and 7 x 7 have one)"),
-        (nn.Conv2d(8, 8, (3, 5), groups=8), "a kernel of 3 x 5 (3 x 3, 5 x 5 and 7 x 7 have one)"),
-        (depthwise(8, 3, 3), "stride (3, 3) (1 and 2 have one)"),
-        (depthwise(8, 3, dilation=2), "dilation (2, 2)"),
-        (depthwise(8, 3, padding="same"), "padding 'same'"),
-        (depthwise(8, 3, padding_mode="reflect"), "padding mode 'reflect'"),
-        (nn.Conv2d(8, 16, 3, groups=8), "2 outputs for each channel"),
-        (DepthwiseConv2d(8, 3), "its class is DepthwiseConv2d, which may compute something else"),
-        (parametrizations.weight_norm(depthwise(8)), "its class is ParametrizedConv2d"),
-        (prune.identity(depthwise(8), "weight"), "its weight is computed by a hook"),
-        (depthwise(8, device="meta"), "on the meta device nothing can be checked"),
+        depthwise(8, 9),
+        nn.Conv2d(8, 8, (3, 5), groups=8),
+        depthwise(8, 3, 3),
+        depthwise(8, 3, dilation=2),
+        depthwise(8, 3, padding="same"),
+        depthwise(8, 3, padding_mode="reflect"),
+        nn.Conv2d(8, 16, 3, groups=8),
+        DepthwiseConv2d(8, 3),
+        parametrizations.weight_norm(depthwise(8)),
+        prune.identity(depthwise(8), "weight"),
+        depthwise(8, device="meta"),
     ],
-    ids=lambda value: value[:24] if isinstance(value, str) else "",
+    ids=[
+        *("9 x 9", "3 x 5", "stride", "dilation", "padding same", "padding mode", "two outputs", "ours"),
+        *("weight norm", "pruned", "meta"),
+    ],
 )
-def test_a_layer_that_ours_cannot_be_keeps_its_class_and_has_a_reason(layer, why):
+def test_a_layer_that_ours_cannot_be_keeps_its_class_and_has_a_reason(layer, wording):
     before = type(layer)
     (only,) = accelerate(nn.Sequential(layer)).rows
     assert type(layer) is before
     assert not only.swapped
-    assert why in only.why
+    wording(only.why)
 
 
 def test_a_layer_whose_forward_was_replaced_is_left_alone():
@@ -197,11 +200,11 @@ def test_a_layer_whose_forward_was_replaced_is_left_alone():
     assert (only.swapped, only.why) == (False, "its forward was replaced")
 
 
-def test_dense_and_grouped_convolutions_are_not_even_listed():
+def test_dense_and_grouped_convolutions_are_not_even_listed(wording):
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(1, 1, 3))
     report = accelerate(model)
     assert report.rows == ()
-    assert str(report) == "no depthwise convolution and no LocalResponseNorm in this model: nothing to swap"
+    wording(report)
 
 
 def test_a_model_may_be_a_layer_itself():
@@ -286,9 +289,10 @@ def test_a_sample_of_another_type_is_refused(wrong):
         accelerate(small(), wrong)
 
 
-def test_a_sample_on_another_device_is_refused():
-    with pytest.raises(ValueError, match="^sample is on meta and the model on cpu: move one of them$"):
+def test_a_sample_on_another_device_is_refused(wording):
+    with pytest.raises(ValueError) as caught:
         accelerate(small(), torch.empty(2, 3, 8, 8, device="meta"))
+    wording(caught.value)
 
 
 def test_an_error_of_the_model_comes_out_as_it_is():

@@ -44,9 +44,10 @@ def test_local_response_norm_has_the_defaults_of_torch():
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_local_response_norm_refuses_an_empty_window(size):
-    with pytest.raises(ValueError, match=f"^size {size}: a window has 1 channel or more$"):
+def test_local_response_norm_refuses_an_empty_window(size, wording):
+    with pytest.raises(ValueError) as caught:
         local_response_norm_reference(random(1, 3, 2, 2), size)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
@@ -71,10 +72,11 @@ def test_depthwise_convolution_drops_what_the_stride_leaves_over(height, width):
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 3, 3), (3, 3, 3, 3), (3, 2, 3, 3)])
-def test_depthwise_convolution_refuses_weights_of_other_channels(shape):
+def test_depthwise_convolution_refuses_weights_of_other_channels(shape, wording):
     with pytest.raises(ValueError) as caught:
         depthwise_conv2d_reference(random(1, 3, 5, 5), random(*shape))
-    assert str(caught.value) == f"weight {shape}: expected (3, 1, K, L) for an input of 3 channels"
+    assert str(caught.value).startswith(f"weight {shape}: ")
+    wording(caught.value)
 
 
 def test_the_kernels_folder_is_no_package():

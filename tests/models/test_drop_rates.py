@@ -133,9 +133,10 @@ def test_a_resnet_without_rates_draws_no_random_numbers():
 @pytest.mark.parametrize(
     "arch", ["unet/resnet18", "yolo", "yolov1/vgg11", "unet/googlenet", "unet/mobilenet_v2"]
 )
-def test_a_backbone_has_no_dropout_once_its_classifier_is_taken_away(arch):
-    with pytest.raises(UserError, match="^--drop 0.2: .* has no dropout; leave it out$"):
+def test_a_backbone_has_no_dropout_once_its_classifier_is_taken_away(arch, wording):
+    with pytest.raises(UserError, match="^--drop 0.2:") as caught:
         network_of(arch, drop=0.2)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +155,21 @@ def test_every_constructor_hands_on_the_rates_that_it_takes(arch, option):
     assert any(0.24 < m.p <= 0.26 for m in network.modules() if isinstance(m, kind))
 
 
-def test_a_network_that_drops_nothing_says_so():
-    with pytest.raises(UserError, match=r"--drop 0\.2: lenet5 has no dropout; leave it out"):
+def test_a_network_that_drops_nothing_says_so(wording):
+    with pytest.raises(UserError, match=r"^--drop 0\.2:") as caught:
         build_network(settings("lenet5", in_chans=1, drop=0.2))
-    with pytest.raises(UserError, match=r"--drop-path 0\.2: vgg11 has no stochastic depth; leave it out"):
+    wording(caught.value)
+    with pytest.raises(UserError, match=r"^--drop-path 0\.2:") as caught:
         network_of("vgg11", drop_path=0.2)
+    wording(caught.value)
 
 
-def test_timms_networks_are_built_with_the_rates():
+def test_timms_networks_are_built_with_the_rates(wording):
     pytest.importorskip("timm")
     network = network_of("timm/convnext_atto", drop=0.25, drop_path=0.5)
     rates = [float(getattr(m, "drop_prob", 0)) for m in network.modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.5)
     assert any(isinstance(m, nn.Dropout) and m.p == 0.25 for m in network.modules())
-    with pytest.raises(UserError, match=r"^--drop-path 0\.5: timm/vgg11 takes no such rate; leave it out$"):
+    with pytest.raises(UserError, match=r"^--drop-path 0\.5:") as caught:
         network_of("timm/vgg11", drop=0.2, drop_path=0.5)
+    wording(caught.value)

@@ -93,41 +93,34 @@ def test_a_network_of_ones_own_is_called_with_what_it_asks_for(own):
 
 
 @pytest.mark.parametrize(
-    ("arch", "expected"),
+    "arch",
     [
-        ("timm/resnet81", "--arch timm/resnet81: timm has no resnet81; did you mean resnet"),
-        (
-            "timm/resnet18.a9_in1k",
-            "--arch timm/resnet18.a9_in1k: timm has no resnet18.a9_in1k; did you mean ",
-        ),
-        (
-            "torchvision/resnet81",
-            "--arch torchvision/resnet81: torchvision has no resnet81; did you mean resn",
-        ),
-        (
-            "keras/resnet50",
-            "--arch keras/resnet50: write timm/NAME, torchvision/NAME or package.module:factory",
-        ),
-        ("nowhere:net", "--arch nowhere:net: no module nowhere, here or installed"),
-        (
-            "my_networks.deep:net",
-            "--arch my_networks.deep:net: no module my_networks.deep, here or installed",
-        ),
-        (
-            "my_networks:tinny",
-            "--arch my_networks:tinny: my_networks has no function tinny; did you mean tiny?",
-        ),
-        ("my_networks:number", "--arch my_networks:number: my_networks has no function number"),
-        ("my_networks:text", "--arch my_networks:text: returns a str; let it return an nn.Module"),
+        "timm/resnet81",
+        "timm/resnet18.a9_in1k",
+        "torchvision/resnet81",
+        "keras/resnet50",
+        "nowhere:net",
+        "my_networks.deep:net",
+        "my_networks:tinny",
+        "my_networks:number",
+        "my_networks:text",
     ],
 )
-def test_what_is_no_network_is_one_line_with_the_nearest(own, arch, expected):
-    assert refusal(arch).startswith(expected)
+def test_what_is_no_network_is_one_line_with_the_nearest(own, arch, wording):
+    message = refusal(arch)
+    assert message.startswith(f"--arch {arch}: ")
+    if arch.startswith(("timm/", "torchvision/")):  # the nearest there depends on the version
+        message, found, nearest = message.partition("did you mean ")
+        assert found
+        assert nearest.startswith("resn")
+    wording(message)
 
 
-def test_a_package_that_is_not_installed_is_one_line(monkeypatch):
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch, wording):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert refusal("timm/resnet18") == "--arch timm/resnet18: timm is not installed; pip install timm"
+    message = refusal("timm/resnet18")
+    assert message.startswith("--arch timm/resnet18: ")
+    wording(message)
 
 
 def test_an_error_inside_ones_own_module_is_not_hidden(own):
@@ -240,11 +233,10 @@ def test_a_classifier_is_replaced_by_a_small_network_and_stays_the_classifier():
 
 
 @pytest.mark.parametrize("arch", ["torchvision/squeezenet1_0", "timm/deit_tiny_distilled_patch16_224"])
-def test_a_classifier_that_is_not_one_linear_layer_cannot_be_replaced(arch):
-    with pytest.raises(
-        ValueError, match=r"^--head mlp: the network does not end in one linear layer, but in "
-    ):
+def test_a_classifier_that_is_not_one_linear_layer_cannot_be_replaced(arch, wording):
+    with pytest.raises(ValueError, match="^--head mlp:") as caught:
         parts.reset_classifier(shell(arch), 7, hidden=8)
+    wording(str(caught.value).partition("but in ")[0])  # then the names of others' layers
 
 
 # Training
@@ -267,12 +259,11 @@ def test_a_network_of_ones_own_trains(own, train, demo):
     assert Path("runs/my_networks-tiny-shapes/last.pt").is_file()
 
 
-def test_a_network_of_ones_own_with_other_classes_is_one_line(own, train, photos, capsys):
+def test_a_network_of_ones_own_with_other_classes_is_one_line(own, train, photos, capsys, wording):
     assert train("--arch", "my_networks:ten", "--data", photos, *QUICK) == 2
     error = capsys.readouterr().err
-    assert error.startswith(
-        "fastcnn: error: --arch my_networks:ten: makes [1, 10] of an image of 3 x 32 x 32"
-    )
+    assert "--arch my_networks:ten: " in error
+    wording(error)
     assert error.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -287,13 +278,14 @@ def test_batch_norm_over_all_processes_keeps_the_activations_that_timm_puts_into
     torch.testing.assert_close(network(x), before)
 
 
-def test_batch_norm_over_all_processes_is_refused_where_it_would_lose_something():
+def test_batch_norm_over_all_processes_is_refused_where_it_would_lose_something(wording):
     class NormAct(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).relu()
 
-    with pytest.raises(ValueError, match="^--sync-bn: 0 of mine:net is a NormAct; leave it out$"):
+    with pytest.raises(ValueError, match="^--sync-bn:") as caught:
         with_sync_bn(nn.Sequential(NormAct(3)), "mine:net")
+    wording(caught.value)
     plain = with_sync_bn(nn.Sequential(nn.BatchNorm2d(3)), "mine:net")
     assert isinstance(plain.get_submodule("0"), nn.SyncBatchNorm)
 

@@ -175,19 +175,21 @@ def test_a_classifier_with_a_hidden_layer_is_one_group(name):
     ("name", "nearest"),
     [("resnet-50", "resnet50"), ("ResNet18", "resnet18"), ("lenet", "lenet5"), ("resnet5", "resnet56")],
 )
-def test_an_unknown_name_suggests_the_nearest(name, nearest):
+def test_an_unknown_name_suggests_the_nearest(name, nearest, wording):
     with pytest.raises(ValueError) as caught:
         build(name, 10)
     message = str(caught.value)
     assert message.startswith(f"--arch {name}: ")
-    assert re.search(rf"did you mean {nearest}\d?\?", message)
+    assert nearest in message
     assert "\n" not in message
+    wording(message)
 
 
-def test_a_name_like_no_other_says_where_they_are_listed():
+def test_a_name_like_no_other_says_where_they_are_listed(wording):
     with pytest.raises(ValueError) as caught:
         build("zzzz", 10)
-    assert str(caught.value) == "--arch zzzz: no such network; `fastcnn models` lists them"
+    assert str(caught.value).startswith("--arch zzzz: ")
+    wording(caught.value)
 
 
 # As published
@@ -448,9 +450,10 @@ def test_a_cifar_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros():
 
 
 @pytest.mark.parametrize("depth", [2, 18, 21, 34])
-def test_a_cifar_depth_that_is_not_6n_plus_2_is_refused(depth):
-    with pytest.raises(ValueError, match=rf"depth {depth}: .*6n \+ 2 layers: 20, 32, 44, 56, 110"):
+def test_a_cifar_depth_that_is_not_6n_plus_2_is_refused(depth, wording):
+    with pytest.raises(ValueError) as caught:
         CifarResNet(depth)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("depth", [20, 110])
@@ -529,9 +532,10 @@ def test_vgg_takes_any_configuration():
 
 
 @pytest.mark.parametrize("cfg", [[], ["M", 8], [8, "P"], [8, 0], [8.5]])
-def test_vgg_refuses_what_is_no_configuration(cfg):
-    with pytest.raises(ValueError, match=r"^cfg \[.*\]: write numbers of channels and \"M\", such as"):
+def test_vgg_refuses_what_is_no_configuration(cfg, wording):
+    with pytest.raises(ValueError) as caught:
         VGG(cfg)
+    wording(caught.value)
 
 
 def test_vgg_for_cifar_has_a_512_512_10_head_with_batch_norm_and_a_wide_one_on_a_4x4_map():
@@ -654,10 +658,11 @@ def test_vit_interpolates_its_positions_for_other_sizes():
     assert rows.mean().item() == pytest.approx(1.5)
 
 
-def test_vit_says_which_sizes_it_takes():
+def test_vit_says_which_sizes_it_takes(wording):
     network = shell("vit_b_32")
-    with pytest.raises(ValueError, match="images of 224 x 200: write multiples of 32, the patch's size"):
+    with pytest.raises(ValueError) as caught:
         network(torch.empty(1, 3, 224, 200, device="meta"))
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("name", each(VITS))
@@ -669,11 +674,10 @@ def test_vit_s_stage_is_the_map_of_its_tokens(name):
     assert network.forward_features(images(network)).shape == (2, 1 + side**2, features.shape[1])
 
 
-def test_an_unknown_option_is_named_with_those_there_are():
-    with pytest.raises(
-        ValueError, match="resnet18: no option 'depth'; it has num_classes, in_chans, zero_init"
-    ):
+def test_an_unknown_option_is_named_with_those_there_are(wording):
+    with pytest.raises(ValueError) as caught:
         build("resnet18", depth=3)
+    wording(caught.value)
 
 
 def test_blurred_strides_have_the_parameters_of_the_network_and_smooth_before_each_stride():

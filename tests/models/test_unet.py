@@ -250,9 +250,10 @@ def test_a_new_classifier_changes_the_number_of_classes_and_nothing_else(name):
     assert network(blank(2, 3, 188, 188)).shape[1] == 4
 
 
-def test_a_hidden_layer_before_the_classifier_is_refused():
-    with pytest.raises(ValueError, match=r"^--head mlp: the network ends in a 1x1 convolution; write --head"):
+def test_a_hidden_layer_before_the_classifier_is_refused(wording):
+    with pytest.raises(ValueError, match="^--head mlp:") as caught:
         reset_classifier(shell("unet_small"), 4, hidden=16)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("name", [*SEGMENTATION, *(f"unet/{name}" for name in ONE_OF_EACH_FAMILY)])
@@ -293,12 +294,13 @@ def test_freezing_the_backbone_freezes_just_that(name):
     assert all(p.requires_grad for p in network.parameters())
 
 
-def test_an_encoder_is_frozen_up_to_a_level():
+def test_an_encoder_is_frozen_up_to_a_level(wording):
     network = shell("unet_small")
     assert frozen_layers(network, "none", "encoder") == [f"encoder.{i}" for i in range(5)]
     assert frozen_layers(network, "none", "encoder.1.2") == ["encoder.0", "encoder.1"]
-    with pytest.raises(ValueError, match=r"^--freeze-until decoder: nothing would be left to train"):
+    with pytest.raises(ValueError, match="^--freeze-until decoder:") as caught:
         frozen_layers(shell("unet/resnet18"), "none", "decoder")
+    wording(caught.value)
 
 
 def test_the_decoder_learns_at_the_whole_rate_and_the_backbone_at_its_share():
@@ -313,26 +315,27 @@ def test_the_decoder_learns_at_the_whole_rate_and_the_backbone_at_its_share():
 
 
 @pytest.mark.parametrize("name", ["unet_small", "unet/resnet20", "unet/vgg11_cifar"])
-def test_weights_for_other_classes_are_loaded_but_for_the_head(name):
+def test_weights_for_other_classes_are_loaded_but_for_the_head(name, wording):
     theirs, ours = small(name, num_classes=3).state_dict(), small(name, num_classes=4)
     head = ours.get_parameter("head.weight").clone()
-    assert load_weights(ours, theirs) == ["head: starts fresh, the weights are for 3 classes"]
+    (remark,) = load_weights(ours, theirs)
+    wording(remark)
     assert torch.equal(ours.get_parameter("head.weight"), head)
     assert all(torch.equal(v, theirs[k]) for k, v in ours.state_dict().items() if not k.startswith("head."))
     assert load_weights(small(name, num_classes=3), theirs) == []
 
 
-def test_weights_for_other_channels_are_adapted():
+def test_weights_for_other_channels_are_adapted(wording):
     ours = build("unet/resnet20", 3, in_chans=1)
-    assert load_weights(ours, small("unet/resnet20", 3).state_dict()) == [
-        "backbone.conv1.weight: adapted from 3 channels to 1"
-    ]
+    (remark,) = load_weights(ours, small("unet/resnet20", 3).state_dict())
+    wording(remark)
 
 
-def test_weights_of_a_classifier_are_loaded_into_the_backbone():
+def test_weights_of_a_classifier_are_loaded_into_the_backbone(wording):
     theirs = build("resnet20", 10).state_dict()
     ours = build("unet/resnet20", 3).get_submodule("backbone")
-    assert load_weights(ours, theirs) == ["fc: left out, the network has none"]
+    (remark,) = load_weights(ours, theirs)
+    wording(remark)
     assert all(torch.equal(v, theirs[k]) for k, v in ours.state_dict().items())
 
 
@@ -393,17 +396,9 @@ def test_a_network_by_name_has_3_channels_and_21_classes_unless_told():
     assert resnet.get_parameter("head.weight").shape[0] == 4
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("unet/resnet-18", "--arch unet/resnet-18: no such network; did you mean unet/resnet18? `fastcnn"),
-        ("unet/zzzz", "--arch unet/zzzz: no such network; `fastcnn models` lists them"),
-        ("unet-small", "--arch unet-small: no such network; did you mean unet_small? `fastcnn"),
-        ("net/resnet18", "--arch net/resnet18: write timm/NAME, torchvision/NAME or package.module:factory"),
-    ],
-)
-def test_an_unknown_name_suggests_the_nearest(name, message):
-    with pytest.raises(ValueError) as caught:
+@pytest.mark.parametrize("name", ["unet/resnet-18", "unet/zzzz", "unet-small", "net/resnet18"])
+def test_an_unknown_name_suggests_the_nearest(name, wording):
+    with pytest.raises(ValueError, match=f"^--arch {name}: ") as caught:
         build(name)
-    assert str(caught.value).startswith(message)
+    wording(caught.value)
     assert "\n" not in str(caught.value)

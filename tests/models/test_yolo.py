@@ -143,7 +143,7 @@ def test_the_pyramid_adds_coarser_maps_to_finer_ones():
 
 
 @pytest.mark.parametrize("name", ["yolo/resnet20", "yolov1/resnet20"])
-def test_a_new_classifier_changes_the_last_layers_alone(name):
+def test_a_new_classifier_changes_the_last_layers_alone(name, wording):
     options: dict[str, Any] = {"anchors": (8, 8, 16, 16)} if name.startswith("yolo/") else {}
     network = shell(name, strides=(4,), **options)
     before = dict(network.named_parameters())
@@ -153,8 +153,9 @@ def test_a_new_classifier_changes_the_last_layers_alone(name):
     assert fresh == {f"{network.classifier_name}.0.weight", f"{network.classifier_name}.0.bias"}
     assert all(after[key].is_meta for key in fresh)
     assert network(meta(32, 32)).raw.shape[-1] == (5 + 7 if options else 10 + 7)
-    with pytest.raises(UserError, match="--head mlp"):
+    with pytest.raises(UserError, match="^--head") as caught:
         network.reset_classifier(7, hidden=8)
+    wording(caught.value)
 
 
 def test_anchors_are_sorted_by_area_and_saved():
@@ -174,32 +175,32 @@ def test_strides_and_anchors_that_are_not_told_are_those_the_backbone_has_maps_f
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "named"),
     [
-        (
-            "yolo",
-            {"strides": (8, 32), "anchors": (9, 8) * 9},
-            r"--anchors .*: 9 anchors .* over the 2 of --strides 8 32",
-        ),
-        ("yolo", {"strides": (8, 16, 64)}, r"--strides 8 16 64: .*stride 64; write some of 4 8 16 32"),
-        ("yolo/vit_s_16", {"strides": (8,)}, r"--strides 8: .*stride 8; write some of 16"),
-        ("yolo", {"anchors": (1, 2, 3)}, r"--anchors 1 2 3: write width and height"),
-        ("yolo", {"anchors": (1, -2)}, r"--anchors 1 -2: write width and height"),
-        ("yolov1", {"strides": (8, 16)}, r"--strides 8 16: .*write one"),
-        ("yolov1", {"strides": (64,)}, r"--strides 64: .*write some of 4 8 16 32"),
+        ("yolo", {"strides": (8, 32), "anchors": (9, 8) * 9}, "--anchors"),
+        ("yolo", {"strides": (8, 16, 64)}, "--strides 8 16 64"),
+        ("yolo/vit_s_16", {"strides": (8,)}, "--strides 8"),
+        ("yolo", {"anchors": (1, 2, 3)}, "--anchors 1 2 3"),
+        ("yolo", {"anchors": (1, -2)}, "--anchors 1 -2"),
+        ("yolov1", {"strides": (8, 16)}, "--strides 8 16"),
+        ("yolov1", {"strides": (64,)}, "--strides 64"),
     ],
+    ids=["too many anchors", "no such stride", "another", "odd", "negative", "two strides", "too coarse"],
 )
-def test_what_does_not_fit_says_what_to_write(name, options, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_what_does_not_fit_says_what_to_write(name, options, named, wording):
+    with pytest.raises(UserError, match=f"^{named}.*: ") as caught:
         shell(name, **options)
+    wording(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_backbone_suggests_the_nearest():
-    with pytest.raises(UserError, match=r"--arch yolo/resnet-50: .*did you mean yolo/resnet50\?"):
+def test_an_unknown_backbone_suggests_the_nearest(wording):
+    with pytest.raises(UserError, match="^--arch yolo/resnet-50:") as caught:
         build("yolo/resnet-50")
-    with pytest.raises(UserError, match="no option 'grid'; it has num_classes, in_chans, strides"):
+    wording(caught.value)
+    with pytest.raises(UserError) as caught:
         build("yolov1", grid=3)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("name", each(["yolo/resnet20", "yolov1/resnet20", "yolo"], []))

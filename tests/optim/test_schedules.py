@@ -243,10 +243,10 @@ def test_the_rate_does_not_jump_where_the_warm_up_ends(schedule):
 # For people
 
 
-def test_a_schedule_is_described_by_its_peak_its_quarters_and_its_ends():
+def test_a_schedule_is_described_by_its_peak_its_quarters_and_its_ends(wording):
     schedule = Schedule(peak=0.4, steps_per_epoch=100, epochs=16, warmup_epochs=5, min_lr=0.01)
     title, *points = describe_schedule(schedule).splitlines()
-    assert title == "learning rate: cosine, 16 epochs of 100 steps, warm-up of 5 epochs"
+    wording(title)
     words = [point.split() for point in points]
     assert [word[0] for word in words] == ["start", "1/4", "peak", "2/4", "3/4", "end"]
     at = [round(float(word[2]) * 100) for word in words]

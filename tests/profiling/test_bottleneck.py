@@ -481,44 +481,34 @@ def of(**seconds: float) -> Timing:
     return Timing(steps=100, **seconds)
 
 
-def test_the_sentences():
-    assert diagnosis_of(of(data=8.0, computing=2.0)).sentence == (
-        "Bound by data: the loader gives 320 img/s, the model could take 1,600. "
-        "Try --data-backend auto or --workers 8."
-    )
-    assert diagnosis_of(of(launching=3.0, computing=1.0)).sentence == (
-        "Bound by launching: the host queues work for 800 img/s, the device could compute 3,200. "
-        "Try --compile on or --batch-size 64."
-    )
-    assert diagnosis_of(of(synchronising=3.0, computing=7.0)).sentence == (
-        "Bound by synchronising: 30% of the time the device idles at log lines and saves. "
-        "Try --log-interval 500."
-    )
-    assert diagnosis_of(of(communication=2.0, computing=2.0)).sentence == (
-        "Bound by communication: 800 img/s, and 1,600 if gradients were there at once. "
-        "Try --batch-size 64 or --grad-accum-steps 2."
-    )
-    assert diagnosis_of(of(data=0.5, synchronising=0.3, computing=9.2), compile="on").sentence == (
-        "Bound by computing: 92% of the time; waiting for data 5%; log lines and saves 3%."
-    )
+def test_the_sentences(wording):
+    message = diagnosis_of(of(data=8.0, computing=2.0)).sentence
+    assert "--data-backend" in message
+    wording(message)
+    message = diagnosis_of(of(launching=3.0, computing=1.0)).sentence
+    assert "--compile" in message
+    wording(message)
+    message = diagnosis_of(of(synchronising=3.0, computing=7.0)).sentence
+    assert "--log-interval" in message
+    wording(message)
+    message = diagnosis_of(of(communication=2.0, computing=2.0)).sentence
+    assert "--batch-size" in message
+    wording(message)
+    wording(diagnosis_of(of(data=0.5, synchronising=0.3, computing=9.2), compile="on").sentence)
     waiting = of(communication=5.0, computing=5.0)
-    assert diagnosis_of(waiting, waiting, of(data=5.0, computing=5.0), waiting).sentence == (
-        "Bound by rank 2: the others wait for it 50% of the time. It is held up by data: "
-        "the loader gives 1,280 img/s, the model could take 2,560. Try --data-backend auto or --workers 8."
-    )
+    message = diagnosis_of(waiting, waiting, of(data=5.0, computing=5.0), waiting).sentence
+    assert "--data-backend" in message
+    wording(message)
 
 
-def test_a_loader_that_shares_the_cores_says_so():
+def test_a_loader_that_shares_the_cores_says_so(wording):
     slow = of(data=5.0, computing=5.0)
     room = dataclasses.replace(ROOM, cores=2, can_cache=True)
-    assert diagnosis_of(slow, device="cpu", room=room).sentence == (
-        "Bound by data: the loader gives 320 img/s, the model could take 640. "
-        "Both share the 2 cores, so a faster loader helps twice. Try --data-backend cached."
-    )
+    message = diagnosis_of(slow, device="cpu", room=room).sentence
+    assert "--data-backend" in message
+    wording(message)
     room = dataclasses.replace(room, cores=1, can_cache=False)
-    assert diagnosis_of(slow, device="cpu", workers=1, room=room, chosen=("data_backend",)).sentence.endswith(
-        "take 640. Both share one core."
-    )
+    wording(diagnosis_of(slow, device="cpu", workers=1, room=room, chosen=("data_backend",)).sentence)
 
 
 def test_a_crowded_processor_is_said_beside_the_bound():
@@ -626,9 +616,9 @@ def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeyp
 
 
 @pytest.mark.timing
-def test_fit_hands_the_verdict_over(tmp_path, monkeypatch, demo, one_core, slow_loader):
+def test_fit_hands_the_verdict_over(tmp_path, monkeypatch, demo, one_core, slow_loader, wording):
     monkeypatch.chdir(tmp_path)
     settings = {"arch": "lenet5", "data": demo, "data_backend": "torch", "amp_dtype": "fp32", "epochs": 1}
     assert fastcnn.fit(**settings, batch_size=16, log_interval=5).verdict.startswith("Bound by data: ")
     short = fastcnn.fit(**settings, batch_size=16)
-    assert short.verdict == "The run was too short to tell what bounds it."
+    wording(short.verdict)

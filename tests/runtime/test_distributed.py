@@ -70,18 +70,20 @@ def test_ranks_come_from_torchruns_environment(monkeypatch):
     assert Ranks.from_environment() == Ranks(5, 8, 1, 4)
 
 
-def test_a_device_that_is_not_there_says_what_to_write(monkeypatch):
+def test_a_device_that_is_not_there_says_what_to_write(monkeypatch, wording):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto", Ranks()) == torch.device("cpu")
     for device in ("cuda", "mps"):
-        with pytest.raises(ValueError, match=f"--device {device}: .*write --device cpu"):
+        with pytest.raises(ValueError, match=f"^--device {device}: ") as caught:
             choose_device(device, Ranks())
+        wording(caught.value)
 
 
-def test_more_processes_than_gpus_says_what_to_write(monkeypatch):
+def test_more_processes_than_gpus_says_what_to_write(monkeypatch, wording):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", Ranks(1, 2, 1, 2)) == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match="3 processes on a node with 2 GPUs: write .*--nproc-per-node 2"):
+    with pytest.raises(ValueError) as caught:
         choose_device("cuda", Ranks(2, 3, 2, 3))
+    wording(caught.value)

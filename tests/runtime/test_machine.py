@@ -54,11 +54,11 @@ def test_without_instructions_for_bf16_it_is_not_tried(monkeypatch):
     assert why == machine.NO_BF16
 
 
-def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch):
+def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch, wording):
     ticks = iter([0.0, machine.TRIAL_LIMIT + 1])
     way, why = probe.probe_arithmetic(NETWORK, SHAPE, dtype="fp32", clock=lambda: next(ticks))
     assert str(way) == "fp32 channels-last"
-    assert why == "a step of 4 images took 11 s, too long to try others"
+    wording(why)
 
 
 @pytest.mark.parametrize(("channels_last", "layout"), [("auto", "channels-last"), ("off", "NCHW")])
@@ -110,14 +110,13 @@ def test_the_environment_says_what_is_native_and_gpus_have_all(monkeypatch, prod
     assert all(machine.is_native(dtype, torch.device("cuda")) for dtype in machine.DTYPES)
 
 
-def test_a_dtype_that_nobody_knows_in_the_environment_is_one_line(monkeypatch):
+def test_a_dtype_that_nobody_knows_in_the_environment_is_one_line(monkeypatch, wording):
     monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32, bf16")
     assert machine.is_native("bf16")
     monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32,bfloat16")
-    with pytest.raises(
-        UserError, match="^FASTCNN_NATIVE_DTYPES=fp32,bfloat16: write some of bf16, fp16, fp32, not 'bf"
-    ):
+    with pytest.raises(UserError) as caught:
         machine.is_native("bf16")
+    wording(caught.value)
 
 
 def test_this_processor_knows_in_a_moment():

@@ -80,43 +80,24 @@ def test_nothing_is_frozen_unless_told():
     assert frozen_layers(shell("resnet20"), "none", None) == []
 
 
-@pytest.mark.parametrize(
-    ("until", "expected"),
-    [
-        (
-            "layer4",
-            "--freeze-until layer4: the network has no such layer with parameters; did you mean "
-            "layer3 or layer2 or layer1?",
-        ),
-        (
-            "relu",
-            "--freeze-until relu: the network has no such layer with parameters; write one such as conv1",
-        ),
-        (
-            "layer3.2.conv3",
-            "--freeze-until layer3.2.conv3: the network has no such layer with parameters; did ",
-        ),
-        ("fc", "--freeze-until fc: nothing would be left to train; write a layer before it"),
-    ],
-)
-def test_a_layer_that_cannot_be_frozen_is_one_line_with_the_nearest(until, expected):
-    with pytest.raises(ValueError) as caught:
+@pytest.mark.parametrize("until", ["layer4", "relu", "layer3.2.conv3", "fc"])
+def test_a_layer_that_cannot_be_frozen_is_one_line_with_the_nearest(until, wording):
+    with pytest.raises(ValueError, match=f"^--freeze-until {until}: .*$") as caught:
         frozen_layers(shell("resnet20"), "none", until)
-    assert str(caught.value).startswith(expected)
+    wording(caught.value)
 
 
-def test_a_network_without_a_backbone_is_one_line():
-    with pytest.raises(ValueError, match=r"^--freeze backbone: the network has no layers but its classifier"):
+def test_a_network_without_a_backbone_is_one_line(wording):
+    with pytest.raises(ValueError, match="^--freeze backbone:") as caught:
         frozen_layers(nn.Sequential(nn.Linear(3, 2)), "backbone", None)
+    wording(caught.value)
 
 
-def test_what_is_frozen_is_said_with_its_share():
+def test_what_is_frozen_is_said_with_its_share(wording):
     network = shell("resnet20")
     names = frozen_layers(network, "backbone", None)
-    assert describe_frozen(network, names, None) == "frozen up to layer3.2: 650 of 269,722 parameters train"
-    assert describe_frozen(network, names, 3) == (
-        "frozen up to layer3.2, until epoch 3: 650 of 269,722 parameters train"
-    )
+    wording(describe_frozen(network, names, None))
+    wording(describe_frozen(network, names, 3))
 
 
 def test_dropout_before_frozen_layers_is_off_and_after_them_on():
@@ -322,16 +303,13 @@ def test_a_frozen_run_resumed_ends_in_the_same_bits(train, demo, saved, extra):
     assert changed(whole["weights"], parts["weights"]) == set()
 
 
-def test_a_run_says_what_is_frozen_and_when_that_ends(train, demo, capsys):
+def test_a_run_says_what_is_frozen_and_when_that_ends(train, demo, capsys, wording):
     flags = (*QUICK, "--data", demo, "--epochs", "2", "--freeze-until", "layer2", "--unfreeze-epoch", "2")
     assert train(*flags, "--output-dir", "run") == 0
     out = capsys.readouterr().out
-    assert "frozen up to layer2.2, until epoch 2: 204,170 of 269,722 parameters train\n" in out
-    assert (
-        out.index("epoch 1/2")
-        < out.index("epoch 2: all layers train from here on\n")
-        < out.index("epoch 2/2")
-    )
+    wording.line(out, "frozen up")
+    assert out.index("epoch 1/2") < out.index("\nepoch 2: ") < out.index("epoch 2/2")
+    wording.line(out, "epoch 2: all")
 
 
 def test_a_frozen_run_goes_on_unfrozen_when_told(train, demo):
@@ -387,27 +365,30 @@ def test_checkpoints_from_before_these_settings_are_resumed_and_loaded(train, de
     assert isinstance(fastcnn.load("old.pt"), nn.Module)
 
 
-def test_a_layer_that_is_not_there_ends_the_run_before_it_starts(train, demo, capsys):
+def test_a_layer_that_is_not_there_ends_the_run_before_it_starts(train, demo, capsys, wording):
     assert train(*QUICK, "--data", demo, "--freeze-until", "layer9") == 2
     error = capsys.readouterr().err
-    assert error.startswith("fastcnn: error: --freeze-until layer9: the network has no such layer")
+    assert "--freeze-until" in error
+    wording(error)
     assert error.count("\n") == 1
     assert not Path("runs").exists()
 
 
-def test_frozen_layers_without_weights_are_warned_of(train, demo, capsys):
+def test_frozen_layers_without_weights_are_warned_of(train, demo, capsys, wording):
     flags = (*QUICK, "--data", demo, "--epochs", "1", "--freeze", "backbone")
     assert train(*flags, "--unfreeze-epoch", "9") == 0
     said = capsys.readouterr().out
-    assert "warning: what is frozen is random; add --pretrained or --weights FILE" in said
-    assert "warning: --unfreeze-epoch has no effect here: the last epoch is before it" in said
+    wording.line(said, "warning: what")
+    wording.line(said, "warning: --unfreeze-epoch")
 
 
-def test_other_weights_for_a_run_that_goes_on_are_one_line(train, demo, capsys):
+def test_other_weights_for_a_run_that_goes_on_are_one_line(train, demo, capsys, wording):
     assert train(*QUICK, "--data", demo, "--epochs", "1", "--output-dir", "run") == 0
     capsys.readouterr()
     assert train("--resume", "run/last.pt", "--data", demo, "--weights", "other.pt") == 2
-    assert "--weights other.pt: the run goes on with the weights of run/last.pt" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--weights other.pt: " in message
+    wording(message)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +405,7 @@ def test_a_backbone_takes_the_weights_of_the_whole_network(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["unet/lenet5", "yolo/lenet5"])
 def test_masks_and_boxes_start_from_a_network_for_classification(
-    train, demo, tmp_path, monkeypatch, capsys, arch
+    train, demo, tmp_path, monkeypatch, capsys, arch, wording
 ):
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
     shutil.copytree(demo, tmp_path / "cache" / f"shapes-v{VERSION}")
@@ -433,8 +414,8 @@ def test_masks_and_boxes_start_from_a_network_for_classification(
     told = ("--weights", "first/best.pt", "--freeze", "backbone")
     assert train("--arch", arch, *quick, *told, "--output-dir", "second") == 0
     said = capsys.readouterr().out
-    assert "starting from first/best.pt" in said
-    assert "frozen up to backbone.conv3" in said
+    wording.line(said, "starting from")
+    wording.line(said, "frozen up")
     before, after = (torch.load(f"{run}/last.pt")["model"] for run in ("first", "second"))
     kept = [name for name in before if name.startswith(("conv1", "conv3"))]
     assert len(kept) == 4
@@ -443,11 +424,12 @@ def test_masks_and_boxes_start_from_a_network_for_classification(
     assert train("--arch", arch, *quick, "--weights", "second/best.pt", "--output-dir", "third") == 0
 
 
-def test_pretrained_weights_are_those_of_the_backbone(monkeypatch):
+def test_pretrained_weights_are_those_of_the_backbone(monkeypatch, wording):
     asked: list[str] = []
     monkeypatch.setattr("fastcnn.transfer.weights.torchvision_weights", asked.append)
     for arch in ("unet/resnet50", "yolo", "yolov1/mobilenet_v2"):
         download_pretrained(arch)
     assert asked == ["resnet50", "resnet18", "mobilenet_v2"]
-    with pytest.raises(UserError, match="--pretrained: torchvision has no weights for unet; leave it out"):
+    with pytest.raises(UserError, match="^--pretrained:") as caught:
         download_pretrained("unet")
+    wording(caught.value)

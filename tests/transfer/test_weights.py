@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import shutil
 import urllib.error
 from pathlib import Path
@@ -100,10 +101,11 @@ def test_a_network_of_the_table_has_torchvisions_keys_and_shapes(name):
     "name",
     ["lenet5", "alexnet", "resnet20", "mobilenet_v1", "inception_v1", "vit_s_16", "vgg16_cifar", "nothing"],
 )
-def test_other_networks_have_none(name):
+def test_other_networks_have_none(name, wording):
     assert not has_pretrained(name)
     message = refusal(download_pretrained, name)
-    assert message.startswith(f"--pretrained: torchvision has no weights for {name}; ")
+    assert message.startswith("--pretrained: ")
+    wording(message)
 
 
 # From torchvision
@@ -147,47 +149,48 @@ def test_the_old_names_of_densenet_become_todays(hub):
     assert list(download_pretrained("densenet121").state) == names
 
 
-def test_without_a_network_the_address_and_the_place_of_the_file_are_said(hub, tmp_path):
+def test_without_a_network_the_address_and_the_place_of_the_file_are_said(hub, tmp_path, wording):
     message = refusal(download_pretrained, "resnet18")
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     place = tmp_path / "torch/hub/checkpoints/resnet18-f37072fd.pth"
-    assert message == (
-        f"--pretrained: {url} cannot be downloaded (no network); put it at {place}, or write --weights FILE"
-    )
+    assert message.startswith(f"--pretrained: {url} ")
+    assert f" {place}, " in message
+    wording(message)
 
 
-def test_a_damaged_download_is_named(hub):
+def test_a_damaged_download_is_named(hub, wording):
     path = hub("resnet18", {"a": torch.ones(100)})
     path.write_bytes(path.read_bytes()[:200])
     message = refusal(download_pretrained, "resnet18")
     assert message.startswith("--pretrained: https://download")
-    assert message.endswith(f"or {path} is damaged; remove the file")
+    wording(re.sub(r"\(.*\)", "(...)", message))  # torch's words
 
 
-def test_a_pretrained_run_has_the_weights_and_their_normalization_and_a_fresh_classifier(hub, demo):
+def test_a_pretrained_run_has_the_weights_and_their_normalization_and_a_fresh_classifier(hub, demo, wording):
     state = torchvision.models.resnet18().state_dict()
     hub("resnet18", state)
     made = plan(demo, "resnet18", pretrained=True)
     assert set(state) - equal(made.network.state_dict(), state) == {"fc.weight", "fc.bias"}
     assert (made.source.mean, made.source.std) == IMAGENET
-    assert made.loaded == [
-        "starting from torchvision's ResNet18_Weights.IMAGENET1K_V1",
-        "fc: starts fresh, the weights are for 1000 classes",
-    ]
+    remarks = made.loaded
+    assert len(remarks) == 2
+    for remark in remarks:
+        wording(remark)
 
 
-def test_grey_images_are_normalized_by_the_mean_over_the_channels(hub, demo):
+def test_grey_images_are_normalized_by_the_mean_over_the_channels(hub, demo, wording):
     hub("resnet18", torchvision.models.resnet18().state_dict())
     made = plan(demo, "resnet18", pretrained=True, in_chans=1)
     assert made.source.mean == pytest.approx((sum(IMAGENET[0]) / 3,))
     assert made.source.std == pytest.approx((sum(IMAGENET[1]) / 3,))
-    assert "conv1.weight: adapted from 3 channels to 1" in made.loaded
+    for remark in made.loaded:
+        wording(remark)
 
 
 # From timm
 
 
-def test_pretrained_weights_of_timm_come_with_their_normalization(monkeypatch):
+def test_pretrained_weights_of_timm_come_with_their_normalization(monkeypatch, wording):
     timm = pytest.importorskip("timm")
     real, asked = timm.create_model, []
 
@@ -200,18 +203,17 @@ def test_pretrained_weights_of_timm_come_with_their_normalization(monkeypatch):
     assert asked == [True]
     assert weights.mean == tuple(timm.get_pretrained_cfg("test_resnet").mean)
     network = build("timm/test_resnet", 7)
-    assert load_weights(network, weights.state) == ["fc: starts fresh, the weights are for 1000 classes"]
+    (remark,) = load_weights(network, weights.state)
+    wording(remark)
     assert torch.equal(network.state_dict()["bn1.weight"], weights.state["bn1.weight"])
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (FileNotFoundError("An error happened\nmore"), "cannot be downloaded (An error happened); "),
-        (RuntimeError("No pretrained weights exist for x"), "timm: No pretrained weights exist for x; "),
-    ],
+    "error",
+    [FileNotFoundError("An error happened\nmore"), RuntimeError("No pretrained weights exist for x")],
+    ids=["no file", "no weights"],
 )
-def test_weights_that_timm_cannot_get_are_one_line(monkeypatch, error, expected):
+def test_weights_that_timm_cannot_get_are_one_line(monkeypatch, error, wording):
     timm = pytest.importorskip("timm")
 
     def create_model(*_: Any, **__: Any) -> None:
@@ -220,12 +222,13 @@ def test_weights_that_timm_cannot_get_are_one_line(monkeypatch, error, expected)
     monkeypatch.setattr(timm, "create_model", create_model)
     message = refusal(download_pretrained, "timm/test_resnet")
     assert message.startswith("--pretrained: ")
-    assert expected in message
+    wording(re.sub(r"https:\S+", "URL", message))
 
 
-def test_a_network_of_ones_own_has_no_weights_to_download():
+def test_a_network_of_ones_own_has_no_weights_to_download(wording):
     message = refusal(download_pretrained, "my_networks:tiny")
-    assert message == "--pretrained: nothing is known about weights of my_networks:tiny; write --weights FILE"
+    assert message.startswith("--pretrained: ")
+    wording(message)
 
 
 # From files
@@ -262,7 +265,7 @@ def test_safetensors_are_read(tmp_path):
     assert equal(read_weights(str(tmp_path / "mine.safetensors")).state, state) == set(state)
 
 
-def test_a_file_that_would_run_code_is_refused_in_one_line_and_runs_none(tmp_path):
+def test_a_file_that_would_run_code_is_refused_in_one_line_and_runs_none(tmp_path, wording):
     class Evil:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "code was run"),)
@@ -271,28 +274,26 @@ def test_a_file_that_would_run_code_is_refused_in_one_line_and_runs_none(tmp_pat
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
     message = refusal(read_weights, str(tmp_path / "reference.pth"))
-    assert message == (
-        f"--weights {tmp_path}/reference.pth: holds argparse.Namespace, and reading that would run code; "
-        "save the tensors alone with torch.save(model.state_dict(), FILE)"
-    )
+    assert message.startswith(f"--weights {tmp_path}/reference.pth: ")
+    wording(message)
     for name in ("evil.pth", "pickle.pth"):
         assert refusal(read_weights, str(tmp_path / name)).startswith(f"--weights {tmp_path}/{name}: ")
     assert not (tmp_path / "code was run").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    "name",
     [
-        ("nowhere.pth", "No such file or directory; write the path of a file of weights"),
-        ("nowhere.safetensors", "o such file or directory"),
-        ("text.pth", "not a file of weights; write a .pth, .pt or .safetensors file"),
-        ("text.safetensors", "not a file of weights; write a .pth, .pt or .safetensors file"),
-        ("number.pth", "no state dict in it; save one with torch.save(model.state_dict(), FILE)"),
-        ("empty.pth", "no state dict in it; "),
-        ("optimizer.pth", "no state dict in it; "),
+        "nowhere.pth",
+        "nowhere.safetensors",
+        "text.pth",
+        "text.safetensors",
+        "number.pth",
+        "empty.pth",
+        "optimizer.pth",
     ],
 )
-def test_a_file_without_weights_is_one_line(name, expected, tmp_path, monkeypatch):
+def test_a_file_without_weights_is_one_line(name, tmp_path, monkeypatch, wording):
     monkeypatch.chdir(tmp_path)
     for suffix in ("pth", "safetensors"):
         Path(f"text.{suffix}").write_text("hello world, this is text")
@@ -301,7 +302,10 @@ def test_a_file_without_weights_is_one_line(name, expected, tmp_path, monkeypatc
     torch.save({"param_groups": [1]}, "optimizer.pth")
     message = refusal(read_weights, name)
     assert message.startswith(f"--weights {name}: ")
-    assert expected in message
+    if name == "nowhere.safetensors":
+        assert "o such file or directory" in message  # the library's words
+    else:
+        wording(message)
 
 
 # What fits
@@ -319,24 +323,25 @@ def test_counters_that_old_files_do_not_have_are_not_missed():
 
 
 @pytest.mark.parametrize("other", [7, None], ids=["other classes", "none"])
-def test_a_classifier_that_does_not_fit_is_kept_as_it_was(other):
+def test_a_classifier_that_does_not_fit_is_kept_as_it_was(other, wording):
     state, network = small(other or 10).state_dict(), small(5, seed=2)
     if other is None:
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     fresh = network.state_dict()["fc.weight"].clone()
     (remark,) = load_weights(network, state)
-    assert remark == f"fc: starts fresh, the weights {'are for 7 classes' if other else 'have none'}"
+    wording(remark)
     assert torch.equal(network.state_dict()["fc.weight"], fresh)
     assert len(equal(network.state_dict(), state)) == len(small().state_dict()) - 2
 
 
-def test_a_linear_classifier_does_not_fit_a_small_network_in_its_place():
+def test_a_linear_classifier_does_not_fit_a_small_network_in_its_place(wording):
     network = small(10)
     network.reset_classifier(10, hidden=8)  # type: ignore[operator]
-    assert load_weights(network, small(10).state_dict()) == ["fc: starts fresh, the weights have another"]
+    (remark,) = load_weights(network, small(10).state_dict())
+    wording(remark)
 
 
-def test_auxiliary_classifiers_that_are_not_in_the_file_start_fresh():
+def test_auxiliary_classifiers_that_are_not_in_the_file_start_fresh(wording):
     class Net(nn.Module):
         def __init__(self, aux: bool) -> None:
             super().__init__()
@@ -345,15 +350,18 @@ def test_auxiliary_classifiers_that_are_not_in_the_file_start_fresh():
             self.fc = nn.Linear(4, 2)
 
     with_aux, without = Net(True), Net(False)
-    assert load_weights(with_aux, without.state_dict()) == ["aux1: starts fresh, the weights have none"]
+    (remark,) = load_weights(with_aux, without.state_dict())
+    wording(remark)
     assert torch.equal(with_aux.fc.weight, without.fc.weight)
-    assert load_weights(without, with_aux.state_dict()) == ["aux1: left out, the network has none"]
+    (remark,) = load_weights(without, with_aux.state_dict())
+    wording(remark)
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
-def test_a_first_layer_for_other_channels_is_adapted_and_said_so(before, after):
+def test_a_first_layer_for_other_channels_is_adapted_and_said_so(before, after, wording):
     state, network = small(in_chans=before).state_dict(), small(in_chans=after, seed=2)
-    assert load_weights(network, state) == [f"conv1.weight: adapted from {before} channels to {after}"]
+    (remark,) = load_weights(network, state)
+    wording(remark)
     assert equal(network.state_dict(), state) == set(state) - {"conv1.weight"}
 
 
@@ -382,7 +390,7 @@ def test_positions_of_another_length_are_interpolated():
     torch.testing.assert_close(rows, rows[:, :1].expand(8, 8))
 
 
-def test_positions_of_another_length_are_said():
+def test_positions_of_another_length_are_said(wording):
     class Net(nn.Module):
         def __init__(self, side: int) -> None:
             super().__init__()
@@ -390,24 +398,19 @@ def test_positions_of_another_length_are_said():
             self.encoder.pos_embedding = nn.Parameter(torch.ones(1, 1 + side * side, 4))
             self.fc = nn.Linear(4, 2)
 
-    assert load_weights(Net(3), Net(4).state_dict()) == [
-        "encoder.pos_embedding: interpolated from 17 tokens to 10"
-    ]
+    (remark,) = load_weights(Net(3), Net(4).state_dict())
+    wording(remark)
 
 
-def test_weights_of_another_network_are_refused_by_the_names_that_differ():
+def test_weights_of_another_network_are_refused_by_the_names_that_differ(wording):
     state = build("resnet32", 10).state_dict()
     state["conv1.weight"] = state["conv1.weight"][:8]
     del state["layer1.0.conv1.weight"]
     before = small().state_dict()
     network = small()
     message = refusal(load_weights, network, state, "--weights x.pth")
-    assert message == (
-        "--weights x.pth: made for another network: 1 missing (layer1.0.conv1.weight), "
-        "72 unknown (layer1.3.conv1.weight, layer1.3.bn1.weight, layer1.3.bn1.bias, "
-        "layer1.3.bn1.running_mean, ...), "
-        "1 of another shape (conv1.weight [8, 3, 3, 3] for [16, 3, 3, 3]); write its --arch"
-    )
+    assert message.startswith("--weights x.pth: ")
+    wording(message)
     assert equal(network.state_dict(), before) == set(before)
 
 
@@ -437,7 +440,7 @@ def trained(tmp_path_factory, demo) -> Path:
     return folder / "best.pt"
 
 
-def test_a_checkpoint_of_ours_gives_its_weights_and_its_normalization(trained, photos):
+def test_a_checkpoint_of_ours_gives_its_weights_and_its_normalization(trained, photos, wording):
     made = plan(photos, "resnet20", weights=str(trained), img_size=16)
     saved = torch.load(trained)
     assert set(saved["weights"]) - equal(made.network.state_dict(), saved["weights"]) == {
@@ -446,17 +449,19 @@ def test_a_checkpoint_of_ours_gives_its_weights_and_its_normalization(trained, p
     }
     assert equal(saved["weights"], saved["model"]) != set(saved["model"])  # it is the moving average
     assert (made.source.mean, made.source.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert made.loaded == [f"starting from {trained}", "fc: starts fresh, the weights are for 10 classes"]
+    first, second = made.loaded
+    assert first.endswith(str(trained))
+    wording(first.replace(str(trained), "BEST"))
+    wording(second)
 
 
-def test_weights_are_said_loaded_once_and_the_normalization_stays(train, trained, photos, capsys):
+def test_weights_are_said_loaded_once_and_the_normalization_stays(train, trained, photos, capsys, wording):
     shutil.copy(trained, "mine.pth")
     flags = ("--arch", "resnet20", "--data", photos, "--img-size", "16", *QUICK, "--batch-size", "8")
     assert train(*flags, "--weights", "mine.pth", "--lr", "0", "--output-dir", "run") == 0
-    assert (
-        "starting from mine.pth\nfc: starts fresh, the weights are for 10 classes\n"
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    wording.line(out, "from mine.pth")
+    wording.line(out, "fc: ")
     first = torch.load("run/last.pt")
     assert equal(first["model"], torch.load(trained)["weights"])
     assert first["mean"] == [0.1, 0.2, 0.3]
@@ -466,36 +471,40 @@ def test_weights_are_said_loaded_once_and_the_normalization_stays(train, trained
     assert torch.load("run/last.pt")["mean"] == [0.1, 0.2, 0.3]
 
 
-def test_weights_that_do_not_fit_end_the_run_before_it_starts(train, trained, demo, capsys):
+def test_weights_that_do_not_fit_end_the_run_before_it_starts(train, trained, demo, capsys, wording):
     flags = ("--arch", "lenet5", "--data", demo, *QUICK, "--weights", trained)
     assert train(*flags) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"fastcnn: error: --weights {trained}, of resnet20: made for another network: ")
+    assert f"--weights {trained}, " in error
+    wording(error.replace(str(trained), "BEST"))
     assert error.count("\n") == 1
     assert not Path("runs").exists()
 
 
-def test_a_checkpoint_becomes_a_network_again(trained):
+def test_a_checkpoint_becomes_a_network_again(trained, wording):
     network = fastcnn.load(trained)
     assert not network.training
     assert equal(network.state_dict(), torch.load(trained)["weights"]) == set(network.state_dict())
-    assert refusal(fastcnn.load, "nowhere.pt").startswith("fastcnn.load nowhere.pt: No such file")
+    message = refusal(fastcnn.load, "nowhere.pt")
+    assert "nowhere.pt" in message
+    wording(message)
 
 
-def test_a_classifier_of_as_many_other_classes_starts_fresh():
+def test_a_classifier_of_as_many_other_classes_starts_fresh(wording):
     network, weights = small(), small(seed=2).state_dict()
     fresh = network.get_parameter("fc.weight").detach().clone()
     assert load_weights(network, weights) == []
     assert torch.equal(network.get_parameter("fc.weight"), weights["fc.weight"])
     network = small()
-    assert load_weights(network, weights, other_classes=True) == [
-        "fc: starts fresh, the weights are for other classes"
-    ]
+    (remark,) = load_weights(network, weights, other_classes=True)
+    wording(remark)
     assert torch.equal(network.get_parameter("fc.weight"), fresh)
     assert torch.equal(network.get_parameter("conv1.weight"), weights["conv1.weight"])
 
 
-def test_a_checkpoint_says_which_classes_its_classifier_is_for(train, photos, demo, tmp_path, capsys):
+def test_a_checkpoint_says_which_classes_its_classifier_is_for(
+    train, photos, demo, tmp_path, capsys, wording
+):
     assert (
         train(
             "--arch",
@@ -522,19 +531,21 @@ def test_a_checkpoint_says_which_classes_its_classifier_is_for(train, photos, de
     finally:
         for split in ("train", "val"):
             (photos / split / "bird").rename(photos / split / "cat")
-    assert "fc7: starts fresh, the weights are for other classes" in capsys.readouterr().out
+    wording.line(capsys.readouterr().out, "fc7: ")
 
 
-def test_a_file_that_only_looks_like_a_checkpoint_is_one_line(tmp_path):
+def test_a_file_that_only_looks_like_a_checkpoint_is_one_line(tmp_path, wording):
     torch.save({"fastcnn": "0.1.0"}, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match="no state dict in it"):
+    with pytest.raises(ValueError) as caught:
         read_weights(str(tmp_path / "odd.pt"))
+    wording(caught.value)
 
 
-def test_positions_that_are_no_square_are_one_line():
+def test_positions_that_are_no_square_are_one_line(wording):
     with torch.device("meta"):
         network = build("vit_b_32", 10)
     state = network.state_dict()
     state["encoder.pos_embedding"] = torch.empty(1, 1 + 6 * 7, 768, device="meta")
-    with pytest.raises(ValueError, match=r"1 of another shape \(encoder.pos_embedding"):
+    with pytest.raises(ValueError) as caught:
         load_weights(network, state)
+    wording(caught.value)

@@ -133,10 +133,11 @@ def test_the_background_does_not_give_the_class_away():
     assert (between < 0.35 * spread).all()
 
 
-def test_a_label_out_of_range_is_refused():
+def test_a_label_out_of_range_is_refused(wording):
     for label in (-1, 10):
-        with pytest.raises(ValueError, match=f"label {label}: the demo classes are 0 to 9"):
+        with pytest.raises(ValueError) as caught:
             demo.draw(label, np.random.default_rng(0))
+        wording(caught.value)
 
 
 def test_a_changed_drawing_needs_a_new_version():
@@ -206,9 +207,10 @@ def test_no_image_is_in_both_splits(small):
     assert len(images) == len(set(images)) == 300
 
 
-def test_counts_below_one_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"3 \+ 0 demo images a class"):
+def test_counts_below_one_are_refused(tmp_path, wording):
+    with pytest.raises(ValueError) as caught:
         demo.write(tmp_path / "set", 3, 0)
+    wording(caught.value)
     assert not any(tmp_path.iterdir())
 
 

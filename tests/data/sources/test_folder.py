@@ -4,6 +4,7 @@ batches that loaders make of them."""
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import urllib.error
 import urllib.request
@@ -158,7 +159,7 @@ def test_a_picture_of_a_kind_that_is_not_decoded_is_not_passed_over(suffix, tmp_
     assert [train.name(i) for i in train.problems] == [str(tmp_path / "train" / "bee" / f"more.{suffix}")]
 
 
-def test_what_is_left_out_is_named(tmp_path):
+def test_what_is_left_out_is_named(tmp_path, wording):
     folders(train_and(tmp_path) / "val", {"ant": 1})
     picture(tmp_path / "train" / "stray.jpg")
     (tmp_path / "train" / ".cache").mkdir()
@@ -166,11 +167,10 @@ def test_what_is_left_out_is_named(tmp_path):
     (tmp_path / "train" / "readme.md").write_text("")
     picture(tmp_path / "val" / "stray.PNG")
     picture(tmp_path / "val" / "another.jpg")
-    assert read_folder(tmp_path, None, 0).remarks == (
-        f"left out: {tmp_path / 'train' / '.cache'} is hidden (2 in all)",
-        f"left out: {tmp_path / 'train' / 'stray.jpg'} is in no class folder",
-        f"left out: {tmp_path / 'val' / 'another.jpg'} is in no class folder (2 in all)",
-    )
+    remarks = read_folder(tmp_path, None, 0).remarks
+    assert len(remarks) == 3
+    for remark in remarks:
+        wording(remark)
 
 
 def test_listed_images_are_not_left_out(tmp_path):
@@ -219,35 +219,27 @@ def test_a_list_may_be_written_with_tabs_and_more_spaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "line"),
     [
-        ("one.JPEG 0\n", "{val}/two.JPEG is not listed; add it or remove it (1 in all)"),
-        ("one.JPEG 0\ntwo.JPEG 3", "line 2: two.JPEG has the class '3', which train/ does not have"),
-        (
-            "one.JPEG -1\ntwo.JPEG 0",
-            "line 1: one.JPEG has the class '-1', which train/ does not have",
-        ),
-        (
-            "one.JPEG dog\ntwo.JPEG 0",
-            "line 1: one.JPEG has the class 'dog', which train/ does not have",
-        ),
-        ("one.JPEG 0\ntwo.JPEG\n", "line 2: 'two.JPEG' does not give a file and its class"),
-        (
-            "one.JPEG 0\ntwo.JPEG 0\nno.JPEG 0",
-            "line 3: {val}/no.JPEG is not there; correct the list",
-        ),
+        ("one.JPEG 0\n", None),
+        ("one.JPEG 0\ntwo.JPEG 3", 2),
+        ("one.JPEG -1\ntwo.JPEG 0", 1),
+        ("one.JPEG dog\ntwo.JPEG 0", 1),
+        ("one.JPEG 0\ntwo.JPEG\n", 2),
+        ("one.JPEG 0\ntwo.JPEG 0\nno.JPEG 0", 3),
     ],
+    ids=["not listed", "beyond", "negative", "a name", "no class", "not there"],
 )
-def test_a_mistake_in_the_list_is_named(text, expected, tmp_path):
+def test_a_mistake_in_the_list_is_named(text, line, tmp_path, wording):
     message = refusal(flat_val(tmp_path, text))
-    listed = "," if expected.startswith("line") else ":"
-    assert message == f"{tmp_path / 'val' / 'val.txt'}{listed} {expected.format(val=tmp_path / 'val')}"
+    assert message.startswith(f"{tmp_path / 'val' / 'val.txt'}" + (f", line {line}: " if line else ": "))
+    wording(message)
 
 
-def test_a_flat_val_without_a_list_says_which_to_write(tmp_path):
+def test_a_flat_val_without_a_list_says_which_to_write(tmp_path, wording):
     message = refusal(train_and(tmp_path))
-    assert message.startswith(f"{tmp_path / 'val'}: neither class folders nor a list; write ")
-    assert "val.txt with `FILE CLASS` a line" in message
+    assert message.startswith(f"{tmp_path / 'val'}: ")
+    wording(message)
 
 
 # A share to validate on
@@ -291,57 +283,68 @@ def test_neither_side_of_the_share_is_empty(share, taken, tmp_path):
 # Folders that are refused
 
 
-def test_a_missing_folder_is_refused_with_the_names_that_could_stand_there(tmp_path):
+def test_a_missing_folder_is_refused_with_the_names_that_could_stand_there(tmp_path, wording):
     message = refusal(tmp_path / "nowhere")
-    assert message.startswith(f"--data {tmp_path / 'nowhere'}: no such folder; write ")
+    assert message.startswith("--data")
+    wording(message)
     assert all(name in message for name in dataset.NAMED)
 
 
-def test_a_file_is_refused(tmp_path):
+def test_a_file_is_refused(tmp_path, wording):
     picture(tmp_path / "cat.jpg")
-    assert refusal(tmp_path / "cat.jpg").startswith(
-        f"--data {tmp_path / 'cat.jpg'}: a file; write the folder"
-    )
+    message = refusal(tmp_path / "cat.jpg")
+    assert message.startswith("--data")
+    wording(message)
 
 
-def test_a_folder_without_classes_is_refused(tmp_path):
+def test_a_folder_without_classes_is_refused(tmp_path, wording):
     picture(tmp_path / "cat.jpg")
-    expected = f"--data {tmp_path}: no class folders in {tmp_path}; expected {tmp_path}/CLASS/*.jpg"
-    assert refusal(tmp_path) == expected
+    message = refusal(tmp_path)
+    assert message.startswith(f"--data {tmp_path}: ")
+    wording(message)
 
 
-def test_an_empty_class_folder_is_refused(tmp_path):
+def test_an_empty_class_folder_is_refused(tmp_path, wording):
     train_and(tmp_path)
     (tmp_path / "train" / "dog").mkdir()
-    expected = f"{tmp_path / 'train' / 'dog'}: a class folder without images; add some or remove it"
-    assert refusal(tmp_path) == expected
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path / 'train' / 'dog'}: ")
+    wording(message)
 
 
-def test_a_class_of_val_that_train_lacks_is_refused(tmp_path):
+def test_a_class_of_val_that_train_lacks_is_refused(tmp_path, wording):
     folders(train_and(tmp_path) / "val", {"ant": 1, "dog": 1})
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path / 'val' / 'dog'}: a class that train/ does not have")
+    assert message.startswith(f"{tmp_path / 'val' / 'dog'}: ")
+    wording(message)
 
 
-def test_one_class_is_refused(tmp_path):
+def test_one_class_is_refused(tmp_path, wording):
     folders(tmp_path, {"ant": 2})
-    assert refusal(tmp_path) == f"--data {tmp_path}: one class only, ant; classification needs two folders"
+    message = refusal(tmp_path)
+    assert message.startswith("--data")
+    wording(message)
 
 
-def test_a_folder_without_val_asks_for_a_share(tmp_path):
+def test_a_folder_without_val_asks_for_a_share(tmp_path, wording):
     folders(tmp_path, {"ant": 2, "bee": 2})
-    expected = f"--data {tmp_path}: no val/ or test/ folder; add one, or add --val-split 0.1"
-    assert refusal(tmp_path) == expected
+    message = refusal(tmp_path)
+    assert message.startswith(f"--data {tmp_path}: ")
+    wording(message)
 
 
-def test_a_share_beside_a_val_folder_is_refused(tmp_path):
+def test_a_share_beside_a_val_folder_is_refused(tmp_path, wording):
     folders(train_and(tmp_path) / "val", {"ant": 1})
-    assert refusal(tmp_path, val_split=0.1) == f"--val-split: {tmp_path} has val/; leave it out"
+    message = refusal(tmp_path, val_split=0.1)
+    assert message.startswith("--val-split")
+    wording(message)
 
 
 @pytest.mark.parametrize("name", dataset.NAMED)
-def test_a_share_of_a_named_set_is_refused(name):
-    assert refusal(name, val_split=0.1) == f"--val-split: {name} has its own validation images; leave it out"
+def test_a_share_of_a_named_set_is_refused(name, wording):
+    message = refusal(name, val_split=0.1)
+    assert message.startswith("--val-split")
+    wording(message)
 
 
 # The size of the images
@@ -470,14 +473,17 @@ def test_mnist_is_read_from_the_files_of_torchvision(name, folder, first, mirror
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
-def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(name, tmp_path, monkeypatch):
+def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(
+    name, tmp_path, monkeypatch, wording
+):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     message = refusal(name, data_root=tmp_path)
-    assert message.startswith(f"--data {name}: not in {tmp_path} and not downloadable (")
-    assert "name their folder with --data-root" in message
+    assert message.startswith(f"--data {name}: ")
+    assert "--data-root" in message
+    wording(re.sub(r"\(.*\)", "(...)", message))  # torchvision's words
 
 
 def test_the_demo_set_is_the_folder_that_is_made_for_it(demo, monkeypatch):
@@ -708,16 +714,15 @@ def test_evaluation_always_begins_at_its_beginning():
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size", "world_size", "expected"),
-    [
-        (7, 8, 1, "--batch-size 8: more than the 7 training images; write 7 or less"),
-        (15, 4, 4, "--batch-size 4 x 4 processes: more than the 15 training images; write 3 or less"),
-    ],
+    ("count", "batch_size", "world_size"),
+    [(7, 8, 1), (15, 4, 4)],
 )
-def test_fewer_images_than_one_batch_are_refused(count, batch_size, world_size, expected):
-    with pytest.raises(ValueError) as caught:
+def test_fewer_images_than_one_batch_are_refused(count, batch_size, world_size, wording):
+    with pytest.raises(
+        ValueError, match=f"^--batch-size {batch_size}.* write {count // world_size} "
+    ) as caught:
         ShardedSampler(count=count, batch_size=batch_size, rank=0, world_size=world_size, train=True).check()
-    assert str(caught.value) == expected
+    wording(caught.value)
     ShardedSampler(
         count=count, batch_size=count // world_size, rank=0, world_size=world_size, train=True
     ).check()  # the advice works
@@ -744,9 +749,10 @@ def test_all_ranks_together_evaluate_every_image_once(count, world_size):
     assert sorted(evaluated) == list(range(count))
 
 
-def test_fewer_validation_images_than_processes_are_refused():
-    with pytest.raises(ValueError, match="--data: 1 images for 2 processes"):
+def test_fewer_validation_images_than_processes_are_refused(wording):
+    with pytest.raises(ValueError, match="^--data") as caught:
         ShardedSampler(count=1, batch_size=4, rank=0, world_size=2, train=False).check()
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(

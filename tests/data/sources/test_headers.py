@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import struct
 import warnings
 from pathlib import Path
@@ -141,23 +140,24 @@ def test_bytes_behind_the_end_are_harmless(kind, trailing, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    "content",
     [
-        (b"", "empty"),
-        (b"not found\n", "not an image"),
-        (b"\xff\xd8\xff", "not an image"),
-        (b"\x07" * 4096, "not an image"),
-        (encoded("GIF"), "GIF is not read; convert it to PNG"),
-        (encoded("ICO", (16, 16)), "ICO is not read; convert it to PNG"),
-        (encoded()[:-2], "truncated"),
-        (encoded("PNG")[:-40], "truncated"),
-        (declaring(65_500, 65_500), "declares more than 178,956,970 pixels"),
+        b"",
+        b"not found\n",
+        b"\xff\xd8\xff",
+        b"\x07" * 4096,
+        encoded("GIF"),
+        encoded("ICO", (16, 16)),
+        encoded()[:-2],
+        encoded("PNG")[:-40],
+        declaring(65_500, 65_500),
     ],
     ids=["empty", "text", "start", "noise", "gif", "ico", "jpeg", "png", "bomb"],
 )
-def test_a_problem_is_named_and_leaves_the_size_open(content, expected, tmp_path):
+def test_a_problem_is_named_and_leaves_the_size_open(content, tmp_path, wording):
     found = files(tmp_path, encoded(), content, encoded())
-    assert found.problems == {1: expected}
+    assert list(found.problems) == [1]
+    wording(found.problems[1])
     assert found.sizes.tolist() == [[16, 24], [0, 0], [16, 24]]
 
 
@@ -200,10 +200,11 @@ def test_as_many_pixels_as_pillow_takes_are_fine_and_more_are_not(tmp_path):
     assert files(tmp_path, declaring(13_000, 13_766)).problems.keys() == {0}
 
 
-def test_the_most_pixels_do_not_depend_on_what_pillow_was_told(tmp_path, monkeypatch):
+def test_the_most_pixels_do_not_depend_on_what_pillow_was_told(tmp_path, monkeypatch, wording):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     found = files(tmp_path, declaring(65_500, 65_500))
-    assert found.problems == {0: "declares 65,500 x 65,500 pixels, more than 178,956,970"}
+    assert list(found.problems) == [0]
+    wording(found.problems[0])
     assert found.sizes.tolist() == [[0, 0]]
 
 
@@ -337,14 +338,14 @@ def test_a_damaged_cache_is_made_again(damage, tmp_path, cache, examined):
     assert examined == []
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_more(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_more(tmp_path, monkeypatch, capsys, wording):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "file"))
     for _ in range(2):
         assert files(tmp_path, encoded(), b"").problems == {1: "empty"}
         warning = capsys.readouterr().err
         assert warning.startswith(f"warning: {tmp_path / 'file' / 'manifests'}: ")
-        assert warning.endswith("; files are examined anew next time\n")
+        wording(warning)
         assert warning.count("\n") == 1
 
 
@@ -373,7 +374,7 @@ def test_a_file_that_could_not_be_opened_once_is_tried_again(tmp_path, monkeypat
 # A long scan is announced
 
 
-def test_a_long_scan_is_announced_once(tmp_path, monkeypatch, capsys):
+def test_a_long_scan_is_announced_once(tmp_path, monkeypatch, capsys, wording):
     monkeypatch.setattr(headers, "SLOW_SCAN", 2)
     paths = write(tmp_path, {f"{i}.jpg": encoded() for i in range(3)})
     scan("slow", paths[:2])
@@ -381,7 +382,7 @@ def test_a_long_scan_is_announced_once(tmp_path, monkeypatch, capsys):
     scan("unannounced", paths, announce=False)
     assert capsys.readouterr().err == ""
     scan("announced", paths)
-    assert capsys.readouterr().err == "reading the headers of 3 images, once\n"
+    wording(capsys.readouterr().err)
     scan("announced", paths)
     assert capsys.readouterr().err == ""
 
@@ -475,10 +476,10 @@ def tiff_of(mode: str) -> bytes:
     [turned_tiff(), *map(tiff_of, "1IF"), b"P5 2 2 100\n" + bytes(4), b"P2 2 2 255\n1 2 3 4\n"],
     ids=["turned TIFF", "1-bit TIFF", "32-bit TIFF", "float TIFF", "PGM up to 100", "PGM as text"],
 )
-def test_what_dali_and_pillow_read_differently_is_named(tmp_path, content):
+def test_what_dali_and_pillow_read_differently_is_named(tmp_path, content, wording):
     found = files(tmp_path, content, encoded("TIFF"), b"P5 2 2 255\n" + bytes(4))
     assert set(found.problems) == {0}
-    assert re.fullmatch("a rare kind of (TIFF|PPM), .* convert it to PNG", found.problems[0])
+    wording(found.problems[0])
 
 
 def test_of_a_shard_only_the_heads_and_ends_of_its_images_are_read(tmp_path):

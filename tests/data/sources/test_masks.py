@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -117,36 +118,36 @@ def test_small_square_images_of_one_size_keep_it(tmp_path):
     assert opened(tmp_path).native_size == 32
 
 
-def test_test_images_without_masks_are_not_validated_on(root):
+def test_test_images_without_masks_are_not_validated_on(root, wording):
     (root / "val").rename(root / "test")
     (root / "test" / "masks").rename(root / "elsewhere")
-    assert "nothing to validate on" in refusal(root)
+    wording(refusal(root))
     assert len(opened(root, val_split=0.5).val) == 1
 
 
-def test_a_folder_with_val_takes_no_share(root):
-    assert refusal(root, val_split=0.1) == f"--val-split: {root} has val/images; leave it out"
+def test_a_folder_with_val_takes_no_share(root, wording):
+    message = refusal(root, val_split=0.1)
+    assert message.startswith("--val-split")
+    wording(message)
 
 
-def test_a_folder_without_masks_is_told_the_layouts(tmp_path):
+def test_a_folder_without_masks_is_told_the_layouts(tmp_path, wording):
     picture(tmp_path / "train" / "cat" / "a.jpg")
     message = refusal(tmp_path)
-    assert message.startswith(
-        f"--data {tmp_path}: no images with masks; expected {tmp_path}/train/images and "
-    )
-    assert f"{tmp_path}/images/train and {tmp_path}/masks/train" in message
-    assert "--val-split 0.1" in message
+    assert message.startswith("--data")
+    assert "--val-split" in message
+    wording(message)
 
 
-def test_folders_that_are_not_there_or_empty_are_named(tmp_path):
-    assert "no such folder" in refusal(tmp_path / "none")
+def test_folders_that_are_not_there_or_empty_are_named(tmp_path, wording):
+    wording(refusal(tmp_path / "none"))
     (tmp_path / "file").write_text("")
-    assert "a file" in refusal(tmp_path / "file")
+    wording(refusal(tmp_path / "file"))
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
-    assert "no training images" in refusal(tmp_path, val_split=0.1)
+    wording(refusal(tmp_path, val_split=0.1))
     pair(tmp_path, "images", "masks", "a", 0, 1)
-    assert "one image only" in refusal(tmp_path, val_split=0.1)
+    wording(refusal(tmp_path, val_split=0.1))
 
 
 # Classes
@@ -157,9 +158,11 @@ def test_classes_are_named_by_their_list(root):
     assert opened(root).class_names == ("road", "side walk", "car")
 
 
-def test_an_empty_list_of_classes_is_refused(root):
+def test_an_empty_list_of_classes_is_refused(root, wording):
     (root / "classes.txt").write_text("\n")
-    assert refusal(root).startswith(f"{root / 'classes.txt'}: empty; write a class name a line")
+    message = refusal(root)
+    assert message.startswith(f"{root / 'classes.txt'}: ")
+    wording(message)
 
 
 @pytest.mark.parametrize(("ignored", "first"), [(255, [0, 1, 2, IGNORE]), (0, [IGNORE, 1, 2, 3])])
@@ -182,69 +185,74 @@ def test_masks_may_be_palettes_of_any_colours(root):
     assert first_values(opened(root).train, 0) == [0, 1, 2, IGNORE]
 
 
-def test_masks_of_one_class_are_refused(root):
+def test_masks_of_one_class_are_refused(root, wording):
     for path in sorted((root / "train" / "masks").iterdir()):
         mask(path, 0, 255)
-    assert "one class only, beside 255, which is ignored" in refusal(root)
+    wording(refusal(root))
 
 
-def test_a_number_that_marks_what_is_ignored_cannot_be_a_class(root):
-    assert refusal(root, ignore_index=7).startswith(
-        f"{root}/train/masks/a.png: class 255; write numbers up to"
-    )
+def test_a_number_that_marks_what_is_ignored_cannot_be_a_class(root, wording):
+    message = refusal(root, ignore_index=7)
+    assert message.startswith(f"{root}/train/masks/a.png: ")
+    wording(message)
 
 
 # Bad masks
 
 BAD = {
-    "a mask that is missing": (lambda path: path.unlink(), "{image}: no mask {mask}"),
-    "a mask of colours": (lambda path: Image.new("RGB", (4, 3)).save(path), "{mask}: an image of mode RGB"),
-    "a mask that is no image": (lambda path: path.write_bytes(b"nothing"), "{mask}: cannot identify image"),
+    "a mask that is missing": (lambda path: path.unlink(), "image"),
+    "a mask of colours": (lambda path: Image.new("RGB", (4, 3)).save(path), "mask"),
+    "a mask that is no image": (lambda path: path.write_bytes(b"nothing"), "mask"),
     "a mask of another size": (
         lambda path: mask(path, 0, size=(3, 4)),
-        "{mask}: 3 x 4 pixels, but its image has 4 x 3",
+        "mask",
     ),
 }
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_mask_is_named_and_its_image_can_be_left_out(kind, phase, root):
+def test_a_bad_mask_is_named_and_its_image_can_be_left_out(kind, phase, root, wording):
     pair(root, f"{phase}/images", f"{phase}/masks", "bad", 0, 1, 2)
-    spoil, line = BAD[kind]
-    spoil(root / phase / "masks" / "bad.png")
-    line = line.format(image=root / phase / "images" / "bad.jpg", mask=root / phase / "masks" / "bad.png")
+    paths = {"image": root / phase / "images" / "bad.jpg", "mask": root / phase / "masks" / "bad.png"}
+    spoil, blamed = BAD[kind]
+    spoil(paths["mask"])
     message = refusal(root)
-    assert message.startswith(line)
-    assert message.endswith(": mend or remove them, or leave them out with --bad-labels skip")
+    assert message.startswith(f"{paths[blamed]}: ")
+    assert "--bad-labels" in message
+    wording(re.sub("cannot identify.*?: ", "...: ", message))  # Pillow's words
     source = opened(root, skip=True)
     assert (names(source.train), names(source.val)) == (["a", "b"], ["c"])
     assert first_values(source.train, 1, 1) == [1]
-    assert source.remarks[0] == "--bad-labels skip: 1 left out"
-    assert source.remarks[1].startswith(f"left out: {line}")
+    assert source.remarks[0].startswith("--bad-labels")
+    wording(source.remarks[0])
+    assert message.startswith(source.remarks[1].removeprefix("left out: "))
     assert len(source.remarks) == 2
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_class_out_of_range_is_bad(listed, root):
+def test_a_class_out_of_range_is_bad(listed, root, wording):
     if listed:
         (root / "classes.txt").write_text("road\ncar\ntree\n")
     pair(root, "val/images", "val/masks", "d", 0, 7, 255)
-    assert refusal(root).startswith(f"{root}/val/masks/d.png: class 7, but there are 3 (0 to 2): mend")
+    message = refusal(root)
+    assert message.startswith(f"{root}/val/masks/d.png: ")
+    wording(message)
     assert names(opened(root, skip=True).val) == ["c"]
 
 
-def test_all_bad_masks_are_named_together_and_counted(root):
+def test_all_bad_masks_are_named_together_and_counted(root, wording):
     (root / "classes.txt").write_text("road\ncar\ntree\n")
     for i in range(60):
         pair(root, "train/images", "train/masks", f"m{i:02}", 9)
     (root / "val" / "masks" / "c.png").unlink()
     message = refusal(root)
-    assert message.count("class 9") == 50
-    assert "m49.png: class 9, but there are 3 (0 to 2); ... (61 in all): mend" in message
+    assert re.findall(r"(\w+).png: ", message) == [f"m{i:02}" for i in range(50)]
+    assert "(61 in all)" in message
     pair(root, "val/images", "val/masks", "d", 1)
     source = opened(root, skip=True)
-    assert source.remarks[0] == "--bad-labels skip: 61 left out"
+    assert source.remarks[0].startswith("--bad-labels")
+    wording(source.remarks[0])
     assert len(source.remarks) == 51
     assert (names(source.train), names(source.val)) == (["a", "b"], ["d"])
 
@@ -256,17 +264,19 @@ def test_an_image_that_cannot_be_read_itself_is_not_a_masks_business(root):
     assert len(source.train) == 2
 
 
-def test_a_mask_without_an_image_is_left_out_with_a_remark(root):
+def test_a_mask_without_an_image_is_left_out_with_a_remark(root, wording):
     mask(root / "train" / "masks" / "x.png", 99)
     mask(root / "train" / "masks" / "deep" / "y.png", 99)
     (remark,) = opened(root).remarks
-    assert remark == f"left out: {root}/train/masks/deep/y.png has no image in {root}/train/images (2 in all)"
+    wording(remark)
 
 
-def test_when_all_are_bad_nothing_is_left_to_train_on(root):
+def test_when_all_are_bad_nothing_is_left_to_train_on(root, wording):
     for path in (root / "train" / "masks").iterdir():
         path.unlink()
-    assert "no training images (--bad-labels skip: 2 left out)" in refusal(root, skip=True)
+    message = refusal(root, skip=True)
+    assert "--bad-labels" in message
+    wording(message)
 
 
 # The cache
@@ -305,18 +315,20 @@ def test_a_bad_mask_stays_bad_without_being_examined_again(root, examined):
     assert examined == []
 
 
-def test_a_long_examination_is_announced(root, monkeypatch, capsys):
+def test_a_long_examination_is_announced(root, monkeypatch, capsys, wording):
     monkeypatch.setattr(masks, "SLOW_MASKS", 1)
     opened(root)
-    assert capsys.readouterr().err == "examining 2 masks, once\n"
+    wording(capsys.readouterr().err)
 
 
 # Named sets
 
 
 @pytest.mark.parametrize("name", MASKS_NAMED)
-def test_named_sets_take_no_share(name):
-    assert refusal(name, val_split=0.1) == f"--val-split: {name} has its own validation images; leave it out"
+def test_named_sets_take_no_share(name, wording):
+    message = refusal(name, val_split=0.1)
+    assert message.startswith("--val-split")
+    wording(message)
 
 
 def test_the_demo_set_has_a_background_and_ten_shapes(demo, monkeypatch):
@@ -330,7 +342,7 @@ def test_the_demo_set_has_a_background_and_ten_shapes(demo, monkeypatch):
         assert source.class_names[number].replace(" ", "_") in source.val.name(i)
 
 
-def test_oxford_pets_are_read_from_the_files_of_torchvision(tmp_path):
+def test_oxford_pets_are_read_from_the_files_of_torchvision(tmp_path, wording):
     root = tmp_path / "oxford-iiit-pet"
     for part, pets in (("trainval", ("Abyssinian_1", "pug_2")), ("test", ("Bombay_3",))):
         for pet in pets:
@@ -342,8 +354,9 @@ def test_oxford_pets_are_read_from_the_files_of_torchvision(tmp_path):
     assert (names(source.train), names(source.val)) == (["Abyssinian_1", "pug_2"], ["Bombay_3"])
     assert first_values(source.train, 1) == [1, 0, IGNORE, IGNORE]
     mask(root / "annotations" / "trimaps" / "pug_2.png", 1, 4)
-    with pytest.raises(ValueError, match=r"pug_2.png: class 4, but there are 2 \(1 to 2\)"):
+    with pytest.raises(ValueError) as caught:
         mask_source(DataSettings(data="oxford-iiit-pet", data_root=str(tmp_path)), seed=0)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(("year", "sets"), [("2007", ("trainval", "test")), ("2012", ("train", "val"))])
@@ -361,13 +374,16 @@ def test_voc_is_read_from_the_files_of_torchvision(year, sets, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["oxford-iiit-pet", "voc2007", "voc2012"])
-def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(name, tmp_path, monkeypatch):
+def test_a_named_set_that_can_be_neither_found_nor_downloaded_names_its_folder(
+    name, tmp_path, monkeypatch, wording
+):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(ValueError, match=f"--data {name}: not in {tmp_path} and not downloadable"):
+    with pytest.raises(ValueError, match=f"^--data {name}: ") as caught:
         mask_source(DataSettings(data=name, data_root=str(tmp_path)), seed=0)
+    wording(re.sub(r"\(.*\)", "(...)", str(caught.value)))  # torchvision's words
 
 
 def test_synthetic_masks_are_of_21_classes_and_make_batches():

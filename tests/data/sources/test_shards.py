@@ -258,10 +258,11 @@ def test_a_bad_image_is_named_by_its_shard_and_its_name_in_it(tmp_path):
 # What is refused
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path, wording):
     train_and_val(tmp_path)
-    expected = f"--data {tmp_path}/train-1.tar: no such shard; correct the pattern"
-    assert refusal(tmp_path / "{train-0,train-1,val-0}.tar") == expected
+    message = refusal(tmp_path / "{train-0,train-1,val-0}.tar")
+    assert message.startswith(f"--data {tmp_path}/train-1.tar: ")
+    wording(message)
 
 
 @pytest.mark.parametrize("off", [1, 100, 513, 1100])
@@ -274,32 +275,36 @@ def test_a_shard_that_was_cut_within_a_sample_is_refused(off, tmp_path):
     assert refusal(tmp_path).startswith(f"--data {path}: ")
 
 
-def test_a_shard_that_was_cut_between_samples_is_refused(tmp_path):
+def test_a_shard_that_was_cut_between_samples_is_refused(tmp_path, wording):
     path = train_and_val(tmp_path, a=0, b=1, c=0, d=1) / "train-0.tar"
     with tarfile.open(path) as tar:
         path.write_bytes(path.read_bytes()[: tar.getmembers()[4].offset])
-    assert refusal(tmp_path).startswith(f"--data {path}: not a tar that can be read")
+    message = refusal(tmp_path)
+    assert message.startswith(f"--data {path}: ")
+    wording(message.partition(" (")[0])  # the rest is Python's
 
 
-def test_a_shard_with_a_damaged_header_is_refused(tmp_path):
+def test_a_shard_with_a_damaged_header_is_refused(tmp_path, wording):
     path = train_and_val(tmp_path, a=0, b=1, c=0, d=1) / "train-0.tar"
     with tarfile.open(path) as tar:
         header = tar.getmembers()[4].offset
     data = bytearray(path.read_bytes())
     data[header : header + 512] = b"x" * 512
     path.write_bytes(data)
-    assert refusal(tmp_path).startswith(f"--data {path}: not a tar that can be read")
+    message = refusal(tmp_path)
+    assert message.startswith(f"--data {path}: ")
+    wording(message.partition(" (")[0])
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"x" * 3000, jpeg() * 3], ids=["empty", "text", "noise", "jpeg"]
 )
-def test_a_file_that_is_no_tar_is_refused(content, tmp_path):
+def test_a_file_that_is_no_tar_is_refused(content, tmp_path, wording):
     train_and_val(tmp_path)
     (tmp_path / "train-1.tar").write_bytes(content)
     message = refusal(tmp_path)
-    assert message.startswith(f"--data {tmp_path}/train-1.tar: not a tar that can be read (")
-    assert message.endswith("); copy it again")
+    assert message.startswith(f"--data {tmp_path}/train-1.tar: ")
+    wording(re.sub(r"\(.*\)", "(...)", message))
 
 
 def test_a_compressed_tar_is_refused(tmp_path):
@@ -308,13 +313,14 @@ def test_a_compressed_tar_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("left_out", "missing"), [("b.cls", ".cls"), ("b.jpg", "image")])
-def test_a_sample_needs_an_image_and_a_class(left_out, missing, tmp_path):
+def test_a_sample_needs_an_image_and_a_class(left_out, missing, tmp_path, wording):
     train_and_val(tmp_path)
     members = samples({"a": 0, "b": 1})
     del members[left_out]
     write(tmp_path / "train-1.tar", members)
-    expected = f"--data {tmp_path}/train-1.tar: b has no {missing}; every sample needs both"
-    assert refusal(tmp_path) == expected
+    message = refusal(tmp_path)
+    assert message.startswith(f"--data {tmp_path}/train-1.tar: b has no {missing};")
+    wording(message)
 
 
 def test_a_sample_with_two_images_is_refused(tmp_path):
@@ -323,24 +329,25 @@ def test_a_sample_with_two_images_is_refused(tmp_path):
     assert refusal(tmp_path).startswith(f"--data {tmp_path}/train-1.tar: c ")
 
 
-def test_shards_need_some_to_train_on(tmp_path):
+def test_shards_need_some_to_train_on(tmp_path, wording):
     write(tmp_path / "val-0.tar", samples({"a": 0, "b": 1}))
-    expected = f"--data {tmp_path}: no shard to train on; name them train-000.tar, val-000.tar and so on"
-    assert refusal(tmp_path) == expected
+    message = refusal(tmp_path)
+    assert message.startswith(f"--data {tmp_path}: ")
+    wording(message)
 
 
-def test_shards_without_validation_ask_for_a_share(tmp_path):
+def test_shards_without_validation_ask_for_a_share(tmp_path, wording):
     write(tmp_path / "train-0.tar", samples({"a": 0, "b": 1}))
-    assert (
-        refusal(tmp_path)
-        == f"--data {tmp_path}: no shard is called val*.tar; add one, or add --val-split 0.1"
-    )
+    message = refusal(tmp_path)
+    assert message.startswith("--data")
+    wording(message)
 
 
-def test_a_share_beside_shards_to_validate_on_is_refused(tmp_path):
+def test_a_share_beside_shards_to_validate_on_is_refused(tmp_path, wording):
     train_and_val(tmp_path)
-    expected = f"--val-split: {tmp_path} has shards to validate on; leave it out"
-    assert refusal(tmp_path, 0.1) == expected
+    message = refusal(tmp_path, 0.1)
+    assert message.startswith("--val-split")
+    wording(message)
 
 
 # The index is kept
@@ -565,9 +572,8 @@ def test_remote_folders_are_kept_apart(tmp_path, monkeypatch):
     assert copies == ["s3://b/a/b/x.tar", "s3://b/a-b/x.tar", "gs://b/a/b/x.tar"]
 
 
-def test_remote_shards_without_dali_say_what_is_missing(tmp_path, monkeypatch):
+def test_remote_shards_without_dali_say_what_is_missing(tmp_path, monkeypatch, wording):
     monkeypatch.setitem(sys.modules, "fastcnn.data.sources.remote", None)
-    with pytest.raises(
-        ValueError, match=r"^--data s3://b/x.tar: remote shards are read by DALI, which is not"
-    ):
+    with pytest.raises(ValueError, match="^--data") as caught:
         read("s3://b/x.tar", data_root=tmp_path)
+    wording(caught.value)

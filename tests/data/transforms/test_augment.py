@@ -420,11 +420,12 @@ def test_translations_grow_with_the_image():
 @pytest.mark.parametrize(
     "aa", ["randaugment", "rand-m9-x2", "rand-n0", "rand-m", "ra-m9", "rand-m11", "rand-m9-mstd101"]
 )
-def test_an_unknown_policy_is_refused_with_the_known_ones(aa):
+def test_an_unknown_policy_is_refused_with_the_known_ones(aa, wording):
     with pytest.raises(UserError) as caught:
         check(Config(aa=aa))
     message = str(caught.value)
-    assert message.startswith(f"--aa {aa}: no such policy; write ")
+    assert message.startswith(f"--aa {aa}: ")
+    wording(message)
     assert "\n" not in message
     assert all(name in message for name in (*POLICIES, "rand-m9-n2-mstd0.5-inc1"))
 
@@ -432,28 +433,31 @@ def test_an_unknown_policy_is_refused_with_the_known_ones(aa):
 # Settings that do not go together
 
 
-def test_random_crops_and_borders_are_refused():
-    with pytest.raises(UserError, match="write --crop-mode center"):
+def test_random_crops_and_borders_are_refused(wording):
+    with pytest.raises(UserError) as caught:
         check(Config(train_crop="random", crop_mode="border"))
+    wording(caught.value)
 
 
-def test_a_reflection_of_more_than_there_is_is_refused():
+def test_a_reflection_of_more_than_there_is_is_refused(wording):
     check(Config(pad_mode="reflect", crop_padding=31, img_size=32, train_crop="pad"))
-    with pytest.raises(UserError, match="--crop-padding 32: .* write 31 or less"):
+    with pytest.raises(UserError, match="^--crop-padding 32:") as caught:
         check(Config(pad_mode="reflect", crop_padding=32, img_size=32, train_crop="pad"))
+    wording(caught.value)
     check(Config(crop_padding=32, img_size=32, train_crop="pad"))
 
 
 @pytest.mark.parametrize("name", ["aa", "rotate", "reprob", "cutout", "pad_mode"])
-def test_what_does_not_move_masks_and_boxes_is_refused_for_them(name):
+def test_what_does_not_move_masks_and_boxes_is_refused_for_them(name, wording):
     settings: dict[str, Any] = {"aa": "ra", "rotate": 5.0, "reprob": 0.2, "cutout": 4, "pad_mode": "reflect"}
     for arch in ("unet", "yolo"):
-        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} .*leave it out"):
+        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} ") as caught:
             check(Config(arch=arch, **{name: settings[name]}))
+        wording(caught.value)
 
 
 @pytest.mark.parametrize("name", ["scale", "ratio", "crop_padding", "pad_mode"])
-def test_settings_of_other_crops_have_no_effect_on_random_ones(name):
+def test_settings_of_other_crops_have_no_effect_on_random_ones(name, wording):
     values: dict[str, Any] = {
         "scale": (0.5, 1.0),
         "ratio": (1.0, 1.0),
@@ -461,7 +465,7 @@ def test_settings_of_other_crops_have_no_effect_on_random_ones(name):
         "pad_mode": "reflect",
     }
     (warning,) = ineffective(Config(train_crop="random", **{name: values[name]}))
-    assert "has no effect here" in warning
+    wording(warning)
 
 
 # Crops and flips
