@@ -369,33 +369,28 @@ def test_the_launcher_refuses_what_32_bits_cannot_count_and_tensors_that_do_not_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ({"input": random(3, 4)}, "input (3, 4): expected [N, C, H, W] or [C, H, W]"),
-        (
-            {"weight": random(3, 3, 3, 3)},
-            "weight (3, 3, 3, 3): expected (3, 1, K, L) for an input of 3 channels",
-        ),
-        (
-            {"weight": random(4, 1, 3, 3)},
-            "weight (4, 1, 3, 3): expected (3, 1, K, L) for an input of 3 channels",
-        ),
-        ({"bias": random(4)}, "bias (4,): expected (3,) for an input of 3 channels"),
-        ({"weight": random(3, 1, 3, 3).to("meta")}, "weight on meta, input on cpu: move one of them"),
-        ({"bias": random(3).to("meta")}, "bias on meta, input on cpu: move one of them"),
-        ({"padding": "same"}, "'same': write a number for both axes, or (vertical, horizontal)"),
-        ({"stride": (1, 1, 1)}, "(1, 1, 1): write a number for both axes, or (vertical, horizontal)"),
-        ({"stride": 0}, "stride 0, padding 0, dilation 1: at least 1, 0 and 1 are possible"),
-        ({"padding": -1}, "stride 1, padding -1, dilation 1: at least 1, 0 and 1 are possible"),
-        (
-            {"dilation": 4},
-            "input (1, 3, 5, 5): smaller than the kernel, (3, 3), at padding 0 and dilation 4; "
-            "use a larger padding",
-        ),
+        {"input": random(3, 4)},
+        {"weight": random(3, 3, 3, 3)},
+        {"weight": random(4, 1, 3, 3)},
+        {"bias": random(4)},
+        {"weight": random(3, 1, 3, 3).to("meta")},
+        {"bias": random(3).to("meta")},
+        {"padding": "same"},
+        {"stride": (1, 1, 1)},
+        {"stride": 0},
+        {"padding": -1},
+        {"dilation": 4},
+    ],
+    ids=[
+        *("axes", "dense weight", "more weights", "more biases", "weight elsewhere", "bias elsewhere"),
+        *("same", "three strides", "no stride", "negative padding", "too small"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message):
+def test_a_mistake_is_one_line(arguments, wording):
     settings = {"input": random(1, 3, 5, 5), "weight": random(3, 1, 3, 3), **arguments}
     with pytest.raises(ValueError) as caught:
         depthwise_conv2d(**settings)
-    assert str(caught.value) == message
+    assert "\n" not in str(caught.value)
+    wording(caught.value)

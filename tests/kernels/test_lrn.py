@@ -168,18 +168,12 @@ def test_the_launcher_says_what_it_cannot_do(shape, settings, why):
 
 
 @pytest.mark.parametrize(
-    ("x", "size", "message"),
-    [
-        (random(2, 3, 4), 0, "size 0: a window has 1 channel or more"),
-        (random(2, 3), 5, "input (2, 3): expected [N, C, ...] with 3 axes or more"),
-        (
-            torch.zeros(2, 3, 4, dtype=torch.uint8),
-            5,
-            "input of torch.uint8: expected a floating dtype; write input.float()",
-        ),
-    ],
+    ("x", "size"),
+    [(random(2, 3, 4), 0), (random(2, 3), 5), (torch.zeros(2, 3, 4, dtype=torch.uint8), 5)],
+    ids=["size", "axes", "dtype"],
 )
-def test_a_mistake_is_one_line(x, size, message):
+def test_a_mistake_is_one_line(x, size, wording):
     with pytest.raises(ValueError) as caught:
         local_response_norm(x, size)
-    assert str(caught.value) == message
+    assert "\n" not in str(caught.value)
+    wording(caught.value)
