@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 STAGES = {
-    "data": ("fastcnn.setup.plan", "open_data"),
+    "data": ("fastcnn.setup.observe", "open_data"),
     "loader probe": ("fastcnn.setup.plan", "choose_backend"),
     "arithmetic probe": ("fastcnn.setup.plan", "probe_arithmetic"),
     "first step": ("fastcnn.engine.loop", "train_epoch"),

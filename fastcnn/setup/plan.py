@@ -22,6 +22,7 @@ from fastcnn.data.sources.dataset import Source
 from fastcnn.data.targets import Boxes
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine.state import TrainState
+from fastcnn.models.parts import image_sizes
 from fastcnn.profiling.bottleneck import Headroom
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, from_main, gather_to_all
@@ -179,6 +180,7 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
     Raises:
         UserError: no such data, or settings that do not fit it.
     """
+    image_sizes(config.arch)  # an unknown network is an error before the data is opened
     source = observe_data(config, ranks)
     environment = observe_environment(config, source, ranks, device)
     if device.type != "cuda" or config.batch_size not in ("auto", "max"):
