@@ -1,12 +1,12 @@
-"""CIFAR-10 to airbench's accuracy: the recipe cifar10-speed and airbench on the same GPU and files.
+"""Time to airbench's accuracy on CIFAR-10: the recipe cifar10-speed and airbench on the same GPU and files.
 
     git clone https://github.com/KellerJordan/cifar10-airbench /tmp/airbench
     python benchmarks/bench_cifar10.py --data /data/cifar10 --airbench /tmp/airbench/airbench94_muon.py
 
 Both read the same images: class folders under train/ and test/ are decoded once into the tensors that
-airbench loads. Each side's time is what airbench counts: training and the final validation. What comes before
-its first run, start, loading and compilation, is written as its start. The runs of each side are in one
-process, a seed each. fastcnn is there twice, as it comes and with --cuda-graph.
+airbench loads. Each side's time is that of airbench: training and the final validation. Start, loading and
+compilation, before the first run, are reported as the side's start. The runs of a side are in one process,
+with a seed each. fastcnn is measured twice, with its defaults and with --cuda-graph.
 """
 
 from __future__ import annotations

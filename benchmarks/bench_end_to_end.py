@@ -3,9 +3,9 @@
     python -m pytest benchmarks/bench_end_to_end.py
     python -m pytest benchmarks/bench_end_to_end.py --data /data/photos
 
-Where both share the processor's cores, a training can take no less than one after the other: that is the
-baseline; "together" times `fastcnn.engine.epoch.train_epoch` as a whole. On a GPU, where they can overlap,
-it may be faster. A turn is an epoch.
+The baseline is the sum of both, a lower bound of training where loader and step share the processor's cores.
+"together" times `fastcnn.engine.epoch.train_epoch` as a whole; on a GPU the halves overlap, so it may be
+faster. A turn is an epoch.
 """
 
 from __future__ import annotations

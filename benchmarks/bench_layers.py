@@ -3,22 +3,22 @@
     python -m pytest benchmarks/bench_layers.py
     python -m pytest benchmarks/bench_layers.py -k "vgg16 and conv" --quick
 
-Sides, eager unless said otherwise, each on tensors that are already on the device:
-  fp32 NCHW             PyTorch as it comes
+Sides, eager except where noted, on tensors that are already on the device:
+  fp32 NCHW             PyTorch's default
   fp32 channels-last
   bf16 channels-last    autocast: input and upstream gradient in bf16, weights in fp32, cast in each call
-  compiled              the last by torch.compile; on a CPU fp32 channels-last
-  fastcnn_kernels       its layer in bf16 channels-last, where it has one, as a network gets it
+  compiled              bf16 channels-last with torch.compile; on a CPU fp32 channels-last
+  fastcnn_kernels       its layer in bf16 channels-last, where it has one, as in a network
 
-All take turns in one process, which on a CPU keeps freed memory as a training of fastcnn's does: else what is
-timed is the kernel's clearing of pages.
+The sides take turns in one process. On a CPU the process keeps freed memory, as `fastcnn train` does:
+otherwise the time is dominated by the operating system's clearing of pages.
 
-A call makes the layer's output and the gradients of its input and weights; a network's first layer needs none
-of its input. Before anything is timed, results are compared with float64's: the largest difference, in root
-mean squares of the exact values. Operations are those of the forward pass by PyTorch's FlopCounterMode, and
-as many again for each gradient (it counts a depthwise convolution's weight gradient as that of a dense one);
-layers that are no products have none. Bytes are the least to be moved: the forward and the backward pass read
-and write each of their tensors once.
+A call computes the layer's output and the gradients of its input and weights; a network's first layer needs
+no input gradient. Results are first compared with float64: the JSON file has the largest error relative to
+the root mean square of the exact values. FLOPs are those of the forward pass by PyTorch's FlopCounterMode,
+plus as many for each gradient, since it counts a depthwise convolution's weight gradient as that of a dense
+one. Layers without products have none. Bytes are a lower bound: the forward and the backward pass read and
+write each of their tensors once.
 """
 
 from __future__ import annotations

@@ -4,19 +4,19 @@
     python -m pytest benchmarks/bench_loader.py --data /path/to/photos    # class folders, or train/ with them
     python -m pytest benchmarks/bench_loader.py --data /path/to/photos --quick
 
-Photos are cut by random-resized-crop, small images of one size by pad-crop (benchmarks/sizes.py). Sides, each
-with as many workers as cores and with crops and flips of the same distribution:
+Photos are cropped by random-resized-crop, small images of one size by pad-crop (benchmarks/sizes.py). All
+sides have a worker per core, and crops and flips of the same distribution:
   torchvision PIL            ImageFolder and v2 transforms on PIL images, uint8, in a DataLoader's processes
   torchvision float recipe   the same with the float conversion and normalization of torchvision's references
   torchvision decode_image   ImageFolder with torchvision's own decoder and v2 transforms on uint8 tensors
   timm                       timm's create_dataset and create_loader: normalized floats
-  fastcnn dali, torch, cached    fastcnn's loaders; cached decodes all images before, which is timed apart
+  fastcnn dali, torch, cached    fastcnn's loaders; cached decodes all images in advance, timed separately
   dali ...                   on a GPU, DALI with other settings of its decoder and queue
 
-A turn comes from a loader that stays alive and whose epochs follow each other without a gap. Its first
-batches are not timed, because some were made ready before; and a turn begins when the loader before has
-stopped to load ahead. `auto` is asked once what it would choose, as at the start of a training. Files are in
-the system's cache. The memory allocator is the default one on all sides. Linux.
+The loaders stay alive between turns, and their epochs follow each other without a gap. The first batches of
+a turn are not timed, since some were prefetched; a turn starts when the previous loader has finished
+prefetching. The choice of `--data-backend auto` is recorded once, as at the start of a training. Files are
+in the system's cache. All sides have the default memory allocator. Linux only.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a recipe reaches here, and in what time.
+"""Accuracy and time of a recipe on this machine.
 
     python benchmarks/bench_recipes.py cifar10-90 --data /data/cifar10
     python benchmarks/bench_recipes.py cifar10-85 --data /data/cifar10 --seeds 0 1 2 --backends dali torch
 
-Each run is `python -m fastcnn.train` in a process of its own, and its time is the whole of it: start,
-loading, training and every validation. The JSON has each run; of two backends also how far their means are
-apart, in standard errors. The curves of the first run lie beside it.
+Each run is `python -m fastcnn.train` in a process of its own. Its time includes start, loading, training and
+every validation. The JSON file has each run and, for two backends, the difference of their means in standard
+errors. The curves of the first run are beside it.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Seconds until something is ready, each time in a fresh process.
+"""Start-up time of commands, each time in a fresh process.
 
     python -m pytest benchmarks/bench_startup.py
     python -m pytest benchmarks/bench_startup.py -k "not resnet50"
     python -m pytest benchmarks/bench_startup.py --quick        # LeNet-5 alone
 
-`import torch` and the two `--help` are timed to the end of the process; a training on the demo set from the
-start of the command to its first line with a step, with --log-interval 1. "Cold" is the first training of
-all: the demo set is drawn and its headers are read; else both are there from before. With --compile on, what
-is cold is the cache of the compiler. Programs and libraries are in the system's cache. Where the time of a
-training goes is seen in one more process (startup_stages.py), that is not timed.
+`import torch` and the two `--help` are timed to the end of the process. A training on the demo set, with
+--log-interval 1, is timed from the start of the command to the first line with a step. "Cold" is the first
+training of all, which draws the demo set and reads its headers; with --compile on, the compiler's cache is
+empty. Programs and libraries are in the system's cache. The stages of a training are measured in one more
+process (startup_stages.py), which is not timed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import fastcnn
 from fastcnn.runtime.distributed import Ranks, choose_device
 
 TARGETS = {"lenet5, cold": 15.0}
-"""Seconds, on two cores."""
+"""Target seconds, on two cores."""
 
 
 @dataclass(frozen=True)

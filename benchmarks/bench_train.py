@@ -3,18 +3,18 @@
     python -m pytest benchmarks/bench_train.py
     python -m pytest benchmarks/bench_train.py -k resnet50 --quick
 
-Sides, each the whole step (forward, loss, backward, update) on a batch that is already on the device, in a
-process of its own with the allocator that it comes with:
-  eager fp32 NCHW    torchvision's network as it comes, float images, torch.optim.SGD
+Each side is a whole step (forward, loss, backward, update) on a batch that is already on the device, in a
+process of its own with its default allocator:
+  eager fp32 NCHW    torchvision's network, float images, torch.optim.SGD
   torchvision AMP    torchvision's reference recipe with --amp (references/classification/train.py)
   careful eager      channels-last, bf16 autocast, fused SGD, cuDNN benchmark
   torch.compile      the same, compiled (on a GPU)
   timm               timm's network and step with --amp --amp-dtype bfloat16 --channels-last (train.py)
-  fastcnn            its step on a uint8 batch, with what `auto` chooses here
+  fastcnn            its step on a uint8 batch, with the automatic choices for this machine
   fastcnn recorded   the same with --cuda-graph (on a GPU)
 
-The networks are the same ones with the same number of classes; timm's is left out where it has none, and on a
-processor without bf16 arithmetic the sides in bf16 are.
+All sides have the same network and number of classes. timm is left out where it lacks the network, and the
+bf16 sides on a processor without bf16 arithmetic.
 """
 
 from __future__ import annotations

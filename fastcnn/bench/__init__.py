@@ -1,1 +1,1 @@
-"""Measurement of a training step: variants timed in turn, rooflines, traces, scaling."""
+"""Measurement of a training step: variants timed in turn, roofline and trace."""

@@ -3,8 +3,8 @@
 `fastcnn.bench.ablation` compares them; winners become defaults of training. A step is forward, loss, backward
 and update on one batch that is already on the device.
 
-Four optimizations are here alone and not in `fastcnn train`, since only a measurement on a GPU can decide on
-them: four input channels, bf16 weights, 1x1 convolutions as products, and whole-step graphs.
+Four optimizations are not in `fastcnn train`, since only measurements on a GPU can decide on them: four input
+channels, bf16 weights, 1x1 convolutions as products, and forward, backward and update in one compiled graph.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def _load(pointer, row_inside, column_inside, ROW_LEAVES: tl.constexpr, COLUMN_L
         value = tl.load(pointer)
     if (
         pointer.dtype.element_ty == tl.int32
-    ):  # two bfloat16: one instruction for each, the compiler's way takes three
+    ):  # two bfloat16: an instruction for each, where a cast takes three
         low = (value << 16).to(tl.float32, bitcast=True)
         high = (value & -65536).to(tl.float32, bitcast=True)
         value = tl.join(low, high)
@@ -149,9 +149,7 @@ def convolve_kernel(
 
     patch, channel = _lanes(tl.program_id(0), CHUNK, CHANNELS // GROUP, GROUP, LANES)
     image = patch // (DOWN * ACROSS)
-    row = (
-        patch % DOWN * HEIGHT
-    )  # neighbours in a column of patches share rows of the window, so they go together
+    row = patch % DOWN * HEIGHT  # neighbors in a column share rows of the window, so they are adjacent
     column = patch // DOWN % ACROSS * WIDTH
     window_row = _window_start(row, ROWS)
     window_column = _window_start(column, COLUMNS)
@@ -346,7 +344,7 @@ def reduce_kernel(
 
 @triton.jit
 def taps_kernel(weight, taps, channels, TAPS: tl.constexpr, FLIP: tl.constexpr, BLOCK: tl.constexpr):
-    """weight [channels, TAPS] to float32 taps [TAPS, channels]: neighbouring lanes read side by side."""
+    """weight [channels, TAPS] to float32 taps [TAPS, channels]: neighboring lanes read side by side."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tap = place // channels
     source = place % channels * TAPS + (TAPS - 1 - tap if FLIP else tap)
