@@ -42,7 +42,7 @@ from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes
 from fastcnn.runtime import environment, machine
 from fastcnn.runtime.distributed import Ranks, choose_device
-from fastcnn.setup.probe import probe_arithmetic
+from fastcnn.setup.cpu_trials import probe_arithmetic
 
 QUICK_ROUNDS = 5
 

@@ -37,7 +37,7 @@ from fastcnn.bench.training_steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, 
 from fastcnn.bench.worker import Worker, WorkerError, calls_of_a_turn, time_workers
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, choose_device
-from fastcnn.setup import probe
+from fastcnn.setup import cpu_trials
 
 BASELINE, OURS, COMPILED, RECORDED = "eager fp32 NCHW", "fastcnn", "torch.compile", "fastcnn recorded"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", COMPILED, "timm", RECORDED, OURS)
@@ -187,17 +187,17 @@ def measure(row: Train, *, quick: bool) -> Comparison:
     )
 
 
-def choose_arithmetic(workload: Workload) -> tuple[probe.Arithmetic, str, bool]:
+def choose_arithmetic(workload: Workload) -> tuple[cpu_trials.Arithmetic, str, bool]:
     """Dtype and layout that `fastcnn train` chooses here, the reason, and whether it compiles."""
     if DEVICE.type == "cuda":
-        return probe.Arithmetic("bf16", channels_last=True), "the GPU has it", True
+        return cpu_trials.Arithmetic("bf16", channels_last=True), "the GPU has it", True
     shape = workload.batch_size, 3, workload.img_size, workload.img_size
-    found, why = probe.probe_arithmetic(workload.network(), shape)
+    found, why = cpu_trials.probe_arithmetic(workload.network(), shape)
     return found, why, False
 
 
 def builds(
-    workload: Workload, arithmetic: probe.Arithmetic, *, compile: bool
+    workload: Workload, arithmetic: cpu_trials.Arithmetic, *, compile: bool
 ) -> dict[str, Callable[[], Any]]:
     """Functions that build the step of each side, in its process."""
     own: dict[str, Any] = {"channels_last": arithmetic.channels_last, "compile": compile}

@@ -129,11 +129,10 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
     from fastcnn.runtime.distributed import from_main
     from fastcnn.runtime.signals import stop_on_signals
     from fastcnn.setup.run_folder import claim_folder, write_config
-    from fastcnn.setup.tuning import autotune
 
     run, task, is_main = training.checkpointer, training.task, training.ranks.is_main
     run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config))
-    config, reasons = autotune(training, started)
+    config, reasons = _tune(training, started)
     plan = training.plan = replace(training.plan, config=config, reasons=reasons)
     run.config, run.chosen = config, tuple(reasons)
     if is_main:
@@ -165,6 +164,19 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
         stopped_by=outcome.stopped_by,
         seconds=outcome.seconds,
     )
+
+
+def _tune(training: Training, started: float) -> tuple[Config, dict[str, str]]:
+    """Find the settings that need a dry run of the training: `--lr find` and `--time-budget`."""
+    from fastcnn.setup.lr_finder import find_lr
+    from fastcnn.setup.time_budget import fit_time_budget
+
+    config, reasons = training.plan.config, training.plan.reasons
+    if config.lr == "find":
+        config, reasons = find_lr(training, config, reasons)
+    if config.time_budget is not None:
+        config, reasons = fit_time_budget(training, config, reasons, started)
+    return config, reasons
 
 
 def _announce(training: Training, logger: Logger) -> None:
@@ -201,7 +213,7 @@ def _warm_up(training: Training, interval_metrics: Metrics) -> None:
 
 def counted(val: dict[str, float]) -> str:
     """Return the number of validated images, and of undecodable ones, as words."""
-    return f"{val['samples']:,} images" + (f" without {val['bad']} bad ones" if val["bad"] else "")
+    return f"{val['samples']:,} images" + (f" without {val['bad']} undecodable ones" if val["bad"] else "")
 
 
 def _last_line(best: dict[str, float], metric: str, outcome: Outcome, folder: Path) -> str:
@@ -213,7 +225,7 @@ def _last_line(best: dict[str, float], metric: str, outcome: Outcome, folder: Pa
     parts.append(str(folder))
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        parts.append(f"stopped by {name}: go on with --resume {folder}/last.pt")
+        parts.append(f"stopped by {name}: continue with --resume {folder}/last.pt")
     return ", ".join(parts)
 
 

@@ -27,7 +27,7 @@ import fastcnn
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.runtime import machine
 from fastcnn.runtime.signals import HARD_EXIT_MESSAGE
-from fastcnn.setup import probe
+from fastcnn.setup import cpu_trials
 
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 
@@ -183,7 +183,7 @@ def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(trai
     assert train(*flags, "--epochs", "1") == 0
     wording.line(capsys.readouterr().out, "no checkpoint")
     assert train(*flags, "--epochs", "2") == 0
-    wording.line(capsys.readouterr().out, "going on")
+    wording.line(capsys.readouterr().out, "Resuming")
     assert [record["epoch"] for record in records(job.folder, "epoch")] == [1, 2]
 
 
@@ -208,7 +208,7 @@ def test_a_dtype_that_another_processor_chose_is_chosen_again_where_it_is_emulat
 ):
     flags = as_flags({"arch": "lenet5", **QUICK_SETTINGS, "amp_dtype": "auto"})
     with monkeypatch.context() as patch:
-        way = probe.Arithmetic("bf16", True)
+        way = cpu_trials.Arithmetic("bf16", True)
         patch.setattr("fastcnn.setup.plan.probe_arithmetic", lambda *_, **__: (way, "fastest"))
         assert train(*flags, "--data", demo, "--epochs", "1") == 0
     last = Path("runs/lenet5-shapes/last.pt")
@@ -301,8 +301,8 @@ def test_bad_files_are_named_counted_and_listed_and_never_end_the_run(train, tmp
     assert train(*flags, "--max-bad-fraction", "0.05") == 0
     out = capsys.readouterr().out
     wording.line(out, "2 of 160")
-    assert len(re.findall(r"bad validation image: ", out)) == 2
-    assert re.search(r"best acc1 .* 48 images .* 2 bad ", out)
+    assert len(re.findall(r"undecodable validation image: ", out)) == 2
+    assert re.search(r"best acc1 .* 48 images .* 2 undecodable ", out)
     listed = (Path("runs/lenet5-photos") / "bad-files.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == ["training"] * 2 + ["validation"] * 2
     assert records(Path("runs/lenet5-photos"), "epoch")[0]["val"]["bad"] == 2
@@ -410,7 +410,7 @@ def test_too_many_bad_files_found_while_training_stop_all_processes_with_one_lin
     statuses, _, errors = zip(*run_ranks(worker_fits.command, str(tmp_path), *flags))
     assert set(statuses) == {2}
     err = "".join(errors)
-    assert len(re.findall(r"^warning: bad training image: .*png", err, re.MULTILINE)) >= 2
+    assert len(re.findall(r"^warning: undecodable training image: .*png", err, re.MULTILINE)) >= 2
     assert len(re.findall(r"^fastcnn: error: --max-bad-fraction 0.01: \d of 160 .*", err, re.MULTILINE)) == 1
 
 
@@ -502,7 +502,7 @@ def test_images_without_masks_are_left_out_when_told_so(train, annotated, capsys
     folder_with_a_gap(Path("gap"), annotated)
     flags = (*QUICK, "--arch", "unet_small", "--img-size", "32", "--batch-size", "2", "--data", "gap")
     assert train(*flags, "--bad-labels", "skip", "--epochs", "1") == 0
-    wording.line(capsys.readouterr().out, "left out")
+    wording.line(capsys.readouterr().out, "skipped")
     assert records(Path("runs/unet_small-gap"), "epoch")[0]["val"]["samples"] == 3
 
 
@@ -533,7 +533,7 @@ def wait_for_a_checkpoint() -> None:
 
 
 def check_what_a_signal_leaves(number: signal.Signals, out: str, ranks: int) -> None:
-    assert f"stopped by {number.name}: go on with --resume run/last.pt" in out
+    assert f"stopped by {number.name}: continue with --resume run/last.pt" in out
     content = torch.load("run/last.pt")
     assert content["step"] >= max(record["step"] for record in records(Path("run"), "train"))
     assert len(content["ranks"]) == ranks
@@ -626,7 +626,7 @@ def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_pro
     more = ("--log-interval", "1", "--data-backend", "torch")
     answers = run_ranks(worker_fits.command, str(tmp_path), "--resume", "run/last.pt", *more)
     assert [status for status, _, _ in answers] == [0, 0], answers
-    wording.line(answers[0][1], "going on")
+    wording.line(answers[0][1], "Resuming")
     first, second = records(Path("run"), "epoch")
     assert first["train"]["samples"] == second["train"]["samples"] == 160
     assert [first["step"], second["step"]] == [5, 10]
@@ -640,7 +640,7 @@ def test_two_processes_validate_every_image_once_and_only_the_first_speaks(tmp_p
     epochs = records(Path("run"), "epoch")
     assert [record["val"]["samples"] for record in epochs] == [50, 50]
     assert [record["train"]["samples"] for record in epochs] == [160, 160]
-    assert out.count("chosen for this data") == 1
+    assert out.count("auto-selected settings") == 1
     assert silent == ""
     content = torch.load("run/last.pt")
     assert len(content["ranks"]) == 2

@@ -90,7 +90,7 @@ def show_summary(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{arch}: cannot take images {_by(shape)}: {reason}; "
-            "write another --img-size, --in-chans or --batch-size"
+            "use another --img-size, --in-chans or --batch-size"
         ) from error
     lines = [f"{arch} in {'training' if profile else 'evaluation'} mode, images {_by(shape)}"]
     if profile:

@@ -146,7 +146,7 @@ def run_ablation(settings: Settings, clock: Callable[[], float] = time.monotonic
     """
     device = choose_device(settings.device, Ranks())
     if device.type == "mps":
-        raise UserError("--device mps: the ladder knows cuda and cpu")
+        raise UserError("--device mps: the ablation supports cuda and cpu")
     if device.type == "cpu":
         torch.set_num_threads(machine.cores_per_process(Ranks()))  # workers inherit it
     with ExitStack() as stack:
@@ -189,7 +189,7 @@ class _Ablation:
             raise UserError(
                 f"--arch {settings.arch}: {BASELINE} {error} for {workload.batch_size} images of "
                 f"{workload.img_size} px; lower --batch-size or --img-size"
-                + (", or leave out --quick" if settings.quick else "")
+                + (", or omit --quick" if settings.quick else "")
             ) from None
         except WorkerError as error:
             raise UserError(f"--arch {settings.arch}: {error}") from None
@@ -371,7 +371,7 @@ def _why_not(variant: Variant, settings: Settings, device: torch.device, workloa
     if variant.optimizations.bf16 and not machine.is_native("bf16", device):
         return machine.NO_BF16
     if name in COMPILED and settings.quick and device.type == "cpu":
-        return "left out by --quick"
+        return "skipped by --quick"
     if name == "max-autotune" and variant.optimizations.compile == "off":
         return "compiled steps were not faster"
     if name == "bf16 weights" and not variant.optimizations.bf16:

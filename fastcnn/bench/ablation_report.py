@@ -82,7 +82,7 @@ def contention_lines(content: Content) -> list[str]:
     if share < WORTH_SAYING:
         return []
     return [
-        f"warning: the processor was crowded: {share:.0%} of its time the first row waited for a core; do "
+        f"warning: CPU contention: {share:.0%} of its time the first row waited for a core; do "
         "not trust these figures, and measure while nothing else runs"
     ]
 
@@ -143,12 +143,12 @@ def read(file: str) -> Content:
         content = json.loads(Path(file).expanduser().read_text())
     except OSError as error:
         raise UserError(
-            f"--baseline {file}: {error.strerror}; write a file that fastcnn bench wrote"
+            f"--baseline {file}: {error.strerror}; use a file that fastcnn bench wrote"
         ) from error
     except ValueError:
         content = None
     if not isinstance(content, dict) or content.get("what") != "ladder":
-        raise UserError(f"--baseline {file}: write a JSON file of fastcnn bench, which this is not")
+        raise UserError(f"--baseline {file}: use a JSON file of fastcnn bench, which this is not")
     return content
 
 
@@ -185,5 +185,5 @@ def regressions(now: Content, before: Content, most: float) -> tuple[list[str], 
             if today < (1 - most) * then:
                 lines.append(f"{variant['name']}: {today:.2f} times eager PyTorch, {then:.2f} before")
     if not compared:
-        raise UserError("--baseline: it has no rung in common with this run; measure it anew")
+        raise UserError("--baseline: it has no variant in common with this run; measure it again")
     return lines, compared

@@ -44,5 +44,5 @@ def show(settings: ablation.Settings, output: str | None, baseline: str | None, 
     for line in slower:
         print(f"fastcnn bench: slower: {line}", file=sys.stderr)
     if not slower:
-        print(f"none of {compared} rungs lost more than {max_regression:.0%} against {baseline}")
+        print(f"none of {compared} variants lost more than {max_regression:.0%} against {baseline}")
     return 1 if slower else 0

@@ -183,7 +183,7 @@ def bench(argv: Sequence[str]) -> int:
 
 def _several(text: str) -> int:
     if not text.isdecimal() or int(text) < 3:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 3 or more, for quartiles")
+        raise argparse.ArgumentTypeError(f"{text!r}: use at least 3, for quartiles")
     return int(text)
 
 
@@ -193,7 +193,7 @@ def _minutes(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: write more than 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: use more than 0")
     return value
 
 
@@ -203,13 +203,13 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a share, such as 5% or 0.05")
+        raise argparse.ArgumentTypeError(f"{text!r}: use a share, such as 5% or 0.05")
     return value
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: use at least 1")
     return int(text)
 
 
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         print(
-            f"fastcnn: error: {argv[0]}: no such command; write "
+            f"fastcnn: error: {argv[0]}: no such command; use "
             f"{near[0] if near else ' or '.join(COMMANDS)}, or fastcnn --help",
             file=sys.stderr,
         )

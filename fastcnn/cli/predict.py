@@ -56,12 +56,12 @@ def predict(
     root, names = _names(images)
     taken = [name for name in names if output is not None and (output / f"{name}.png").exists()]
     if taken:
-        raise UserError(f"--output-dir {output}: holds {taken[0]}.png already; write another folder")
+        raise UserError(f"--output-dir {output}: holds {taken[0]}.png already; use another folder")
     files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
     split = Split(np.zeros(len(names), dtype=np.int64), files)
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
     if len(bad) == len(split):
-        raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); write another folder")
+        raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); use another folder")
     sampler = ShardedSampler(
         count=len(split), batch_size=min(batch_size, len(split)), rank=0, world_size=1, train=False
     )
@@ -82,7 +82,7 @@ def predict(
     finally:
         loader.close()
     for line in bad.lines():
-        print(f"warning: bad image: {line}", file=sys.stderr)
+        print(f"warning: undecodable image: {line}", file=sys.stderr)
     print(f"wrote {folder}", file=sys.stderr)
     return len(bad)
 
@@ -109,10 +109,10 @@ def _names(images: Path) -> tuple[Path, list[str]]:
     if images.is_file():
         return images.parent, [images.name]
     if not images.is_dir():
-        raise UserError(f"{images}: no such file or folder; write an image or a folder of images")
+        raise UserError(f"{images}: no such file or folder; use an image or a folder of images")
     names = [str(Path(name).relative_to(images)) for name in image_files(images)]
     if not names:
-        raise UserError(f"{images}: no images in it; write another folder")
+        raise UserError(f"{images}: no images in it; use another folder")
     return images, names
 
 
@@ -147,4 +147,4 @@ def _save(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except OSError as error:
-        raise UserError(f"--output-dir: {path}: {error.strerror}; write another folder") from error
+        raise UserError(f"--output-dir: {path}: {error.strerror}; use another folder") from error

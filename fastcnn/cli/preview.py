@@ -57,7 +57,7 @@ def preview(config: Config, output: Path) -> None:
     config = dataclasses.replace(config, data_backend=backend, batch_size=1)  # no larger one has to fit
     config, reasons, source = resolved(config, ranks, device)
     if source.name == "synthetic" or backend == "synthetic":
-        raise UserError("fastcnn preview: synthetic images are not loaded; write another --data or loader")
+        raise UserError("fastcnn preview: synthetic images are not loaded; use another --data or loader")
     source = source.with_channels(int(config.in_chans))
     reason = why_not(
         backend, source, channels=int(config.in_chans), workers=int(config.workers), local_world_size=1
@@ -81,7 +81,7 @@ def preview(config: Config, output: Path) -> None:
         picture.save(output)
     except (OSError, ValueError) as error:  # ValueError: a suffix that names no format
         why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--output {output}: {why}; write another file, such as preview.png") from error
+        raise UserError(f"--output {output}: {why}; use another file, such as preview.png") from error
 
 
 def _sample(config: Config, source: Source) -> Split:

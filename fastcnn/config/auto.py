@@ -84,7 +84,7 @@ def resolve(config: Config, environment: Environment) -> tuple[Config, dict[str,
     size = _resolve_images(config, environment, choose)
     if config.batch_size == "max":  # on a GPU it has been found by now
         raise UserError(
-            f"--batch-size max: {environment.device} has no memory of its own; write a number, or auto"
+            f"--batch-size max: {environment.device} has no memory of its own; use a number, or auto"
         )
     batch = choose("batch_size", *_batch_size(environment, size))
     _resolve_optimization(config, environment, choose, batch)
@@ -97,9 +97,7 @@ def resolve(config: Config, environment: Environment) -> tuple[Config, dict[str,
     )  # the budget sets them later
     check(dataclasses.replace(resolved, epochs=open_end, lr_base=None))  # the learning rate is from lr_base
     if config.cuda_graph and environment.world_size > 1:
-        raise UserError(
-            f"--cuda-graph: for one process, and there are {environment.world_size}; leave it out"
-        )
+        raise UserError(f"--cuda-graph: for one process, and there are {environment.world_size}; omit it")
     return resolved, reasons
 
 
@@ -130,7 +128,7 @@ def _resolve_images(config: Config, environment: Environment, choose: _Choices) 
     if environment.data_name == "synthetic":
         choose("data_backend", "synthetic", "no data to load")
     elif config.deterministic:
-        choose("data_backend", "dali" if environment.has_dali else "torch", "--deterministic: not timed")
+        choose("data_backend", "dali" if environment.has_dali else "torch", "fixed by --deterministic")
     choose("workers", environment.cores, "cores for each process")
     return size
 
@@ -167,8 +165,8 @@ def _resolve_compute(config: Config, environment: Environment, choose: _Choices)
     if device != "cpu":
         choose("channels_last", "on", device)
     elif config.deterministic:
-        choose("channels_last", "on", "--deterministic: not timed")
-        choose("amp_dtype", "fp32", "--deterministic: not timed")
+        choose("channels_last", "on", "fixed by --deterministic")
+        choose("amp_dtype", "fp32", "fixed by --deterministic")
     if device == "cuda":
         reason = "the GPU has it" if environment.bf16_gpu else "the GPU has no bf16"
         choose("amp_dtype", "bf16" if environment.bf16_gpu else "fp16", reason)
@@ -183,7 +181,7 @@ def _resolve_compute(config: Config, environment: Environment, choose: _Choices)
     elif not environment.has_compiler:
         choose("compile", "off", "there is no C++ compiler")
     elif config.deterministic:
-        choose("compile", "off", "--deterministic: not timed")
+        choose("compile", "off", "fixed by --deterministic")
     choose("log_interval", 50 if device == "cuda" else 10, f"steps on {device}")
 
 
@@ -238,7 +236,9 @@ def merge_resumed_config(
         for name, value in saved.items()
         if name in FIELDS and name not in overrides and name not in recomputed
     }
-    return dataclasses.replace(config, **kept), {name: "as before" for name in chosen if name in kept}
+    return dataclasses.replace(config, **kept), {
+        name: "from the checkpoint" for name in chosen if name in kept
+    }
 
 
 def ignored_on_resume(user_config: Config, config: Config) -> list[str]:
@@ -249,14 +249,14 @@ def ignored_on_resume(user_config: Config, config: Config) -> list[str]:
     """
     lines = []
     if user_config.lr == "find" != config.lr:
-        lines.append(f"--lr find: the run goes on with its {_shown(config.lr)}; write a number for another")
+        lines.append(f"--lr find: the run continues with its {_shown(config.lr)}; use a number for another")
     if user_config.batch_size == "max":
         lines.append(
-            f"--batch-size max: the run goes on with its {config.batch_size}; write a number for another"
+            f"--batch-size max: the run continues with its {config.batch_size}; use a number for another"
         )
     if user_config.time_budget is not None:
         budget, epochs = user_config.time_budget, _shown(config.epochs)
-        lines.append(f"--time-budget {budget}: the run keeps its {epochs} epochs; write --epochs for others")
+        lines.append(f"--time-budget {budget}: the run keeps its {epochs} epochs; use --epochs for others")
     return lines
 
 
@@ -281,7 +281,7 @@ def describe(config: Config, reasons: dict[str, str]) -> str:
         if field.name not in ("arch", "data", *reasons) and getattr(config, field.name) != field.default
     ]
     head = f"{config.arch} on {config.data}" + (f": {', '.join(given)}" if given else "")
-    return "\n".join([head, *(["chosen for this data and machine:"] if lines else []), *lines])
+    return "\n".join([head, *(["auto-selected settings:"] if lines else []), *lines])
 
 
 def _shown(value: Any) -> str:
@@ -336,19 +336,19 @@ def _check_sizes(config: Config, environment: Environment, size: int, source_fla
     multiple = environment.size_multiple
     if environment.fixed_size and size != environment.model_size:
         raise UserError(
-            f"{source_flag} {size}: {config.arch} takes {environment.model_size} px only; leave the flag out"
+            f"{source_flag} {size}: {config.arch} takes {environment.model_size} px only; omit the flag"
         )
     if size < environment.minimum_size:
         least, usual = environment.minimum_size, environment.model_size
-        raise UserError(f"{source_flag} {size}: {config.arch} takes {least} px or more; write {usual}")
+        raise UserError(f"{source_flag} {size}: {config.arch} takes {least} px or more; use {usual}")
     if size % multiple:
         near = multiple * max(1, round(size / multiple))
-        raise UserError(f"{source_flag} {size}: {config.arch} takes multiples of {multiple} px; write {near}")
+        raise UserError(f"{source_flag} {size}: {config.arch} takes multiples of {multiple} px; use {near}")
     if config.head != "linear" and task_of(config.arch) != "classification":
-        raise UserError(f"--head {config.head}: {config.arch} has no classifier of such layers; leave it out")
+        raise UserError(f"--head {config.head}: {config.arch} has no classifier of such layers; omit it")
     if config.num_classes != "auto" and config.num_classes < environment.num_classes:
         raise UserError(
-            f"--num-classes {config.num_classes}: the data has {environment.num_classes}; leave the flag out"
+            f"--num-classes {config.num_classes}: the data has {environment.num_classes}; omit the flag"
         )
 
 

@@ -39,15 +39,15 @@ def as_limit(annotation: Any) -> Limit | None:
         case Limit():
             return annotation
         case Ge(least):
-            return Limit(lambda v: v >= least, f"write {least} or more")
+            return Limit(lambda v: v >= least, f"use at least {least}")
         case Gt(least):
-            return Limit(lambda v: v > least, f"write more than {least}")
+            return Limit(lambda v: v > least, f"use more than {least}")
         case Interval(gt=None, ge=least, lt=None, le=most):
-            return Limit(lambda v: least <= v <= most, f"write {least} to {most}")
+            return Limit(lambda v: least <= v <= most, f"use {least} to {most}")
         case Interval(gt=None, ge=least, lt=most, le=None):
-            return Limit(lambda v: least <= v < most, f"write {least} or more and less than {most}")
+            return Limit(lambda v: least <= v < most, f"use at least {least} and less than {most}")
         case Interval(gt=least, ge=None, lt=None, le=most):
-            return Limit(lambda v: least < v <= most, f"write more than {least} and at most {most}")
+            return Limit(lambda v: least < v <= most, f"use more than {least} and at most {most}")
     return None
 
 

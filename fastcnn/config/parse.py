@@ -94,7 +94,7 @@ def _unboxed(box: str) -> str:
             if name[2:].replace("-", "_") in FIELDS:
                 value = re.search(r"\[('.*')\]$|(?:: |invalid choice )('[^']*')", text)
                 said = value and " ".join(re.findall(r"'([^']*)'", value[1] or value[2]))
-                return f"{name} {said}: write {_wanted(name)}" if said else f"{name}: add {_wanted(name)}"
+                return f"{name} {said}: use {_wanted(name)}" if said else f"{name}: add {_wanted(name)}"
     return f"{text}; --help lists the flags"
 
 
@@ -154,7 +154,7 @@ def _yaml_to_argv(path: Path) -> list[str]:
     try:
         settings = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; write the path of a YAML file") from error
+        raise UserError(f"--config {path}: {error.strerror}; use the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
@@ -163,7 +163,7 @@ def _yaml_to_argv(path: Path) -> list[str]:
     _check_names(settings, f"--config {path}")
     for name, value in settings.items():
         if name == "config" or isinstance(value, dict):
-            raise UserError(f"--config {path}: {name}: write single values, and no further file")
+            raise UserError(f"--config {path}: {name}: use single values, and no further file")
     argv: list[str] = []
     for name, value in settings.items():
         if isinstance(FIELDS[name].default, bool):

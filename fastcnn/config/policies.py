@@ -230,7 +230,7 @@ def parse_policy(aa: str) -> Policy | None:
     wrong = letters["n"] < 1 or letters["n"] % 1 or max(letters["m"], letters["mstd"]) > 10
     if word != "rand" or None in found or wrong:
         names = ", ".join(POLICIES)
-        raise UserError(f"--aa {aa}: no such policy; write {names}, or as rand-m9-n2-mstd0.5-inc1")
+        raise UserError(f"--aa {aa}: no such policy; use {names}, or as rand-m9-n2-mstd0.5-inc1")
     scales = TIMM_INCREASING if letters["inc"] else TIMM
     kinds = (kind for kind in scales if kind != "identity")
     slot = tuple(Choice(kind, scales[kind], letters["m"] / 10, probability=0.5) for kind in kinds)

@@ -51,7 +51,7 @@ def never_reached(config: Config, epochs: float) -> str:
     if sizes is None or sizes_left(config, epochs, 0)[-1] == sizes[-1]:
         return ""
     earlier = " or earlier --progressive-milestones" if config.progressive_milestones is not None else ""
-    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; write more{earlier}"
+    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; use more{earlier}"
 
 
 def check_progressive(config: Config) -> None:
@@ -61,11 +61,9 @@ def check_progressive(config: Config) -> None:
         return
     written = "--progressive " + " ".join(map(str, sizes))
     if config.img_size not in ("auto", sizes[-1]):
-        raise UserError(
-            f"--img-size {config.img_size}: {written} ends with {sizes[-1]}; leave --img-size out"
-        )
+        raise UserError(f"--img-size {config.img_size}: {written} ends with {sizes[-1]}; omit --img-size")
     if milestones is not None and len(milestones) != len(sizes) - 1:
         raise UserError(
             f"--progressive-milestones: {len(milestones)} of them for {len(sizes)} sizes; "
-            f"write {len(sizes) - 1}"
+            f"use {len(sizes) - 1}"
         )

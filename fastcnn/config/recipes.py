@@ -16,21 +16,21 @@ from fastcnn.config.settings import Config, flag
 from fastcnn.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings and where they are from."""
+    """Settings with their source."""
 
     settings: dict[str, Any]
-    """Of `Config`."""
+    """Fields of `Config`."""
     data: str
-    """What it is for."""
+    """Data set of the recipe."""
     source: str
     published: str
-    """The accuracy in the source, and in what time if it says so."""
+    """Published accuracy, and time if known."""
     processes: int = 1
-    """As many as the source used; with --lr-base the learning rate follows."""
+    """Processes of the source; with --lr-base the learning rate follows."""
     differs: str = ""
-    """In what it differs from the source."""
+    """Differences from the source."""
 
     def command(self, name: str) -> str:
         """How it is run."""
@@ -81,7 +81,7 @@ def _ffcv(epochs: int, milestone: int, top1: float, minutes: float) -> Recipe:
     """FFCV's ResNet-50 (Leclerc et al. 2023): blurred strides, 160 px and from a milestone on 192, validated
     at 256 with flips."""
     return Recipe(
-        {
+        settings={
             "arch": "resnet50_blur",
             "epochs": epochs,
             "batch_size": 512,
@@ -98,9 +98,9 @@ def _ffcv(epochs: int, milestone: int, top1: float, minutes: float) -> Recipe:
             "val_img_size": 256,
             "tta": "flip",
         },
-        IMAGENET,
-        FFCV,
-        f"{top1}% top-1 in {minutes} minutes on 8 A100",
+        data=IMAGENET,
+        source=FFCV,
+        published=f"{top1}% top-1 in {minutes} minutes on 8 A100",
         processes=8,
         differs="Images are read as they are; FFCV's are shrunk to 500 px and compressed anew.",
     )
@@ -169,14 +169,20 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-resnet50-56": _ffcv(56, 45, 78.0, 49.4),
     "imagenet-resnet50-88": _ffcv(88, 71, 78.4, 77.2),
     "imagenet-resnet50-600": Recipe(
-        {"arch": "resnet50", "lr_base": 0.5, "lr_base_size": 1024, "weight_decay": 2e-5, **NEW_RESNET},
-        IMAGENET,
-        "https://github.com/pytorch/vision/issues/3995",
-        "80.858% top-1",
+        settings={
+            "arch": "resnet50",
+            "lr_base": 0.5,
+            "lr_base_size": 1024,
+            "weight_decay": 2e-5,
+            **NEW_RESNET,
+        },
+        data=IMAGENET,
+        source="https://github.com/pytorch/vision/issues/3995",
+        published="80.858% top-1",
         processes=8,
     ),
     "imagenet-alexnet": Recipe(
-        {
+        settings={
             "arch": "alexnet",
             "epochs": 90,
             "batch_size": 128,
@@ -188,13 +194,13 @@ RECIPES: dict[str, Recipe] = {
             "train_crop": "random",
             "lighting": 0.1,
         },
-        IMAGENET,
-        "Krizhevsky, Sutskever, Hinton, NIPS 2012, sections 4.1 and 5",
-        "59.3% top-1 of ten crops",
+        data=IMAGENET,
+        source="Krizhevsky, Sutskever, Hinton, NIPS 2012, sections 4.1 and 5",
+        published="59.3% top-1 of ten crops",
         differs="The rate drops every 30 epochs; in the paper by hand, three times. One crop is validated.",
     ),
     "imagenet-vgg16": Recipe(
-        {
+        settings={
             "arch": "vgg16",
             "epochs": 74,
             "batch_size": 256,
@@ -206,13 +212,13 @@ RECIPES: dict[str, Recipe] = {
             "train_crop": "random",
             "lighting": 0.1,
         },
-        IMAGENET,
-        "Simonyan, Zisserman, ICLR 2015, section 3.1 and table 3 (D, S = Q = 256)",
-        "73.0% top-1, dense",
+        data=IMAGENET,
+        source="Simonyan, Zisserman, ICLR 2015, section 3.1 and table 3 (D, S = Q = 256)",
+        published="73.0% top-1, dense",
         differs="He's initialization, no shallower network before it; drops at fixed epochs; one crop.",
     ),
     "imagenet-mobilenet-v2": Recipe(
-        {
+        settings={
             "arch": "mobilenet_v2",
             "epochs": 300,
             "batch_size": 32,
@@ -224,13 +230,13 @@ RECIPES: dict[str, Recipe] = {
             "decay_rate": 0.98,
             "warmup_epochs": 0.0,
         },
-        IMAGENET,
-        f"{TORCHVISION}#mobilenetv2",
-        "71.878% top-1",
+        data=IMAGENET,
+        source=f"{TORCHVISION}#mobilenetv2",
+        published="71.878% top-1",
         processes=8,
     ),
     "imagenet-efficientnet-b0": Recipe(
-        {
+        settings={
             "arch": "efficientnet_b0",
             "epochs": 450,
             "batch_size": 384,
@@ -249,9 +255,9 @@ RECIPES: dict[str, Recipe] = {
             "aa": "rand-m9-mstd0.5",
             "reprob": 0.2,
         },
-        IMAGENET,
-        "https://huggingface.co/timm/efficientnet_b0.ra_in1k (Wightman et al. 2021, recipe B)",
-        "77.7% top-1",
+        data=IMAGENET,
+        source="https://huggingface.co/timm/efficientnet_b0.ra_in1k (Wightman et al. 2021, recipe B)",
+        published="77.7% top-1",
         processes=2,
         differs=(
             "The rate drops each 2.4 epochs to the step, as Tan and Le's; the source's at the next whole "
@@ -259,7 +265,7 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "imagenet-convnext-tiny": Recipe(
-        {
+        settings={
             "arch": "convnext_tiny",
             "opt": "adamw",
             "lr_base": 1e-3,
@@ -267,13 +273,13 @@ RECIPES: dict[str, Recipe] = {
             "weight_decay": 0.05,
             **NEW_RESNET,
         },
-        IMAGENET,
-        f"{TORCHVISION}#convnext",
-        "82.52% top-1",
+        data=IMAGENET,
+        source=f"{TORCHVISION}#convnext",
+        published="82.52% top-1",
         processes=8,
     ),
     "imagenet-vit-s-16": Recipe(
-        {
+        settings={
             "arch": "vit_s_16",
             "epochs": 300,
             "batch_size": 128,
@@ -291,15 +297,15 @@ RECIPES: dict[str, Recipe] = {
             "drop_path": 0.1,
             "aug_repeats": 3,
         },
-        IMAGENET,
-        "https://github.com/facebookresearch/deit (Touvron et al. 2021, DeiT-S, table 9)",
-        "79.8% top-1",
+        data=IMAGENET,
+        source="https://github.com/facebookresearch/deit (Touvron et al. 2021, DeiT-S, table 9)",
+        published="79.8% top-1",
         processes=8,
         differs="Random erasing fills with the mean colour, the source's with noise; the class token and the "
         "positions are decayed too.",
     ),
     "cifar10-speed": Recipe(
-        {
+        settings={
             "arch": "airbench",
             "batch_size": 2000,
             "epochs": 8,
@@ -309,57 +315,65 @@ RECIPES: dict[str, Recipe] = {
             "val_interval": 8,
             **AIRBENCH,
         },
-        "cifar10",
-        "https://github.com/KellerJordan/cifar10-airbench, airbench94_muon.py (Jordan 2024)",
-        "94.01% in 2.59 s on an A100 (original arrays; without start and compilation)",
+        data="cifar10",
+        source="https://github.com/KellerJordan/cifar10-airbench, airbench94_muon.py (Jordan 2024)",
+        published="94.01% in 2.59 s on an A100 (original arrays; without start and compilation)",
         differs="The bias of the whitening layer trains to the end.",
     ),
     "cifar10-90": Recipe(
-        {"arch": "airbench", "batch_size": 500, "epochs": 12, "lr": 0.24, "tta": "flip", "val_interval": 4}
+        settings={
+            "arch": "airbench",
+            "batch_size": 500,
+            "epochs": 12,
+            "lr": 0.24,
+            "tta": "flip",
+            "val_interval": 4,
+        }
         | AIRBENCH,
-        "cifar10",
-        "cifar10-speed with smaller batches, for two CPU cores",
-        "not published; meant for 90% of JPEG files in 15 minutes",
+        data="cifar10",
+        source="cifar10-speed with smaller batches, for two CPU cores",
+        published="not published; meant for 90% of JPEG files in 15 minutes",
     ),
     "cifar10-85": Recipe(
-        {"arch": "airbench_small", "batch_size": 500, "epochs": 7, "lr": 0.24, "tta": "flip"} | AIRBENCH,
-        "cifar10",
-        "cifar10-speed with smaller batches and half the channels, for two CPU cores",
-        "not published; meant for 85% of JPEG files in 5 minutes",
+        settings={"arch": "airbench_small", "batch_size": 500, "epochs": 7, "lr": 0.24, "tta": "flip"}
+        | AIRBENCH,
+        data="cifar10",
+        source="cifar10-speed with smaller batches and half the channels, for two CPU cores",
+        published="not published; meant for 85% of JPEG files in 5 minutes",
     ),
     "cifar10-resnet20": Recipe(
-        {"arch": "resnet20", **HE_CIFAR},
-        "cifar10",
-        "He et al. 2016, section 4.2 and table 6",
-        "91.25% (original arrays)",
+        settings={"arch": "resnet20", **HE_CIFAR},
+        data="cifar10",
+        source="He et al. 2016, section 4.2 and table 6",
+        published="91.25% (original arrays)",
     ),
     "cifar10-resnet56": Recipe(
-        {"arch": "resnet56", **HE_CIFAR},
-        "cifar10",
-        "He et al. 2016, section 4.2 and table 6",
-        "93.03% (original arrays)",
+        settings={"arch": "resnet56", **HE_CIFAR},
+        data="cifar10",
+        source="He et al. 2016, section 4.2 and table 6",
+        published="93.03% (original arrays)",
     ),
     "cifar10-resnet18": Recipe(
-        {"arch": "resnet18_cifar", **CIFAR_SGD},
-        "cifar10",
-        "https://github.com/kuangliu/pytorch-cifar",
-        "95.47% (original arrays)",
+        settings={"arch": "resnet18_cifar", **CIFAR_SGD},
+        data="cifar10",
+        source="https://github.com/kuangliu/pytorch-cifar",
+        published="95.47% (original arrays)",
     ),
     "cifar10-vgg16": Recipe(
-        {"arch": "vgg16_cifar", **CIFAR_SGD},
-        "cifar10",
-        "https://github.com/kuangliu/pytorch-cifar",
-        "92.64% (original arrays)",
+        settings={"arch": "vgg16_cifar", **CIFAR_SGD},
+        data="cifar10",
+        source="https://github.com/kuangliu/pytorch-cifar",
+        published="92.64% (original arrays)",
     ),
     "mnist-lenet5": Recipe(
-        {"arch": "lenet5", "data": "mnist", "epochs": 20, "batch_size": 128},
-        "mnist",
-        "LeCun et al. 1998, section III.B",
-        "99.05%",
+        settings={"arch": "lenet5", "data": "mnist", "epochs": 20, "batch_size": 128},
+        data="mnist",
+        source="LeCun et al. 1998, section III.B",
+        published="99.05%",
         differs="Cross-entropy in place of the paper's radial basis functions.",
     ),
     "transfer-features": Recipe(
-        {
+        settings={
             "arch": "resnet18",
             "pretrained": True,
             "freeze": "backbone",
@@ -370,13 +384,13 @@ RECIPES: dict[str, Recipe] = {
             "decay_epochs": 7.0,
             "warmup_epochs": 0.0,
         },
-        "photos",
-        f"{TUTORIAL} (as a feature extractor)",
-        "about 95% (ants and bees, 153 images)",
+        data="photos",
+        source=f"{TUTORIAL} (as a feature extractor)",
+        published="about 95% (ants and bees, 153 images)",
         differs="Batches of 32 at ten times the rate, where the source has 4.",
     ),
     "transfer-finetune": Recipe(
-        {
+        settings={
             "arch": "resnet18",
             "pretrained": True,
             "epochs": 25,
@@ -386,9 +400,9 @@ RECIPES: dict[str, Recipe] = {
             "warmup_epochs": 0.0,
             "backbone_lr_scale": 0.1,
         },
-        "photos",
-        f"{TUTORIAL} (fine-tuning)",
-        "about 94% (ants and bees, 153 images)",
+        data="photos",
+        source=f"{TUTORIAL} (fine-tuning)",
+        published="about 94% (ants and bees, 153 images)",
         differs="Batches of 32 at ten times the rate, the backbone at the source's own.",
     ),
 }

@@ -63,7 +63,7 @@ class NetworkSettings:
     """Network: resnet50, unet, unet/resnet50, yolo/resnet18, timm/NAME, torchvision/NAME, MODULE:FACTORY."""
     num_classes: Annotated[int | Auto, Ge(1)] = "auto"
     """Number of classes; auto: from the data."""
-    in_chans: Annotated[int | Auto, Limit(lambda v: v in (1, 3), "write 1 (grey) or 3 (RGB)")] = "auto"
+    in_chans: Annotated[int | Auto, Limit(lambda v: v in (1, 3), "use 1 (grey) or 3 (RGB)")] = "auto"
     """Input channels, 1 or 3; auto: from the data."""
     head: Literal["linear", "mlp"] = "linear"
     """Classifier: one linear layer, or an MLP with one hidden layer."""
@@ -74,11 +74,11 @@ class NetworkSettings:
     drop_path: Annotated[float | None, Interval(ge=0, lt=1)] = None
     """Stochastic depth rate of the last block, decreasing towards the first; by default the network's own."""
     anchors: Annotated[
-        tuple[float, ...] | Auto, Limit(are_sides, "write widths and heights in pixels, such as 10 13 33 23")
+        tuple[float, ...] | Auto, Limit(are_sides, "use widths and heights in pixels, such as 10 13 33 23")
     ] = "auto"
     """Anchor widths and heights of yolo, W H W H ..., in pixels; auto: k-means over the training boxes."""
     strides: Annotated[
-        tuple[int, ...] | Auto, Limit(are_strides, "write ascending strides, such as 8 16 32")
+        tuple[int, ...] | Auto, Limit(are_strides, "use ascending strides, such as 8 16 32")
     ] = "auto"
     """Strides of yolo's feature maps in pixels; auto: 8, above 128 px also 16 and 32 (yolov1: 32 alone)."""
 
@@ -92,10 +92,10 @@ class DataSettings:
     data_root: str = "data"
     """Folder of the named data sets, and of their downloads."""
     val_split: Annotated[
-        float | None, Limit(lambda v: 0 < v < 1, "write a share between 0 and 1, such as 0.1")
+        float | None, Limit(lambda v: 0 < v < 1, "use a share between 0 and 1, such as 0.1")
     ] = None
     """Fraction of a folder without val/ to validate on, 0 to 1."""
-    ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "write 0 to 255")] = 255
+    ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "use 0 to 255")] = 255
     """Mask value of pixels excluded from loss and metrics."""
     bad_labels: Literal["stop", "skip"] = "stop"
     """Invalid masks, boxes and label files: stop with a list, or skip them with a warning."""
@@ -126,22 +126,22 @@ class GeometrySettings:
     val_img_size: Annotated[int | Auto, Ge(8), arg(aliases=["--eval-img-size"])] = "auto"
     """Image size for validation, if different; auto: --img-size."""
     progressive: Annotated[
-        tuple[int, ...] | None, Limit(are_rising_sizes, "write ascending sizes of 8 or more, such as 160 192")
+        tuple[int, ...] | None, Limit(are_rising_sizes, "use ascending sizes of 8 or more, such as 160 192")
     ] = None
     """Progressive resizing: training sizes in order, such as 160 192; the last one is --img-size."""
     progressive_milestones: Annotated[
-        tuple[float, ...] | None, Limit(ascending, "write epochs in ascending order, such as 8 12")
+        tuple[float, ...] | None, Limit(ascending, "use epochs in ascending order, such as 8 12")
     ] = None
     """Epochs at which the next size begins; by default evenly spaced."""
     train_crop: Literal["auto", "random-resized", "random", "pad"] = "auto"
     """Training crop; random: after a resize to --img-size / --crop-pct; auto: pad for small equal images."""
     scale: Annotated[
         tuple[float, float] | Auto,
-        Limit(lambda v: 0 < v[0] <= v[1] <= 1, "write two shares, such as 0.08 1.0"),
+        Limit(lambda v: 0 < v[0] <= v[1] <= 1, "use two shares, such as 0.08 1.0"),
     ] = "auto"
     """Area range of random-resized crops; auto: 0.08 1, with masks or boxes 0.5 1."""
     ratio: Annotated[
-        tuple[float, float], Limit(lambda v: 0 < v[0] <= v[1], "write two ratios, such as 0.75 1.33")
+        tuple[float, float], Limit(lambda v: 0 < v[0] <= v[1], "use two ratios, such as 0.75 1.33")
     ] = (3 / 4, 4 / 3)
     """Aspect ratio range (width / height) of random-resized crops."""
     crop_padding: Annotated[int | Auto, Ge(0)] = "auto"
@@ -165,7 +165,7 @@ class AugmentationSettings:
     aa: Annotated[str, arg(aliases=["--auto-augment"])] = "none"
     """Augmentation policy: ra, ta_wide, imagenet, cifar10, svhn, or timm's rand-m9-n2-mstd0.5; none."""
     color_jitter: Annotated[
-        tuple[float, ...] | None, Limit(is_jitter, "write 1, 3 or 4 numbers of 0 or more, hue to 0.5")
+        tuple[float, ...] | None, Limit(is_jitter, "use 1, 3 or 4 numbers of 0 or more, hue to 0.5")
     ] = None
     """Jitter of brightness, contrast, saturation, hue: one number for the first three, or 3 or 4 numbers."""
     grayscale_prob: Annotated[float, Interval(ge=0, le=1)] = 0.0
@@ -174,7 +174,7 @@ class AugmentationSettings:
     """Standard deviation of AlexNet's noise along the principal components of color; published: 0.1."""
     lighting_pca: Literal["imagenet", "data"] = "imagenet"
     """Principal components for --lighting: ImageNet's, or computed from the training images."""
-    rotate: Annotated[float, Limit(lambda v: 0 <= v <= 180, "write degrees, 0 to 180")] = 0.0
+    rotate: Annotated[float, Limit(lambda v: 0 <= v <= 180, "use degrees, 0 to 180")] = 0.0
     """Maximum angle of random rotation in degrees."""
     reprob: Annotated[float, Interval(ge=0, le=1), arg(aliases=["--random-erase"])] = 0.0
     """Probability of random erasing to the mean color."""
@@ -199,7 +199,7 @@ class LossSettings:
     seg_loss: Literal["ce", "dice", "ce-dice"] = "ce-dice"
     """Segmentation loss: cross-entropy, Dice, or their sum."""
     class_weights: Annotated[
-        tuple[float, ...] | None, Limit(are_weights, "write a weight for each class, 0 or more")
+        tuple[float, ...] | None, Limit(are_weights, "use a weight for each class, 0 or more")
     ] = None
     """Class weights of the segmentation cross-entropy."""
 
@@ -225,7 +225,7 @@ class ScheduleSettings:
     decay_epochs: Annotated[float, Gt(0)] = 30.0
     """Epochs between the decays of --sched step."""
     decay_milestones: Annotated[
-        tuple[float, ...], Limit(ascending, "write epochs in ascending order, such as 30 60")
+        tuple[float, ...], Limit(ascending, "use epochs in ascending order, such as 30 60")
     ] = (30.0, 60.0, 80.0)
     """Epochs of the decays of --sched multistep."""
     decay_rate: Annotated[float, Interval(gt=0, le=1)] = 0.1
@@ -283,7 +283,7 @@ class TransferSettings:
     freeze_until: str | None = None
     """Freeze all layers up to and including this one, such as layer3."""
     unfreeze_epoch: Annotated[
-        int | None, Limit(lambda v: v >= 2, "write 2 or more: epochs are counted from 1")
+        int | None, Limit(lambda v: v >= 2, "use at least 2: epochs are counted from 1")
     ] = None
     """First epoch, counted from 1, in which all layers train."""
 

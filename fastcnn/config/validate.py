@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import get_type_hints
 
+from fastcnn.config.duration import parse_time
 from fastcnn.config.limits import broken
 from fastcnn.config.policies import parse_policy
 from fastcnn.config.progressive import check_progressive
 from fastcnn.config.settings import FIELDS, Auto, Config, flag, has_anchors, task_of
-from fastcnn.config.time_budget import parse_time
 from fastcnn.errors import UserError
 
 LOADING = (
@@ -67,7 +67,7 @@ def _idle_in_optimization(config: Config) -> Idle:
         "decay_power": config.sched != "polynomial" and "it belongs to --sched polynomial",
         "warmup_factor": (
             (config.sched == "onecycle" and "onecycle has its own")
-            or (config.warmup_epochs == 0 and "there is no warm-up")
+            or (config.warmup_epochs == 0 and "there is no warmup")
         ),
         **dict.fromkeys(
             ("lr_base_size", "lr_base_scale"), config.lr_base is None and "it belongs to --lr-base"
@@ -145,22 +145,22 @@ def _check_limits(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     if not config.data:
-        raise UserError("--data: write a folder or the name of a data set")
+        raise UserError("--data: use a folder or the name of a data set")
     if task_of(config.arch) != "classification":
         for name in GEOMETRIC:
             if getattr(config, name) != FIELDS[name].default:
                 raise UserError(
                     f"{flag(name)} {getattr(config, name)}: it does not move masks and boxes, and "
-                    f"{config.arch} is for {task_of(config.arch)}; leave it out"
+                    f"{config.arch} is for {task_of(config.arch)}; omit it"
                 )
     parse_policy(config.aa)
     check_progressive(config)
     if config.pad_mode == "reflect" and config.crop_mode == "border":
         raise UserError(
-            "--pad-mode reflect and --crop-mode border, which adds black borders: write one of them"
+            "--pad-mode reflect and --crop-mode border, which adds black borders: use only one of them"
         )
     if config.train_crop == "random" and config.crop_mode == "border":
-        raise UserError("--train-crop random and --crop-mode border: write --crop-mode center")
+        raise UserError("--train-crop random and --crop-mode border: use --crop-mode center")
     if (
         config.pad_mode == "reflect"
         and isinstance(config.crop_padding, int)
@@ -169,33 +169,33 @@ def _check_data(config: Config) -> None:
     ):
         raise UserError(
             f"--crop-padding {config.crop_padding}: more than there is to reflect in {config.img_size} px; "
-            f"write {config.img_size - 1} or less"
+            f"use at most {config.img_size - 1}"
         )
 
 
 def _check_optimization(config: Config) -> None:
     if config.lr_base is not None and config.lr != "auto":
-        raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: write one of them")
+        raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: use only one of them")
     if config.time_budget is not None:
         parse_time(config.time_budget)
     if config.time_budget is not None and config.epochs != "auto":
         raise UserError(
-            f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: write one of them"
+            f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: use only one of them"
         )
     if config.opt == "nesterov" and config.momentum == 0:
-        raise UserError("--momentum 0: nesterov needs more; write --opt sgd, or a momentum such as 0.9")
+        raise UserError("--momentum 0: nesterov needs more; use --opt sgd, or a momentum such as 0.9")
     if config.warmup_epochs != "auto" and config.epochs != "auto" and config.warmup_epochs > config.epochs:
         raise UserError(
-            f"--warmup-epochs {config.warmup_epochs:g} is longer than --epochs {config.epochs:g}: write less"
+            f"--warmup-epochs {config.warmup_epochs:g} is longer than --epochs {config.epochs:g}: use less"
         )
 
 
 def _check_transfer(config: Config) -> None:
     if config.pretrained and config.weights is not None:
-        raise UserError(f"--pretrained and --weights {config.weights}: write one of them")
+        raise UserError(f"--pretrained and --weights {config.weights}: use only one of them")
     if config.freeze != "none" and config.freeze_until is not None:
         raise UserError(
-            f"--freeze {config.freeze} and --freeze-until {config.freeze_until}: write one of them"
+            f"--freeze {config.freeze} and --freeze-until {config.freeze_until}: use only one of them"
         )
     if config.test_only and config.resume is None:
         raise UserError("--test-only validates a checkpoint: add --resume runs/NAME/best.pt")
@@ -203,12 +203,12 @@ def _check_transfer(config: Config) -> None:
 
 def _check_compute(config: Config) -> None:
     if config.device == "cpu" and config.amp_dtype == "fp16":
-        raise UserError("--amp-dtype fp16 needs a GPU: on the CPU write bf16 or fp32")
+        raise UserError("--amp-dtype fp16 needs a GPU: on the CPU use bf16 or fp32")
     if config.device == "mps" and config.amp_dtype == "fp16":
-        raise UserError("--amp-dtype fp16 needs a CUDA GPU: on mps write bf16 or fp32")
+        raise UserError("--amp-dtype fp16 needs a CUDA GPU: on mps use bf16 or fp32")
     if config.device in ("cpu", "mps") and config.sync_bn:
-        raise UserError("--sync-bn needs CUDA GPUs: leave it out, or write --device cuda")
+        raise UserError("--sync-bn needs CUDA GPUs: omit it, or use --device cuda")
     if config.device in ("cpu", "mps") and config.cuda_graph:
-        raise UserError("--cuda-graph needs a CUDA GPU: leave it out, or write --device cuda")
+        raise UserError("--cuda-graph needs a CUDA GPU: omit it, or use --device cuda")
     if config.amp_dtype == "fp16" and config.cuda_graph:
-        raise UserError("--cuda-graph and --amp-dtype fp16: leave one out, or write --amp-dtype bf16")
+        raise UserError("--cuda-graph and --amp-dtype fp16: omit one, or use --amp-dtype bf16")

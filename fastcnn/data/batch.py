@@ -101,7 +101,7 @@ class ShardedSampler:
         if self.train and self.steps == 0:
             raise UserError(
                 f"--batch-size {self.batch_size}{ranks}: more than the {self.count} training images; "
-                f"write {self.count // self.world_size} or less"
+                f"use at most {self.count // self.world_size}"
             )
         if self.count < self.world_size:
             raise UserError(

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcnn.config import NetworkSettings
+from fastcnn.config import Config, NetworkSettings, to_plain
+from fastcnn.data.sources.dataset import Source
 from fastcnn.engine.state import TrainState
 from fastcnn.errors import UserError
 from fastcnn.models.create import build_network
 from fastcnn.optim.build import add_momentum_buffers
+from fastcnn.version import __version__
 
 FORMAT = 2
 
@@ -65,7 +67,7 @@ def load(path: Path, source_flag: str = "--resume") -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{source_flag} {path}: {error.strerror}; write the path of a checkpoint") from error
+        raise UserError(f"{source_flag} {path}: {error.strerror}; use the path of a checkpoint") from error
     except Exception as error:  # an unpickler raises whatever foreign bytes lead it to
         raise UserError(f"{source_flag} {path}: not a checkpoint that torch.load can read") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -86,6 +88,35 @@ def load_network(path: str | Path) -> nn.Module:
     network = build_network(NetworkSettings(**sizes, **saved))
     network.load_state_dict(content["weights"])
     return network.eval()
+
+
+def pack(
+    config: Config, source: Source, state: TrainState, *, ranks: list[Any], progress: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the whole content of a checkpoint, in tensors and plain types.
+
+    Args:
+        ranks: of each rank its batch norm statistics, random states and sums of the current epoch.
+        progress: settings that were "auto", best metrics, average of the last epochs, position of the loader
+            and everything that determines the order of the samples.
+    """
+    return {
+        "format": FORMAT,
+        "fastcnn": __version__,
+        "arch": config.arch,
+        "num_classes": config.num_classes,
+        "in_chans": config.in_chans,
+        "img_size": config.img_size,
+        "val_img_size": config.val_img_size,
+        "class_names": list(source.class_names),
+        "mean": list(source.mean),
+        "std": list(source.std),
+        "config": to_plain(config),
+        "ranks": ranks,
+        "steps_per_epoch": state.schedule.steps_per_epoch,
+        **progress,
+        **pack_state(state),
+    }
 
 
 def pack_state(state: TrainState) -> dict[str, Any]:

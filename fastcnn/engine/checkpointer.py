@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcnn.config import Config, to_plain
+from fastcnn.config import Config
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import Loader
 from fastcnn.data.sources.dataset import Source
@@ -16,7 +16,6 @@ from fastcnn.engine.swa import Average
 from fastcnn.errors import NAMED_AT_MOST, UserError
 from fastcnn.runtime.distributed import Ranks, from_main, gather_to_all, gather_to_main, sum_over_ranks
 from fastcnn.tasks.metrics import Metrics
-from fastcnn.version import __version__
 
 AVERAGE = "average.pt"
 LAST, BEST, BAD_FILES, PICTURE = "last.pt", "best.pt", "bad-files.txt", "validation.png"
@@ -73,28 +72,20 @@ class Checkpointer:
         if not self.ranks.is_main:
             return
         self.write_bad_files()
-        content = {
-            "format": checkpoint.FORMAT,
-            "fastcnn": __version__,
-            "arch": self.config.arch,
-            "num_classes": self.config.num_classes,
-            "in_chans": self.config.in_chans,
-            "img_size": self.config.img_size,
-            "val_img_size": self.config.val_img_size,
-            "class_names": list(self.source.class_names),
-            "mean": list(self.source.mean),
-            "std": list(self.source.std),
-            "config": to_plain(self.config),
-            "chosen": list(self.chosen),
-            "best": self.best,
-            "since_best": self.since_best,
-            "average": self.average.state_dict(),
-            "ranks": ranks,
-            "loader": self.loader.state_dict(),
-            "order": self._order(),
-            "steps_per_epoch": self.state.schedule.steps_per_epoch,
-            **checkpoint.pack_state(self.state),
-        }
+        content = checkpoint.pack(
+            self.config,
+            self.source,
+            self.state,
+            ranks=ranks,
+            progress={
+                "chosen": list(self.chosen),
+                "best": self.best,
+                "since_best": self.since_best,
+                "average": self.average.state_dict(),
+                "loader": self.loader.state_dict(),
+                "order": self._order(),
+            },
+        )
         checkpoint.save(self.folder / name, content, self.folder / BEST if is_best else None)
 
     def restore_weights(self, content: dict[str, Any]) -> None:
@@ -131,7 +122,7 @@ class Checkpointer:
         if at["epoch"] == epoch and at["consumed"] > 0:
             if changed:
                 was = "; ".join(changed)
-                raise UserError(f"--resume: saved in the middle of an epoch with {was}: go on with the same")
+                raise UserError(f"--resume: saved in the middle of an epoch with {was}: use the same")
             self.loader.load_state_dict(at)
             self.state.step += schedule.steps_per_epoch - self.loader.steps_left // accum
         best = from_main(lambda: self._find_average(content["step"]))
@@ -177,9 +168,11 @@ class Checkpointer:
         lines = []
         for bad in self._bad():
             if bad:
-                lines += [f"bad {bad.phase} image: {line}" for line in bad.lines()[:NAMED_AT_MOST]]
-                action = "replaced by others of their class" if bad.phase == "training" else "left out"
-                lines.append(f"{len(bad):,} of {len(bad.split):,} {bad.phase} images are bad and {action}")
+                lines += [f"undecodable {bad.phase} image: {line}" for line in bad.lines()[:NAMED_AT_MOST]]
+                action = "replaced by others of their class" if bad.phase == "training" else "skipped"
+                lines.append(
+                    f"{len(bad):,} of {len(bad.split):,} {bad.phase} images are undecodable and {action}"
+                )
         return lines
 
     def write_bad_files(self) -> None:

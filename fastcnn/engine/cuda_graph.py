@@ -114,7 +114,7 @@ class RecordedSteps:
             first = error.__context__ or error  # CUDA repeats it in fewer words at the end
             reason = str(first).strip().partition("\n")[0]
             raise UserError(
-                f"--cuda-graph: a step of this network cannot be recorded ({reason}); leave it out"
+                f"--cuda-graph: a step of this network cannot be recorded ({reason}); omit it"
             ) from error
 
 

@@ -83,7 +83,7 @@ class Logger:
             return
         text = (
             f"{described}  {record['images_per_second']:,.0f} img/s  "
-            f"waiting for data {record['data_wait']:.0%}  {self._time_left()} left"
+            f"data wait {record['data_wait']:.0%}  {self._time_left()} left"
         )
         if self.bar is not None:
             self.bar.set_postfix_str(text)
@@ -107,7 +107,7 @@ class Logger:
         validated = "not validated" if val is None else f"val {val}{' best' if is_best else '     '}"
         self.info(
             f"epoch {epoch + 1}/{self.epochs}  train {train}  {validated}  "
-            f"{record['images_per_second']:,.0f} img/s  waiting for data {record['data_wait']:.0%}  "
+            f"{record['images_per_second']:,.0f} img/s  data wait {record['data_wait']:.0%}  "
             f"took {clock(record['seconds'])}"
         )
         self._write({"kind": "epoch", **record})

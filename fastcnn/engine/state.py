@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from fastcnn.optim.build import add_momentum_buffers
 from fastcnn.optim.ema import EMA
 from fastcnn.optim.schedules import Schedule, learning_rate
 from fastcnn.profiling.step_timer import HostClock, StepTimer, step_timer_for
-from fastcnn.runtime.distributed import is_distributed
+from fastcnn.runtime.distributed import data_parallel, is_distributed
 from fastcnn.transfer.freeze import Frozen
 
 
@@ -154,7 +153,7 @@ def build_state(
     train_model = eval_model
     timer = step_timer_for(device)
     if is_distributed():
-        train_model = _data_parallel(eval_model, device, options.bucket_cap_mb)
+        train_model = data_parallel(eval_model, device, options.bucket_cap_mb)
         timer.follow_gradients(network)
     decay = options.ema_decay
     return TrainState(
@@ -186,24 +185,8 @@ def unfreeze(state: TrainState) -> None:
     state.timer.reset()
     if isinstance(state.train_model, DistributedDataParallel):  # reduces only what trained when it was built
         state.train_model = state.eval_model  # frees the old one with its hooks before the new one
-        state.train_model = _data_parallel(state.eval_model, state.device, state.options.bucket_cap_mb)
+        state.train_model = data_parallel(state.eval_model, state.device, state.options.bucket_cap_mb)
         state.timer.follow_gradients(state.network)
-
-
-def _data_parallel(
-    model: nn.Module, device: torch.device, bucket_cap_mb: int | None
-) -> DistributedDataParallel:
-    """Wrap a model in DDP. Buffers stay local in steps and are averaged over ranks before each validation."""
-    names = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # torch 2.14
-    settings: dict[str, Any] = {
-        buffers: False,
-        "gradient_as_bucket_view": True,
-        "bucket_cap_mb": bucket_cap_mb,
-    }
-    return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, **settings
-    )
 
 
 def to_training(state: TrainState) -> None:

@@ -104,7 +104,7 @@ def check_outputs(network: nn.Module, arch: str, num_classes: int, in_chans: int
     except Exception as error:  # third-party code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--arch {arch}: cannot take images of {shape}: {reason}; write another --img-size or --in-chans"
+            f"--arch {arch}: cannot take images of {shape}: {reason}; use another --img-size or --in-chans"
         ) from error
     network.train(training)
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
@@ -125,7 +125,7 @@ def with_sync_bn(network: nn.Module, arch: str) -> nn.Module:
         return import_timm(arch).layers.convert_sync_batchnorm(network)
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and type(module).forward is not _BatchNorm.forward:
-            raise UserError(f"--sync-bn: {name} of {arch} is a {type(module).__name__}; leave it out")
+            raise UserError(f"--sync-bn: {name} of {arch} is a {type(module).__name__}; omit it")
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
@@ -179,7 +179,7 @@ def _build_timm(
     except TypeError as error:  # some networks take only one of the rates
         for name, flag in (("drop_rate", "--drop"), ("drop_path_rate", "--drop-path")):
             if rates[name] is not None and f"argument '{name}'" in str(error):
-                raise UserError(f"{flag} {rates[name]:g}: {arch} takes no such rate; leave it out") from error
+                raise UserError(f"{flag} {rates[name]:g}: {arch} takes no such rate; omit it") from error
         raise
 
 
@@ -212,7 +212,7 @@ def _parts(arch: str) -> tuple[str, str]:
         return module, name
     package, _, name = arch.partition("/")
     if package not in ("timm", "torchvision"):
-        raise UserError(f"--arch {arch}: write timm/NAME, torchvision/NAME or package.module:factory")
+        raise UserError(f"--arch {arch}: use timm/NAME, torchvision/NAME or package.module:factory")
     return package, name
 
 

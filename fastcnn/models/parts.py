@@ -99,10 +99,10 @@ def set_drop_rates(network: nn.Module, arch: str, drop: float | None, drop_path:
         UserError: the network has no such layers.
     """
     if drop is not None:
-        for dropout in _all(network, nn.Dropout, f"--drop {drop:g}: {arch} has no dropout; leave it out"):
+        for dropout in _all(network, nn.Dropout, f"--drop {drop:g}: {arch} has no dropout; omit it"):
             dropout.p = drop
     if drop_path is not None:
-        advice = f"--drop-path {drop_path:g}: {arch} has no stochastic depth; leave it out"
+        advice = f"--drop-path {drop_path:g}: {arch} has no stochastic depth; omit it"
         blocks = _all(network, StochasticDepth, advice)
         for number, block in enumerate(blocks, 1):
             block.p = drop_path * number / len(blocks)
@@ -127,8 +127,6 @@ def reset_classifier(network: nn.Module, num_classes: int, hidden: int | None = 
     names = classifier_names(network)
     if len(names) != 1 or not isinstance(network.get_submodule(names[0]), nn.Linear):
         last = " and ".join(f"{name}, a {type(network.get_submodule(name)).__name__}" for name in names)
-        raise UserError(
-            f"--head mlp: the network does not end in one linear layer, but in {last}; leave it out"
-        )
+        raise UserError(f"--head mlp: the network does not end in one linear layer, but in {last}; omit it")
     replace_classifier(network, names[0], num_classes, hidden)
     network.classifier_name = names[0]  # type: ignore[assignment]

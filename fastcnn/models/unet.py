@@ -47,7 +47,7 @@ class SegmentationNet(ConvNet):
             UserError: `hidden` is given.
         """
         if hidden is not None:
-            raise UserError("--head mlp: the network ends in a 1x1 convolution; write --head linear")
+            raise UserError("--head mlp: the network ends in a 1x1 convolution; use --head linear")
         old = self.head.weight
         self.head = nn.Conv2d(self.head.in_channels, num_classes, 1).to(old.device, old.dtype)
         he_by_inputs(self.head)

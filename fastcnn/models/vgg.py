@@ -67,7 +67,7 @@ class VGG(FeatureSequence):
     ) -> None:
         super().__init__()
         if not cfg or cfg[0] == "M" or any(v != "M" and not (isinstance(v, int) and v > 0) for v in cfg):
-            raise ValueError(f'cfg {list(cfg)}: write numbers of channels and "M", such as [64, "M", 128]')
+            raise ValueError(f'cfg {list(cfg)}: use numbers of channels and "M", such as [64, "M", 128]')
         # Convolutions and pools; a stage ends before each pool.
         layers: list[nn.Module] = []
         stages: list[Stage] = []

@@ -157,7 +157,7 @@ class VisionTransformer(ConvNet):
     def forward_features(self, x: Tensor) -> Tensor:
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(
-                f"images of {x.shape[2]} x {x.shape[3]}: write multiples of {self.patch}, the patch's size"
+                f"images of {x.shape[2]} x {x.shape[3]}: use multiples of {self.patch}, the patch's size"
             )
         x = self.conv_proj(x)
         grid = (x.shape[2], x.shape[3])

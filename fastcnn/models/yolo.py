@@ -81,7 +81,7 @@ class Pyramid(nn.Module):
             if stride not in last:
                 raise UserError(
                     f"--strides {' '.join(map(str, strides))}: the backbone has no map of stride {stride}; "
-                    f"write some of {' '.join(map(str, last))}"
+                    f"use some of {' '.join(map(str, last))}"
                 )
         self.inputs = [i for stride, i in last.items() if stride >= strides[0]]
         used = [stages[i] for i in self.inputs]
@@ -135,7 +135,7 @@ class Detector(ConvNet):
 
     def reset_classifier(self, num_classes: int, hidden: int | None = None) -> None:
         if hidden is not None:
-            raise UserError("--head mlp: a detector has a last layer on each map; leave it out")
+            raise UserError("--head mlp: a detector has a last layer on each map; omit it")
         weight = next(self.heads.parameters())
         fresh = [self.predictor(num_classes).to(weight.device, weight.dtype) for _ in self.strides]
         self.predictors = nn.ModuleList(fresh)
@@ -165,14 +165,12 @@ class YOLO(Detector):
         strides = sorted(set(strides))
         given = " ".join(f"{side:g}" for side in anchors)
         if len(anchors) % 2 or not anchors or min(anchors) <= 0:
-            raise UserError(
-                f"--anchors {given}: write width and height of each in pixels, such as 10 13 16 30"
-            )
+            raise UserError(f"--anchors {given}: use width and height of each in pixels, such as 10 13 16 30")
         shapes = sorted(zip(anchors[::2], anchors[1::2]), key=lambda shape: shape[0] * shape[1])
         if not strides or len(shapes) % len(strides):
             raise UserError(
                 f"--anchors {given}: {len(shapes)} anchors cannot be divided evenly over the "
-                f"{len(strides)} of --strides {' '.join(map(str, strides))}; write as many for each"
+                f"{len(strides)} of --strides {' '.join(map(str, strides))}; use as many for each"
             )
         super().__init__(backbone, strides)
         self.register_buffer("anchors", torch.tensor(shapes, dtype=torch.float32).view(len(strides), -1, 2))
@@ -290,9 +288,7 @@ def yolov1(
     network = backbone(num_classes=1, in_chans=in_chans)
     strides = strides or [network.stages[-1].stride]
     if len(strides) != 1:
-        raise UserError(
-            f"--strides {' '.join(map(str, strides))}: YOLOv1 has one grid; write one, such as 32"
-        )
+        raise UserError(f"--strides {' '.join(map(str, strides))}: YOLOv1 has one grid; use one, such as 32")
     return YOLOv1(network, num_classes, strides[0])
 
 

@@ -134,7 +134,7 @@ def describe_schedule(schedule: Schedule) -> str:
     s, total = schedule, schedule.total_steps
     inner = [(_peak_step(s), "peak"), *((q * total // 4, f"{q}/4") for q in (1, 2, 3))]
     points = [(0, "start"), *sorted(inner), (total - 1, "end")]
-    warmup = f", warm-up of {s.warmup_epochs:g} epochs" if s.warmup_steps else ""
+    warmup = f", warmup of {s.warmup_epochs:g} epochs" if s.warmup_steps else ""
     lines = [f"learning rate: {s.kind}, {s.epochs:g} epochs of {s.steps_per_epoch:,} steps{warmup}"]
     lines += [
         f"  {name:<6}epoch {step / s.steps_per_epoch:<8.4g}{learning_rate(step, s):.4g}"
@@ -162,7 +162,7 @@ def draw_schedule(schedule: Schedule, png: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if s.warmup_steps:
-        axes.axvspan(0, s.warmup_epochs, color=MUTED, alpha=0.5, linewidth=0, label="warm-up")
+        axes.axvspan(0, s.warmup_epochs, color=MUTED, alpha=0.5, linewidth=0, label="warmup")
     axes.plot(epochs, rates, color=TRAIN, linewidth=2, clip_on=False)
     axes.plot(at, peak, color=VAL, marker="o", markersize=4, clip_on=False)
     right, side = (6, "left") if at < s.epochs / 10 else (0, "center")  # not across the axis

@@ -17,9 +17,9 @@ MIN_REPORTED_SHARE = 0.02
 """Min fraction of the time that is listed beside others."""
 
 NAMES: dict[Bottleneck, str] = {
-    "data": "waiting for data",
-    "launching": "launching",
-    "synchronising": "log lines and saves",
+    "data": "data wait",
+    "launching": "launch-bound",
+    "synchronising": "host sync",
     "communication": "communication",
 }
 """Avoidable activities; computing is not one."""
@@ -98,10 +98,10 @@ def diagnose(timings: Sequence[Timing], config: Config, chosen: Collection[str],
         chosen: the settings that were "auto".
     """
     if config.device == "mps":
-        return Diagnosis(None, "What bounds the run is not measured on mps.")
+        return Diagnosis(None, "The bottleneck is not measured on mps.")
     shares = [timing.shares() for timing in timings]
     if not all(shares):
-        return Diagnosis(None, "The run was too short to tell what bounds it.")
+        return Diagnosis(None, "The run was too short to find its bottleneck.")
     together = sum(timings, Timing())
     crowd = _contention_sentence(together)
     images = int(config.batch_size) * config.grad_accum_steps * len(timings)
@@ -110,14 +110,14 @@ def diagnose(timings: Sequence[Timing], config: Config, chosen: Collection[str],
     waited = max(waits) - min(waits)
     if waited >= WORTH_SAYING:  # for a straggler rank, not for the network
         bound = _bound({**shares[late], "communication": 0.0})
-        start = f"Bound by rank {late}: the others wait for it {waited:.0%} of the time. "
+        start = f"Bottleneck: rank {late}, for which the others wait {waited:.0%} of the time. "
         if bound == "computing":
-            text = f"{start}It computes longest: see what else its processor or GPU does."
+            text = f"{start}It computes longest: check the load of its processor or GPU."
             return Diagnosis(bound, text + crowd, avoidable=True)
-        start, timing = f"{start}It is held up by ", timings[late]
+        start, timing = f"{start}It is limited by ", timings[late]
     else:
         bound = _bound(together.shares())
-        start, timing = "Bound by ", together
+        start, timing = "Bottleneck: ", together
     what, advice = _measured(bound, timing, images), _advice(bound, config, chosen, room)
     avoidable = bound != "computing" or bool(crowd)
     return Diagnosis(bound, start + what + crowd + advice, avoidable=avoidable)
@@ -133,7 +133,7 @@ def _contention_sentence(timing: Timing) -> str:
     share = timing.cpu_contention / timing.seconds
     if share < WORTH_SAYING:
         return ""
-    return f" The processor is crowded: {share:.0%} of the time the main thread waits for a core."
+    return f" CPU contention: the main thread waits for a core {share:.0%} of the time."
 
 
 def _measured(bound: Bottleneck, timing: Timing, images: int) -> str:
@@ -146,16 +146,16 @@ def _measured(bound: Bottleneck, timing: Timing, images: int) -> str:
     seconds = timing.seconds - timing.synchronising
     rate = f"{images * timing.steps / seconds:,.0f}"
     if bound == "synchronising":
-        return f"{bound}: {shares[bound]:.0%} of the time the device idles at log lines and saves."
+        return f"host sync: the device idles at log lines and saves {shares[bound]:.0%} of the time."
     if bound == "computing":
         others = [f"{name} {shares[b]:.0%}" for b, name in NAMES.items() if shares[b] >= MIN_REPORTED_SHARE]
-        return "; ".join([f"computing: {shares[bound]:.0%} of the time", *others]) + "."
+        return "; ".join([f"compute: {shares[bound]:.0%} of the time", *others]) + "."
     without = f"{images * timing.steps / max(seconds - getattr(timing, bound), 1e-9):,.0f}"
     if bound == "data":
-        return f"data: the loader gives {rate} img/s, the model could take {without}."
+        return f"data: the loader delivers {rate} img/s, the model could process {without}."
     if bound == "launching":
-        return f"launching: the host queues work for {rate} img/s, the device could compute {without}."
-    return f"communication: {rate} img/s, and {without} if gradients were there at once."
+        return f"launch-bound: the host queues work for {rate} img/s, the device could compute {without}."
+    return f"communication: {rate} img/s, and {without} without the exposed all-reduce."
 
 
 def _advice(bound: Bottleneck, config: Config, chosen: Collection[str], room: Headroom) -> str:

@@ -1,4 +1,4 @@
-"""Ranks, the process group, and sums over all ranks.
+"""Distributed training: ranks, the process group, the DDP wrap, and sums over all ranks.
 
     torchrun --nproc-per-node 2 -m fastcnn.train --arch resnet18
 
@@ -8,15 +8,17 @@ Without torchrun there is one rank and no process group; every function here the
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.errors import BadImageError, TrainingError, UserError
 
@@ -38,13 +40,13 @@ class Ranks:
 
     @staticmethod
     def from_environment() -> Ranks:
-        """Reads what torchrun sets."""
+        """Read the ranks from torchrun's environment variables."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         return Ranks(*(int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0, 1))))
 
 
 def choose_device(device: str, ranks: Ranks) -> torch.device:
-    """`auto`, `cuda`, `mps` or `cpu` to this rank's device; ValueError where it is not there."""
+    """Return this rank's device for `auto`, `cuda`, `mps` or `cpu`; raise ValueError if it is missing."""
     if device == "auto":
         device = (
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -53,16 +55,16 @@ def choose_device(device: str, ranks: Ranks) -> torch.device:
             device = "cpu"
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("--device cuda: this torch sees no CUDA GPU; write --device cpu or auto")
+            raise UserError("--device cuda: this torch sees no CUDA GPU; use --device cpu or auto")
         if ranks.local_world_size > torch.cuda.device_count():
             raise UserError(
                 f"{ranks.local_world_size} processes on a node with {torch.cuda.device_count()} GPUs: "
-                f"write torchrun --nproc-per-node {torch.cuda.device_count()}"
+                f"use torchrun --nproc-per-node {torch.cuda.device_count()}"
             )
         return torch.device("cuda", ranks.local_rank)
     if device == "mps":
         if not torch.backends.mps.is_available():
-            raise UserError("--device mps: this torch sees no Apple GPU; write --device cpu or auto")
+            raise UserError("--device mps: this torch sees no Apple GPU; use --device cpu or auto")
         if ranks.world_size > 1:
             raise UserError("--device mps trains in one process: start it without torchrun")
     return torch.device(device)
@@ -70,7 +72,7 @@ def choose_device(device: str, ranks: Ranks) -> torch.device:
 
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """NCCL for CUDA, gloo elsewhere; leaves an already initialized group as it is."""
+    """Initialize NCCL for CUDA, gloo elsewhere; keep an already initialized group."""
     own = ranks.world_size > 1 and not dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -96,27 +98,43 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def data_parallel(
+    model: nn.Module, device: torch.device, bucket_cap_mb: int | None
+) -> DistributedDataParallel:
+    """Wrap a model in DDP. Buffers stay local in steps and are averaged over ranks before each validation."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # torch 2.14
+    settings: dict[str, Any] = {
+        buffers: False,
+        "gradient_as_bucket_view": True,
+        "bucket_cap_mb": bucket_cap_mb,
+    }
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, **settings
+    )
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sums `tensor` over all ranks, in place."""
+    """Sum `tensor` over all ranks, in place."""
     if is_distributed():
         dist.all_reduce(tensor)
     return tensor
 
 
 def sum_over_ranks(counts: list[int], device: torch.device) -> list[int]:
-    """Each count summed over all ranks. All ranks must call it; it waits for the device."""
+    """Return each count summed over all ranks. All ranks must call it; it waits for the device."""
     if not is_distributed():
         return counts
     return all_reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank. All ranks must call it; it waits for the device."""
+def any_rank(flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - a value, not a mode
+    """Return whether `flag` is set on any rank. All ranks must call it; it waits for the device."""
     return sum_over_ranks([int(flag)], device) != [0]
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """`compute()` of rank 0, on every rank; its UserError is raised on every rank too."""
+    """Return `compute()` of rank 0 on every rank; its UserError is raised on every rank too."""
     if not is_distributed():
         return compute()
     box: list[object] = [None, None]

@@ -1,4 +1,4 @@
-"""What depends on the machine: threads, memory allocation, cuDNN, the CPU's best dtype and layout."""
+"""Settings of the process for its machine: threads, memory allocation, cuDNN, native data types."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def is_native(dtype: str, device: torch.device | None = None) -> bool:
     names = [name.strip() for name in override.split(",")]
     for name in names:
         if name not in DTYPES:
-            raise UserError(f"{NATIVE_DTYPES}={override}: write some of {', '.join(DTYPES)}, not {name!r}")
+            raise UserError(f"{NATIVE_DTYPES}={override}: use some of {', '.join(DTYPES)}, not {name!r}")
     return dtype in names
 
 

@@ -14,7 +14,7 @@ HARD_EXIT_DELAY = 3.0
 """Seconds after which a further Ctrl-C ends the program at once. Not sooner: torchrun passes on the Ctrl-C
 that the terminal has sent already."""
 HARD_EXIT_MESSAGE = (
-    "fastcnn: ended at once by another Ctrl-C; --resume goes on from the last save, if there was one\n"
+    "fastcnn: ended at once by another Ctrl-C; --resume continues from the last save, if there was one\n"
 )
 
 

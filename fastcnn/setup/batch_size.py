@@ -14,7 +14,7 @@ from fastcnn.errors import UserError
 from fastcnn.optim.build import build_optimizer
 from fastcnn.runtime.distributed import Ranks, gather_to_all
 from fastcnn.runtime.machine import DTYPES
-from fastcnn.setup.probe import random_images
+from fastcnn.setup.cpu_trials import random_images
 from fastcnn.setup.warmup import InputShapes, any_loss, kernels_ahead
 
 RESERVE = 0.1
@@ -86,7 +86,7 @@ def find_batch_size(
     if found == 0:
         raise UserError(
             f"--batch-size {config.batch_size}: not one image of {config.img_size} px fits the GPU's memory; "
-            "write a smaller --img-size or --arch, or end what else runs on it"
+            "use a smaller --img-size or --arch, or end what else runs on it"
         )
     return found
 

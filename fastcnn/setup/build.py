@@ -140,12 +140,12 @@ def _schedule(config: Config, batches: int) -> Schedule:
     if steps_per_epoch == 0:
         raise UserError(
             f"--grad-accum-steps {config.grad_accum_steps}: more than the {batches} batches of an "
-            f"epoch; write {batches} or less"
+            f"epoch; use at most {batches}"
         )
     if round(float(config.epochs) * steps_per_epoch) == 0:
         raise UserError(
             f"--epochs {config.epochs:g}: less than one of the {steps_per_epoch} updates of an epoch; "
-            f"write {1 / steps_per_epoch:.2g} or more"
+            f"use at least {1 / steps_per_epoch:.2g}"
         )
     peak = 0.0 if config.lr == "find" else float(config.lr)
     return Schedule.of(config, peak=peak, steps_per_epoch=steps_per_epoch)

@@ -1,4 +1,4 @@
-"""`--lr find`: a learning-rate range test (Smith, "Cyclical Learning Rates for Training Neural Networks",
+"""`--lr find`: learning rate range test (Smith, "Cyclical Learning Rates for Training Neural Networks",
 WACV 2017, section 3.3)."""
 
 from __future__ import annotations
@@ -8,22 +8,27 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcnn.config import Config
 from fastcnn.data.loaders.base import Loader
 from fastcnn.engine.state import TrainState, to_training
 from fastcnn.engine.step import train_step
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import gather_to_all
-from fastcnn.setup.dry_run import updates
+from fastcnn.setup.build import Training
+from fastcnn.setup.dry_run import preserve_state, updates
 from fastcnn.tasks.base import Task
 
 UPDATES = 100
 SMOOTHING = 0.9
 """Decay of the moving average of the losses."""
 DIVERGED = 4.0
-"""Times the least smoothed loss, from where on nothing is learned."""
+"""Divergence: this multiple of the least smoothed loss."""
 RANGES = {"sgd": (1e-5, 10.0), "nesterov": (1e-5, 10.0), "muon": (1e-4, 10.0)}
-"""Least and largest rate by optimizer; of others `ADAPTIVE`."""
+"""Range of learning rates by optimizer; `ADAPTIVE` for others."""
 ADAPTIVE = 1e-7, 1.0
+
+
+PICTURE = "lr_find.png"
 
 
 class Trial(NamedTuple):
@@ -32,9 +37,33 @@ class Trial(NamedTuple):
     """Smoothed."""
 
 
+def find_lr(training: Training, config: Config, reasons: dict[str, str]) -> tuple[Config, dict[str, str]]:
+    """Find the learning rate by a range test, and set it in the state's schedule. All ranks call it.
+
+    Returns:
+        The settings with the learning rate, and the reasons of those that were chosen.
+
+    Raises:
+        UserError: the loss falls at no learning rate.
+    """
+    state, loader = training.state, training.checkpointer.loader
+    low, high = RANGES.get(config.opt, ADAPTIVE)
+    with preserve_state(state, loader):
+        trials = range_test(state, training.task, loader, low, high)
+    rate = float(f"{steepest(trials):.2g}")
+    picture = training.checkpointer.folder / PICTURE
+    if training.ranks.is_main:
+        draw_trials(trials, rate, picture)
+    state.schedule = dataclasses.replace(state.schedule, peak=rate)
+    why = f"range test of {len(trials)} updates: {picture}"
+    return dataclasses.replace(config, lr=rate), {**reasons, "lr": why}
+
+
 def range_test(state: TrainState, task: Task, loader: Loader, low: float, high: float) -> list[Trial]:
-    """Trains on, with a rate that rises exponentially from `low` to `high`, until the loss is lost. All ranks
-    call it, in a rehearsal; it reads the loss of each update."""
+    """Train with a learning rate that rises exponentially from `low` to `high`, until the loss diverges.
+
+    All ranks call it, within `preserve_state`. It waits for the loss of each update.
+    """
     to_training(state)
     trials: list[Trial] = []
     average = 0.0
@@ -56,7 +85,7 @@ def range_test(state: TrainState, task: Task, loader: Loader, low: float, high: 
 
 
 def steepest(trials: list[Trial]) -> float:
-    """The rate at which the loss falls the fastest per decade, over a fifth of the trials.
+    """Return the rate at which the loss falls fastest per decade, over a fifth of the trials.
 
     Raises:
         UserError: it does not fall.
@@ -69,13 +98,13 @@ def steepest(trials: list[Trial]) -> float:
     if not slopes or min(slopes)[0] >= -0.02 * trials[0].loss:
         raise UserError(
             "--lr find: the loss falls at no learning rate within "
-            f"{len(trials)} updates; write a number, or leave --lr out"
+            f"{len(trials)} updates; use a number, or omit --lr"
         )
     return min(slopes)[1]
 
 
 def draw_trials(trials: list[Trial], chosen: float, png: Path) -> None:
-    """The smoothed loss over the rate, and which one was chosen."""
+    """Plot the smoothed loss over the learning rate, with the chosen one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

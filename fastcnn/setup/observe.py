@@ -49,9 +49,7 @@ def observe_start(config: Config, ranks: Ranks, device: torch.device) -> Start:
         return Start(folder=folder, config=config)
     content = local_main_first(lambda: checkpoint.load(path), ranks)
     if config.weights not in (None, content["config"].get("weights")):
-        raise UserError(
-            f"--weights {config.weights}: the run goes on with the weights of {path}; leave it out"
-        )
+        raise UserError(f"--weights {config.weights}: the run continues with the weights of {path}; omit it")
     same_ranks = len(content["ranks"]) == ranks.world_size
     merged, kept = merge_resumed_config(
         config, content["config"], content["chosen"], same_ranks=same_ranks, device=device.type

@@ -27,9 +27,9 @@ from fastcnn.profiling.bottleneck import Headroom
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, from_main, gather_to_all
 from fastcnn.setup.batch_size import find_batch_size
+from fastcnn.setup.cpu_trials import Arithmetic, probe_arithmetic, probe_compile
 from fastcnn.setup.network import create_network, initialize_from_images, load_initial_weights
 from fastcnn.setup.observe import observe_data, observe_environment, observe_start
-from fastcnn.setup.probe import Arithmetic, probe_arithmetic, probe_compile
 from fastcnn.setup.run_folder import check_resumable
 from fastcnn.setup.transforms import transform_of
 from fastcnn.tasks.detection.anchors import kmeans_anchors
@@ -69,18 +69,18 @@ class Plan:
         if state.frozen is not None:
             lines.append(describe_frozen(self.network, self.frozen, self.config.unfreeze_epoch))
             if self.checkpoint is None and not self.loaded:
-                lines.append("warning: what is frozen is random; add --pretrained or --weights FILE")
+                lines.append(
+                    "warning: the frozen layers have random weights; add --pretrained or --weights FILE"
+                )
         if self.checkpoint_path is not None:
-            lines.append(f"going on from {self.checkpoint_path}, step {state.step}")
+            lines.append(f"Resuming from {self.checkpoint_path}, step {state.step}")
             lines += self.ignored
             if state.done:
-                lines.append(
-                    f"nothing left to train: it has {state.epoch:g} epochs; write more with --epochs"
-                )
+                lines.append(f"Run already complete ({state.epoch:g} epochs); raise --epochs to continue")
         elif self.config.resume == "auto":
-            lines.append(f"no checkpoint in {self.folder} yet: starting from the beginning")
+            lines.append(f"no checkpoint in {self.folder} yet: starting from scratch")
         if self.source.name == "synthetic":
-            lines.append("synthetic images and labels are random: only the speed means anything")
+            lines.append("synthetic images and labels are random: only the speed is meaningful")
         lines += filter(None, [never_reached(self.config, state.schedule.epochs)])
         if self.config.amp_dtype == "bf16" and not machine.is_native("bf16", state.device):
             lines.append(
@@ -88,7 +88,7 @@ class Plan:
                 "use --amp-dtype fp32"
             )
         if self.config.compile == "on":
-            lines.append("compiling the network first: the first steps take long")
+            lines.append("compiling the network: the first steps take long")
         return lines
 
     def room(self, ranks: Ranks) -> Headroom:

@@ -33,11 +33,11 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
         path = Path(config.resume).expanduser()
         path = path / LAST if path.is_dir() else path
         if not path.is_file():
-            raise UserError(f"--resume {config.resume}: no such checkpoint; write the path of a {LAST}")
+            raise UserError(f"--resume {config.resume}: no such checkpoint; use the path of a {LAST}")
     folder = given or (path.parent if path is not None else _numbered(config, newest=False))
     if (folder / LAST).exists() and (path is None or folder.resolve() != path.parent.resolve()):
         raise UserError(
-            f"--output-dir {folder}: holds a run already; add --resume to go on with it, or write another"
+            f"--output-dir {folder}: holds a run already; add --resume to continue it, or use another"
         )
     return folder, path
 
@@ -48,9 +48,9 @@ def check_resumable(content: dict[str, Any], config: Config, source: Source, pat
     for name in (*network, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
         then, now = content["config"].get(name, FIELDS[name].default), to_plain(config)[name]
         if then != now:
-            raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; write the same")
+            raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; use the same")
     if content["class_names"] != list(source.class_names):
-        raise UserError(f"--resume {path}: its classes are not those of --data {config.data}; write the same")
+        raise UserError(f"--resume {path}: its classes are not those of --data {config.data}; use the same")
 
 
 def claim_folder(folder: Path, config: Config) -> Path:
@@ -75,7 +75,7 @@ def claim_folder(folder: Path, config: Config) -> Path:
         write_config(folder, config)
     except OSError as error:
         raise UserError(
-            f"--output-dir {folder}: {error.strerror}; write a folder that can be written to"
+            f"--output-dir {folder}: {error.strerror}; use a folder that can be written to"
         ) from error
     return folder
 

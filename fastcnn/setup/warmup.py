@@ -19,8 +19,8 @@ from fastcnn.engine.state import TrainState, to_training
 from fastcnn.engine.step import update
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks
+from fastcnn.setup.cpu_trials import Shape, random_images
 from fastcnn.setup.dry_run import updates
-from fastcnn.setup.probe import Shape, random_images
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.metrics import Metrics
 from fastcnn_kernels.precompile import Call, calls_of, precompiling

@@ -43,7 +43,7 @@ class Segmentation:
     ) -> None:
         if class_weights is not None and len(class_weights) != num_classes:
             raise UserError(
-                f"--class-weights: {len(class_weights)} of them for {num_classes} classes; write one for each"
+                f"--class-weights: {len(class_weights)} of them for {num_classes} classes; use one for each"
             )
         self.num_classes = num_classes
         self.kind = loss

@@ -79,7 +79,7 @@ def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor], *, 
         del state[name]
     state.update(own_part)
     if not own_part:
-        return f"{part}: left out, the network has none"
+        return f"{part}: skipped, the network has none"
     if not given_part:
         return f"{part}: starts fresh, the weights have none"
     if same_shapes:
@@ -113,7 +113,7 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], source: str) ->
     }
     mismatches = [f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names]
     if mismatches:
-        raise UserError(f"{source}: made for another network: {', '.join(mismatches)}; write its --arch")
+        raise UserError(f"{source}: made for another network: {', '.join(mismatches)}; use its --arch")
 
 
 def _some(names: list[str]) -> str:

@@ -55,13 +55,11 @@ def frozen_layers(network: nn.Module, freeze: str, until: str | None) -> list[st
     if until is not None:
         count = 1 + _last_group(network, groups, until)
         if count == len(groups):
-            raise UserError(
-                f"--freeze-until {until}: nothing would be left to train; write a layer before it"
-            )
+            raise UserError(f"--freeze-until {until}: nothing would be left to train; use a layer before it")
     elif freeze == "backbone":
         count = len(groups) - 1
         if count == 0:
-            raise UserError("--freeze backbone: the network has no layers but its classifier; leave it out")
+            raise UserError("--freeze backbone: the network has no layers but its classifier; omit it")
     else:
         count = 0
     return [name for group in groups[:count] for name in group]
@@ -104,7 +102,7 @@ def _last_group(network: nn.Module, groups: Sequence[Sequence[str]], layer: str)
         known |= {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
     if layer not in known:
         near = difflib.get_close_matches(layer, sorted(known), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"write one such as {groups[0][0]}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one such as {groups[0][0]}"
         raise UserError(f"--freeze-until {layer}: the network has no such layer with parameters; {hint}")
     return max(
         i

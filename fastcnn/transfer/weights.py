@@ -68,10 +68,10 @@ def download_pretrained(arch: str) -> Weights:
     if arch.startswith("torchvision/"):
         return torchvision_weights(arch.partition("/")[2])
     if is_external(arch):
-        raise UserError(f"--pretrained: nothing is known about weights of {arch}; write --weights FILE")
+        raise UserError(f"--pretrained: nothing is known about weights of {arch}; use --weights FILE")
     if not has_pretrained(arch):
         raise UserError(
-            f"--pretrained: torchvision has no weights for {arch}; leave it out, or write --weights FILE"
+            f"--pretrained: torchvision has no weights for {arch}; omit it, or use --weights FILE"
         )
     return torchvision_weights(TORCHVISION[arch])
 
@@ -87,7 +87,7 @@ def torchvision_weights(name: str) -> Weights:
     except (OSError, HTTPException) as error:
         raise UserError(
             f"--pretrained: {weights.url} cannot be downloaded ({getattr(error, 'reason', error)}); "
-            f"put it at {file}, or write --weights FILE"
+            f"put it at {file}, or use --weights FILE"
         ) from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # incomplete file
         raise UserError(f"--pretrained: {weights.url} or {file} is damaged; remove the file") from error
@@ -107,11 +107,11 @@ def _timm_weights(arch: str) -> Weights:
         url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         raise UserError(
             f"--pretrained: {url} cannot be downloaded ({reason}); fetch it another way, "
-            "and write --weights FILE"
+            "and use --weights FILE"
         ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--pretrained: timm: {reason}; leave it out, or write --weights FILE") from error
+        raise UserError(f"--pretrained: timm: {reason}; omit it, or use --weights FILE") from error
     return Weights(
         state=network.state_dict(),
         origin=f"timm's {arch}",
@@ -161,9 +161,7 @@ def _read(path: Path, source: str) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(
-            f"{source}: {error.strerror or error}; write the path of a file of weights"
-        ) from error
+        raise UserError(f"{source}: {error.strerror or error}; use the path of a file of weights") from error
     except Exception as error:  # readers may raise anything for invalid bytes
         code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is not None:
@@ -171,7 +169,7 @@ def _read(path: Path, source: str) -> Any:
                 f"{source}: holds {code[1]}, and reading that would run code; "
                 "save the tensors alone with torch.save(model.state_dict(), FILE)"
             ) from error
-        raise UserError(f"{source}: not a file of weights; write a .pth, .pt or .safetensors file") from error
+        raise UserError(f"{source}: not a file of weights; use a .pth, .pt or .safetensors file") from error
 
 
 def _with_new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -458,7 +458,7 @@ def pair(value: int | Sequence[int]) -> Pair:
     if isinstance(value, int):
         return value, value
     if len(value) not in (1, 2):  # also rejects "same" and "valid"
-        raise ValueError(f"{value!r}: write a number for both axes, or (vertical, horizontal)")
+        raise ValueError(f"{value!r}: use a number for both axes, or (vertical, horizontal)")
     return value[0], value[-1]
 
 

@@ -207,7 +207,7 @@ def local_response_norm(
     if input.dim() < 3:
         raise ValueError(f"input {tuple(input.shape)}: expected [N, C, ...] with 3 axes or more")
     if not input.is_floating_point():
-        raise ValueError(f"input of {input.dtype}: expected a floating dtype; write input.float()")
+        raise ValueError(f"input of {input.dtype}: expected a floating dtype; use input.float()")
     return torch.ops.fastcnn.local_response_norm(input, size, alpha, beta, k, relu)
 
 

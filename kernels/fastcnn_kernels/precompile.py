@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.arch is None and torch.cuda.is_available():
         number = "{}{}".format(*torch.cuda.get_device_capability(0))
     if not number.isdecimal() or int(number) < 80:
-        parser.error(f"--arch {settings.arch}: write sm_80 or a later one; there is no GPU here to ask")
+        parser.error(f"--arch {settings.arch}: use sm_80 or a later one; there is no GPU here to ask")
     capability = int(number[:-1]), int(number[-1])
     if settings.from_stdin:
         fields = [{**each, "input": tuple(each["input"])} for each in json.load(sys.stdin)]

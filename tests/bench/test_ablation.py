@@ -460,7 +460,7 @@ def test_a_rung_beyond_its_limit_is_left_out_and_a_baseline_says_what_to_do(rung
     assert found["bf16"]["left_out"] == "failed: took longer than 20 s"
     assert found["fused optimizer"]["kept"]
     message = (
-        "took longer than 20 s for 32 images of 32 px; lower --batch-size or --img-size, or leave out --quick"
+        "took longer than 20 s for 32 images of 32 px; lower --batch-size or --img-size, or omit --quick"
     )
     with pytest.raises(UserError, match=message):
         rungs(quick, slow=BASELINE)

@@ -12,7 +12,7 @@ from sizes import Train
 
 from fastcnn.bench.worker import WorkerLimitError
 from fastcnn.runtime import machine
-from fastcnn.setup import probe
+from fastcnn.setup import cpu_trials
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the sides of a GPU are others")
 IN_BF16 = {"torchvision AMP", "careful eager", "timm"}
@@ -42,7 +42,9 @@ class FakeWorker:
 @pytest.fixture
 def measured(monkeypatch):
     monkeypatch.setattr(bench_train, "Worker", FakeWorker)
-    monkeypatch.setattr(probe, "probe_arithmetic", lambda *_: (probe.Arithmetic("fp32", True), "fastest"))
+    monkeypatch.setattr(
+        cpu_trials, "probe_arithmetic", lambda *_: (cpu_trials.Arithmetic("fp32", True), "fastest")
+    )
     bench_train.measure.cache_clear()
     yield lambda: bench_train.measure(Train("resnet18", 32, 2), quick=True)
     bench_train.measure.cache_clear()

@@ -387,7 +387,7 @@ def test_a_learning_rate_is_sought_again_where_what_it_was_found_for_has_changed
 def test_the_description_gives_each_choice_with_its_reason():
     config, reasons = resolve(Config(), facts())
     lines = describe(config, reasons).splitlines()
-    assert lines[:2] == ["resnet50 on demo", "chosen for this data and machine:"]
+    assert lines[:2] == ["resnet50 on demo", "auto-selected settings:"]
     assert len(lines) == 2 + len(reasons)
     assert any(line.split() == ["--img-size", "224", *reasons["img_size"].split()] for line in lines)
     assert any(line.split()[:2] == ["--lr", "0.1"] for line in lines)

@@ -112,7 +112,9 @@ def test_the_command_lists_each_with_its_source_and_how_to_run_it(capsys):
 
 
 def test_a_setting_is_written_as_its_flag():
-    recipe = recipes.Recipe({"progressive": (160, 192), "model_ema": True, "lr": 0.5}, "", "", "")
+    recipe = recipes.Recipe(
+        settings={"progressive": (160, 192), "model_ema": True, "lr": 0.5}, data="", source="", published=""
+    )
     assert as_flags(recipe) == "--progressive 160 192 --model-ema --lr 0.5"
     assert flag("model_ema") in as_flags(recipe)
     assert Config().recipe is None

@@ -480,7 +480,7 @@ def test_no_setting_takes_what_is_not_finite(number):
     assert {"lr", "ratio", "color_jitter", "decay_milestones", "epochs"} <= {name for name, _ in cases}
     for name, value in cases:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        with pytest.raises(ValueError, match=f"^{flag(name)} {shown}: write [^\n]*$"):
+        with pytest.raises(ValueError, match=f"^{flag(name)} {shown}: use [^\n]*$"):
             from_settings({name: value})
 
 

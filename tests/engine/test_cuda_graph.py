@@ -251,7 +251,7 @@ def test_a_step_that_waits_for_the_device_is_refused():
             return super().forward(x) * (2.0 if x.mean().item() > 1e9 else 1.0)
 
     state, _ = state_of(Waits())
-    with pytest.raises(UserError, match=r"--cuda-graph: .* \(operation not permitted .*\); leave it out"):
+    with pytest.raises(UserError, match=r"--cuda-graph: .* \(operation not permitted .*\); omit it"):
         trained(state)
     assert [g.get("capturable") for g in state.optimizer.param_groups] == [None] * 2
 

@@ -106,7 +106,7 @@ def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_g
     assert train(*flags, "--epochs", "1.5") == 0
     capsys.readouterr()
     assert train(*flags, "--epochs", "1.5", "--resume") == 0
-    wording.line(capsys.readouterr().out, "nothing left")
+    wording.line(capsys.readouterr().out, "Run already complete")
     assert train(*flags, "--epochs", "3", "--resume") == 0
     epochs = records(RUN, "epoch")
     assert [(r["step"], r["epoch"]) for r in epochs] == [(10, 1), (15, 1.5), (20, 2), (30, 3)]

@@ -46,7 +46,7 @@ def test_lines_say_what_was_not_validated(train, demo, capsys):
         (False, True),
         (False, True),
     ]
-    assert all(" img/s  waiting for data " in line for line in lines)
+    assert all(" img/s  data wait " in line for line in lines)
 
 
 def test_checkpoints_come_as_often_as_without_and_a_resumed_run_validates_the_same_epochs(

@@ -253,4 +253,4 @@ def test_an_architecture_without_kernels_is_refused(arch, capsys):
     with pytest.raises(SystemExit) as stopped:
         precompile.main(["--arch", arch])
     assert stopped.value.code == 2
-    assert f"--arch {arch}: write sm_80 or a later one" in capsys.readouterr().err
+    assert f"--arch {arch}: use sm_80 or a later one" in capsys.readouterr().err

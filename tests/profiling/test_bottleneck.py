@@ -177,7 +177,7 @@ def test_a_core_that_others_use_too_is_noticed():
             process.wait()
         os.sched_setaffinity(0, cores)
     assert 0.3 < timing.cpu_contention / timing.seconds < 1
-    assert " The processor is crowded: " in diagnosis_of(timing, device="cpu").sentence
+    assert " CPU contention: " in diagnosis_of(timing, device="cpu").sentence
 
 
 @pytest.mark.timing
@@ -327,7 +327,9 @@ def test_figures_are_what_would_be_reached():
     slow, fast = (simulate(0.1 * MS, 1 * MS, load) for load in (50 * MS, 0))
     images = 32 * slow.steps / slow.seconds
     without = 32 * fast.steps / fast.seconds
-    found = re.search(r"gives ([\d,]+) img/s, the model could take ([\d,]+)\.", diagnosis_of(slow).sentence)
+    found = re.search(
+        r"delivers ([\d,]+) img/s, the model could process ([\d,]+)\.", diagnosis_of(slow).sentence
+    )
     assert found is not None
     given, taken = (float(figure.replace(",", "")) for figure in found.groups())
     assert given == pytest.approx(images, rel=0.01)
@@ -454,10 +456,10 @@ def test_a_slow_exchange_of_gradients_is_named(ranks):
 def test_the_rank_that_the_others_wait_for_is_named_with_what_holds_it_up(ranks):
     slow_loader = diagnosis_of(*ranks["loader of rank 1"], device="cpu")
     assert slow_loader.bound == "data"
-    assert re.match(r"Bound by rank 1: the others wait for it \d\d% of the time", slow_loader.sentence)
+    assert re.match(r"Bottleneck: rank 1, for which the others wait \d\d% of the time", slow_loader.sentence)
     slow_network = diagnosis_of(*ranks["network of rank 1"], device="cpu")
     assert slow_network.bound == "computing"
-    assert "Bound by rank 1" in slow_network.sentence
+    assert "Bottleneck: rank 1" in slow_network.sentence
     assert "It computes longest" in slow_network.sentence
 
 
@@ -514,15 +516,15 @@ def test_a_loader_that_shares_the_cores_says_so(wording):
 def test_a_crowded_processor_is_said_beside_the_bound():
     assert diagnosis_of(of(data=0.1, computing=9.9, cpu_contention=5.3), compile="on") == Diagnosis(
         "computing",
-        "Bound by computing: 99% of the time. "
-        "The processor is crowded: 53% of the time the main thread waits for a core.",
+        "Bottleneck: compute: 99% of the time. "
+        "CPU contention: the main thread waits for a core 53% of the time.",
         avoidable=True,
     )
     assert not diagnosis_of(of(data=0.1, computing=9.9, cpu_contention=0.3), compile="on").avoidable
 
 
 def test_what_cannot_be_told_is_not_told():
-    assert diagnosis_of(Timing()) == Diagnosis(None, "The run was too short to tell what bounds it.")
+    assert diagnosis_of(Timing()) == Diagnosis(None, "The run was too short to find its bottleneck.")
     assert diagnosis_of(of(computing=1.0), device="mps").bound is None
 
 
@@ -587,7 +589,7 @@ def slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_says_it_after_the_first_epoch_and_at_its_end(train, demo, one_core, slow_loader, capsys):
     assert train(*QUICK, "--data", demo, "--batch-size", "16", "--epochs", "3") == 0
     lines = capsys.readouterr().out.splitlines()
-    said = [i for i, line in enumerate(lines) if line.startswith("Bound by data: the loader gives ")]
+    said = [i for i, line in enumerate(lines) if line.startswith("Bottleneck: data: the loader delivers ")]
     assert len(said) == 2
     assert lines[said[0] - 1].startswith("epoch 1/3  train")
     assert said[1] == len(lines) - 2
@@ -611,14 +613,14 @@ def test_a_run_that_computing_bounds_says_so_once(train, demo, one_core, monkeyp
     flags = ("--data", demo, "--data-backend", "cached", "--batch-size", "16", "--epochs", "2")
     assert train(*QUICK, *flags) == 0
     out = capsys.readouterr().out
-    assert len(re.findall(r"^Bound by computing: \d+%", out, re.MULTILINE)) == 1
-    assert out.count("Bound by") == 1
+    assert len(re.findall(r"^Bottleneck: compute: \d+%", out, re.MULTILINE)) == 1
+    assert out.count("Bottleneck:") == 1
 
 
 @pytest.mark.timing
 def test_fit_hands_the_verdict_over(tmp_path, monkeypatch, demo, one_core, slow_loader, wording):
     monkeypatch.chdir(tmp_path)
     settings = {"arch": "lenet5", "data": demo, "data_backend": "torch", "amp_dtype": "fp32", "epochs": 1}
-    assert fastcnn.fit(**settings, batch_size=16, log_interval=5).verdict.startswith("Bound by data: ")
+    assert fastcnn.fit(**settings, batch_size=16, log_interval=5).verdict.startswith("Bottleneck: data: ")
     short = fastcnn.fit(**settings, batch_size=16)
     wording(short.verdict)

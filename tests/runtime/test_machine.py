@@ -15,7 +15,7 @@ from torch import nn
 
 from fastcnn.errors import UserError
 from fastcnn.runtime import machine
-from fastcnn.setup import probe
+from fastcnn.setup import cpu_trials
 
 NETWORK = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 SHAPE = (4, 3, 8, 8)
@@ -28,7 +28,7 @@ def probe_in(monkeypatch, seconds: dict[str, float], bf16: bool = True, **told):
     spans = [0.0, *itertools.chain.from_iterable((0.0, value) for value in seconds.values())]
     ticks = itertools.accumulate(itertools.chain([0.0, 0.0], spans[:1], itertools.cycle(spans[2:] + [0.0])))
     readings = iter(ticks)
-    return probe.probe_arithmetic(NETWORK, SHAPE, **told, clock=lambda: next(readings))
+    return cpu_trials.probe_arithmetic(NETWORK, SHAPE, **told, clock=lambda: next(readings))
 
 
 @pytest.mark.parametrize("fastest", WAYS)
@@ -56,7 +56,7 @@ def test_without_instructions_for_bf16_it_is_not_tried(monkeypatch):
 
 def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch, wording):
     ticks = iter([0.0, machine.TRIAL_LIMIT + 1])
-    way, why = probe.probe_arithmetic(NETWORK, SHAPE, dtype="fp32", clock=lambda: next(ticks))
+    way, why = cpu_trials.probe_arithmetic(NETWORK, SHAPE, dtype="fp32", clock=lambda: next(ticks))
     assert str(way) == "fp32 channels-last"
     wording(why)
 
@@ -64,9 +64,9 @@ def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch, wording):
 @pytest.mark.parametrize(("channels_last", "layout"), [("auto", "channels-last"), ("off", "NCHW")])
 def test_a_dtype_that_is_asked_for_and_emulated_is_not_timed(without_bf16, channels_last, layout):
     overrides = {"dtype": "bf16", "channels_last": channels_last}
-    way, why = probe.probe_arithmetic(NETWORK, SHAPE, **overrides, clock=never)
+    way, why = cpu_trials.probe_arithmetic(NETWORK, SHAPE, **overrides, clock=never)
     assert (str(way), why) == (f"bf16 {layout}", machine.NO_BF16)
-    assert probe.probe_compile(NETWORK, SHAPE, way, steps=10**9, clock=never) == (False, machine.NO_BF16)
+    assert cpu_trials.probe_compile(NETWORK, SHAPE, way, steps=10**9, clock=never) == (False, machine.NO_BF16)
 
 
 def never() -> float:
@@ -144,12 +144,12 @@ def test_what_the_user_told_is_not_varied(monkeypatch, told, ways):
 
 def test_the_probe_leaves_the_network_as_it_was(monkeypatch):
     before = {name: value.clone() for name, value in NETWORK.state_dict().items()}
-    probe.probe_arithmetic(NETWORK, SHAPE)
+    cpu_trials.probe_arithmetic(NETWORK, SHAPE)
     assert all(torch.equal(value, before[name]) for name, value in NETWORK.state_dict().items())
     assert all(p.grad is None and p.is_contiguous() for p in NETWORK.parameters())
 
 
-FP32 = probe.Arithmetic("fp32", True)
+FP32 = cpu_trials.Arithmetic("fp32", True)
 
 
 def probe_compile(monkeypatch, steps: int, eager: float, compiled: float, first: float, fails: bool = False):
@@ -165,9 +165,9 @@ def probe_compile(monkeypatch, steps: int, eager: float, compiled: float, first:
         now[0] += taken
         return taken
 
-    monkeypatch.setattr(probe, "_trial_step", trial)
+    monkeypatch.setattr(cpu_trials, "_trial_step", trial)
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: [])
-    return probe.probe_compile(NETWORK, SHAPE, FP32, steps=steps)
+    return cpu_trials.probe_compile(NETWORK, SHAPE, FP32, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_compilation_is_tried_in_long_runs_and_kept_where_it_pays_off(monkeypatc
 
 @pytest.mark.slow
 def test_a_compiled_trial_runs(monkeypatch):
-    monkeypatch.setattr(probe, "WORTH_COMPILING", 0)
-    choice, why = probe.probe_compile(NETWORK, SHAPE, FP32, steps=1)
+    monkeypatch.setattr(cpu_trials, "WORTH_COMPILING", 0)
+    choice, why = cpu_trials.probe_compile(NETWORK, SHAPE, FP32, steps=1)
     assert choice is False  # a step never wins seconds back
     assert "without, after" in why
 

@@ -183,7 +183,9 @@ def test_a_run_finds_its_learning_rate_and_says_how(train, demo, monkeypatch, ca
     content = torch.load("run/last.pt")
     assert content["config"]["lr"] == pytest.approx(float(found[1]))
     assert content["step"] == 20
-    monkeypatch.setattr("fastcnn.setup.tuning.range_test", lambda *_: [])  # in which nothing would be found
+    monkeypatch.setattr(
+        "fastcnn.setup.lr_finder.range_test", lambda *_: []
+    )  # in which nothing would be found
     assert train(*flags, *more, "--lr", "find", "--opt", "adamw", "--epochs", "2", "--resume") == 0
     assert torch.load("run/last.pt")["config"]["lr"] == content["config"]["lr"]  # it is not sought again
 
@@ -200,15 +202,15 @@ def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(trai
     assert content["config"]["time_budget"] is None
     assert train(*flags, *more, "--time-budget", "6s", "--resume") == 0
     out = capsys.readouterr().out
-    assert f"nothing left to train: it has {epochs:g} epochs" in out
-    assert f"--time-budget 6s: the run keeps its {epochs:.4g} epochs; write --epochs for others" in out
+    assert f"Run already complete ({epochs:g} epochs); raise --epochs to continue" in out
+    assert f"--time-budget 6s: the run keeps its {epochs:.4g} epochs; use --epochs for others" in out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "budget"), [("lenet5", "1000s"), ("resnet20", "3060s")])
 def test_the_average_at_the_end_is_in_the_time_budget(train, demo, monkeypatch, capsys, arch, budget):
-    monkeypatch.setattr("fastcnn.setup.tuning.time_updates", lambda *_: 100.0)
-    monkeypatch.setattr("fastcnn.setup.tuning.time_validation", lambda *_: 200.0)
+    monkeypatch.setattr("fastcnn.setup.time_budget.time_updates", lambda *_: 100.0)
+    monkeypatch.setattr("fastcnn.setup.time_budget.time_validation", lambda *_: 200.0)
     flags = "--arch", arch, "--data", demo, "--data-backend", "torch", "--batch-size", "8"
     more = "--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off", "--output-dir", "run"
     assert train(*flags, *more, "--time-budget", budget, "--average-last", "1") == 0
@@ -218,22 +220,22 @@ def test_the_average_at_the_end_is_in_the_time_budget(train, demo, monkeypatch, 
 
 
 def test_a_time_that_is_too_short_for_one_update_is_one_clear_line(train, demo, monkeypatch, capsys):
-    monkeypatch.setattr("fastcnn.setup.tuning.time_updates", lambda *_: 3.0)
-    monkeypatch.setattr("fastcnn.setup.tuning.time_validation", lambda *_: 4.0)
+    monkeypatch.setattr("fastcnn.setup.time_budget.time_updates", lambda *_: 3.0)
+    monkeypatch.setattr("fastcnn.setup.time_budget.time_validation", lambda *_: 4.0)
     assert train("--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--time-budget", "6s") == 2
     error = capsys.readouterr().err
     assert re.search(
-        r"--time-budget 6s: one update and its validation would end after \d+ s; write more", error
+        r"--time-budget 6s: one update and its validation would end after \d+ s; use more", error
     )
 
 
 def test_a_warm_up_that_is_longer_than_the_time_allows_is_one_clear_line(train, demo, monkeypatch, capsys):
-    monkeypatch.setattr("fastcnn.setup.tuning.time_updates", lambda *_: 30.0)
-    monkeypatch.setattr("fastcnn.setup.tuning.time_validation", lambda *_: 1.0)
+    monkeypatch.setattr("fastcnn.setup.time_budget.time_updates", lambda *_: 30.0)
+    monkeypatch.setattr("fastcnn.setup.time_budget.time_validation", lambda *_: 1.0)
     flags = "--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--warmup-epochs", "50"
     assert train(*flags, "--time-budget", "10m") == 2
     assert re.search(
-        r"--warmup-epochs 50: longer than the [\d.]+ epochs that --time-budget 10m allows; write less",
+        r"--warmup-epochs 50: longer than the [\d.]+ epochs that --time-budget 10m allows; use less",
         capsys.readouterr().err,
     )
 

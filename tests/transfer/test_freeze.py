@@ -340,7 +340,7 @@ def test_what_the_optimizer_and_the_network_are_made_of_stays_in_a_resumed_run(t
     ):
         flag = "--" + name.replace("_", "-")
         assert train("--resume", "run/last.pt", "--epochs", "2", flag, now) == 2
-        expected = f"--resume run/last.pt: its {name} is {then}, this run's is {now}; write the same\n"
+        expected = f"--resume run/last.pt: its {name} is {then}, this run's is {now}; use the same\n"
         assert expected in capsys.readouterr().err
 
 
@@ -378,7 +378,7 @@ def test_frozen_layers_without_weights_are_warned_of(train, demo, capsys, wordin
     flags = (*QUICK, "--data", demo, "--epochs", "1", "--freeze", "backbone")
     assert train(*flags, "--unfreeze-epoch", "9") == 0
     said = capsys.readouterr().out
-    wording.line(said, "warning: what")
+    wording.line(said, "warning: the frozen")
     wording.line(said, "warning: --unfreeze-epoch")
 
 

@@ -59,7 +59,9 @@ class BadFiles:
         self.unreported.append(sample)
         self.named += 1
         if self.named <= NAMED_AT_MOST and not self.quiet:
-            print(f"warning: bad {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True)
+            print(
+                f"warning: undecodable {self.phase} image: {self.line(sample)}", file=sys.stderr, flush=True
+            )
         too_many_error = self.too_many_error() if self.alone else ""
         if too_many_error:
             raise BadImageError(too_many_error)
@@ -80,7 +82,7 @@ class BadFiles:
         enough = np.ceil(1000 * count / total) / 1000
         return (
             f"--max-bad-fraction {self.max_fraction:g}: {count:,} of {total:,} {self.phase} images cannot be "
-            f"decoded; mend or remove them, or write --max-bad-fraction {enough:g}: "
+            f"decoded; fix or remove them, or use --max-bad-fraction {enough:g}: "
             f"{listed}{'; ...' if count > NAMED_AT_MOST else ''}"
         )
 

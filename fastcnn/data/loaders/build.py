@@ -52,7 +52,7 @@ def build_loaders(
             SyntheticLoader(val.split, val.transform, val.sampler, device),
         )
     if source.name == "synthetic":
-        raise UserError(f"--data-backend {backend}: synthetic data has no images; leave the flag out")
+        raise UserError(f"--data-backend {backend}: synthetic data has no images; omit the flag")
     reason = why_not(
         backend,
         source,

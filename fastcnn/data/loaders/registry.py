@@ -59,9 +59,9 @@ def why_not(
     """
     if backend == "dali":
         if not has_dali():
-            return 'DALI is not installed; pip install "fastcnn[dali]" (Linux), or write --data-backend torch'
+            return 'DALI is not installed; pip install "fastcnn[dali]" (Linux), or use --data-backend torch'
         if workers == 0:
-            return "DALI needs a thread; write --workers 1 or more"
+            return "DALI needs a thread; use --workers 1 or more"
     if backend == "cached":
         from fastcnn.data.loaders.cached import cached_bytes, free_memory
 
@@ -70,6 +70,6 @@ def why_not(
         if needed > room:
             return (
                 f"the decoded images take {needed / 2**30:.1f} GiB and {room / 2**30:.1f} GiB may be used; "
-                "write --data-backend auto"
+                "use --data-backend auto"
             )
     return ""

@@ -106,7 +106,7 @@ def _yolo(
         splits.append(_split(f"{images.resolve()} {labels.resolve()}", found, rows, num_classes, bad))
         left = sorted(present - set(names))
         if left:
-            remarks.append(f"left out: {labels}{left[0]} has no image in {images}" + and_more(left))
+            remarks.append(f"skipped: {labels}{left[0]} has no image in {images}" + and_more(left))
     return splits, tuple(remarks)
 
 
@@ -127,9 +127,7 @@ def _yolo_names(root: Path) -> tuple[str, ...]:
             return tuple(str(name) for name in names)
     listed = read_class_names(root / "classes.txt") or read_class_names(root / "labels" / "classes.txt")
     if not listed:
-        raise UserError(
-            f"--data {root}: no class names; write {own} with `names: [cat, dog]`, or classes.txt"
-        )
+        raise UserError(f"--data {root}: no class names; use {own} with `names: [cat, dog]`, or classes.txt")
     return listed
 
 
@@ -147,7 +145,7 @@ def _coco_files(root: Path) -> list[Path]:
     for paths in phases:
         paths = [path for path in paths if path.name.startswith("instances")] or paths
         if len(paths) > 1:
-            raise UserError(f"{paths[0]}: {paths[1].name} is beside it; leave one of them there")
+            raise UserError(f"{paths[0]}: {paths[1].name} is beside it; keep one of them")
         files += paths
     return files if phases[0] else []
 

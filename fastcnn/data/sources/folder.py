@@ -40,7 +40,7 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     train = _read_classes(train_root, class_names)
     if val_root is not None:
         if val_split is not None:
-            raise UserError(f"--val-split: {root} has {val_root.name}/; leave it out")
+            raise UserError(f"--val-split: {root} has {val_root.name}/; omit it")
         val = (
             _read_classes(val_root, class_names)
             if _visible_folders(val_root)
@@ -101,7 +101,7 @@ def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         raise UserError(
-            f"{root}: neither class folders nor a list; write {root / 'val.txt'} with `FILE CLASS` a line"
+            f"{root}: neither class folders nor a list; use {root / 'val.txt'} with `FILE CLASS` a line"
         )
     index = {name: i for i, name in enumerate(class_names)}
     files, labels = [], []
@@ -152,9 +152,9 @@ def _left_out(root: Path) -> tuple[str, ...]:
     stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
     remarks = []
     if hidden:
-        remarks.append(f"left out: {root / hidden[0]} is hidden" + and_more(hidden))
+        remarks.append(f"skipped: {root / hidden[0]} is hidden" + and_more(hidden))
     if stray and _visible_folders(root):
-        remarks.append(f"left out: {root / stray[0]} is in no class folder" + and_more(stray))
+        remarks.append(f"skipped: {root / stray[0]} is in no class folder" + and_more(stray))
     return tuple(remarks)
 
 

@@ -48,14 +48,13 @@ class BadLabels:
             return ()
         if action == "skip":
             return (
-                f"--bad-labels skip: {self.count:,} left out",
-                *(f"left out: {line}" for line in self.lines),
+                f"--bad-labels skip: {self.count:,} skipped",
+                *(f"skipped: {line}" for line in self.lines),
             )
         more = "; ..." if self.count > len(self.lines) else ""
         total = f" ({self.count:,} in all)" if self.count > 1 else ""
         raise UserError(
-            f"{'; '.join(self.lines)}{more}{total}: mend or remove them, "
-            f"or leave them out with --bad-labels skip"
+            f"{'; '.join(self.lines)}{more}{total}: fix or remove them, or skip them with --bad-labels skip"
         )
 
 
@@ -63,20 +62,20 @@ def check_name(data: str, named: Sequence[str], val_split: float | None) -> Path
     """Return the folder of `--data`; UserError if it is missing and not a named set."""
     if data in named:
         if val_split is not None:
-            raise UserError(f"--val-split: {data} has its own validation images; leave it out")
+            raise UserError(f"--val-split: {data} has its own validation images; omit it")
         return Path(data)
     path = Path(data).expanduser()
     if not path.exists():
-        raise UserError(f"--data {data}: no such folder; write a folder's path or one of {', '.join(named)}")
+        raise UserError(f"--data {data}: no such folder; use a folder's path or one of {', '.join(named)}")
     if not path.is_dir():
-        raise UserError(f"--data {data}: a file; write the folder of the images and their labels")
+        raise UserError(f"--data {data}: a file; use the folder of the images and their labels")
     return path
 
 
 def check_val(root: Path, val: Path | None, val_split: float | None) -> None:
     """Raise UserError unless there is exactly one of validation data `val` and `val_split`."""
     if val is not None and val_split is not None:
-        raise UserError(f"--val-split: {root} has {val.relative_to(root)}; leave it out")
+        raise UserError(f"--val-split: {root} has {val.relative_to(root)}; omit it")
     if val is None and val_split is None:
         raise UserError(f"--data {root}: nothing to validate on; add val/ beside train/, or --val-split 0.1")
 

@@ -147,7 +147,7 @@ def _match(images: Path, masks: Path) -> tuple[Pairs, tuple[str, ...]]:
     names = [_stem(path, images) for path in paths]
     found = [of_name.get(name) or str(masks / f"{name}.png") for name in names]
     left = sorted(of_name[name] for name in of_name.keys() - set(names))
-    remarks = (f"left out: {left[0]} has no image in {images}" + and_more(left),) if left else ()
+    remarks = (f"skipped: {left[0]} has no image in {images}" + and_more(left),) if left else ()
     return _examine(f"{images.resolve()} {masks.resolve()}", paths, found), remarks
 
 
@@ -207,7 +207,7 @@ def _class_names(root: Path, train: Pairs, ignored: int) -> tuple[str, ...]:
         )
     if values[-1] >= IGNORE:
         path = train.masks[int(np.flatnonzero(good & train.present[:, values[-1]])[0])]
-        raise UserError(f"{path}: class {values[-1]}; write numbers up to {IGNORE - 1}")
+        raise UserError(f"{path}: class {values[-1]}; use numbers up to {IGNORE - 1}")
     return tuple(f"class {i}" for i in range(values[-1] + 1))
 
 

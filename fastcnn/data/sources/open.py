@@ -46,7 +46,7 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
 
     data, data_root, val_split = settings.data, Path(settings.data_root), settings.val_split
     if val_split is not None and data in NAMED:
-        raise UserError(f"--val-split: {data} has its own validation images; leave it out")
+        raise UserError(f"--val-split: {data} has its own validation images; omit it")
     if data == "demo":
         root = ensure_demo()
         return read_folder(root, None, seed, name="demo")
@@ -59,8 +59,8 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(
-            f"--data {data}: no such folder; write an image folder's path or one of {', '.join(NAMED)}"
+            f"--data {data}: no such folder; use an image folder's path or one of {', '.join(NAMED)}"
         )
     if not path.is_dir():
-        raise UserError(f"--data {data}: a file; write the folder that holds train/ and val/")
+        raise UserError(f"--data {data}: a file; use the folder that holds train/ and val/")
     return read_folder(path, val_split, seed)

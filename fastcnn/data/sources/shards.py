@@ -101,7 +101,7 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
             f"--data {data}: no shard to train on; name them train-000.tar, val-000.tar and so on"
         )
     if len(val) and val_split is not None:
-        raise UserError(f"--val-split: {data} has shards to validate on; leave it out")
+        raise UserError(f"--val-split: {data} has shards to validate on; omit it")
     if not len(val):
         if val_split is None:
             raise UserError(f"--data {data}: no shard is called val*.tar; add one, or add --val-split 0.1")
@@ -214,7 +214,7 @@ def _read_index(path: str) -> Index:
                     classes[key] = content.read().decode().strip()
                 elif name.lower().endswith(IMAGE_SUFFIXES):
                     if key in images:
-                        raise UserError(f"--data {path}: {key} has more than one image; leave one")
+                        raise UserError(f"--data {path}: {key} has more than one image; keep one")
                     images[key] = member
             with open(path, "rb") as file:
                 file.seek(tar.offset)

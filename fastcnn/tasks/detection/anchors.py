@@ -32,7 +32,7 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> tuple[np.nda
         UserError: no boxes.
     """
     if not len(sizes):
-        raise UserError("--anchors: there are no boxes to find anchors for; write width and height of each")
+        raise UserError("--anchors: there are no boxes to find anchors for; use width and height of each")
     rng = np.random.default_rng(seed)
     sizes = np.asarray(sizes, dtype=np.float64)
     if len(sizes) > MAX_BOXES:

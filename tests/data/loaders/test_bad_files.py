@@ -205,7 +205,7 @@ def test_the_fraction_that_the_message_advises_is_enough_and_not_much_more(total
     for count in {*range(1, min(total, 150) + 1), total}:
         with pytest.raises(UserError) as caught:
             bad_of(range(count), [0] * total, 0.0).check_all()
-        advised = re.search(r"write --max-bad-fraction (\S+):", str(caught.value))
+        advised = re.search(r"use --max-bad-fraction (\S+):", str(caught.value))
         assert advised is not None
         assert count / total - 1e-9 <= float(advised[1]) <= min(1, count / total + 0.001 + 1e-9)
         bad_of(range(count), [0] * total, float(advised[1])).check_all()

@@ -173,7 +173,7 @@ def test_a_bad_line_is_named_and_can_be_left_out(line, phase, yolo, wording):
     source = opened(yolo, skip=True)
     counted, remark = source.remarks
     assert re.findall(r"\d+", counted) == ["1"]
-    assert message.startswith(remark.removeprefix("left out: "))
+    assert message.startswith(remark.removeprefix("skipped: "))
     wording(counted)
     expected = [[2, 90, 40, 110, 60, 0], [0, 0, 0, 100, 20, 0]]
     assert boxes(source.train) == [expected] * 2
@@ -333,7 +333,7 @@ def test_a_bad_annotation_is_named_and_can_be_left_out(change, tmp_path, wording
     assert message.startswith(f"{root}/annotations/instances_train2017.json, annotation 55: ")
     wording(message)
     source = opened(root, skip=True)
-    assert message.startswith(source.remarks[1].removeprefix("left out: "))
+    assert message.startswith(source.remarks[1].removeprefix("skipped: "))
     assert [len(found) for found in boxes(source.train)] == [1, 0, 2]
 
 

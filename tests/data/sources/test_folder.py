@@ -719,7 +719,7 @@ def test_evaluation_always_begins_at_its_beginning():
 )
 def test_fewer_images_than_one_batch_are_refused(count, batch_size, world_size, wording):
     with pytest.raises(
-        ValueError, match=f"^--batch-size {batch_size}.* write {count // world_size} "
+        ValueError, match=f"^--batch-size {batch_size}.* use at most {count // world_size}"
     ) as caught:
         ShardedSampler(count=count, batch_size=batch_size, rank=0, world_size=world_size, train=True).check()
     wording(caught.value)

@@ -226,7 +226,7 @@ def test_a_bad_mask_is_named_and_its_image_can_be_left_out(kind, phase, root, wo
     assert first_values(source.train, 1, 1) == [1]
     assert source.remarks[0].startswith("--bad-labels")
     wording(source.remarks[0])
-    assert message.startswith(source.remarks[1].removeprefix("left out: "))
+    assert message.startswith(source.remarks[1].removeprefix("skipped: "))
     assert len(source.remarks) == 2
 
 

@@ -1,30 +1,30 @@
-"""Settings that need a dry run of the training: `--lr find` and `--time-budget`."""
+"""`--time-budget`: measure an update and a validation, and train as many epochs as fit."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 from fastcnn.config import Config
 from fastcnn.config.auto import warmup_of
-from fastcnn.config.time_budget import epochs_within, parse_time
+from fastcnn.config.duration import parse_time
 from fastcnn.engine.swa import statistics_batches
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import gather_to_all
 from fastcnn.setup.build import Training
 from fastcnn.setup.dry_run import preserve_state, time_updates, time_validation
-from fastcnn.setup.lr_finder import ADAPTIVE, RANGES, draw_trials, range_test, steepest
 
 MEASURING = 0.05
 """Fraction of the time budget spent on measuring the speed of the training."""
-PICTURE = "lr_find.png"
-
-Choice = tuple[Config, dict[str, str]]
-"""Settings, and the reasons of those that were chosen."""
+RESERVE = 0.03
+"""Fraction of the time budget reserved for everything that was not measured."""
 
 
-def autotune(training: Training, started: float) -> Choice:
-    """Find the learning rate and the epochs where they are to be found, and set the state's schedule.
+def fit_time_budget(
+    training: Training, config: Config, reasons: dict[str, str], started: float
+) -> tuple[Config, dict[str, str]]:
+    """Return the settings with the epochs that fit the time budget, and set the state's schedule.
 
     All ranks call it.
 
@@ -32,34 +32,11 @@ def autotune(training: Training, started: float) -> Choice:
         started: start of the run, as of `time.perf_counter`.
 
     Returns:
-        The settings with numbers in their place, and the reasons of those that were chosen.
+        The settings with the epochs, and the reasons of those that were chosen.
 
     Raises:
-        UserError: no learning rate was found, or the time is too short for one update or the warm-up.
+        UserError: the time is too short for one update, or for the warmup.
     """
-    choice = training.plan.config, training.plan.reasons
-    if training.plan.config.lr == "find":
-        choice = _find_lr(training, *choice)
-    if training.plan.config.time_budget is not None:
-        choice = _fit_time_budget(training, *choice, started)
-    return choice
-
-
-def _find_lr(training: Training, config: Config, reasons: dict[str, str]) -> Choice:
-    state, loader = training.state, training.checkpointer.loader
-    low, high = RANGES.get(config.opt, ADAPTIVE)
-    with preserve_state(state, loader):
-        trials = range_test(state, training.task, loader, low, high)
-    rate = float(f"{steepest(trials):.2g}")
-    picture = training.checkpointer.folder / PICTURE
-    if training.ranks.is_main:
-        draw_trials(trials, rate, picture)
-    state.schedule = dataclasses.replace(state.schedule, peak=rate)
-    why = f"range test of {len(trials)} updates: {picture}"
-    return dataclasses.replace(config, lr=rate), {**reasons, "lr": why}
-
-
-def _fit_time_budget(training: Training, config: Config, reasons: dict[str, str], started: float) -> Choice:
     state, loader, val_loader = training.state, training.checkpointer.loader, training.checkpointer.val_loader
     flag = f"--time-budget {config.time_budget}"
     budget = parse_time(str(config.time_budget))
@@ -75,7 +52,7 @@ def _fit_time_budget(training: Training, config: Config, reasons: dict[str, str]
     elapsed = max(gather_to_all(time.perf_counter() - started))
     least = elapsed + step + val + average
     if least > budget:
-        raise UserError(f"{flag}: one update and its validation would end after {least:.0f} s; write more")
+        raise UserError(f"{flag}: one update and its validation would end after {least:.0f} s; use more")
 
     epochs = epochs_within(
         budget=budget,
@@ -94,7 +71,7 @@ def _fit_time_budget(training: Training, config: Config, reasons: dict[str, str]
     warmup = warmup_of(config.sched, epochs)[0] if "warmup_epochs" in reasons else float(config.warmup_epochs)
     if warmup > epochs:
         raise UserError(
-            f"--warmup-epochs {warmup:g}: longer than the {epochs:.3g} epochs that {flag} allows; write less"
+            f"--warmup-epochs {warmup:g}: longer than the {epochs:.3g} epochs that {flag} allows; use less"
         )
     state.schedule = dataclasses.replace(state.schedule, epochs=epochs, warmup_epochs=warmup)
     # The budget has become epochs: a resumed run keeps these.
@@ -102,3 +79,42 @@ def _fit_time_budget(training: Training, config: Config, reasons: dict[str, str]
     if "warmup_epochs" in reasons:
         config = dataclasses.replace(config, warmup_epochs=warmup)
     return config, {**reasons, "epochs": why}
+
+
+def validations(steps: int, steps_per_epoch: int, interval: int) -> int:
+    """Return the validations of a run of so many updates: every so many epochs, and at its end."""
+    epochs = steps // steps_per_epoch
+    at_the_end = epochs * steps_per_epoch != steps or epochs % interval != 0
+    return epochs // interval + at_the_end
+
+
+def epochs_within(
+    *,
+    budget: float,
+    elapsed: float,
+    step_seconds: float,
+    steps_per_epoch: int,
+    val_seconds: float,
+    val_interval: int = 1,
+    at_the_end: float = 0.0,
+) -> float:
+    """Return the most epochs, a multiple of 1 / steps_per_epoch, whose updates and validations fit a time.
+
+    Args:
+        budget: seconds of the whole run.
+        elapsed: seconds that have passed already.
+        at_the_end: seconds of what follows the last validation.
+
+    Returns:
+        At least one update.
+    """
+
+    def fits(steps: int) -> bool:
+        taken = steps * step_seconds + validations(steps, steps_per_epoch, val_interval) * val_seconds
+        return elapsed + taken + at_the_end <= budget * (1 - RESERVE)
+
+    low, high = 1, 2 + math.ceil(budget / step_seconds)
+    while high - low > 1:  # the first update is trained in any case
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low / steps_per_epoch

@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from fastcnn.config.time_budget import RESERVE, epochs_within, parse_time, validations
+from fastcnn.config.duration import parse_time
 from fastcnn.errors import UserError
+from fastcnn.setup.time_budget import RESERVE, epochs_within, validations
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Limits on functions and dataclasses that ruff has no rule for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ROOT / "fastcnn", ROOT / "kernels" / "fastcnn_kernels"
+MAX_LINES, MAX_POSITIONAL, MAX_FIELDS = 60, 5, 4
+TORCH_SIGNATURES = {"depthwise_conv.py", "lrn.py", "reference.py"}
+"""Operators, functions and layers with the positional parameters of torch's."""
+TABLES = {"Depthwise"}
+"""Dataclasses whose instances are rows of a table in the code."""
+
+
+def nodes(kind: type) -> Iterator[tuple[Path, ast.AST]]:
+    """Yield the nodes of a kind in all files but the kernels, which are unrolled and have many parameters."""
+    for package in PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            if not path.name.endswith("_triton.py"):
+                tree = ast.parse(path.read_text())
+                yield from ((path, node) for node in ast.walk(tree) if isinstance(node, kind))
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"  # type: ignore[attr-defined]
+
+
+def test_functions_are_short():
+    found = [
+        place(path, node)
+        for path, node in nodes(ast.FunctionDef)
+        if node.end_lineno - node.lineno >= MAX_LINES  # type: ignore[attr-defined]
+    ]
+    assert not found
+
+
+def test_many_parameters_are_keywords():
+    found = [
+        place(path, node)
+        for path, node in nodes(ast.FunctionDef)
+        if path.name not in TORCH_SIGNATURES and positional(node) > MAX_POSITIONAL
+    ]
+    assert not found
+
+
+def positional(node: ast.AST) -> int:
+    assert isinstance(node, ast.FunctionDef)
+    names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_large_dataclasses_take_keywords():
+    found = []
+    for path, node in nodes(ast.ClassDef):
+        assert isinstance(node, ast.ClassDef)
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+        is_dataclass = any("dataclass" in text for text in decorators)
+        takes_keywords = any("kw_only" in text for text in decorators) or node.name in TABLES
+        if is_dataclass and len(fields) > MAX_FIELDS and not takes_keywords:
+            found.append(place(path, node))
+    assert not found
+
+
+def test_the_package_has_six_files_beside_its_packages():
+    assert len([path for path in (ROOT / "fastcnn").iterdir() if path.is_file()]) <= 6
