@@ -181,8 +181,8 @@ def on_every_rank(compute: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def _raise_together(message: str | None) -> None:
-    for text in gather_to_all(message):
+def _raise_together(mistake: str | None) -> None:
+    for text in gather_to_all(mistake):
         if text is not None:
             raise UserError(text)
 
