@@ -136,7 +136,7 @@ CIFAR_SGD: dict[str, Any] = {
     "epochs": 200,
     "warmup_epochs": 0.0,
 }
-"""Of Liu's pytorch-cifar."""
+"""Settings of Liu's pytorch-cifar."""
 
 HE_CIFAR: dict[str, Any] = {
     "data": "cifar10",
@@ -147,7 +147,7 @@ HE_CIFAR: dict[str, Any] = {
     "decay_milestones": (82.0, 123.0),
     "warmup_epochs": 0.0,
 }
-"""Of He et al. 2016, section 4.2: 64,000 updates, drops after 32,000 and 48,000."""
+"""Settings of He et al. 2016, section 4.2: 64,000 updates, drops after 32,000 and 48,000."""
 
 AIRBENCH: dict[str, Any] = {
     "data": "cifar10",
@@ -159,7 +159,7 @@ AIRBENCH: dict[str, Any] = {
     "pad_mode": "reflect",
     "hflip_mode": "alternating",
 }
-"""Of airbench94_muon.py."""
+"""Settings of airbench94_muon.py."""
 
 RECIPES: dict[str, Recipe] = {
     "imagenet-resnet50-16": _ffcv(16, 12, 73.8, 14.9),

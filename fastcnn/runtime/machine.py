@@ -71,7 +71,7 @@ NO_BF16 = "this processor has no bf16 arithmetic"
 def is_native(dtype: str, device: torch.device | None = None) -> bool:
     """Return whether a device supports `dtype` natively instead of emulating it.
 
-    An emulated product on the CPU takes 10 to 100 times as long as one in float32, and convolutions in an
+    An emulated product on the CPU takes 10 to 100 times as long as one in float32. Convolutions in an
     emulated dtype fall back to slow reference code. Neither is worth measuring.
 
     Args:

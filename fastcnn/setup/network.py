@@ -59,7 +59,7 @@ def load_initial_weights(
     if weights.mean is None or weights.std is None:
         return source, remarks
     mean, std = weights.mean, weights.std
-    if len(mean) != source.channels:  # grey images under weights for RGB, or the other way round
+    if len(mean) != source.channels:  # gray images with weights for RGB, or vice versa
         mean, std = (((sum(values) / len(values),) * source.channels) for values in (mean, std))
     return dataclasses.replace(source, mean=mean, std=std), remarks
 
