@@ -1,4 +1,4 @@
-"""fastcnn trains convolutional networks as fast as the machine allows, and says how close it came.
+"""Train convolutional networks as fast as the machine allows, with a report of the bottleneck.
 
     python -c "import fastcnn; fastcnn.fit(arch='lenet5', epochs=2)"
 
@@ -24,16 +24,15 @@ __all__ = ["__version__", "fit", "load"]
 def fit(**settings: Any) -> Result:
     """Train a network: `fastcnn.fit(arch="resnet50", data="photos", epochs=30)`.
 
-    The settings are the fields of `fastcnn.config.Config`, those of `python -m fastcnn.train --help`
-    with underscores for dashes.
+    The settings are the fields of `fastcnn.config.Config`: the flags of `python -m fastcnn.train --help` with
+    underscores for dashes.
 
     Returns:
-        `fastcnn.train.Result`: the trained network, its best metric, the throughput in images a second,
-        what held it back and the run's folder.
+        `fastcnn.train.Result`: the trained network, its best metrics, the throughput in images per second,
+        the bottleneck and the run's folder.
 
     Raises:
-        ValueError: a setting is unknown, of the wrong type or impossible; the message says what to
-            write instead.
+        ValueError: a setting is unknown, of the wrong type or impossible; the message names the correction.
         fastcnn.errors.TrainingError: the loss became infinite or NaN.
     """
     from fastcnn.config.parse import from_settings
@@ -43,9 +42,9 @@ def fit(**settings: Any) -> Result:
 
 
 def load(checkpoint: str | Path) -> nn.Module:
-    """The network of a checkpoint, `fastcnn.load("runs/resnet50-photos/best.pt")`, in evaluation mode.
+    """Return the network of a checkpoint in evaluation mode: `fastcnn.load("runs/resnet50-photos/best.pt")`.
 
-    Its images are normalized with the checkpoint's "mean" and "std".
+    Normalize its images with the checkpoint's "mean" and "std".
 
     Raises:
         ValueError: there is no such checkpoint, or its network is from a package that is not installed.

@@ -38,7 +38,7 @@ class Result:
     """Result of a run."""
 
     network: nn.Module
-    """With the weights of the best epoch, those of `best.pt` in the folder."""
+    """Network with the weights of the best epoch, as in `best.pt` of the folder."""
     val: dict[str, float]
     """Validation metrics of the last epoch, in percent."""
     best: dict[str, float]
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
     """Run the command.
 
     Returns:
-        The exit status: 0, 1 if the loss was not finite, 2 for a user's mistake, 128 + n after signal n.
+        The exit status: 0, 1 for a non-finite loss, 2 for a user's mistake, 128 + n after signal n.
     """
     try:
         result = fit(parse(sys.argv[1:] if argv is None else argv, prog), exits=True)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
 
 
 def fit(config: Config, *, exits: bool = False) -> Result:
-    """Train by the settings, in every process that torchrun started; see `fastcnn.fit`.
+    """Train with these settings, in every process that torchrun started; see `fastcnn.fit`.
 
     Args:
         exits: a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
@@ -167,7 +167,7 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
 
 
 def _tune(training: Training, started: float) -> tuple[Config, dict[str, str]]:
-    """Find the settings that need a dry run of the training: `--lr find` and `--time-budget`."""
+    """Resolve the settings that need a dry run of the training: `--lr find` and `--time-budget`."""
     from fastcnn.setup.lr_finder import find_lr
     from fastcnn.setup.time_budget import fit_time_budget
 
@@ -180,7 +180,7 @@ def _tune(training: Training, started: float) -> tuple[Config, dict[str, str]]:
 
 
 def _announce(training: Training, logger: Logger) -> None:
-    """Log the settings, and everything to know before the first step."""
+    """Log the settings, warnings and remarks before the first step."""
     from fastcnn.config.auto import describe
 
     run, plan = training.checkpointer, training.plan
@@ -212,7 +212,7 @@ def _warm_up(training: Training, interval_metrics: Metrics) -> None:
 
 
 def counted(val: dict[str, float]) -> str:
-    """Return the number of validated images, and of undecodable ones, as words."""
+    """Format the number of validated images, and of undecodable ones."""
     return f"{val['samples']:,} images" + (f" without {val['bad']} undecodable ones" if val["bad"] else "")
 
 

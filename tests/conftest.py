@@ -1,4 +1,4 @@
-"""Small data made on the spot: no test needs a network, a GPU or files from elsewhere."""
+"""Shared fixtures with small generated data: tests need no network, no GPU and no other files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fastcnn.runtime import machine
 
 @pytest.fixture(autouse=True)
 def good_neighbor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share the machine with each other, and one process with those before."""
-    torch.set_num_threads(1)  # for tiny tensors a second one costs more than it brings
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)  # for good
+    """Limit threads and side effects: tests share the machine and the process."""
+    torch.set_num_threads(1)  # a second one slows down tiny tensors
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)  # irreversible in a process
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # seconds on a busy disk
-    if hasattr(os, "setpriority"):  # a loading thread that gives way would wait for the other tests
+    if hasattr(os, "setpriority"):  # a loading thread of low priority would wait for other tests
         monkeypatch.setattr(os, "setpriority", lambda *priority: None)
 
 
@@ -41,7 +41,7 @@ PASSED = pytest.StashKey[bool]()
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Iterator[messages.Golden]:
-    """The messages of tests/messages.yaml."""
+    """Return the messages of tests/messages.yaml."""
     content = messages.load()
     update = request.config.getoption("--update-messages")
     if update and "PYTEST_XDIST_WORKER" in os.environ:
@@ -67,29 +67,29 @@ def wording(
 
 
 def place(item: pytest.Item) -> tuple[str, str]:
-    """A test's file, below tests/, and its name."""
+    """Return a test's file, relative to tests/, and its name."""
     return Path(os.path.relpath(item.path, messages.TESTS)).as_posix(), item.name
 
 
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the command set one thread too."""
+    """Limit runs of the command to one thread too."""
     monkeypatch.setattr("fastcnn.runtime.machine.cores_per_process", lambda ranks: 1)
 
 
 @pytest.fixture
 def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that computes in bf16, as far as is asked."""
+    """Simulate a processor with native bf16."""
     monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32,bf16")
 
 
 @pytest.fixture
 def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that emulates bf16."""
+    """Simulate a processor that emulates bf16."""
     monkeypatch.setenv(machine.NATIVE_DTYPES, "fp32")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m leaves some out
+@pytest.hookimpl(tryfirst=True)  # before -m deselects some
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     collected = config.stash[COLLECTED] = {}
     if not any("::" in argument for argument in config.args):
@@ -108,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A gate that is skipped fails: else nobody would know that it is open."""
+    """Fail a skipped gate: a skip would hide that it checks nothing."""
     report = yield
     if report.when == "call":
         item.stash[PASSED] = report.passed
@@ -119,7 +119,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected by now stays; to look through it again and again takes minutes."""
+    """Exclude imported and collected objects from garbage collection, which would take minutes in total."""
     gc.collect()
     gc.freeze()
 
@@ -131,7 +131,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="module", autouse=True)
 def free_memory() -> Iterator[None]:
-    """Large networks of one file are not kept while the others run."""
+    """Free the large networks of a test file before the next one runs."""
     yield
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
@@ -140,7 +140,7 @@ def free_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo set of 16 + 5 images a class."""
+    """A demo set of 16 training and 5 validation images per class."""
     root = tmp_path_factory.mktemp("demo") / "shapes"
     demo_set.write(root, train_per_class=16, val_per_class=5)
     return root
@@ -148,7 +148,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def annotated(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo set's images with masks of the same names, and COCO's files of their boxes."""
+    """The demo set's images with masks of the same names, and boxes in COCO JSON."""
     root = tmp_path_factory.mktemp("annotated") / "shapes"
     boxes = json.loads((demo / "boxes.json").read_text())
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(demo_set.CLASS_NAMES)]
@@ -158,10 +158,10 @@ def annotated(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(demo / "masks" / phase, root / "masks" / phase)
         images, annotations = [], []
         for i, path in enumerate(sorted((demo / phase).rglob("*.jpg"))):
-            found = boxes[path.relative_to(demo).as_posix()]
-            left, top, right, bottom = found["box"]
+            entry = boxes[path.relative_to(demo).as_posix()]
+            left, top, right, bottom = entry["box"]
             images.append({"id": i, "file_name": path.relative_to(demo / phase).as_posix()})
-            annotation = {"id": i, "image_id": i, "category_id": found["label"] + 1}
+            annotation = {"id": i, "image_id": i, "category_id": entry["label"] + 1}
             annotations.append({**annotation, "bbox": [left, top, right - left, bottom - top], "iscrowd": 0})
         content = {"images": images, "categories": categories, "annotations": annotations}
         (root / "annotations" / f"{phase}.json").write_text(json.dumps(content))
@@ -170,7 +170,7 @@ def annotated(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of smooth images of varied sizes: 23 to train on, 7 to validate, uneven on purpose."""
+    """Two classes of smooth images of various sizes: 23 for training, 7 for validation, uneven on purpose."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 23), ("val", 7)):
@@ -186,7 +186,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def whole_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> Callable[..., int]:
-    """`whole_train("--arch", "lenet5", ...)` runs the command in an empty folder; its exit status."""
+    """Return a function of flags that runs the command in an empty folder and returns its exit status."""
     from fastcnn.train import main
 
     monkeypatch.chdir(tmp_path)
@@ -196,7 +196,7 @@ def whole_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None)
 
 @pytest.fixture
 def train(whole_train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`whole_train` without two thirds of a short run's time: no loaders are timed and no curves drawn."""
+    """`whole_train` in a third of a short run's time: without timed loaders and curves."""
     monkeypatch.setattr("fastcnn.setup.plan.choose_backend", lambda *_, **__: ("torch", "not timed"))
     monkeypatch.setattr("fastcnn.engine.logger.draw_curves", lambda *_: None)
     return whole_train

@@ -1,4 +1,4 @@
-"""`fastcnn bench`: run an ablation, print each variant, write JSON and a picture, compare with a baseline."""
+"""`fastcnn bench`: run an ablation, print each variant, write JSON and a plot, compare with a baseline."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from fastcnn.runtime import environment
 
 
 def show(settings: ablation.Settings, output: str | None, baseline: str | None, max_regression: float) -> int:
-    """Return the exit status: 1 if a variant lost more than the share `max_regression` against `baseline`.
+    """Run, print and save an ablation.
+
+    Returns:
+        The exit status: 1 if a variant lost more than the fraction `max_regression` against `baseline`.
 
     Raises:
-        UserError: as `fastcnn.bench.ablation.run_ablation`, or a baseline of another workload or machine.
+        UserError: an error of `fastcnn.bench.ablation.run_ablation`, or a baseline of another workload or
+            machine.
     """
     before = ablation_report.read(baseline) if baseline is not None else None
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silence the profiler

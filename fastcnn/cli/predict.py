@@ -1,4 +1,4 @@
-"""`fastcnn predict`: a line and a picture for each image.
+"""`fastcnn predict`: print and draw the predictions for each image.
 
 fastcnn predict runs/yolo-demo/best.pt photos/
 """
@@ -42,21 +42,22 @@ def predict(
         images: an image, or a folder of them.
         output: folder of the pictures; None: predictions, then predictions-2, ...
         workers: loader threads.
-        device: as `--device`.
+        device: value of `--device`.
 
     Returns:
         The number of undecodable images; they are named on stderr.
 
     Raises:
-        UserError: no such checkpoint, no images, or a folder that cannot be written to or has such pictures.
+        UserError: no such checkpoint, no images, or an output folder that is read-only or holds such
+            pictures.
     """
     content = checkpoint.load(path, "fastcnn predict")
     network = checkpoint.load_network(path)
     where = choose_device(device, Ranks())
     root, names = _names(images)
-    taken = [name for name in names if output is not None and (output / f"{name}.png").exists()]
-    if taken:
-        raise UserError(f"--output-dir {output}: holds {taken[0]}.png already; use another folder")
+    existing = [name for name in names if output is not None and (output / f"{name}.png").exists()]
+    if existing:
+        raise UserError(f"--output-dir {output}: holds {existing[0]}.png already; use another folder")
     files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
     split = Split(np.zeros(len(names), dtype=np.int64), files)
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
@@ -120,11 +121,11 @@ def _transform(content: dict[str, Any]) -> Transform:
     """Return the transform of the validation."""
     config = content["config"]
     return Transform(
-        size=content.get("val_img_size", content["img_size"]),  # older ones do not say
+        size=content.get("val_img_size", content["img_size"]),  # absent in older checkpoints
         channels=content["in_chans"],
         train_crop=config["train_crop"],
         crop_pct=config["crop_pct"],
-        crop_mode=config.get("crop_mode", "center"),  # nor this
+        crop_mode=config.get("crop_mode", "center"),  # likewise
     )
 
 

@@ -30,23 +30,24 @@ from fastcnn.viz.pictures import grid
 
 ROWS, EPOCHS = 8, 7
 ALWAYS = ("train_crop", "hflip")
+"""Settings that are always in the caption."""
 OFTEN = (
     *("scale", "ratio", "crop_padding", "pad_mode", "crop_pct", "crop_mode", "hflip_mode"),
     *("aa", "color_jitter", "grayscale_prob", "lighting", "lighting_pca", "rotate", "reprob", "cutout"),
     *("mixup", "cutmix", "mixup_prob"),
 )
-"""Settings in the caption; of these, those that differ from their defaults."""
+"""Settings in the caption if they differ from their defaults."""
 
 
 def preview(config: Config, output: Path) -> None:
     """Draw eight training images: as in validation, then as in the first seven epochs of a training.
 
-    The loader is that of the training. Images are evenly spaced over the data. With mixup or CutMix they are
-    mixed with one another.
+    The loader is that of the training. Images are evenly spaced over the data. Mixup and CutMix mix them with
+    each other.
 
     Args:
-        config: of a training; a loader that is "auto" is torch.
-        output: its suffix is the format.
+        config: settings of a training; a loader at "auto" becomes torch.
+        output: picture file; its suffix sets the format.
 
     Raises:
         UserError: no such data, settings or loader, or a file that cannot be written.
@@ -54,7 +55,9 @@ def preview(config: Config, output: Path) -> None:
     user_config = config
     ranks, device = Ranks(), choose_device(config.device, Ranks())
     backend = "torch" if config.data_backend == "auto" else config.data_backend
-    config = dataclasses.replace(config, data_backend=backend, batch_size=1)  # no larger one has to fit
+    config = dataclasses.replace(
+        config, data_backend=backend, batch_size=1
+    )  # skips the search for the largest batch
     config, reasons, source = resolved(config, ranks, device)
     if source.name == "synthetic" or backend == "synthetic":
         raise UserError("fastcnn preview: synthetic images are not loaded; use another --data or loader")
@@ -93,7 +96,7 @@ def _sample(config: Config, source: Source) -> Split:
 
 
 def _load(config: Config, images: Split, transform: Transform, device: torch.device) -> list[Batch]:
-    """Return a batch of all images as in validation, and one of each epoch."""
+    """Return a batch of all images as in validation, and one for each epoch."""
     count = len(images)
     val_transform = dataclasses.replace(transform, size=int(config.val_img_size), progressive=False)
 
@@ -130,7 +133,7 @@ def caption(config: Config, user_config: Config) -> str:
 
     Args:
         config: without "auto".
-        user_config: the same before "auto" was resolved.
+        user_config: the settings before "auto" was resolved.
     """
     names = [
         *ALWAYS,

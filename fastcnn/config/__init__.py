@@ -1,4 +1,4 @@
-"""Settings: what each is, its limits, the values chosen for "auto", recipes. Imports no torch."""
+"""Settings: definitions, limits, values for "auto", recipes. Imports no torch."""
 
 from fastcnn.config.settings import (
     FIELDS,

@@ -1,6 +1,6 @@
 """Resolve "auto": a pure function of the settings, the data, the network and the machine.
 
-Torch-free. Every choice comes with its reason, which the run prints once.
+Torch-free. Each choice has a reason, which the run prints once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Environment:
     model_size: int
     """Image size in pixels that the network was published with."""
     fixed_size: bool
-    """The network takes no other size."""
+    """The network accepts no other size."""
     minimum_size: int
     """Smallest image size of the network in pixels."""
     size_multiple: int
@@ -58,7 +58,7 @@ class _Choices:
         self.chosen: dict[str, tuple[Any, str]] = {}
 
     def __call__(self, name: str, value: Any, reason: str) -> Any:
-        """Choose a value for a setting, and return it; a value of the user is kept and returned."""
+        """Return the setting's value: the user's if given, else the chosen one, recorded with its reason."""
         if getattr(self.config, name) != "auto":
             return getattr(self.config, name)
         self.chosen[name] = (value, reason)
@@ -74,15 +74,15 @@ class _Choices:
 def resolve(config: Config, environment: Environment) -> tuple[Config, dict[str, str]]:
     """Return the settings without "auto", and the reason of each choice.
 
-    Left "auto" are `data_backend` and, on the CPU, `amp_dtype`, `channels_last` and `compile`, which need a
-    probe, yolo's `anchors`, which need the boxes, and `output_dir`, which needs a look at the disk.
+    Some settings stay "auto": `data_backend` and, on the CPU, `amp_dtype`, `channels_last` and `compile` need
+    a timed trial. The `anchors` of yolo need the boxes, and `output_dir` needs the disk.
 
     Raises:
-        ValueError: settings that this data or network cannot take.
+        ValueError: settings that do not fit this data or network.
     """
     choose = _Choices(config)
     size = _resolve_images(config, environment, choose)
-    if config.batch_size == "max":  # on a GPU it has been found by now
+    if config.batch_size == "max":  # on a GPU already replaced by a number
         raise UserError(
             f"--batch-size max: {environment.device} has no memory of its own; use a number, or auto"
         )
@@ -90,12 +90,10 @@ def resolve(config: Config, environment: Environment) -> tuple[Config, dict[str,
     _resolve_optimization(config, environment, choose, batch)
     _resolve_compute(config, environment, choose)
 
-    # The choices must keep the limits too.
+    # The limits apply to the choices too.
     resolved, reasons = choose.resolved()
-    open_end: Any = (
-        "auto" if config.time_budget is not None else resolved.epochs
-    )  # the budget sets them later
-    check(dataclasses.replace(resolved, epochs=open_end, lr_base=None))  # the learning rate is from lr_base
+    open_end: Any = "auto" if config.time_budget is not None else resolved.epochs  # set later from the budget
+    check(dataclasses.replace(resolved, epochs=open_end, lr_base=None))  # lr is computed from lr_base
     if config.cuda_graph and environment.world_size > 1:
         raise UserError(f"--cuda-graph: for one process, and there are {environment.world_size}; omit it")
     return resolved, reasons
@@ -150,10 +148,10 @@ def _resolve_optimization(config: Config, environment: Environment, choose: _Cho
         small = environment.native_size is not None
         rate = 0.3 if environment.data_name == "demo" else 0.2 if small else 0.1
         if config.arch.startswith("yolov1"):
-            rate = 0.008  # its loss is a sum over all cells; 0.03 was seen to diverge
+            rate = 0.008  # its loss is a sum over all cells; 0.03 diverged
         choose("lr", *_scaled(rate, global_batch, 256, "linear"))
         choose("weight_decay", 1e-4, config.opt)
-    if config.lr_base is not None:  # in place of the optimizer's
+    if config.lr_base is not None:  # replaces the optimizer's default
         choose("lr", *_scaled(config.lr_base, global_batch, config.lr_base_size, config.lr_base_scale))
     choose("warmup_epochs", *warmup_of(config.sched, epochs))
 
@@ -186,8 +184,8 @@ def _resolve_compute(config: Config, environment: Environment, choose: _Choices)
 
 
 NOT_CARRIED = (
-    *("device", "workers", "log_interval"),  # the machine's
-    *("output_dir", "resume", "test_only", "config"),  # this start's
+    *("device", "workers", "log_interval"),  # specific to the machine
+    *("output_dir", "resume", "test_only", "config"),  # specific to this start
 )
 
 
@@ -196,24 +194,24 @@ def merge_resumed_config(
 ) -> tuple[Config, dict[str, str]]:
     """Return the settings of a resumed run: those of the checkpoint, with the user's overrides.
 
-    A setting at its default counts as not given. Choices that depend on a setting that has changed are made
-    again.
+    A setting at its default counts as not given. Choices for "auto" that depend on a changed setting are
+    recomputed.
 
     Args:
         saved: settings of the checkpoint.
-        chosen: those of them that were "auto".
+        chosen: names of the settings that were "auto".
         same_ranks: the number of processes is the same as before.
         device: "cuda", "mps" or "cpu".
 
     Returns:
-        The settings, and the reasons of those that were "auto" and stay.
+        The settings, and the reasons of the "auto" settings that are kept.
     """
     overrides = {f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default}
-    if config.lr == "find":  # the checkpoint has the one that was found
+    if config.lr == "find":  # the checkpoint has its result
         overrides.discard("lr")
     if config.batch_size == "max":
         overrides.discard("batch_size")
-    overrides.discard("time_budget")  # the budget has become epochs
+    overrides.discard("time_budget")  # saved as epochs
     now = to_plain(config)
     changed = {name for name in overrides if now[name] != saved.get(name, FIELDS[name].default)}
     recomputed = set(NOT_CARRIED)
@@ -228,7 +226,7 @@ def merge_resumed_config(
         recomputed |= {"warmup_epochs"} & set(chosen)
     if changed & {"img_size", "progressive"}:
         recomputed |= {"img_size", "val_img_size", "crop_padding"} & set(chosen)
-    for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # one of them excludes the other
+    for pair in ({"pretrained", "weights"}, {"freeze", "freeze_until"}):  # mutually exclusive
         if overrides & pair:
             recomputed |= pair
     kept: dict[str, Any] = {
@@ -242,7 +240,7 @@ def merge_resumed_config(
 
 
 def ignored_on_resume(user_config: Config, config: Config) -> list[str]:
-    """Return one line for each setting that only a new run searches for, and that a resumed run ignores.
+    """Return one line for each search setting that has no effect on a resumed run.
 
     Args:
         config: the settings of the resumed run.
@@ -261,9 +259,9 @@ def ignored_on_resume(user_config: Config, config: Config) -> list[str]:
 
 
 def _as_setting(name: str, value: Any) -> Any:
-    """Convert a checkpoint's value to the present type of the setting."""
+    """Convert a checkpoint's value to the current type of the setting."""
     if isinstance(value, bool) and not isinstance(FIELDS[name].default, bool):
-        return "on" if value else "off"  # as `channels_last` once was
+        return "on" if value else "off"  # former type of `channels_last`
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -339,8 +337,8 @@ def _check_sizes(config: Config, environment: Environment, size: int, source_fla
             f"{source_flag} {size}: {config.arch} takes {environment.model_size} px only; omit the flag"
         )
     if size < environment.minimum_size:
-        least, usual = environment.minimum_size, environment.model_size
-        raise UserError(f"{source_flag} {size}: {config.arch} takes {least} px or more; use {usual}")
+        minimum, published = environment.minimum_size, environment.model_size
+        raise UserError(f"{source_flag} {size}: {config.arch} takes {minimum} px or more; use {published}")
     if size % multiple:
         near = multiple * max(1, round(size / multiple))
         raise UserError(f"{source_flag} {size}: {config.arch} takes multiples of {multiple} px; use {near}")
@@ -353,7 +351,7 @@ def _check_sizes(config: Config, environment: Environment, size: int, source_fla
 
 
 def _strides(config: Config, environment: Environment, size: int) -> tuple[tuple[int, ...], str]:
-    """Choose strides: one fine map for small images, several for large ones with objects of all sizes."""
+    """Choose strides: one fine feature map for small images, several for large images."""
     finest = next((stride for stride in environment.strides if stride >= 8), environment.strides[-1])
     if size <= 128:
         return (finest,), f"{size} px"

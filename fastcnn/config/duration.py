@@ -8,15 +8,15 @@ from fastcnn.errors import UserError
 
 
 def parse_time(text: str) -> float:
-    """Return the seconds of a duration such as 90s, 10m or 1h30m.
+    """Parse a duration such as 90s, 10m or 1h30m into seconds.
 
     Raises:
-        UserError: it is no duration.
+        UserError: `text` is not a duration.
     """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     seconds = 0
-    if found is not None:
-        seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1)))
+    if match is not None:
+        seconds = sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1)))
     if seconds == 0:
         raise UserError(f"--time-budget {text}: use a time such as 90s, 10m or 1h30m")
     return float(seconds)

@@ -1,4 +1,4 @@
-"""Limits of settings, as annotations of their types: from annotated_types, and `Limit` for any other rule."""
+"""Limits of settings, as annotations of their types: annotated_types, and `Limit` for other rules."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from annotated_types import Ge, Gt, Interval
 
 @dataclass(frozen=True)
 class Limit:
-    """A rule for a value, and the advice for values that break it."""
+    """A rule for a value, and the advice for values that violate it."""
 
     holds: Callable[[Any], bool]
     advice: str
 
 
 def broken(value: Any, annotations: tuple[Any, ...]) -> str | None:
-    """Return the advice of the first limit that a value breaks; None if it keeps all.
+    """Return the advice of the first violated limit; None if the value satisfies all.
 
-    None and strings, such as "auto", have no limits. Infinity and NaN break every limit.
+    None and strings, such as "auto", have no limits. Infinity and NaN violate every limit.
     """
     if value is None or isinstance(value, str):
         return None
@@ -34,20 +34,20 @@ def broken(value: Any, annotations: tuple[Any, ...]) -> str | None:
 
 
 def as_limit(annotation: Any) -> Limit | None:
-    """Return an annotation of annotated_types as a rule with its advice; None for other annotations."""
+    """Convert an annotation of annotated_types to a `Limit`; None for other annotations."""
     match annotation:
         case Limit():
             return annotation
-        case Ge(least):
-            return Limit(lambda v: v >= least, f"use at least {least}")
-        case Gt(least):
-            return Limit(lambda v: v > least, f"use more than {least}")
-        case Interval(gt=None, ge=least, lt=None, le=most):
-            return Limit(lambda v: least <= v <= most, f"use {least} to {most}")
-        case Interval(gt=None, ge=least, lt=most, le=None):
-            return Limit(lambda v: least <= v < most, f"use at least {least} and less than {most}")
-        case Interval(gt=least, ge=None, lt=None, le=most):
-            return Limit(lambda v: least < v <= most, f"use more than {least} and at most {most}")
+        case Ge(low):
+            return Limit(lambda v: v >= low, f"use at least {low}")
+        case Gt(low):
+            return Limit(lambda v: v > low, f"use more than {low}")
+        case Interval(gt=None, ge=low, lt=None, le=high):
+            return Limit(lambda v: low <= v <= high, f"use {low} to {high}")
+        case Interval(gt=None, ge=low, lt=high, le=None):
+            return Limit(lambda v: low <= v < high, f"use at least {low} and less than {high}")
+        case Interval(gt=low, ge=None, lt=None, le=high):
+            return Limit(lambda v: low < v <= high, f"use more than {low} and at most {high}")
     return None
 
 

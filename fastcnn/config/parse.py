@@ -1,4 +1,4 @@
-"""Settings from flags, a YAML file or Python to `Config`. Torch-free."""
+"""Parse flags, a YAML file or Python keywords into a `Config`. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ ALONE = {
     "--channels-last": "--channels-last=on",
     "--no-channels-last": "--channels-last=off",
 }
-"""What a flag means without a value."""
+"""Flags without a value, and their full form."""
 
 
 def parse(argv: Sequence[str], prog: str = "fastcnn train", idle: Collection[str] = ()) -> Config:
-    """Flags to Config: the defaults, then the `--recipe`, then the `--config` file, then the flags.
+    """Parse flags into a Config.
+
+    Precedence, lowest first: defaults, `--recipe`, `--config` file, flags.
 
     Args:
-        idle: settings that the command has no use for: they stay at their defaults.
+        idle: settings without effect on the command; they stay at their defaults.
 
     Raises:
         SystemExit: `--help`, with status 0.
-        UserError: an unknown flag, an unreadable value or settings that cannot work, with what to write
-            instead.
+        UserError: an unknown flag, an invalid value or conflicting settings; the message names the
+            correction.
     """
     argv = list(argv)
     for i, word in enumerate(argv):
@@ -44,15 +46,17 @@ def parse(argv: Sequence[str], prog: str = "fastcnn train", idle: Collection[str
     recipe, file = _value_of("--recipe", argv), _value_of("--config", argv)
     base = from_recipe(recipe) if recipe is not None else Config()
     config = _read_flags(argv, from_yaml(file, base) if file is not None else base, prog)
-    usual: dict[str, Any] = {name: FIELDS[name].default for name in idle}
-    config = dataclasses.replace(config, **usual)
+    defaults: dict[str, Any] = {name: FIELDS[name].default for name in idle}
+    config = dataclasses.replace(config, **defaults)
     check(config)
     return config
 
 
 def from_yaml(path: str, base: Config) -> Config:
-    """Reads a `--config` file on top of other settings, through the parser of the flags so that both are
-    checked alike. A recipe that it names comes before all else that it says."""
+    """Read a `--config` file on top of `base`, through the flag parser, so that both get the same checks.
+
+    A recipe named in the file is applied before the file's other settings.
+    """
     try:
         argv = _yaml_to_argv(Path(path))
         recipe = _value_of("--recipe", argv)
@@ -79,9 +83,9 @@ def _read_flags(argv: Sequence[str], default: Config, prog: str) -> Config:
 
 
 def _unboxed(box: str) -> str:
-    """The first paragraph of tyro's framed message as a line that says what to write."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
-    words = [line if set(line) - set("─-╭╮╰╯") else "" for line in lines]  # rules are of "-" in ASCII
+    """Convert the first paragraph of tyro's framed message to one line with the correction."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
+    words = [line if set(line) - set("─-╭╮╰╯") else "" for line in lines]  # frames are of "-" in ASCII
     text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words))).rstrip(".")
     if unknown := re.match(r"Unrecognized options: (--[\w-]+)", text):
         near = difflib.get_close_matches(unknown[1].replace("_", "-"), map(flag, FIELDS), n=1)
@@ -93,13 +97,13 @@ def _unboxed(box: str) -> str:
         for name in bad[1].strip("':.").split("/"):
             if name[2:].replace("-", "_") in FIELDS:
                 value = re.search(r"\[('.*')\]$|(?:: |invalid choice )('[^']*')", text)
-                said = value and " ".join(re.findall(r"'([^']*)'", value[1] or value[2]))
-                return f"{name} {said}: use {_wanted(name)}" if said else f"{name}: add {_wanted(name)}"
+                given = value and " ".join(re.findall(r"'([^']*)'", value[1] or value[2]))
+                return f"{name} {given}: use {_wanted(name)}" if given else f"{name}: add {_wanted(name)}"
     return f"{text}; --help lists the flags"
 
 
 def _wanted(name: str) -> str:
-    """What a flag takes, in words."""
+    """Describe the accepted values of a flag."""
     words = _in_words(typing.get_type_hints(Config)[name[2:].replace("-", "_")])
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
@@ -117,7 +121,7 @@ def _in_words(kind: Any) -> list[str]:
 
 
 def from_settings(settings: Mapping[str, Any]) -> Config:
-    """Python keywords to Config; ValueError for an unknown or ill-typed one."""
+    """Convert Python keywords to a Config; raise ValueError for an unknown or ill-typed one."""
     _check_names(settings, "fit()")
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     for name in ("data", "data_root", "weights", "output_dir", "resume", "config"):

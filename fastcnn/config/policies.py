@@ -1,6 +1,6 @@
-"""Policies of `--aa` as tables: which operations may occur, how likely, how strong. Torch- and numpy-free.
+"""Policies of `--aa` as tables of operations, probabilities and strengths. Torch- and numpy-free.
 
-Operations and what their values mean are those of `fastcnn.data.transforms.augment.OPERATIONS`.
+Operations and their values are those of `fastcnn.data.transforms.augment.OPERATIONS`.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from fastcnn.errors import UserError
 
 
 class Scale(NamedTuple):
-    """What a level from 0 to 1 means to an operation: start + slope * level."""
+    """Value of an operation at a level from 0 to 1: start + slope * level."""
 
     start: float = 0.0
     slope: float = 0.0
     signed: bool = False
-    """Whether half of the draws take the slope's other sign."""
+    """The slope's sign is flipped in half of the draws."""
     of_size: bool = False
-    """Whether the slope is in sides of the image."""
+    """The slope is a fraction of the image's side."""
     whole: Literal["", "truncated", "rounded"] = ""
-    """What makes slope * level a whole number."""
+    """Conversion of slope * level to an integer; "": none."""
 
 
 class Choice(NamedTuple):
-    """What may be done."""
+    """A candidate operation of a slot."""
 
     kind: str
     scale: Scale
     level: float | None = 0.0
-    """None: one of `LEVELS` evenly spaced ones, by chance."""
+    """None: drawn from `LEVELS` evenly spaced levels."""
     probability: float = 1.0
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is drawn for an image."""
+    """Distribution of the operations applied to an image."""
 
     slots: tuple[tuple[Choice, ...], ...]
-    """One choice of each, one after the other."""
+    """Candidates of each slot; one per slot is applied, in order."""
     together: bool = False
-    """Whether the choices of all slots have the same number."""
+    """All slots share one index, as in the sub-policies of AutoAugment."""
     deviation: float = 0.0
-    """Of the level, normally distributed; it stays within 0 and 1."""
+    """Standard deviation of the level, normally distributed and clipped to [0, 1]."""
 
 
 LEVELS = 31
 SINGLE = {kind: Scale() for kind in ("identity", "autocontrast", "equalize", "invert")}
-"""What has no strength."""
+"""Operations without a strength."""
 
 
 def _scales(shear: float, translate: Scale, rotate: float, factor: float, bits: float) -> dict[str, Scale]:
-    """What torchvision's policies share."""
+    """Return the scales that torchvision's policies share."""
     return SINGLE | {
         "shear_x": Scale(0, shear, signed=True),
         "shear_y": Scale(0, shear, signed=True),
@@ -73,9 +73,9 @@ def _scales(shear: float, translate: Scale, rotate: float, factor: float, bits: 
 TORCHVISION = _scales(
     0.3, Scale(0, 150 / 331, signed=True, of_size=True, whole="truncated"), rotate=30, factor=0.9, bits=4
 )
-"""AutoAugment's and RandAugment's, as torchvision has them."""
+"""Scales of AutoAugment and RandAugment, as in torchvision."""
 WIDE = _scales(0.99, Scale(0, 32, signed=True, whole="truncated"), rotate=135, factor=0.99, bits=6)
-"""TrivialAugment's (Müller and Hutter 2021, table 1, "wide")."""
+"""Scales of TrivialAugment (Müller and Hutter 2021, table 1, "wide")."""
 TIMM = SINGLE | {
     "rotate": Scale(0, 30, signed=True),
     "posterize": Scale(0, 4, whole="truncated"),
@@ -90,7 +90,7 @@ TIMM = SINGLE | {
     "translate_x": Scale(0, 0.45, signed=True, of_size=True),
     "translate_y": Scale(0, 0.45, signed=True, of_size=True),
 }
-"""timm's, where a higher level is not always the stronger one: those of the EfficientNet of TPUs."""
+"""Scales of timm, from the EfficientNet for TPUs; a higher level is not always stronger."""
 TIMM_INCREASING = TIMM | {
     "posterize": Scale(4, -4, whole="truncated"),
     "solarize": Scale(256, -256, whole="truncated"),
@@ -99,7 +99,7 @@ TIMM_INCREASING = TIMM | {
     "brightness": Scale(1, 0.9, signed=True),
     "sharpness": Scale(1, 0.9, signed=True),
 }
-"""timm's with `inc1`."""
+"""Scales of timm with `inc1`: a higher level is always stronger."""
 
 Operation = tuple[str, float, int]
 """Kind, probability, and level from 0 to 9."""
@@ -131,7 +131,7 @@ IMAGENET: tuple[tuple[Operation, Operation], ...] = (
     (("saturation", 0.6, 4), ("contrast", 1.0, 8)),
     (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
 )
-"""AutoAugment (Cubuk et al. 2019, table 9), as torchvision has it."""
+"""AutoAugment for ImageNet (Cubuk et al. 2019, table 9), as in torchvision."""
 CIFAR10: tuple[tuple[Operation, Operation], ...] = (
     (("invert", 0.1, 0), ("contrast", 0.2, 6)),
     (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
@@ -159,7 +159,7 @@ CIFAR10: tuple[tuple[Operation, Operation], ...] = (
     (("equalize", 0.8, 0), ("invert", 0.1, 0)),
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
 )
-"""AutoAugment (table 7), as torchvision has it."""
+"""AutoAugment for CIFAR-10 (table 7), as in torchvision."""
 SVHN: tuple[tuple[Operation, Operation], ...] = (
     (("shear_x", 0.9, 4), ("invert", 0.2, 0)),
     (("shear_y", 0.9, 8), ("invert", 0.7, 0)),
@@ -187,7 +187,7 @@ SVHN: tuple[tuple[Operation, Operation], ...] = (
     (("shear_y", 0.8, 5), ("autocontrast", 0.7, 0)),
     (("shear_x", 0.7, 2), ("invert", 0.1, 0)),
 )
-"""AutoAugment (table 8), as torchvision has it."""
+"""AutoAugment for SVHN (table 8), as in torchvision."""
 
 
 def _rand(scales: dict[str, Scale], slots: int, level: float | None) -> Policy:
@@ -215,20 +215,22 @@ POLICIES: dict[str, Policy | None] = {
 
 @cache
 def parse_policy(aa: str) -> Policy | None:
-    """What `--aa` names: one of `POLICIES`, or timm's RandAugment as timm writes it, such as
-    rand-m9-n2-mstd0.5-inc1: magnitude of 10, operations, its normal deviation, and whether a higher
-    magnitude is always the stronger one. Each operation is left out with probability 0.5.
+    """Parse `--aa`: a name in `POLICIES`, or RandAugment in timm's notation.
+
+    In rand-m9-n2-mstd0.5-inc1, m is the magnitude from 0 to 10, n the number of operations and mstd the
+    standard deviation of the magnitude. With inc1 a higher magnitude is always stronger. Each operation is
+    skipped with probability 0.5.
 
     Raises:
-        UserError: neither.
+        UserError: an unknown policy.
     """
     if aa in POLICIES:
         return POLICIES[aa]
     word, *parts = aa.split("-")
-    found = [re.fullmatch(r"(m|n|mstd|inc)(\d+(?:\.\d+)?)", part) for part in parts]
-    letters = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, **{m[1]: float(m[2]) for m in found if m}}
+    matches = [re.fullmatch(r"(m|n|mstd|inc)(\d+(?:\.\d+)?)", part) for part in parts]
+    letters = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, **{m[1]: float(m[2]) for m in matches if m}}
     wrong = letters["n"] < 1 or letters["n"] % 1 or max(letters["m"], letters["mstd"]) > 10
-    if word != "rand" or None in found or wrong:
+    if word != "rand" or None in matches or wrong:
         names = ", ".join(POLICIES)
         raise UserError(f"--aa {aa}: no such policy; use {names}, or as rand-m9-n2-mstd0.5-inc1")
     scales = TIMM_INCREASING if letters["inc"] else TIMM

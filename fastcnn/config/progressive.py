@@ -1,8 +1,8 @@
-"""Progressive resizing: training begins with small images, and ends with those of `--img-size`.
+"""Progressive resizing: training starts with small images and ends with those of `--img-size`.
 
     python -m fastcnn.train --arch resnet50 --data photos --progressive 160 192 224
 
-Torch-free. The size is that of a whole epoch, as in FFCV's recipes (Leclerc et al. 2023).
+Torch-free. The size is constant within an epoch, as in FFCV's recipes (Leclerc et al. 2023).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from fastcnn.errors import UserError
 
 
 def size_at(sizes: Sequence[int], milestones: Sequence[float], epoch: int) -> int:
-    """Pixels a side of the training images in an epoch, counted from 0.
+    """Return the size of the training images, in pixels per side, in an epoch counted from 0.
 
     Args:
-        sizes: one after the other.
-        milestones: epochs after which the next one begins, at the next whole epoch: one less than sizes.
+        sizes: in order of training.
+        milestones: epochs after which the next size starts, at the next whole epoch; one fewer than sizes.
     """
     return sizes[bisect_right(milestones, epoch)]
 
 
 def milestones_of(config: Config, epochs: float) -> tuple[float, ...]:
-    """Return the given milestones; by default evenly spaced ones."""
+    """Return the milestones: the given ones, or evenly spaced ones by default."""
     if config.progressive_milestones is not None:
         return config.progressive_milestones
     count = len(config.progressive or ())
@@ -34,7 +34,7 @@ def milestones_of(config: Config, epochs: float) -> tuple[float, ...]:
 
 
 def sizes_left(config: Config, epochs: float, epoch: float) -> list[int]:
-    """Sizes from an epoch on, counted from 0, until the run ends."""
+    """Return the distinct sizes, ascending, from an epoch (counted from 0) to the end of the run."""
     if config.progressive is None:
         return [int(config.img_size)]
     milestones = milestones_of(config, epochs)
@@ -43,25 +43,25 @@ def sizes_left(config: Config, epochs: float, epoch: float) -> list[int]:
 
 
 def never_reached(config: Config, epochs: float) -> str:
-    """A warning if a run ends before its last size begins; else "".
+    """Return a warning if a run ends before its last size starts; else "".
 
-    It is none of `check_progressive`'s: a recipe is tried with fewer epochs than it asks for.
+    A warning, not an error of `check_progressive`: recipes are often tried with fewer epochs.
     """
     sizes = config.progressive
     if sizes is None or sizes_left(config, epochs, 0)[-1] == sizes[-1]:
         return ""
-    earlier = " or earlier --progressive-milestones" if config.progressive_milestones is not None else ""
-    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; use more{earlier}"
+    advice = " or earlier --progressive-milestones" if config.progressive_milestones is not None else ""
+    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; use more{advice}"
 
 
 def check_progressive(config: Config) -> None:
-    """UserError if the sizes, their milestones and `--img-size` do not fit one another."""
+    """Raise UserError if sizes, milestones and `--img-size` contradict each other."""
     sizes, milestones = config.progressive, config.progressive_milestones
     if sizes is None:
         return
-    written = "--progressive " + " ".join(map(str, sizes))
+    given = "--progressive " + " ".join(map(str, sizes))
     if config.img_size not in ("auto", sizes[-1]):
-        raise UserError(f"--img-size {config.img_size}: {written} ends with {sizes[-1]}; omit --img-size")
+        raise UserError(f"--img-size {config.img_size}: {given} ends with {sizes[-1]}; omit --img-size")
     if milestones is not None and len(milestones) != len(sizes) - 1:
         raise UserError(
             f"--progressive-milestones: {len(milestones)} of them for {len(sizes)} sizes; "

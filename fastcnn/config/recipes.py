@@ -1,9 +1,9 @@
-"""Named settings: how networks are trained to the accuracy that was published for them. Torch-free.
+"""Recipes: named settings with a published accuracy. Torch-free.
 
     python -m fastcnn.train --recipe imagenet-resnet50-16 --data /data/imagenet
     fastcnn recipes
 
-What fastcnn itself reached with them, where and in what time, is in RECIPES.md.
+RECIPES.md lists the accuracy that fastcnn reached with each, with machine and time.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Recipe:
     """Differences from the source."""
 
     def command(self, name: str) -> str:
-        """How it is run."""
+        """Return the shell command that runs the recipe."""
         start = "python" if self.processes == 1 else f"torchrun --nproc-per-node {self.processes}"
         data = "" if "data" in self.settings else f" --data {self.data}"
         return f"{start} -m fastcnn.train --recipe {name}{data}"
 
 
 def from_recipe(name: str) -> Config:
-    """The settings of a recipe; UserError that names the nearest for an unknown one."""
+    """Return the settings of a recipe; raise UserError with the nearest name for an unknown one."""
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else "`fastcnn recipes` lists them"
@@ -49,7 +49,7 @@ def from_recipe(name: str) -> Config:
 
 
 def show() -> None:
-    """Prints the recipes: name, data, what was published and where, and the command."""
+    """Print the recipes: name, published result, source, differences and command."""
     for name, recipe in RECIPES.items():
         print(f"{name}\n    {recipe.published}\n    {recipe.source}")
         if recipe.differs:
@@ -58,7 +58,7 @@ def show() -> None:
 
 
 def as_flags(recipe: Recipe) -> str:
-    """Its settings as one would write them on the command line."""
+    """Format the settings of a recipe as command-line flags."""
     words = []
     for name, value in recipe.settings.items():
         if isinstance(value, bool):
@@ -102,7 +102,7 @@ def _ffcv(epochs: int, milestone: int, top1: float, minutes: float) -> Recipe:
         source=FFCV,
         published=f"{top1}% top-1 in {minutes} minutes on 8 A100",
         processes=8,
-        differs="Images are read as they are; FFCV's are shrunk to 500 px and compressed anew.",
+        differs="Images are read as they are; FFCV's are shrunk to 500 px and recompressed.",
     )
 
 
@@ -136,7 +136,7 @@ CIFAR_SGD: dict[str, Any] = {
     "epochs": 200,
     "warmup_epochs": 0.0,
 }
-"""Of Liu's pytorch-cifar."""
+"""Settings of Liu's pytorch-cifar."""
 
 HE_CIFAR: dict[str, Any] = {
     "data": "cifar10",
@@ -147,7 +147,7 @@ HE_CIFAR: dict[str, Any] = {
     "decay_milestones": (82.0, 123.0),
     "warmup_epochs": 0.0,
 }
-"""Of He et al. 2016, section 4.2: 64,000 updates, drops after 32,000 and 48,000."""
+"""Settings of He et al. 2016, section 4.2: 64,000 updates, drops after 32,000 and 48,000."""
 
 AIRBENCH: dict[str, Any] = {
     "data": "cifar10",
@@ -159,7 +159,7 @@ AIRBENCH: dict[str, Any] = {
     "pad_mode": "reflect",
     "hflip_mode": "alternating",
 }
-"""Of airbench94_muon.py."""
+"""Settings of airbench94_muon.py."""
 
 RECIPES: dict[str, Recipe] = {
     "imagenet-resnet50-16": _ffcv(16, 12, 73.8, 14.9),
@@ -261,7 +261,7 @@ RECIPES: dict[str, Recipe] = {
         processes=2,
         differs=(
             "The rate drops each 2.4 epochs to the step, as Tan and Le's; the source's at the next whole "
-            "epoch. Random erasing fills with the mean colour, the source's with noise."
+            "epoch. Random erasing fills with the mean color, the source's with noise."
         ),
     ),
     "imagenet-convnext-tiny": Recipe(
@@ -301,7 +301,7 @@ RECIPES: dict[str, Recipe] = {
         source="https://github.com/facebookresearch/deit (Touvron et al. 2021, DeiT-S, table 9)",
         published="79.8% top-1",
         processes=8,
-        differs="Random erasing fills with the mean colour, the source's with noise; the class token and the "
+        differs="Random erasing fills with the mean color, the source's with noise; the class token and the "
         "positions are decayed too.",
     ),
     "cifar10-speed": Recipe(

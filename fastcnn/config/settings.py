@@ -2,10 +2,10 @@
 
     python -m fastcnn.train --arch resnet18 --data photos --config mine.yaml --lr 0.2
 
-`Config` inherits its fields from one part for each owner (`DataSettings`, `LossSettings`, ...). It is flat
-for flags and YAML, while a function takes only the part that it needs. The limits of a value are annotations
-of its type, checked by `fastcnn.config.validate`. Torch-free, so that `--help` is instant. A field whose
-default is "auto" is chosen by `fastcnn.config.auto` once the data and the machine are known.
+`Config` inherits its fields from one part per owner (`DataSettings`, `LossSettings`, ...). It is flat for
+flags and YAML, and a function takes only the part that it needs. The limits of a value are annotations of its
+type, checked by `fastcnn.config.validate`. `fastcnn.config.auto` resolves fields at "auto" once the data and
+the machine are known. Torch-free, so that `--help` is immediate.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ def flag(name: str) -> str:
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """Return the settings in types of YAML and weights-only checkpoints: tuples as lists."""
+    """Return the settings in types of YAML and weights-only checkpoints, with tuples as lists."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
 
 

@@ -23,7 +23,7 @@ GEOMETRIC = ("aa", "rotate", "reprob", "cutout", "mixup", "cutmix", "tta", "pad_
 
 
 def check(config: Config) -> None:
-    """Raise UserError for a value of the wrong type, out of its limits, or in conflict with another one."""
+    """Raise UserError for a value of the wrong type, outside its limits, or in conflict with another."""
     _check_types(config)
     _check_limits(config)
     _check_data(config)
@@ -33,10 +33,10 @@ def check(config: Config) -> None:
 
 
 def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
-    """Return one line for each setting that was changed and has no effect beside the others.
+    """Return one line for each changed setting without effect beside the others.
 
     Args:
-        chosen: settings that were "auto", and are not the user's.
+        chosen: settings that were "auto", not set by the user.
     """
     idle = {**_idle_in_optimization(config), **_idle_in_images(config), **_idle_in_task(config)}
     return [
@@ -47,7 +47,7 @@ def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
 
 
 Idle = dict[str, str | bool]
-"""Settings and the reasons why they have no effect; False where they have one."""
+"""Reason why each setting has no effect; False if it has one."""
 
 
 def _idle_in_optimization(config: Config) -> Idle:

@@ -40,7 +40,7 @@ def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
 
 
 def _duplicate(path: Path, copy: Path) -> None:
-    """Give a checkpoint a second name, which later saves under the first do not touch."""
+    """Give a checkpoint a second name, unaffected by later saves under the first."""
     temporary = copy.with_name(f".{copy.name}.new")
     temporary.unlink(missing_ok=True)
     try:
@@ -63,12 +63,12 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 def load(path: Path, source_flag: str = "--resume") -> dict[str, Any]:
-    """Read a checkpoint on the CPU; raise ValueError if it is missing or not one of fastcnn's."""
+    """Read a checkpoint on the CPU; raise UserError if it is missing or not from fastcnn."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source_flag} {path}: {error.strerror}; use the path of a checkpoint") from error
-    except Exception as error:  # an unpickler raises whatever foreign bytes lead it to
+    except Exception as error:  # an unpickler raises any error on foreign bytes
         raise UserError(f"{source_flag} {path}: not a checkpoint that torch.load can read") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{source_flag} {path}: not a fastcnn checkpoint of format {FORMAT}")
@@ -83,7 +83,9 @@ def load_network(path: str | Path) -> nn.Module:
     """
     content = load(Path(path), "fastcnn.load")
     head = ("head", "head_hidden", "anchors", "strides")
-    saved = {name: content["config"][name] for name in head if name in content["config"]}  # older lack some
+    saved = {
+        name: content["config"][name] for name in head if name in content["config"]
+    }  # older ones lack some
     sizes = {name: content[name] for name in ("arch", "num_classes", "in_chans")}
     network = build_network(NetworkSettings(**sizes, **saved))
     network.load_state_dict(content["weights"])
@@ -96,7 +98,7 @@ def pack(
     """Return the whole content of a checkpoint, in tensors and plain types.
 
     Args:
-        ranks: of each rank its batch norm statistics, random states and sums of the current epoch.
+        ranks: batch norm statistics, random states and sums of the current epoch, for each rank.
         progress: settings that were "auto", best metrics, average of the last epochs, position of the loader
             and everything that determines the order of the samples.
     """
@@ -144,14 +146,14 @@ def unpack_weights(state: TrainState, content: dict[str, Any]) -> None:
 
 
 def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
-    """Load the optimizer, the scaler and the counters into the state; hyperparameters stay as they are."""
+    """Load the optimizer, the scaler and the counters into the state; keep its hyperparameters."""
     hyperparameters = [
         {k: v for k, v in group.items() if k != "params"} for group in state.optimizer.param_groups
     ]
     state.optimizer.load_state_dict(content["optimizer"])
     for group, settings in zip(state.optimizer.param_groups, hyperparameters):
         group.update(settings)
-    add_momentum_buffers(state.optimizer)  # for layers that were frozen then
+    add_momentum_buffers(state.optimizer)  # for layers frozen at the save
     if state.recorded is not None:
         state.recorded.reset()  # it captured the optimizer's former tensors
     if content["scaler"]:
@@ -160,8 +162,10 @@ def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
 
 
 def buffers(state: TrainState) -> list[dict[str, torch.Tensor]]:
-    """Copy the network's floating-point buffers and their moving averages, which differ between ranks until a
-    validation."""
+    """Copy the network's floating-point buffers and their moving averages to the CPU.
+
+    They differ between ranks until a validation.
+    """
     names = [name for name, b in state.network.named_buffers() if b.is_floating_point()]
     sources = [dict(state.network.named_buffers()), state.ema.average if state.ema is not None else {}]
     return [{name: s[name].to("cpu", copy=True) for name in names if name in s} for s in sources]

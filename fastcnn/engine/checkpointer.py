@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is saved into its folder, and how a run resumes from it."""
+"""Checkpoints of a run: saves into its folder, and the resume from them."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ class Checkpointer:
         """Resume from a checkpoint's content.
 
         The rest of an epoch has the same samples and crops under any backend, batch size and world size.
-        Steps are counted as if these had always been the same.
+        Steps are counted as if the current ones had always applied.
 
         Args:
-            metrics: gets the sums of the epoch so far.
+            metrics: receives the sums of the epoch so far.
 
         Raises:
             UserError: it was saved in the middle of an epoch with another order of samples.
@@ -116,7 +116,7 @@ class Checkpointer:
             if old != self._order()[name]
         ]
         accum, schedule = self.state.options.accum_steps, self.state.schedule
-        epoch = int(content["epoch"])  # 9 of a run that was 9.5 epochs long, and goes on with the tenth
+        epoch = int(content["epoch"])  # a run of 9.5 epochs resumes within the tenth
         self.state.step = epoch * schedule.steps_per_epoch
         at = content["loader"]
         if at["epoch"] == epoch and at["consumed"] > 0:
@@ -138,7 +138,7 @@ class Checkpointer:
                 metrics.add(rank["metrics"])
 
     def _find_average(self, step: int) -> dict[str, float] | None:
-        """Return the best metrics as saved with the average of a run that ended at this step, if any."""
+        """Return the best metrics saved with the average at this step; None without such an average."""
         path = self.folder / AVERAGE
         content = checkpoint.load(path) if path.exists() else {"step": None}
         return content["best"] if content["step"] == step else None
@@ -153,7 +153,7 @@ class Checkpointer:
         """Exchange the undecodable images found by each rank since the last call. All ranks call it.
 
         Raises:
-            UserError: in total there are more than --max-bad-fraction allows.
+            UserError: their fraction exceeds --max-bad-fraction.
         """
         if sum_over_ranks([sum(len(bad.unreported) for bad in self._bad())], self.state.device) == [0]:
             return

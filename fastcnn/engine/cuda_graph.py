@@ -1,7 +1,7 @@
-"""A training step as a CUDA graph: captured once, then launched by one call, however many kernels it has.
+"""A training step as a CUDA graph: captured once, then launched by one call for all its kernels.
 
-A graph does the same to the same memory each time. So batches are copied into the tensors that it reads,
-and all that differs between steps (learning rate, mixing parameters) is a tensor written before the launch.
+A graph repeats the same work on the same memory, so batches are copied into the tensors that it reads.
+All that differs between steps (learning rate, mixing parameters) is a tensor written before the launch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastcnn.errors import UserError
 
 Work = Callable[[Sequence[Batch]], None]
 WARMUP_STEPS = 2
-"""Ordinary steps of each shape before the capture: they compile, allocate and choose algorithms."""
+"""Eager steps of each shape before the capture, to compile, allocate and choose algorithms."""
 
 
 class Recorder(Protocol):
@@ -36,7 +36,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs that share a memory pool: one runs at a time, and none keeps anything in it."""
+    """CUDA graphs that share a memory pool: one runs at a time, and none keeps data in it."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -76,7 +76,7 @@ class RecordedSteps:
         self._recordings: dict[Hashable, tuple[list[Batch], Callable[[], None]]] = {}
 
     def run(self, work: Work, batches: Sequence[Batch], *of: object) -> None:
-        """Do `work` with `batches`: directly the first times, then by its graph.
+        """Do `work` with `batches`: eagerly the first times, then by its graph.
 
         Args:
             of: other objects that the work reads; new ones cause a new capture. Their tensors, and those of
@@ -111,7 +111,7 @@ class RecordedSteps:
             with _capturable(self.optimizer):
                 return self.recorder.record(work)
         except RuntimeError as error:
-            first = error.__context__ or error  # CUDA repeats it in fewer words at the end
+            first = error.__context__ or error  # a later CUDA error repeats it with less detail
             reason = str(first).strip().partition("\n")[0]
             raise UserError(
                 f"--cuda-graph: a step of this network cannot be recorded ({reason}); omit it"

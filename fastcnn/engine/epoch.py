@@ -26,7 +26,7 @@ class LogInterval:
     """Images of this rank."""
     seconds: float
     data_seconds: float
-    """Part of `seconds` spent waiting for the loader."""
+    """Part of `seconds` spent in waits for the loader."""
     timing: Timing
     cold: bool = False
     """Includes start-up and compilation."""
@@ -34,7 +34,7 @@ class LogInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Calls from within an epoch."""
+    """Callbacks of an epoch."""
 
     on_log: Callable[[LogInterval], bool]
     """After each log interval; True stops the epoch. Reads and resets the metrics."""
@@ -59,15 +59,15 @@ def train_epoch(
     Args:
         metrics: sums since the last log line.
         log_interval: updates between log lines; the last interval may be shorter.
-        limit: updates at most, for a partial epoch.
+        limit: max updates, for a partial epoch.
 
     Returns:
-        Whether the epoch was finished.
+        True if the epoch was finished.
     """
     to_training(state)
 
     def log() -> bool:
-        state.guard.wait()  # so that the time is that of the work
+        state.guard.wait()  # the time then covers the work
         seconds = time.perf_counter() - start
         interval = LogInterval(
             steps=steps,

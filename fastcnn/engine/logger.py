@@ -23,17 +23,17 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.viz.curves import draw_curves
 
 CURVES_EVERY = 30.0
-"""Seconds between redrawings of the curves while a run goes on."""
+"""Seconds between updates of the curves during a run."""
 
 
 class Logger:
     """The log of one run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         schedule: length of the run.
-        enabled: False on all ranks but the first, where every method does nothing.
-        step, epoch: updates made and epochs finished before this start of a resumed run.
+        enabled: False on all ranks but the first; every method is then a no-op.
+        step, epoch: updates and finished epochs before this start of a resumed run.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Logger:
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def _drop_later_records(self, progress: float, epoch: float) -> None:
-        """Drop records later than the checkpoint: after a kill these steps are trained and logged again."""
+        """Drop records later than the checkpoint; their steps are trained and logged again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -175,14 +175,14 @@ def open_logger(folder: Path, state: TrainState, *, enabled: bool) -> Iterator[L
 
 
 def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Return the numbers of a nested record under names like "val/acc1"."""
-    found: list[tuple[str, float]] = []
+    """Flatten the numbers of a nested record to names like "val/acc1"."""
+    numbers: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, dict):
-            found += flatten(value, f"{prefix}{name}/")
+            numbers += flatten(value, f"{prefix}{name}/")
         elif isinstance(value, (int, float)) and name not in ("step", "epoch", "progress"):
-            found.append((prefix + name, value))
-    return found
+            numbers.append((prefix + name, value))
+    return numbers
 
 
 def clock(seconds: float) -> str:

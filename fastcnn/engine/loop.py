@@ -29,7 +29,7 @@ Diagnose = Callable[[list[Timing]], Diagnosis]
 
 @dataclass
 class Throughput:
-    """Throughput over log intervals; excludes validation and checkpoints after it."""
+    """Throughput over log intervals; excludes validation and the checkpoint after it."""
 
     world_size: int
     intervals: list[LogInterval] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Outcome:
     """Metrics of the last validation; empty if there was none."""
     images_per_second: float
     stopped_by: int | None
-    """Number of the signal that ended the run early."""
+    """Number of the signal that ended the run early, if any."""
     verdict: str
     """Bottleneck of the run; empty if nothing was trained, and on all ranks but the first."""
     seconds: float
@@ -83,10 +83,10 @@ class Trainer:
     """Train the remaining epochs of a run and save them into its folder. All ranks make and call one.
 
     Args:
-        checkpointer: saves the run; it holds state, loaders and settings.
-        stop: a signal's request. All ranks answer it together at a log line, a single process at once, and
-            before a validation, which a resumed run makes up for.
-        diagnose: the bottleneck by the timings of all ranks.
+        checkpointer: saves the run; holds state, loaders and settings.
+        stop: stop request of a signal. Several ranks stop together at a log line, a single process after its
+            current step. A validation skipped by a stop runs after the resume.
+        diagnose: returns the bottleneck from the timings of all ranks.
         epoch_metrics: sums of the current epoch when the run was saved, else empty.
         interval_metrics: sums since the last log line, empty at first.
     """
@@ -113,12 +113,12 @@ class Trainer:
         self.interval_metrics = interval_metrics
         self.throughput = Throughput(checkpointer.ranks.world_size)
         self.val: dict[str, float] = {}
-        self.stopped = False  # by a signal
+        self.stopped = False  # True after a signal
         self.out_of_patience = False
-        self.announced = False  # the bottleneck, while there is time to change something
+        self.announced = False  # True after the early report of the bottleneck
         self.seconds = 0.0
         self._saved_at = time.perf_counter()
-        self._size = 0  # of progressive resizing
+        self._size = 0  # current size of progressive resizing
         last = math.ceil(self.state.schedule.epochs)
         self._first_averaged = max(0, last - self.config.average_last)
 
@@ -150,7 +150,7 @@ class Trainer:
         )
 
     def begin_epoch(self, epoch: int) -> None:
-        """Unfreeze layers, set the loader to the epoch and to its image size."""
+        """Unfreeze layers if due, and set the loader's epoch and image size."""
         state, config, loader = self.state, self.config, self.checkpointer.loader
         if epoch + 1 == config.unfreeze_epoch and state.frozen is not None:
             unfreeze(state)
@@ -182,7 +182,7 @@ class Trainer:
         )
 
     def on_step(self) -> None:
-        """Advance the progress bar, and save where --checkpoint-steps is due."""
+        """Advance the progress bar, and save if --checkpoint-steps is due."""
         self.logger.step()
         every = self.config.checkpoint_steps
         if every is not None and self.state.step % every == 0:
@@ -225,14 +225,14 @@ class Trainer:
         state, config, run = self.state, self.config, self.checkpointer
         trained = self.epoch_metrics.compute()
         partial = self._is_partial(epoch)
-        if not partial:  # a run that gets more epochs continues a partial one
+        if not partial:  # a resume with more epochs continues a partial one
             self.epoch_metrics.reset()
         state.epoch = state.schedule.epochs if partial else epoch + 1
 
         gallery = Gallery(self.task, run.source.class_names, len(run.val_loader))
         validates = state.done or state.epoch % config.val_interval == 0
         is_best = validates and self.validate(gallery)
-        if epoch == self._first_averaged:  # epochs averaged by a shorter run are no longer the last ones
+        if epoch == self._first_averaged:  # discard epochs averaged by a shorter run
             run.average = Average()
         if epoch >= self._first_averaged and not partial:
             run.average.add(state)
@@ -250,9 +250,9 @@ class Trainer:
             "seconds": time.perf_counter() - start,
         }
         stop_if_not_finite(state)
-        # Before the checkpoint: a resumed run drops records that its checkpoint does not know.
-        found = self.task.describe(self.val) if validates else None
-        self.logger.log_epoch(epoch, self.task.describe(trained), found, is_best=is_best, record=record)
+        # Before the checkpoint: a resumed run drops records later than its checkpoint.
+        validated = self.task.describe(self.val) if validates else None
+        self.logger.log_epoch(epoch, self.task.describe(trained), validated, is_best=is_best, record=record)
         self.checkpoint(gallery, is_best=is_best)
         if self.out_of_patience:
             self.logger.info(
@@ -274,7 +274,7 @@ class Trainer:
         return is_best
 
     def checkpoint(self, gallery: Gallery, *, is_best: bool) -> None:
-        """Save the epoch where a checkpoint is due, with the pictures of the best validation."""
+        """Save the epoch if a checkpoint is due, and pictures at the best validation."""
         due = self.state.epoch % self.config.checkpoint_interval == 0
         if is_best or self.state.done or self.stopped or self.out_of_patience or due:
             self.checkpointer.save(self.epoch_metrics, is_best=is_best)
@@ -287,7 +287,7 @@ class Trainer:
         return self.diagnose(timings) if timings and self.throughput.intervals else None
 
     def announce_bottleneck(self) -> None:
-        """Print an avoidable bottleneck once, after the first epoch that was measured."""
+        """Log an avoidable bottleneck once, after the first measured epoch."""
         if self.announced or self.state.done or not self.throughput.timing().steps:
             return
         self.announced = True
@@ -296,7 +296,7 @@ class Trainer:
             self.logger.info(early.sentence)
 
     def average_last_epochs(self) -> None:
-        """Validate and save the average of the last epochs, if the run ended with some of them."""
+        """Validate and save the average of the last epochs, if the run ended within them."""
         state, config, run = self.state, self.config, self.checkpointer
         average = run.average
         if config.average_last > 0 and state.done and self.state.epoch % 1 > 0:
@@ -319,8 +319,8 @@ class Trainer:
         is_best = self.val[metric] > run.best[metric]
         if is_best:
             run.best = {**self.val, "epoch": state.epoch}
-        found = f"{self.task.describe(self.val)}{' best' if is_best else ''}"
-        self.logger.info(f"average of the last {average.epochs} epochs  val {found}")
+        validated = f"{self.task.describe(self.val)}{' best' if is_best else ''}"
+        self.logger.info(f"average of the last {average.epochs} epochs  val {validated}")
         run.save_average(self.task.metrics(state.device), is_best=is_best)
 
     def _is_partial(self, epoch: int) -> bool:

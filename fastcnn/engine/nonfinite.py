@@ -1,4 +1,4 @@
-"""The guard against losses and weights that are infinite or NaN."""
+"""Guard against infinite and NaN losses and weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastcnn.runtime.distributed import is_distributed
 
 
 class FiniteGuard:
-    """A flag on the device: the first loss that is infinite or NaN sets it, and it stops all updates.
+    """A flag on the device, set by the first infinite or NaN loss; it stops all updates.
 
     Fused optimizers skip a step by `found_inf`, as under `torch.amp.GradScaler`.
     """
@@ -37,7 +37,7 @@ class FiniteGuard:
         """Finish the checks of a step: wait, on the stream, for the all-reduced flag.
 
         Args:
-            norm: of the gradient before clipping, the same on all ranks; sets the flag too.
+            norm: gradient norm before clipping, the same on all ranks; can set the flag too.
         """
         if self._pending is not None:
             self._pending.wait()
@@ -51,5 +51,5 @@ class FiniteGuard:
         self.found_inf.item()
 
     def count(self) -> int:
-        """Return the steps since the first bad one, itself included; waits for the device."""
+        """Return the number of steps from the first bad one on; waits for the device."""
         return int(self.bad_steps.item())

@@ -1,4 +1,4 @@
-"""The state of a training, built around a network: normalization, compilation, DDP."""
+"""State of a training, built around a network: normalization, compilation, DDP."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Normalized(nn.Module):
     """A network for uint8 images: normalization is the first layer of the compiled graph.
 
     Args:
-        network: takes normalized images.
-        mean, std: of each channel, of values from 0 to 1.
-        channels_last: pass the images on in channels-last memory, as they come; else contiguous.
+        network: network for normalized images.
+        mean, std: per channel, of values from 0 to 1.
+        channels_last: keep the images in channels-last memory; else make them contiguous.
     """
 
     scale: Tensor
@@ -49,7 +49,7 @@ class Normalized(nn.Module):
         self.register_buffer("shift", shift.float().view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, mix: Tensor | None = None) -> object:
-        """Return the network's outputs for uint8 images [N, C, H, W], mixed as `mix` says."""
+        """Return the network's outputs for uint8 images [N, C, H, W], mixed by the parameters `mix`."""
         pixels = images.contiguous(memory_format=self.memory_format) * self.scale + self.shift
         if mix is not None:
             pixels = mixed(pixels, mix)
@@ -84,12 +84,12 @@ class StepOptions:
     seed: int = 0
     """Seed of the mixing."""
     tta: Views = "none"
-    """Views of an image whose mean is its prediction in validation."""
+    """Views of an image, averaged for its prediction in validation."""
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything that training changes, and how a step is made."""
+    """Everything that training changes, and the options of a step."""
 
     network: nn.Module
     """The plain network; its state-dict keys are the checkpoint's."""
@@ -109,15 +109,15 @@ class TrainState:
     timer: StepTimer = field(default_factory=lambda: StepTimer(HostClock()))
     """Time per activity of `train_epoch`."""
     recorded: RecordedSteps | None = None
-    """CUDA graphs of the step, if it has any."""
+    """CUDA graphs of the step, if any."""
     step: int = 0
-    """Updates made."""
+    """Number of updates."""
     epoch: float = 0
     """Epochs finished, validation included: an integer, or the length of a run with a partial last epoch."""
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are finished."""
+        """True if all epochs are finished."""
         s = self.schedule
         return self.epoch >= s.epochs or self.epoch * s.steps_per_epoch >= s.total_steps
 
@@ -141,14 +141,14 @@ def build_state(
     """Wrap a network that is already on its device: normalization, then compilation, then DDP.
 
     Args:
-        mean, std: of each channel, of values from 0 to 1.
+        mean, std: per channel, of values from 0 to 1.
         frozen: layers of the network that do not train yet.
     """
     options = options or StepOptions()
     device = next(network.parameters()).device
     eval_model: nn.Module = Normalized(network, mean, std, channels_last=options.channels_last).to(device)
     if options.compile:
-        torch._dynamo.reset()  # its limit on recompilations counts the networks of earlier runs too
+        torch._dynamo.reset()  # its limit on recompilations includes the networks of earlier runs
         eval_model = cast(nn.Module, torch.compile(eval_model, dynamic=False))
     train_model = eval_model
     timer = step_timer_for(device)
@@ -183,8 +183,10 @@ def unfreeze(state: TrainState) -> None:
     if state.recorded is not None:
         state.recorded.reset()
     state.timer.reset()
-    if isinstance(state.train_model, DistributedDataParallel):  # reduces only what trained when it was built
-        state.train_model = state.eval_model  # frees the old one with its hooks before the new one
+    if isinstance(
+        state.train_model, DistributedDataParallel
+    ):  # reduces only parameters trainable at its construction
+        state.train_model = state.eval_model  # free the old one and its hooks first
         state.train_model = data_parallel(state.eval_model, state.device, state.options.bucket_cap_mb)
         state.timer.follow_gradients(state.network)
 

@@ -1,4 +1,4 @@
-"""One training step, through a task object: independent of network, data and kernels.
+"""One training step through a `Task`: independent of network, data and kernels.
 
 Losses, counts and the flag for a non-finite loss stay on the device. The host waits for it only at log lines,
 before a save and at the end of an epoch.
@@ -51,7 +51,7 @@ def update(state: TrainState, task: Task, batches: Sequence[Batch], metrics: Met
 
 
 def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[Batch]) -> None:
-    """Do the device's work. A CUDA graph may replay it, so all that differs between steps is in tensors."""
+    """Run the device's part. All that differs between steps is in tensors, for a replay by a CUDA graph."""
     for i, batch in enumerate(batches):
         last = i + 1 == len(batches)
         with _no_sync(state.train_model, skip=not last):
@@ -76,7 +76,7 @@ def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[B
         norm = _clip(state.network, state.options.clip_grad, state.options.clip_mode)
     state.guard.finish_checks(None if state.scaler.is_enabled() else norm)
 
-    # Update, skipped on the device after a loss that is not finite.
+    # Update, skipped on the device after a non-finite loss.
     if state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -89,7 +89,7 @@ def _update(state: TrainState, task: Task, metrics: Metrics, batches: Sequence[B
 def _draw_mix(state: TrainState, mixing: Mixing, part: int, size: int) -> Tensor:
     """Draw the mixing parameters of batch `part` of the next update, and copy them to the device.
 
-    The identity takes the place of mixing where there is none, so that the graph stays the same.
+    Without mixing, draw the identity, so that the graph stays the same.
     """
     drawn = plain()
     if mixing.goes_on(state.step // state.schedule.steps_per_epoch):

@@ -16,7 +16,7 @@ from fastcnn.engine.state import TrainState, to_training
 from fastcnn.runtime.distributed import average_buffers
 
 STATISTICS_BATCHES = 100
-"""Training batches, at most, over which the batch norm statistics are recomputed."""
+"""Max training batches for the recomputation of batch norm statistics."""
 
 
 class Average:
@@ -36,7 +36,7 @@ class Average:
             self.weights[name] = own
 
     def including_partial_epoch(self, state: TrainState) -> Average:
-        """Return a copy that includes a partial epoch; the original is for a run that finishes it later."""
+        """Return a copy with a partial epoch; a later run that finishes the epoch uses the original."""
         whole = Average()
         whole.epochs, whole.weights = self.epochs, dict(self.weights)
         whole.add(state)
@@ -83,9 +83,11 @@ def _recompute_statistics(state: TrainState, loader: Loader) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a mean in which every batch counts the same
-    model: nn.Module = getattr(state.eval_model, "_orig_mod", state.eval_model)  # not to compile it once more
-    loader.load_state_dict({"epoch": 0, "consumed": 0})  # its first epoch may be the one that has just ended
+        norm.momentum = None  # cumulative mean: equal weight for all batches
+    model: nn.Module = getattr(
+        state.eval_model, "_orig_mod", state.eval_model
+    )  # uncompiled, to avoid another graph
+    loader.load_state_dict({"epoch": 0, "consumed": 0})  # the loader may be at the end of its epoch
     for batch in islice(loader, STATISTICS_BATCHES):
         with state.autocast():
             model(batch.images)

@@ -10,16 +10,16 @@ from fastcnn.models.base import logits_of
 
 
 def mean_over_views(model: nn.Module, images: Tensor, views: Views) -> object:
-    """What `model` says of images: its outputs, or logits [N, num_classes] that are a mean over views.
+    """Return the outputs of `model`, or with `views` mean logits [N, num_classes].
 
-    They are made of the uint8 images on the device and have their shape and memory format: the model's graph
-    is the same.
+    Views are computed from the uint8 images on the device. They keep shape and memory format, so the model's
+    graph stays the same.
 
     Args:
         images: uint8 [N, C, H, W], as a loader yields them.
-        views: "flip": the image and its mirror image. "translate": half of that, and half the mean over both
-            of these for the image moved up and left by a pixel, and down and right, where what is missing at
-            the border is reflected ("94% on CIFAR-10 in 3.29 seconds", Jordan 2024, section 3.5).
+        views: "flip" averages the image and its mirror image. "translate" weighs that mean by half, and by
+            half the same mean over two shifted images: by a pixel up and left, and down and right. Shifts
+            reflect at the border ("94% on CIFAR-10 in 3.29 seconds", Jordan 2024, section 3.5).
     """
     if views == "none":
         return model(images)
@@ -36,10 +36,10 @@ def _over_mirror(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _moved(images: Tensor, by: int) -> Tensor:
-    """Up and left by a number of pixels, or down and right where it is negative."""
-    pixels = images.movedim(1, -1)  # contiguous, so that the memory format stays, for grey images too
+    """Shift up and left by a number of pixels; down and right if negative."""
+    pixels = images.movedim(1, -1)  # contiguous: keeps the memory format, for gray images too
     for dim in (1, 2):
         last = pixels.shape[dim] - 1
-        place = (torch.arange(last + 1, device=images.device) + by).abs()
-        pixels = pixels.index_select(dim, last - (last - place).abs())
+        index = (torch.arange(last + 1, device=images.device) + by).abs()
+        pixels = pixels.index_select(dim, last - (last - index).abs())
     return pixels.movedim(-1, 1)

@@ -1,1 +1,1 @@
-"""Where the time of a training step goes, and what to change."""
+"""Time of training steps by activity, and the diagnosis of the bottleneck."""

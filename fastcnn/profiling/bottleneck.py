@@ -12,9 +12,9 @@ from fastcnn.config import Config
 Bottleneck = Literal["data", "computing", "launching", "synchronising", "communication"]
 
 WORTH_SAYING = 0.15
-"""Min fraction of the time of a bottleneck: without it, the run is 18% faster."""
+"""Min fraction of the time to count as a bottleneck: without it, the run is 18% faster."""
 MIN_REPORTED_SHARE = 0.02
-"""Min fraction of the time that is listed beside others."""
+"""Min fraction of the time to be listed beside others."""
 
 NAMES: dict[Bottleneck, str] = {
     "data": "data wait",
@@ -22,7 +22,7 @@ NAMES: dict[Bottleneck, str] = {
     "synchronising": "host sync",
     "communication": "communication",
 }
-"""Avoidable activities; computing is not one."""
+"""Avoidable activities, all but computing, with their names in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Timing:
     communication: float = 0.0
     """Exposed all-reduce: from the last gradient to the average over all ranks."""
     cpu_contention: float = 0.0
-    """Part of the total in which the host's thread was ready to run and had no core."""
+    """Part of the total in which the host's thread was runnable without a core."""
 
     def __add__(self, other: Timing) -> Timing:
         names = [field.name for field in dataclasses.fields(self)]
@@ -65,7 +65,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """Options that this machine and these images leave."""
+    """Options left to try on this machine and with these images."""
 
     cores: int
     """Cores per process."""
@@ -74,28 +74,28 @@ class Headroom:
     can_cache: bool
     """The images fit in memory, and the cached loader was not slower in a trial."""
     threads_help: bool
-    """The loader uses all threads that it is given."""
+    """More threads speed up the loader."""
     can_compile: bool
     can_record: bool
-    """The step may become a CUDA graph."""
+    """The step can be captured in a CUDA graph."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     bound: Bottleneck | None
-    """None if it is unknown."""
+    """None if unknown."""
     sentence: str
     avoidable: bool = False
-    """Another activity than computing limits the run."""
+    """The bottleneck is not compute alone."""
 
 
 def diagnose(timings: Sequence[Timing], config: Config, chosen: Collection[str], room: Headroom) -> Diagnosis:
     """Diagnose the bottleneck of a run.
 
     Args:
-        timings: of every rank, after start-up.
-        config: without "auto".
-        chosen: the settings that were "auto".
+        timings: time of each rank, after start-up.
+        config: settings without "auto".
+        chosen: names of the settings that were "auto".
     """
     if config.device == "mps":
         return Diagnosis(None, "The bottleneck is not measured on mps.")
@@ -108,7 +108,7 @@ def diagnose(timings: Sequence[Timing], config: Config, chosen: Collection[str],
     waits = [share["communication"] for share in shares]
     late = waits.index(min(waits))
     waited = max(waits) - min(waits)
-    if waited >= WORTH_SAYING:  # for a straggler rank, not for the network
+    if waited >= WORTH_SAYING:  # waits for a straggler rank, not for the network
         bound = _bound({**shares[late], "communication": 0.0})
         start = f"Bottleneck: rank {late}, for which the others wait {waited:.0%} of the time. "
         if bound == "computing":
@@ -124,7 +124,7 @@ def diagnose(timings: Sequence[Timing], config: Config, chosen: Collection[str],
 
 
 def _bound(shares: dict[Bottleneck, float]) -> Bottleneck:
-    """Return the largest avoidable activity, if it is large enough to be a bottleneck."""
+    """Return the largest avoidable activity if it is large enough, else computing."""
     largest = max(NAMES, key=shares.__getitem__)
     return largest if shares[largest] >= WORTH_SAYING else "computing"
 
@@ -140,7 +140,7 @@ def _measured(bound: Bottleneck, timing: Timing, images: int) -> str:
     """Format the bottleneck with its figures. Throughput excludes log lines, as elsewhere.
 
     Args:
-        images: of a step of all ranks.
+        images: images per step over all ranks.
     """
     shares = timing.shares()
     seconds = timing.seconds - timing.synchronising
@@ -210,7 +210,7 @@ def _fewer_launches(config: Config, chosen: Collection[str], room: Headroom) -> 
 def _fewer_stops(config: Config, chosen: Collection[str], room: Headroom) -> list[str]:
     tries = []
     interval = int(config.log_interval)
-    if interval < room.images // (int(config.batch_size) * config.grad_accum_steps):  # steps of an epoch
+    if interval < room.images // (int(config.batch_size) * config.grad_accum_steps):  # steps per epoch
         tries.append(f"--log-interval {10 * interval}")
     if config.checkpoint_steps is not None:
         tries.append(f"--checkpoint-steps {10 * config.checkpoint_steps}")

@@ -1,9 +1,8 @@
 """Time of training steps by activity, on the device's own timeline, without waiting for the device.
 
 Each step has marks: before the loader's batch, with it, and after the step. On a GPU a mark is an event,
-which the device passes when all work queued before is done. While the host waits for a batch and the device
-still has work, the marks around that wait are passed back to back: no time is lost. Only an idle device sees
-a gap.
+which completes after all work queued before it. While the host waits for a batch and the device still has
+work, the marks around that wait complete back to back. Only an idle device shows a gap.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from torch.utils.hooks import RemovableHandle
 from fastcnn.profiling.bottleneck import Timing
 
 MAX_TIMED_STEPS = 1000
-"""Max steps that are measured in a log interval, the first ones: marks take memory until they are read."""
+"""Max measured steps per log interval, from its start: marks take memory until they are read."""
 LONGEST_HOLD = 1.0
-"""Seconds."""
+"""Max duration of a stall, in seconds."""
 
 
 class Clock(Protocol):
-    """A device's timeline as the host sees it."""
+    """A device's timeline, read from the host."""
 
     def mark(self) -> Any:
         """Mark the moment at which the device finishes all work queued until now."""
@@ -42,14 +41,14 @@ class Clock(Protocol):
         """Return the host's time in seconds."""
 
     def cpu_contention(self) -> float:
-        """Return the seconds so far in which this thread was ready and had no core; 0 if unknown."""
+        """Return the seconds so far in which this thread was runnable without a core; 0 if unknown."""
 
     def stall_device(self, seconds: float) -> bool:
-        """Stall the device for about so long; False, without effect, if it is the host itself."""
+        """Stall the device for about `seconds`; False, without effect, if it is the host itself."""
 
 
 class HostClock:
-    """The timeline of the host, as the device."""
+    """The host's timeline, for training on the CPU."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -96,7 +95,7 @@ class CudaClock(HostClock):
         self._used = 0
 
     def stall_device(self, seconds: float) -> bool:
-        torch.cuda._sleep(int(seconds * 2e9))  # cycles: no GPU has many more in a second
+        torch.cuda._sleep(int(seconds * 2e9))  # cycles, at about 2 GHz
         return True
 
 
@@ -105,34 +104,35 @@ class _Step:
     """Marks of a step: before its batch, with it, after the step; under DDP, after the last gradient and
     after the all-reduce."""
 
-    asked: Any
-    begun: Any
-    ended: Any = None
-    graded: Any = None
+    waiting: Any
+    start: Any
+    end: Any = None
+    last_gradient: Any = None
     reduced: Any = None
-    held: bool = False
+    stalled: bool = False
     """The device was stalled until the host had queued the step."""
     counts: bool = True
+    """False for a step whose communication was not measured."""
 
 
 class StepTimer:
     """Timer of the steps between two readings.
 
-    Pure kernel time is measured by stalling the device until the host has queued a whole step. That delays
-    the step by its own time; it is done in the first step of log intervals 1, 2, 4, 8, ... (start-up is in
-    0). Time beyond it within a step is idle time in which the device waits for the host.
+    Pure kernel time is measured by stalling the device until the host has queued a whole step. A stall delays
+    the run by about one step, in the first step of log intervals 1, 2, 4, 8, ...; interval 0 contains
+    start-up. Time of a step beyond its kernel time is launch overhead: the device idles.
     """
 
     def __init__(self, clock: Clock, at_most: int = MAX_TIMED_STEPS) -> None:
         self.clock = clock
         self.at_most = at_most
         self._steps: list[_Step] = []
-        self._asked: Any = None
+        self._waiting: Any = None
         self._step: _Step | None = None
         self._began = 0.0
-        self._queueing = LONGEST_HOLD  # shortest time of the host for a step
+        self._queueing = LONGEST_HOLD  # the host's shortest time to queue a step
         self._paused = 0.0
-        self._contention = 0.0  # up to the first step since the last reading
+        self._contention = 0.0  # total at the first step since the last reading
         self._windows = 0
         self._kernels: float | None = None  # seconds of a step's kernels, as last measured
         self._hooks: list[RemovableHandle] = []
@@ -140,18 +140,18 @@ class StepTimer:
 
     def before_data(self) -> None:
         """Mark the start of the wait for a batch."""
-        self._asked = self.clock.mark() if len(self._steps) < self.at_most else None
+        self._waiting = self.clock.mark() if len(self._steps) < self.at_most else None
 
     def before_step(self) -> None:
         """Mark the arrival of the batch."""
-        if self._asked is None:
+        if self._waiting is None:
             return
-        held = False
+        stalled = False
         if not self._steps:
             self._contention = self.clock.cpu_contention()
             if self._windows and self._windows & (self._windows - 1) == 0:
-                held = self.clock.stall_device(min(1.5 * self._queueing, LONGEST_HOLD))
-        self._step = _Step(asked=self._asked, begun=self.clock.mark(), held=held)
+                stalled = self.clock.stall_device(min(1.5 * self._queueing, LONGEST_HOLD))
+        self._step = _Step(waiting=self._waiting, start=self.clock.mark(), stalled=stalled)
         self._began = self.clock.host()
 
     def after_step(self) -> None:
@@ -159,19 +159,19 @@ class StepTimer:
         if self._step is None:
             return
         self._queueing = min(self._queueing, self.clock.host() - self._began)
-        self._step.ended = self.clock.mark()
+        self._step.end = self.clock.mark()
         self._steps.append(self._step)
         self._step = None
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Count host work on an idle device, such as a log line, in the next reading."""
+        """Count the block, host work on an idle device such as a log line, in the next reading."""
         start = self.clock.host()
         yield
         self._paused += self.clock.host() - start
 
     def reset(self) -> None:
-        """Discard the kernel time, for a step that changes."""
+        """Discard the measured kernel time, after a change of the step."""
         self._windows, self._kernels, self._queueing = 0, None, LONGEST_HOLD
 
     def follow_gradients(self, network: nn.Module) -> None:
@@ -186,7 +186,7 @@ class StepTimer:
 
     def _mark_gradient(self, parameter: Tensor) -> None:
         if self._step is not None:
-            self._step.graded = self.clock.mark()
+            self._step.last_gradient = self.clock.mark()
 
     def after_allreduce(self) -> None:
         """Mark the end of the backward pass that averages the gradients."""
@@ -196,7 +196,7 @@ class StepTimer:
             self._hooks = [last.register_post_accumulate_grad_hook(self._mark_gradient)]
             if self._step is not None:
                 self._step.counts = False  # its communication was not measured
-        elif self._step is not None and self._step.graded is not None:
+        elif self._step is not None and self._step.last_gradient is not None:
             self._step.reduced = self.clock.mark()
 
     def _drop_hooks(self) -> None:
@@ -208,22 +208,22 @@ class StepTimer:
         """Return the time measured since the last reading. The device must have passed all marks.
 
         Args:
-            steps: steps since the last reading, measured or not.
+            steps: all steps since the last reading, measured or not.
         """
         between = self.clock.seconds
         data = inside = communication = gaps = 0.0
         counted = 0
         for before, step in zip([None, *self._steps], self._steps):
             if before is not None:
-                gaps += between(before.ended, step.asked)
-            exposed = between(step.graded, step.reduced) if step.reduced is not None else 0.0
-            took = between(step.begun, step.ended) - exposed
-            if step.held:
+                gaps += between(before.end, step.waiting)
+            exposed = between(step.last_gradient, step.reduced) if step.reduced is not None else 0.0
+            took = between(step.start, step.end) - exposed
+            if step.stalled:
                 self._kernels = took
-            if step.held or not step.counts:
+            if step.stalled or not step.counts:
                 continue
             counted += 1
-            data += between(step.asked, step.begun)
+            data += between(step.waiting, step.start)
             inside += took
             communication += exposed
         launching = max(0.0, inside - counted * self._kernels) if self._kernels is not None else 0.0
@@ -247,6 +247,6 @@ class StepTimer:
 
 
 def step_timer_for(device: torch.device) -> StepTimer:
-    """Return a timer for a device; it measures nothing on mps, whose events are not used yet."""
+    """Return a timer for a device; without effect on mps, whose events are not used yet."""
     clock = CudaClock() if device.type == "cuda" else HostClock()
     return StepTimer(clock, 0 if device.type == "mps" else MAX_TIMED_STEPS)

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m fastcnn.train --arch resnet18
 
-Without torchrun there is one rank and no process group; every function here then does nothing.
+Without torchrun there is one rank and no process group, and every collective here is a no-op.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: `rank` of `world_size`, `local_rank` of `local_world_size` on its node."""
+    """Position of this process: `rank` of `world_size`, `local_rank` of `local_world_size` on its node."""
 
     rank: int = 0
     world_size: int = 1
@@ -86,7 +86,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # After any other error the other ranks may be waiting in a collective: leave it to the process's end.
+        # After any other error, other ranks may wait in a collective: the group ends with the process.
         together = isinstance(error, (UserError, TrainingError)) and not isinstance(error, BadImageError)
         raise
     finally:
@@ -150,31 +150,34 @@ def from_main(compute: Callable[[], T]) -> T:
 
 
 def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
-    """`compute()` on every rank: on rank 0 before all, then on the first of each node before its others,
-    since it may fill a cache that they share. A UserError on any rank is raised on all."""
+    """Return `compute()` of every rank; it may fill a cache that the ranks of a node share.
+
+    Rank 0 runs first, then the first rank of each node, then the others. A UserError on any rank is raised on
+    all.
+    """
     value: T | None = None
-    mistake: str | None = None
+    message: str | None = None
     turn = 0 if ranks.is_main else 1 if ranks.local_rank == 0 else 2
     for now in range(3):
         if turn == now:
             try:
                 value = compute()
             except UserError as error:
-                mistake = str(error)
+                message = str(error)
         barrier()
-    _raise_together(mistake)
+    _raise_together(message)
     return value  # type: ignore[return-value]
 
 
 def on_every_rank(compute: Callable[[], T]) -> T:
-    """`compute()` on every rank; a UserError on any rank is raised on all."""
+    """Return `compute()` of every rank; a UserError on any rank is raised on all."""
     value: T | None = None
-    mistake: str | None = None
+    message: str | None = None
     try:
         value = compute()
     except UserError as error:
-        mistake = str(error)
-    _raise_together(mistake)
+        message = str(error)
+    _raise_together(message)
     return value  # type: ignore[return-value]
 
 
@@ -185,7 +188,7 @@ def _raise_together(mistake: str | None) -> None:
 
 
 def gather_to_main(value: T) -> list[T]:
-    """Every rank's value, in rank order, on rank 0; elsewhere an empty list."""
+    """Return the values of all ranks, in rank order, on rank 0; an empty list elsewhere."""
     if not is_distributed():
         return [value]
     values: list[T] | None = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -194,7 +197,7 @@ def gather_to_main(value: T) -> list[T]:
 
 
 def gather_to_all(value: T) -> list[T]:
-    """Every rank's value, in rank order, on every rank."""
+    """Return the values of all ranks, in rank order, on every rank."""
     if not is_distributed():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
@@ -209,13 +212,13 @@ def barrier() -> None:
 
 @torch.no_grad()
 def average_buffers(model: nn.Module, fixed: Sequence[Tensor] = ()) -> None:
-    """Averages floating-point buffers (batch norm statistics) over all ranks, in one message.
+    """Average floating-point buffers (batch norm statistics) over all ranks, in one message.
 
     Args:
-        fixed: buffers that are the same on all ranks, and stay so to the last bit.
+        fixed: buffers that are equal on all ranks; they stay bitwise unchanged.
     """
-    known = {id(buffer) for buffer in fixed}
-    buffers = [b for b in model.buffers() if b.is_floating_point() and id(b) not in known]
+    excluded = {id(buffer) for buffer in fixed}
+    buffers = [b for b in model.buffers() if b.is_floating_point() and id(b) not in excluded]
     if not is_distributed() or not buffers:
         return
     flat = torch.cat([b.flatten().float() for b in buffers])

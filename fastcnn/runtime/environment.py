@@ -14,7 +14,7 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the code, and the code's commit."""
+    """Return the machine, the software versions, the commit and the date of a measurement."""
     import torchvision
 
     facts: dict[str, Any] = {
@@ -35,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def machine_name(device: torch.device) -> str:
-    """A folder name for results: the GPU's, or the processor's with its vector instructions and threads."""
+    """Return a folder name for results: the GPU, or the processor with vector instructions and threads."""
     if device.type == "cuda":
         return _as_name(torch.cuda.get_device_name(device))
     capability = torch.backends.cpu.get_cpu_capability()
@@ -43,7 +43,7 @@ def machine_name(device: torch.device) -> str:
 
 
 def _as_name(text: str) -> str:
-    """In small letters, digits and dashes, without marks such as "(R)", which no link in Markdown stands."""
+    """Keep lowercase letters, digits and dashes; drop marks such as "(R)": they break Markdown links."""
     return re.sub(r"(\(.*?\)|[^a-z0-9])+", "-", text.lower()).strip("-")
 
 
@@ -57,8 +57,10 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit measured, with "+" if files differ from it, results aside; of a copy without its repository
-    what $FASTCNN_COMMIT says."""
+    """Return the measured commit, with "+" if files other than results differ from it.
+
+    A copy without its repository uses $FASTCNN_COMMIT.
+    """
     git = "git", "-C", str(Path(__file__).parent)
     commit = _output(*git, "rev-parse", "--short", "HEAD")
     elsewhere = ":/", ":(exclude,top)benchmarks/results"

@@ -15,11 +15,11 @@ from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""Of `--amp-dtype`."""
+"""Data types by their names in `--amp-dtype`."""
 
 
 def cores_per_process(ranks: Ranks) -> int:
-    """Processor cores of this node that each of its processes may use."""
+    """Return the number of this node's cores per process."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -28,19 +28,18 @@ def cores_per_process(ranks: Ranks) -> int:
 
 
 def prepare(device: torch.device, cores: int, *, deterministic: bool) -> None:
-    """Set torch and the C library up, for the whole process."""
+    """Configure torch and the C library for the whole process."""
     if device.type == "cpu":
-        torch.set_num_threads(cores)  # torchrun allows each of several processes one
+        torch.set_num_threads(cores)  # torchrun sets one thread per process
         keep_freed_memory()
     torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of activations and gradients instead of mapping and unmapping it in every
-    step.
+    """Let glibc reuse the memory of activations and gradients, without mapping and unmapping it each step.
 
     As fast as tcmalloc (benchmarks/LOG.md). Without effect on other C libraries.
     """
@@ -54,30 +53,30 @@ def keep_freed_memory() -> None:
 
 
 TRIAL_LIMIT = 10.0
-"""Seconds of the first trial step after which no other arithmetic is tried."""
+"""Max duration, in seconds, of the first trial step; beyond it no other arithmetic is tried."""
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs on the CPU."""
+    """Return whether a C++ compiler is installed, which torch.compile requires on the CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
 EMULATED = 4
-"""Slowdown against a float32 product from which on a dtype counts as emulated."""
+"""Min slowdown of a product against float32 for a dtype to count as emulated."""
 NATIVE_DTYPES = "FASTCNN_NATIVE_DTYPES"
-"""Environment variable that lists the native dtypes, such as "fp32,bf16", and replaces the check."""
+"""Environment variable that overrides the check with a list of native dtypes, such as "fp32,bf16"."""
 NO_BF16 = "this processor has no bf16 arithmetic"
 
 
 def is_native(dtype: str, device: torch.device | None = None) -> bool:
-    """Whether a device computes in `dtype`, rather than emulate it.
+    """Return whether a device supports `dtype` natively instead of emulating it.
 
-    An emulated product on the CPU takes 10 to 100 times as long as one in float32, and convolutions in an
-    emulated dtype fall back to slow reference code: neither is worth measuring.
+    An emulated product on the CPU takes 10 to 100 times as long as one in float32. Convolutions in an
+    emulated dtype fall back to slow reference code. Neither is worth measuring.
 
     Args:
-        dtype: of `DTYPES`.
-        device: default: the CPU. GPUs are taken to compute in all of `DTYPES`.
+        dtype: a key of `DTYPES`.
+        device: default: the CPU. GPUs are assumed to support all of `DTYPES`.
 
     Raises:
         UserError: $FASTCNN_NATIVE_DTYPES names something else.
@@ -96,7 +95,7 @@ def is_native(dtype: str, device: torch.device | None = None) -> bool:
 
 @functools.cache
 def _is_native(dtype: str) -> bool:
-    """oneDNN's answer; a yes, or a build without oneDNN, is checked by the time of a small product."""
+    """Check oneDNN's support, then time a small product; without oneDNN, time it alone."""
     if torch.backends.mkldnn.is_available():
         supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported")
         if not supported():
@@ -105,7 +104,7 @@ def _is_native(dtype: str) -> bool:
 
 
 def _product_seconds(dtype: torch.dtype, side: int = 128) -> float:
-    """The shortest of five products of square matrices."""
+    """Return the shortest time of five products of square matrices, in seconds."""
     a, b = torch.ones(2, side, side, dtype=dtype)
     seconds = []
     for _ in range(6):

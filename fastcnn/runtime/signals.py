@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as requests that the training loop answers at its next look at the device."""
+"""SIGTERM and Ctrl-C as stop requests, which the training loop polls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 HARD_EXIT_DELAY = 3.0
-"""Seconds after which a further Ctrl-C ends the program at once. Not sooner: torchrun passes on the Ctrl-C
-that the terminal has sent already."""
+"""Min seconds between the first Ctrl-C and one that ends the program at once.
+
+torchrun forwards the Ctrl-C that the terminal has already sent, so earlier ones are ignored."""
 HARD_EXIT_MESSAGE = (
     "fastcnn: ended at once by another Ctrl-C; --resume continues from the last save, if there was one\n"
 )
 
 
 class StopRequest:
-    """Set by a signal; `signal` is its number. Another Ctrl-C raises KeyboardInterrupt, or with `exits` ends
-    the process."""
+    """Stop request set by a signal; `signal` is its number.
+
+    Another Ctrl-C raises KeyboardInterrupt, or with `exits` ends the process.
+    """
 
     def __init__(self, *, exits: bool) -> None:
         self.signal: int | None = None
@@ -40,19 +43,22 @@ class StopRequest:
 
 
 def _exit() -> None:
-    """Ends the process without cleaning up, which may take long; and in the middle of `torch.save`
-    KeyboardInterrupt becomes another error. Checkpoints are whole at any instant."""
+    """End the process without cleanup, which may take long.
+
+    Within `torch.save`, KeyboardInterrupt would become another error. Checkpoints are complete at any
+    instant.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(2, HARD_EXIT_MESSAGE.encode())  # a print may be under way
+        os.write(2, HARD_EXIT_MESSAGE.encode())  # unlike print, safe within another print
     os._exit(128 + signal.SIGINT)
 
 
 @contextmanager
 def stop_on_signals(*, exits: bool = False) -> Iterator[StopRequest]:
-    """Catches SIGTERM and SIGINT inside the block; elsewhere than in the main thread it catches nothing.
+    """Catch SIGTERM and SIGINT inside the block; without effect outside the main thread.
 
     Args:
-        exits: whether a further Ctrl-C ends the process; else it raises KeyboardInterrupt.
+        exits: a further Ctrl-C ends the process; else it raises KeyboardInterrupt.
     """
     request = StopRequest(exits=exits)
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Small arrays of the host on their way to the device."""
+"""Asynchronous copies of small host arrays to the device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor on `device`, without waiting for what the device has still to do. On the CPU it
-    shares the array's memory.
+    """Return the array as a tensor on `device`, without waiting for work queued there.
 
-    From memory that is not pinned CUDA may copy only when all that was queued before is done.
+    On the CPU the tensor shares the array's memory. From unpinned memory, CUDA may copy only after all work
+    queued before.
     """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":

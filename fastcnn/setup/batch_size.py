@@ -1,4 +1,4 @@
-"""`--batch-size max`, and `auto` on a GPU: how many images fit into its memory, by trying."""
+"""`--batch-size max`, and `auto` on a GPU: largest batch that fits its memory, by trials."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fastcnn.setup.cpu_trials import random_images
 from fastcnn.setup.warmup import InputShapes, any_loss, kernels_ahead
 
 RESERVE = 0.1
-"""Share of the free memory that is left for the loader, the moving average and fragmentation."""
+"""Fraction of the free memory reserved for the loader, the moving average and fragmentation."""
 OUT_OF_MEMORY = "out of memory", "STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"
-"""In the messages of PyTorch's allocator and the driver, of cuBLAS and cuDNN before 9, and of cuDNN 9."""
+"""Messages of PyTorch's allocator and the driver, of cuBLAS and cuDNN before 9, and of cuDNN 9."""
 NO_ALGORITHM = "Unable to find a valid cuDNN algorithm", "unable to find an engine to execute"
-"""PyTorch's, if each algorithm of cuDNN failed, maybe for want of a workspace, maybe for another reason."""
+"""Messages of PyTorch after all algorithms of cuDNN failed: for lack of workspace, or for another reason."""
 MULTIPLE = 8
-"""Of larger batches: what matrix products on a GPU like."""
+"""Divisor of larger batches, for fast matrix products on a GPU."""
 
 
 def largest_that_fits(fits: Callable[[int], bool], cap: int) -> int:
-    """The largest batch up to `cap`, from 8 on a multiple of 8 unless it is `cap` itself, or 0.
+    """Return the largest batch up to `cap` that fits, or 0; from 8 on a multiple of 8, or `cap` itself.
 
-    It doubles until one does not fit, and halves what is in between. A batch that does not fit may have left
-    the memory in pieces, so what is found is tried once more, and a smaller one taken if it fails now.
+    The size doubles until it does not fit, and bisection follows. A failed trial may have fragmented the
+    memory, so the result is tried again and reduced while it fails.
     """
     if fits(cap):
         return cap
@@ -52,15 +52,15 @@ def largest_that_fits(fits: Callable[[int], bool], cap: int) -> int:
 def find_batch_size(
     build: Callable[[], nn.Module], config: Config, cap: int, device: torch.device, ranks: Ranks
 ) -> int:
-    """The largest batch that can be trained and validated on this CUDA device, and on those of all ranks.
+    """Return the largest batch that trains and validates on this CUDA device and those of all ranks.
 
     Args:
-        build: makes the network; what it computes is not compiled here, which takes no less memory.
-        config: settings without "auto", but for the batch.
-        cap: images of a batch at most.
+        build: returns the network. It is not compiled here, which takes no less memory.
+        config: settings without "auto", except for the batch size.
+        cap: max images per batch.
 
     Raises:
-        UserError: not even one image fits.
+        UserError: a single image does not fit.
     """
     network = build().to(device)
     if config.channels_last == "on":
@@ -80,22 +80,22 @@ def find_batch_size(
     def fits(size: int) -> bool:
         return _fits(network, config, size, limit, device)
 
-    found = min(gather_to_all(largest_that_fits(fits, cap)))
+    largest = min(gather_to_all(largest_that_fits(fits, cap)))
     network.cpu()
     _free()
-    if found == 0:
+    if largest == 0:
         raise UserError(
             f"--batch-size {config.batch_size}: not one image of {config.img_size} px fits the GPU's memory; "
             "use a smaller --img-size or --arch, or end what else runs on it"
         )
-    return found
+    return largest
 
 
 def is_too_many(size: int, error: RuntimeError) -> bool:
-    """Whether an error means that so many images do not fit.
+    """Return whether an error means that a batch of `size` images does not fit.
 
-    Not all that run out of memory are `torch.OutOfMemoryError`: libraries have memory of their own. Where
-    cuDNN finds no algorithm for even one image, it is not for want of memory.
+    Libraries have memory of their own, and exhausting it does not raise `torch.OutOfMemoryError`. If cuDNN
+    finds no algorithm for a single image, lack of memory is not the reason.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -106,7 +106,7 @@ def is_too_many(size: int, error: RuntimeError) -> bool:
 
 
 def _fits(network: nn.Module, config: Config, size: int, limit: int, device: torch.device) -> bool:
-    """Whether an update and a validation of so many images stay below `limit` bytes."""
+    """Return whether an update and a validation of `size` images stay below `limit` bytes."""
     torch.cuda.reset_peak_memory_stats(device)
     try:
         _try(network, config, size, device)

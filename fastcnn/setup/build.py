@@ -1,4 +1,4 @@
-"""Build a training from its plan: network on its device, loaders, optimizer, checkpointer."""
+"""Build a training from its plan: network on the device, loaders, optimizer, checkpointer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
     """Build everything that a run needs, and load the checkpoint that it resumes from.
 
     Raises:
-        ValueError: fewer images than one batch, or than one update takes.
+        ValueError: fewer images than one batch or one update.
     """
     config = plan.config
     state, loader, val_loader = build(plan, ranks, device)
@@ -78,7 +78,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
     """Build the state, and the training and validation loaders.
 
     Raises:
-        ValueError: fewer images than one batch, or than one update takes.
+        ValueError: fewer images than one batch or one update.
     """
     config, source = plan.config, plan.source
     train_loader, val_loader = on_every_rank(
@@ -111,7 +111,7 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
         std=source.std,
         frozen=frozen,
     )
-    torch.manual_seed(config.seed + ranks.rank)  # from here on ranks draw differently (dropout)
+    torch.manual_seed(config.seed + ranks.rank)  # from here on random numbers (dropout) differ between ranks
     return state, train_loader, val_loader
 
 

@@ -55,15 +55,15 @@ def probe_arithmetic(
 ) -> tuple[Arithmetic, str]:
     """Time forward and backward passes on the CPU in bf16 and fp32, channels-last and NCHW, in turn.
 
-    None of them wins everywhere: bf16 speeds dense convolutions up and slows depthwise ones down. It is
-    skipped where the processor emulates it.
+    None is fastest for every network: bf16 speeds up dense convolutions and slows down depthwise ones. It is
+    skipped if the processor emulates it.
 
     Args:
         shape: of a batch of images, [N, C, H, W].
-        dtype, channels_last: as the flags; a value other than "auto" is fixed.
+        dtype, channels_last: values of the flags; other than "auto" they are fixed.
 
     Returns:
-        The fastest, and the figures as the reason.
+        The fastest arithmetic, and the figures as the reason.
     """
     if dtype != "auto" and not is_native(dtype):  # each trial could take minutes
         return Arithmetic(dtype, channels_last != "off"), NO_BF16
@@ -77,21 +77,21 @@ def probe_arithmetic(
     count = max(MIN_TRIAL_IMAGES, min(batch_size, TRIAL_PIXELS // (height * width)))
     images = random_images((count, *shape[1:]))
     models = {layout: _trial_model(network, channels, channels_last=layout) for layout in layouts}
-    taken = _trial_step(models[layouts[0]], images[:MIN_TRIAL_IMAGES], ways[0], clock)
-    if taken > TRIAL_LIMIT:
-        return ways[0], f"a step of {MIN_TRIAL_IMAGES} images took {taken:.0f} s, too long to try others"
-    if taken > 0:  # a slow network is tried on fewer
-        count = max(MIN_TRIAL_IMAGES, min(count, int(MIN_TRIAL_IMAGES * TRIAL_SECONDS / taken)))
+    elapsed = _trial_step(models[layouts[0]], images[:MIN_TRIAL_IMAGES], ways[0], clock)
+    if elapsed > TRIAL_LIMIT:
+        return ways[0], f"a step of {MIN_TRIAL_IMAGES} images took {elapsed:.0f} s, too long to try others"
+    if elapsed > 0:  # fewer images for a slow network
+        count = max(MIN_TRIAL_IMAGES, min(count, int(MIN_TRIAL_IMAGES * TRIAL_SECONDS / elapsed)))
         images = images[:count]
     seconds = dict.fromkeys(ways, math.inf)
     for _ in range(3):  # the first round warms up
         for way in ways:
-            taken = _trial_step(models[way.channels_last], images, way, clock)
-            seconds[way] = min(seconds[way], taken)
+            elapsed = _trial_step(models[way.channels_last], images, way, clock)
+            seconds[way] = min(seconds[way], elapsed)
     best = min(ways, key=seconds.__getitem__)
     if seconds[best] > MARGIN * seconds[ways[0]]:
         best = ways[0]
-    figures = ", ".join(f"{way} {1000 * taken:.0f} ms" for way, taken in seconds.items())
+    figures = ", ".join(f"{way} {1000 * elapsed:.0f} ms" for way, elapsed in seconds.items())
     return best, f"{count} images took {figures}" + (f"; {NO_BF16}" if skipped else "")
 
 
@@ -103,10 +103,11 @@ def probe_compile(
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[bool, str]:
-    """Decide whether to compile a run of so many steps on the CPU, by a trial if the run is long.
+    """Decide whether to compile a run on the CPU, by a trial if the run is long.
 
     Args:
         shape: of a batch of images, [N, C, H, W].
+        steps: length of the run.
 
     Returns:
         The choice, and its reason.
@@ -126,7 +127,7 @@ def probe_compile(
     compiled = cast(nn.Module, torch.compile(fresh, dynamic=False))
     try:
         first = _trial_step(compiled, images, way, clock)
-    except Exception as error:  # whatever the compiler's trouble is, the network trains without it
+    except Exception as error:  # any failure of the compiler: the network trains without it
         return False, f"compilation failed: {type(error).__name__}: {error}".partition("\n")[0]
     usual = faster = math.inf
     for _ in range(3):
@@ -137,7 +138,7 @@ def probe_compile(
 
 
 def random_images(shape: Shape, device: torch.device | None = None) -> Tensor:
-    """Return random images, uint8 [N, C, H, W] in channels-last memory, as of a loader."""
+    """Return random images, uint8 [N, C, H, W] in channels-last memory, as a loader yields them."""
     count, channels, height, width = shape
     images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, device=device)
     return images.permute(0, 3, 1, 2)
@@ -155,6 +156,6 @@ def _trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callab
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):
         loss = logits_of(model(images)).float().square().mean()
     loss.backward()
-    taken = clock() - start
+    elapsed = clock() - start
     model.zero_grad()
-    return taken
+    return elapsed

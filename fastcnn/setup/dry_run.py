@@ -1,8 +1,7 @@
-"""Training that leaves no trace: real steps before a run, to find out how fast they are or which learning
-rate they stand.
+"""Dry runs: real training steps before a run, undone afterwards, to measure speed or learning rates.
 
-    with rehearsal(state, loader):
-        seconds = time_updates(state, task, loader, at_most=10.0)
+with preserve_state(state, loader):
+    seconds = time_updates(state, task, loader, at_most=10.0)
 """
 
 from __future__ import annotations
@@ -27,16 +26,18 @@ from fastcnn.runtime.distributed import gather_to_all
 from fastcnn.tasks.base import Task
 
 MIN_TIMED_STEPS = 3
-"""Updates that are timed at least."""
+"""Min number of timed updates."""
 
 
 @contextmanager
 def preserve_state(state: TrainState, loader: Loader) -> Iterator[None]:
-    """What is trained inside is undone at its end, bit for bit: weights, their average, the optimizer,
-    counters, random generators and the loader's place. All ranks enter it."""
+    """Undo the training inside the block, bit for bit. All ranks enter it.
+
+    Restores weights, their moving average, optimizer, counters, random generators and the loader's position.
+    """
     content = copy.deepcopy(checkpoint.pack_state(state))
-    random, place, schedule = checkpoint.random_state(state.device), loader.state_dict(), state.schedule
-    found, bad = state.guard.found_inf.clone(), state.guard.bad_steps.clone()
+    random, position, schedule = checkpoint.random_state(state.device), loader.state_dict(), state.schedule
+    found_inf, bad_steps = state.guard.found_inf.clone(), state.guard.bad_steps.clone()
     try:
         yield
     finally:
@@ -44,14 +45,14 @@ def preserve_state(state: TrainState, loader: Loader) -> Iterator[None]:
         checkpoint.unpack_weights(state, content)
         checkpoint.unpack_progress(state, content)
         checkpoint.restore_random_state(random, state.device)
-        state.guard.found_inf.copy_(found)
-        state.guard.bad_steps.copy_(bad)
+        state.guard.found_inf.copy_(found_inf)
+        state.guard.bad_steps.copy_(bad_steps)
         state.schedule = schedule
-        loader.load_state_dict(place)
+        loader.load_state_dict(position)
 
 
 def updates(loader: Loader, accum_steps: int) -> Iterator[list[Batch]]:
-    """The batches of one update after the other, epoch after epoch."""
+    """Yield the batches of each update, epoch after epoch."""
     for epoch in itertools.count(loader.state_dict()["epoch"]):
         loader.set_epoch(epoch)
         batches = iter(loader)
@@ -60,15 +61,17 @@ def updates(loader: Loader, accum_steps: int) -> Iterator[list[Batch]]:
 
 
 def time_updates(state: TrainState, task: Task, loader: Loader, at_most: float) -> float:
-    """Seconds of an update with its data, on the slowest rank. All ranks call it, in a rehearsal.
+    """Return the seconds of an update with its data, on the slowest rank.
+
+    All ranks call it, within `preserve_state`.
 
     Args:
-        at_most: seconds that this should take, unless `MIN_TIMED_STEPS` updates take longer.
+        at_most: max duration in seconds, unless `MIN_TIMED_STEPS` updates take longer.
     """
     metrics = task.metrics(state.device)
     to_training(state)
     batches = updates(loader, state.options.accum_steps)
-    for _ in range(1 if state.recorded is None else WARMUP_STEPS + 1):  # they compile, allocate and record
+    for _ in range(1 if state.recorded is None else WARMUP_STEPS + 1):  # compile, allocate and capture
         train_step(state, task, next(batches), metrics)
     state.guard.wait()
     start, count = time.perf_counter(), 0
@@ -83,7 +86,10 @@ def time_updates(state: TrainState, task: Task, loader: Loader, at_most: float) 
 
 @torch.no_grad()
 def time_validation(state: TrainState, task: Task, loader: Loader, at_most: float) -> float:
-    """Seconds of a validation, by its first batches, on the slowest rank. All ranks call it."""
+    """Return the seconds of a validation, estimated from its first batches, on the slowest rank.
+
+    All ranks call it.
+    """
     metrics = task.metrics(state.device, train=False)
     state.eval_model.eval()
     batches = iter(loader)

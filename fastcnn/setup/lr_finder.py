@@ -22,7 +22,7 @@ UPDATES = 100
 SMOOTHING = 0.9
 """Decay of the moving average of the losses."""
 DIVERGED = 4.0
-"""Divergence: this multiple of the least smoothed loss."""
+"""Divergence threshold, as a multiple of the lowest smoothed loss."""
 RANGES = {"sgd": (1e-5, 10.0), "nesterov": (1e-5, 10.0), "muon": (1e-4, 10.0)}
 """Range of learning rates by optimizer; `ADAPTIVE` for others."""
 ADAPTIVE = 1e-7, 1.0
@@ -34,7 +34,7 @@ PICTURE = "lr_find.png"
 class Trial(NamedTuple):
     rate: float
     loss: float
-    """Smoothed."""
+    """Smoothed loss."""
 
 
 def find_lr(training: Training, config: Config, reasons: dict[str, str]) -> tuple[Config, dict[str, str]]:
@@ -60,7 +60,7 @@ def find_lr(training: Training, config: Config, reasons: dict[str, str]) -> tupl
 
 
 def range_test(state: TrainState, task: Task, loader: Loader, low: float, high: float) -> list[Trial]:
-    """Train with a learning rate that rises exponentially from `low` to `high`, until the loss diverges.
+    """Train with an exponentially rising learning rate, from `low` to `high`, until the loss diverges.
 
     All ranks call it, within `preserve_state`. It waits for the loss of each update.
     """
@@ -88,7 +88,7 @@ def steepest(trials: list[Trial]) -> float:
     """Return the rate at which the loss falls fastest per decade, over a fifth of the trials.
 
     Raises:
-        UserError: it does not fall.
+        UserError: the loss does not fall.
     """
     width = max(2, len(trials) // 5)
     slopes = [

@@ -1,4 +1,4 @@
-"""Create the network of a run: its layers, its initial weights, and the part of it that is frozen."""
+"""Create the network of a run: layers, initial weights and frozen part."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastcnn.transfer.freeze import frozen_layers
 from fastcnn.transfer.weights import download_pretrained, read_weights
 
 FIRST_IMAGES, FIRST_PIXELS = 5000, 5000 * 64**2
-"""Images, and pixels, at most, that initialize a network that starts from training images."""
+"""Max images, and max pixels in total, for the initialization from training images."""
 
 
 def create_network(config: Config) -> tuple[nn.Module, list[str]]:
-    """Return a network with random weights, the same on every rank, and the layers to be frozen."""
+    """Return a network with random weights, the same on every rank, and the layers to freeze."""
     torch.manual_seed(config.seed)
     network = build_network(config)
     if is_external(config.arch):
@@ -39,7 +39,7 @@ def load_initial_weights(
     """Load the weights of `--pretrained` or `--weights`. All ranks call it.
 
     Returns:
-        The data, with the normalization of the weights where that is known, and remarks.
+        The data, with the normalization of the weights if known, and lines for the log.
     """
     if config.weights is not None:
         flag, file = f"--weights {config.weights}", config.weights
@@ -47,7 +47,7 @@ def load_initial_weights(
     else:
         flag = "--pretrained"
         weights = local_main_first(lambda: download_pretrained(config.arch), ranks)
-    if weights.arch not in (None, config.arch):  # the weights may fit all the same
+    if weights.arch not in (None, config.arch):  # the weights may still fit
         flag += f", of {weights.arch}"
     other_classes = weights.class_names is not None and weights.class_names != tuple(source.class_names)
     backbone = getattr(network, "backbone", None)
@@ -59,13 +59,13 @@ def load_initial_weights(
     if weights.mean is None or weights.std is None:
         return source, remarks
     mean, std = weights.mean, weights.std
-    if len(mean) != source.channels:  # grey images under weights for RGB, or the other way round
+    if len(mean) != source.channels:  # gray images with weights for RGB, or vice versa
         mean, std = (((sum(values) / len(values),) * source.channels) for values in (mean, std))
     return dataclasses.replace(source, mean=mean, std=std), remarks
 
 
 def initialize_from_images(network: nn.Module, config: Config, source: Source, transform: Transform) -> None:
-    """Initialize networks and backbones with a method `init_from_images` from training images.
+    """Initialize from training images all networks and backbones with a method `init_from_images`.
 
     The method takes normalized images, float [N, C, H, W], and sets parameters and buffers. All ranks get the
     result of rank 0.

@@ -25,7 +25,7 @@ from fastcnn.setup.run_folder import choose_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a run starts: its folder, and the checkpoint that it resumes."""
+    """Starting point of a run: its folder, and the checkpoint to resume."""
 
     folder: Path
     config: Config

@@ -110,7 +110,7 @@ class Plan:
         return Headroom(
             cores=machine.cores_per_process(ranks),
             images=len(train) // ranks.world_size,
-            # Where it was among the loaders that were timed, it is the fastest or was found to be slower.
+            # If it was among the timed loaders, it is the fastest one or slower than the chosen one.
             can_cache=fits and not (timed and not reason(memory_share=MEMORY_SHARE)),
             threads_help=loads and (config.data_backend == "dali" or not needs_one_thread(train)),
             can_compile=importlib.util.find_spec("triton") is not None,
@@ -124,7 +124,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     Raises:
         ValueError: no such network, data or checkpoint, or settings that do not fit them.
     """
-    # Observe the folder, the checkpoint, the data and the machine; resolve all that these decide.
+    # Observe the folder, the checkpoint, the data and the machine; resolve what they determine.
     start = observe_start(config, ranks, device)
     content = start.checkpoint
     config, reasons, source = resolved(start.config, ranks, device)
@@ -172,7 +172,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
 
 
 def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config, dict[str, str], Source]:
-    """Open the data, and resolve all settings that data and machine decide without a trial of the network.
+    """Open the data, and resolve all settings that data and machine determine.
 
     Returns:
         The settings, the reasons of those that were "auto", and the data.
@@ -207,8 +207,8 @@ def _probe(
     if varied:
         dtype, layout = config.amp_dtype, config.channels_last
         way, why = from_main(lambda: probe_arithmetic(network, shape, dtype=dtype, channels_last=layout))
-        found = {"amp_dtype": way.dtype, "channels_last": "on" if way.channels_last else "off"}
-        config = dataclasses.replace(config, **{name: found[name] for name in varied})  # type: ignore[arg-type]
+        fastest = {"amp_dtype": way.dtype, "channels_last": "on" if way.channels_last else "off"}
+        config = dataclasses.replace(config, **{name: fastest[name] for name in varied})  # type: ignore[arg-type]
         reasons = {**reasons, **dict.fromkeys(varied, why)}
     if config.compile == "auto":
         way = Arithmetic(config.amp_dtype, config.channels_last == "on")

@@ -22,7 +22,7 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
     """Return the run's folder and the checkpoint to resume, if any.
 
     Raises:
-        UserError: the folder holds another run, or the checkpoint is not there.
+        UserError: the folder holds another run, or the checkpoint does not exist.
     """
     given = Path(config.output_dir).expanduser() if config.output_dir != "auto" else None
     if config.resume == "auto":
@@ -57,10 +57,10 @@ def claim_folder(folder: Path, config: Config) -> Path:
     """Create the run's folder and save the settings in it.
 
     Returns:
-        The folder, or with an automatic name the next one that is free if another run has taken it since.
+        The folder; with an automatic name, the next free one if another run has created it since.
 
     Raises:
-        UserError: it cannot be written to.
+        UserError: the folder is not writable.
     """
     try:
         if config.output_dir == "auto" and config.resume is None:
@@ -81,20 +81,20 @@ def claim_folder(folder: Path, config: Config) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Save the settings for `--config`, with --lr in place of its base."""
-    done = "resume", "lr_base", "lr_base_size", "lr_base_scale"
-    usual: dict[str, Any] = {name: FIELDS[name].default for name in done}
-    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, **usual)))
+    """Save the settings for `--config`, with `--lr` in place of `--lr-base`."""
+    omitted = "resume", "lr_base", "lr_base_size", "lr_base_scale"
+    defaults: dict[str, Any] = {name: FIELDS[name].default for name in omitted}
+    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, **defaults)))
 
 
 def _numbered(config: Config, *, newest: bool) -> Path:
-    """Return runs/ARCH-DATA, or with -2, -3, ...: the first free one, or the last one that is taken."""
+    """Return runs/ARCH-DATA, or with -2, -3, ...: the first free name, or the last one in use."""
     arch = config.arch.replace("/", "-").replace(":", "-")
     base = Path("runs") / f"{arch}-{data_name(config.data)}"
-    taken: Path | None = None
+    last: Path | None = None
     for number in itertools.count(1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")
         if not path.exists():
-            return taken if newest and taken is not None else path
-        taken = path
+            return last if newest and last is not None else path
+        last = path
     raise AssertionError("count() is endless")

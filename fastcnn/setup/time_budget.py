@@ -1,4 +1,4 @@
-"""`--time-budget`: measure an update and a validation, and train as many epochs as fit."""
+"""`--time-budget`: number of epochs that fit a time, from a timed update and validation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fit_time_budget(
     All ranks call it.
 
     Args:
-        started: start of the run, as of `time.perf_counter`.
+        started: start of the run, a time of `time.perf_counter`.
 
     Returns:
         The settings with the epochs, and the reasons of those that were chosen.
@@ -46,13 +46,13 @@ def fit_time_budget(
         step = time_updates(state, training.task, loader, MEASURING * budget / 2)
         val = time_validation(state, training.task, val_loader, MEASURING * budget / 4)
     average = 0.0
-    if config.average_last > 0:  # a forward pass takes no longer than an update
+    if config.average_last > 0:  # upper bound: a forward pass takes no longer than an update
         batches = statistics_batches(state.network, loader)
         average = batches * step / state.options.accum_steps + val
     elapsed = max(gather_to_all(time.perf_counter() - started))
-    least = elapsed + step + val + average
-    if least > budget:
-        raise UserError(f"{flag}: one update and its validation would end after {least:.0f} s; use more")
+    shortest = elapsed + step + val + average
+    if shortest > budget:
+        raise UserError(f"{flag}: one update and its validation would end after {shortest:.0f} s; use more")
 
     epochs = epochs_within(
         budget=budget,
@@ -82,7 +82,7 @@ def fit_time_budget(
 
 
 def validations(steps: int, steps_per_epoch: int, interval: int) -> int:
-    """Return the validations of a run of so many updates: every so many epochs, and at its end."""
+    """Return the number of validations of a run: every `interval` epochs, and at its end."""
     epochs = steps // steps_per_epoch
     at_the_end = epochs * steps_per_epoch != steps or epochs % interval != 0
     return epochs // interval + at_the_end
@@ -98,20 +98,20 @@ def epochs_within(
     val_interval: int = 1,
     at_the_end: float = 0.0,
 ) -> float:
-    """Return the most epochs, a multiple of 1 / steps_per_epoch, whose updates and validations fit a time.
+    """Return the max epochs, a multiple of 1 / steps_per_epoch, whose updates and validations fit a time.
 
     Args:
         budget: seconds of the whole run.
-        elapsed: seconds that have passed already.
-        at_the_end: seconds of what follows the last validation.
+        elapsed: seconds already spent.
+        at_the_end: seconds of the work after the last validation.
 
     Returns:
-        At least one update.
+        The epochs; at least one update.
     """
 
     def fits(steps: int) -> bool:
-        taken = steps * step_seconds + validations(steps, steps_per_epoch, val_interval) * val_seconds
-        return elapsed + taken + at_the_end <= budget * (1 - RESERVE)
+        needed = steps * step_seconds + validations(steps, steps_per_epoch, val_interval) * val_seconds
+        return elapsed + needed + at_the_end <= budget * (1 - RESERVE)
 
     low, high = 1, 2 + math.ceil(budget / step_seconds)
     while high - low > 1:  # the first update is trained in any case

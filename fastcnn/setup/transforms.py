@@ -1,4 +1,4 @@
-"""From settings to what becomes of images."""
+"""Build the image transform from the settings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastcnn.data.transforms.transform import Transform
 from fastcnn.runtime.distributed import from_main
 
 COLOR_SAMPLE = 2000
-"""Training images whose colours are looked at for `--lighting-pca data`."""
+"""Number of training images for the principal components of `--lighting-pca data`."""
 
 
 def _augment(config: Config, source: Source) -> Augment:
-    """What becomes of the pixels of training images."""
+    """Return the augmentation of training images."""
     components = IMAGENET_COMPONENTS
     if config.lighting > 0 and config.lighting_pca == "data" and config.data_backend != "synthetic":
         components = from_main(
@@ -37,7 +37,7 @@ def _augment(config: Config, source: Source) -> Augment:
 
 
 def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Transform:
-    """How the images of a run whose settings are chosen become samples. All ranks call it.
+    """Return the transform of a run's images, from settings without "auto". All ranks call it.
 
     Args:
         chosen: settings that were "auto".
@@ -48,7 +48,7 @@ def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Tra
         train_crop=config.train_crop,  # type: ignore[arg-type]
         scale=config.scale,  # type: ignore[arg-type]
         ratio=config.ratio,
-        # As a share of the size it follows progressive resizing.
+        # None: an eighth of the size, which follows progressive resizing.
         crop_padding=None if "crop_padding" in chosen else int(config.crop_padding),
         pad_mode=config.pad_mode,
         hflip=float(config.hflip),

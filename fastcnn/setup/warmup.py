@@ -47,9 +47,9 @@ class InputShapes:
 def kernels_ahead(
     network: nn.Module, shapes: InputShapes, *, device: torch.device, dtype: torch.dtype, ranks: Ranks
 ) -> Iterator[None]:
-    """On a GPU, compile the Triton kernels of a network's layers in other processes, beside the block's work.
+    """On a GPU, compile the Triton kernels of a network's layers in other processes while the block runs.
 
-    The first process of each machine does it.
+    Only the first process of each machine compiles.
 
     Args:
         dtype: data type of the activations.
@@ -58,10 +58,12 @@ def kernels_ahead(
         yield
         return
     calls: list[Call] = []
-    with suppress(RuntimeError):  # a network that needs real numbers compiles its kernels at its first step
+    with suppress(RuntimeError):  # a network with data-dependent control flow compiles at its first step
         for size in (*shapes.sizes, shapes.val_size):
-            found = calls_of(network, shapes.batch(size), dtype)
-            calls += [call for call in found if size in shapes.sizes or call.kind in ("forward", "norm")]
+            layer_calls = calls_of(network, shapes.batch(size), dtype)
+            calls += [
+                call for call in layer_calls if size in shapes.sizes or call.kind in ("forward", "norm")
+            ]
     capability, cores = torch.cuda.get_device_capability(device), machine.cores_per_process(ranks)
     with precompiling(list(dict.fromkeys(calls)), capability, cores):
         yield
@@ -99,11 +101,11 @@ def warm_up_sizes(state: TrainState, shapes: InputShapes) -> None:
 def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics) -> None:
     """Capture the CUDA graph of the step for the loader's batches and these metrics, if the run has one.
 
-    Nothing changes: updates are skipped, as after a loss that is not finite.
+    The state stays unchanged: updates are skipped, as after a non-finite loss.
     """
     if state.recorded is None:
         return
-    generators, place = random_state(state.device), loader.state_dict()
+    generators, position = random_state(state.device), loader.state_dict()
     flags = state.guard.found_inf, state.guard.bad_steps
     changed = [*flags, *state.network.buffers()]
     before = [tensor.clone() for tensor in changed]
@@ -112,7 +114,7 @@ def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics
     for batches in islice(updates(loader, state.options.accum_steps), WARMUP_STEPS + 1):
         update(state, task, batches, metrics)
     metrics.reset()
-    loader.load_state_dict(place)
+    loader.load_state_dict(position)
     with torch.no_grad():
         for tensor, value in zip(changed, before):
             tensor.copy_(value)
@@ -120,6 +122,6 @@ def record_ahead(state: TrainState, task: Task, loader: Loader, metrics: Metrics
 
 
 def any_loss(outputs: object) -> Tensor:
-    """Return a scalar to which all outputs of a network contribute, whatever they are."""
+    """Return a scalar to which all outputs of a network contribute, in any structure."""
     trained = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return torch.stack([leaf.float().mean() for leaf in trained]).sum()

@@ -1,4 +1,4 @@
-"""Which networks a test goes through in the default run: one of each structure; the others are slow."""
+"""Networks of parametrized tests: one of each structure by default, the others marked slow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STRUCTURES = (
 )
 """Every other network of `fastcnn.models` is a deeper, wider or slightly changed one of these."""
 FAMILIES = ("lenet5", "alexnet_torchvision", "resnet18", "mobilenet_v2", "convnext_tiny", "vit_s_16")
-"""Where a test computes with numbers or compiles, which takes seconds a network."""
+"""Networks for tests that compute or compile, at seconds per network."""
 
 
 def each(values: Iterable[Any], default: Iterable[Any] = STRUCTURES) -> list[Any]:
-    """A parameter for each value, slow where it is not in `default`."""
+    """Return a pytest parameter for each value, marked slow if not in `default`."""
     kept = set(default)
     return [pytest.param(value, marks=() if value in kept else pytest.mark.slow) for value in values]

@@ -1,4 +1,4 @@
-"""Targets of detection for tests of losses, in images of 48 x 72 pixels."""
+"""Detection targets for tests of losses, in images of 48 x 72 pixels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from torch import Tensor
 
 
 def random_targets(seed: int, count: int, least: int, most: int, classes: int, crowds: float) -> Tensor:
-    """[count, most, 6] of images with different numbers of boxes, the first with none, the others with
-    `least` at least; a share of them are crowds."""
+    """Return random targets [count, most, 6] of images with different numbers of boxes.
+
+    The first image has none, the others have `least` to `most`. A fraction `crowds` of the boxes are crowds.
+    """
     generator = torch.Generator().manual_seed(1000 + seed)
     targets = torch.zeros(count, most, 6)
     targets[..., 0] = -1

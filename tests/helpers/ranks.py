@@ -1,4 +1,4 @@
-"""Functions that two ranks run together, in processes forked from a server that has imported everything.
+"""Run functions on two ranks, in processes forked from a server with all imports done.
 
 first, second = run_ranks(train, "lenet5")
 """
@@ -30,11 +30,11 @@ PRELOAD = [
     "fastcnn.tasks.build",
     "torchvision",
 ]
-"""What the server imports once; a fork has it in milliseconds. It starts no threads and no DALI."""
+"""Modules that the server imports once; a fork then takes milliseconds. No threads, no DALI."""
 
 
 def warm() -> Any:
-    """The server's context, for processes of other kinds."""
+    """Return the server's context, for other kinds of processes."""
     if hasattr(SERVER, "set_forkserver_preload"):
         SERVER.set_forkserver_preload(PRELOAD)
     return SERVER
@@ -42,7 +42,7 @@ def warm() -> Any:
 
 @contextlib.contextmanager
 def command(folder: Path, *flags: str) -> Iterator[BaseProcess]:
-    """`python -m fastcnn.train` with these flags in a folder, its output in out.txt; killed at the end."""
+    """Run `python -m fastcnn.train` in a folder, with output in out.txt; kill it at the end of the block."""
     process = warm().Process(target=_command, args=(folder, flags, dict(os.environ)))
     process.start()
     try:
@@ -63,13 +63,13 @@ def _command(folder: Path, flags: tuple[str, ...], environment: dict[str, str]) 
 
 
 def run_ranks(work: Callable[..., Any], *args: Any, world_size: int = 2, timeout: float = 120) -> list[Any]:
-    """What `work(*args)` returns on each rank of a gloo group, by rank.
+    """Return the results of `work(*args)` on each rank of a gloo group, in rank order.
 
-    Each call has fresh processes, which see the environment variables of torchrun. `work` is a function of a
-    module; arguments and results can be pickled.
+    Each call starts fresh processes with torchrun's environment variables. `work` is a module-level function;
+    its arguments and results are picklable.
 
     Raises:
-        AssertionError: ranks failed, with their tracebacks, or did not answer in `timeout` seconds.
+        AssertionError: ranks failed, with their tracebacks, or gave no result in `timeout` seconds.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -99,7 +99,7 @@ def run_ranks(work: Callable[..., Any], *args: Any, world_size: int = 2, timeout
 
 
 def _answer(pipe: Connection, timeout: float) -> tuple[str, Any]:
-    """What went wrong, and the result."""
+    """Return the failure, "" if there is none, and the result."""
     if not pipe.poll(timeout):
         return f"no answer in {timeout:g} s", None
     try:
@@ -124,7 +124,7 @@ def _serve(
 
 
 def _become(environment: dict[str, str]) -> None:
-    """The environment of the test, not of the server; loading threads do not give way to other tests."""
+    """Set the environment of the test in place of the server's; keep the priority of loading threads."""
     os.environ.clear()
     os.environ.update(environment)
     if hasattr(os, "setpriority"):

@@ -1,4 +1,4 @@
-"""Pillow and torchvision as references of the augmentation operations."""
+"""Reference implementations of the augmentation operations: Pillow and torchvision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILL = (10, 20, 30)
 
 
 def picture(size: int, channels: int, seed: int = 0) -> np.ndarray:
-    """Smooth shapes with some noise, uint8 [size, size, channels]."""
+    """Return smooth shapes with some noise, uint8 [size, size, channels]."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(int)

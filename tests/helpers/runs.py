@@ -1,4 +1,4 @@
-"""Helpers for tests of whole runs: quick settings, the log of a run, a killed run, a pytest of its own."""
+"""Helpers for tests of whole runs: quick settings, a run's log, a killed run, pytest in a subprocess."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcnn.config import flag
 from fastcnn.engine import checkpoint
 
 QUICK_SETTINGS: dict[str, Any] = {
-    "amp_dtype": "fp32",  # these three: else the machine is tried for them
+    "amp_dtype": "fp32",  # this and the next two skip the timed trials
     "channels_last": "on",
     "compile": "off",
     "batch_size": 16,
@@ -25,7 +25,7 @@ QUICK_SETTINGS: dict[str, Any] = {
 
 
 def as_flags(settings: dict[str, Any]) -> tuple[str, ...]:
-    """What `fastcnn.fit` takes, for the command line."""
+    """Convert settings of `fastcnn.fit` to command-line flags."""
     words: list[str] = []
     for name, value in settings.items():
         words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
@@ -36,17 +36,17 @@ QUICK = as_flags({"arch": "lenet5", **QUICK_SETTINGS})
 
 
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Those of a kind ("train" or "epoch") in a run's metrics.jsonl."""
+    """Return the records of a kind ("train" or "epoch") in a run's metrics.jsonl."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing in the program catches it."""
+    """Simulated kill: nothing in the program catches it."""
 
 
 def interrupt_after(step: int, run: Callable[[], Any]) -> None:
-    """Kills a run right after the checkpoint of a step."""
+    """Kill a run right after the checkpoint of a step."""
     real = checkpoint.save
 
     def save_then_die(path: Path, content: dict[str, Any], best: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Settings resolved for photos on a GPU, or for facts changed from those."""
+"""Settings resolved for photos on a GPU, or for a changed environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network of the user's own that takes images of any size: `--arch small_network:small`."""
+"""A user's network for images of any size: `--arch small_network:small`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def small(num_classes: int, in_chans: int = 3) -> nn.Module:
-    """With what warming up could leave traces in: batch norm's statistics, and dropout's random numbers."""
+    """Network with state that a warmup could change: batch norm statistics and dropout's random numbers."""
     return nn.Sequential(
         nn.Conv2d(in_chans, 8, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(8),

@@ -1,4 +1,4 @@
-"""What tests of sources of masks and of boxes share."""
+"""Shared helpers for tests of mask and box sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastcnn.data.sources.dataset import Source, Split
 
 
 def message_of(opening: Callable[[], Source]) -> str:
-    """The one line that a source is refused with."""
+    """Return the one-line message of the error that a source raises."""
     with pytest.raises(ValueError) as caught:
         opening()
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""What processes of tests train: a small network by SGD at a constant rate, on the CPU in float32."""
+"""Training state of a small network: SGD at a constant rate, on the CPU in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastcnn.transfer.freeze import Frozen, frozen_layers
 def small_state(
     network: nn.Module, freeze: bool, accum_steps: int = 1, bucket_cap_mb: int | None = None
 ) -> TrainState:
-    """Takes uint8 RGB images; with `freeze` the classifier alone trains at first."""
+    """Build a state for uint8 RGB images; with `freeze` only the classifier trains at first."""
     frozen = Frozen(network, frozen_layers(network, "backbone", None)) if freeze else None
     return build_state(
         network,

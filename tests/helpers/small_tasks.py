@@ -1,4 +1,4 @@
-"""A small network for each task, and made-up batches for it."""
+"""A small network for each task, and random batches for it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "yolo/lenet5": {"strides": (4,), "anchors": (6, 8, 12, 10)},
     "yolov1/lenet5": {"strides": (4,)},
 }
-"""Of their constructors."""
+"""Constructor arguments by network."""
 
 
 def task_for(arch: str) -> Task:
     kind = task_of(arch)
     if kind == "segmentation":
-        return Segmentation(CLASSES, "ce")  # Dice of a whole is not the mean of its parts'
+        return Segmentation(CLASSES, "ce")  # Dice of a batch is not the mean over its parts
     return Detection(CLASSES) if kind == "detection" else Classification(CLASSES)
 
 
 def small_batch(arch: str, size: int, generator: torch.Generator) -> Batch:
-    """Random images and targets. Any two samples count for as much in the mean that is the loss: their masks
-    ignore as many pixels, and their boxes have the same sides, so that as many predictions are trained."""
+    """Return random images and targets in which all samples have equal weight in the mean loss.
+
+    Their masks ignore the same number of pixels. Their boxes have the same sides, so the same number of
+    predictions is trained.
+    """
 
     def draw(*shape: int, high: int = CLASSES, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.randint(0, high, shape, dtype=dtype, generator=generator)

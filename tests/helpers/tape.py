@@ -1,5 +1,7 @@
-"""What a CUDA graph does, on the CPU: operations are noted with the tensors they were done on, and repeated
-on those same tensors. Numbers that the host puts in are noted as they are."""
+"""CUDA graphs simulated on the CPU: operations are recorded and replayed on the same tensors.
+
+Numbers supplied by the host are recorded as constants.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape(TorchDispatchMode):
-    """Notes what is done inside, and undoes it at the end: recording does nothing."""
+    """Record the operations inside; `undo` reverts them, so that recording has no effect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,9 +43,9 @@ class Tape(TorchDispatchMode):
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.operations:
-            given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+            arguments = {storage.data_ptr() for storage in _storages((args, kwargs))}
             for old, new in zip(_tensors(result), _tensors(func(*args, **kwargs))):
-                if old.untyped_storage().data_ptr() not in given:  # else a view, or changed in place
+                if old.untyped_storage().data_ptr() not in arguments:  # otherwise a view, or changed in place
                     old.copy_(new)
 
 

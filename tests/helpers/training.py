@@ -1,4 +1,4 @@
-"""A small training without a run: batches, states, losses, loaders."""
+"""A small training outside a run: batches, states, losses, loaders."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def state_of(arch: str = "lenet5", lr: float = 0.05, opt: OptName = "sgd", **set
 
 
 def losses(state: TrainState, data: list[Batch], accumulate: int = 1, task: Task = TASK) -> list[float]:
-    found = []
+    values = []
     for i in range(0, len(data), accumulate):
         metrics = task.metrics(CPU)
         train_step(state, task, data[i : i + accumulate], metrics)
-        found.append(metrics.compute()["loss"])
-    return found
+        values.append(metrics.compute()["loss"])
+    return values
 
 
 def loader_of(data: list[Batch], num_samples: int | None = None) -> Loader:
@@ -81,7 +81,7 @@ def loader_of(data: list[Batch], num_samples: int | None = None) -> Loader:
 def step_twice_without_waiting(
     state: TrainState, monkeypatch: pytest.MonkeyPatch, arch: str = "lenet5"
 ) -> None:
-    """Two steps, the second of which must ask nothing of the device."""
+    """Run two steps; raise AssertionError if the second waits for the device."""
     task, data = task_for(arch), batches(2, arch=arch)
     metrics = task.metrics(CPU)
     train_step(state, task, data[:1], metrics)
@@ -90,7 +90,7 @@ def step_twice_without_waiting(
 
 
 def forbid_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on an error is what asks something of the device."""
+    """Replace all operations that wait for the device by an AssertionError."""
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the host waited for the device")

@@ -1,9 +1,9 @@
-"""Messages against one golden file: a test names what is wrong, `tests/messages.yaml` holds the words.
+"""Comparison of messages with the golden file `tests/messages.yaml`.
 
     def test_an_unknown_arch_is_refused(wording):
         wording(refusal("resnet19"))
 
-`pytest --update-messages` (in one process) rewrites the entries of the tests that it runs.
+`pytest --update-messages` (in one process) rewrites the entries of the tests it runs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Wording:
 
     Args:
         golden: file -> test -> messages.
-        file: of the test, below tests/.
-        test: its name, with its parameters.
+        file: file of the test, relative to tests/.
+        test: name of the test, with its parameters.
         update: record instead of comparing.
-        replaced: parts of the messages that differ from run to run, and the names that stand for them.
+        replaced: parts of the messages that differ between runs, with their placeholders.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Wording:
         )
 
     def line(self, text: str, part: str) -> None:
-        """Compare the lines of a text that hold this part; there must be some."""
-        found = [line for line in text.splitlines() if part in line]
-        assert found, f"no line with {part!r} in:\n{text}"
-        for line in found:
+        """Compare the lines of a text that contain `part`; raise AssertionError if there are none."""
+        lines = [line for line in text.splitlines() if part in line]
+        assert lines, f"no line with {part!r} in:\n{text}"
+        for line in lines:
             self(line)
 
     def close(self) -> None:
-        """At the end of a test that passed: record what was seen, or see that nothing recorded is missing."""
+        """After a passed test, record its messages, or check that no recorded message is missing."""
         if not self._update:
             missing = self._expected[len(self._seen) :]
             assert not missing, f"{self._where}: not said: {missing}; run pytest --update-messages if meant"
@@ -78,11 +78,11 @@ class Wording:
 
 
 def save(golden: Golden, collected: dict[str, set[str]]) -> None:
-    """Write the golden file; of a file that was collected whole, the tests that compare messages."""
+    """Write the golden file; drop tests that no longer compare messages from fully collected files."""
     kept: Golden = {}
     for file, tests in sorted(golden.items()):
         exist = collected.get(file, set(tests))
-        kept[file] = {test: said for test, said in sorted(tests.items()) if said and test in exist}
+        kept[file] = {test: lines for test, lines in sorted(tests.items()) if lines and test in exist}
     text = yaml.safe_dump(
         {f: t for f, t in kept.items() if t}, sort_keys=False, allow_unicode=True, width=110
     )

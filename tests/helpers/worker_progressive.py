@@ -1,4 +1,4 @@
-"""What two ranks run for tests/config/test_progressive.py: compiled steps at three sizes."""
+"""Work of two ranks for tests/config/test_progressive.py: compiled steps at three sizes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SIZES = (16, 24, 32)
 
 
 def results() -> dict[str, Any]:
-    """Graphs compiled before the first step and in all, and the weights after a step at each size."""
+    """Return the graphs compiled before the first step and in total, and the weights after all steps."""
     torch.compile = functools.partial(torch.compile, backend="eager")
-    torch.manual_seed(Ranks.from_environment().rank)  # DDP gives every rank the first one's weights
+    torch.manual_seed(Ranks.from_environment().rank)  # DDP broadcasts the weights of rank 0
     network = small(10)
     optimizer = build_optimizer(network, OptimizerSettings(weight_decay=0.0), lr=0.05)
     schedule = Schedule(peak=0.05, steps_per_epoch=3, epochs=1)

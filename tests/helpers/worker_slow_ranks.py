@@ -1,4 +1,4 @@
-"""What two ranks run for tests/profiling/test_bottleneck.py."""
+"""Work of two ranks for tests/profiling/test_bottleneck.py."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 NAP = 0.1
 
 
-def slow_reduce(_, bucket):  # DDP looks at annotations, and takes no strings
-    """The mean of all ranks, and a nap while it is under way."""
+def slow_reduce(_, bucket):  # without annotations: DDP rejects strings
+    """Average over all ranks, with a nap before the result."""
     work = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
 
     def late(future: Any) -> Tensor:
@@ -49,12 +49,12 @@ def timings(
     accumulate: int = 1,
     frozen: bool = False,
 ) -> list[Timing]:
-    """Where the time of the steps after the first two goes, on each rank.
+    """Return the timings of the steps after the first two, by rank.
 
     Args:
-        reduce: whether averaging gradients takes 0.1 s longer.
-        load, forward, backward: seconds that these take longer in this process.
-        frozen: whether all but the classifier is frozen in the first two steps.
+        reduce: delay the average of the gradients by 0.1 s.
+        load, forward, backward: delays of these in this process, in seconds.
+        frozen: freeze all but the classifier in the first two steps.
     """
     torch.manual_seed(0)
     network = build("lenet5", num_classes=10)
@@ -96,7 +96,7 @@ def timings(
 
 
 def results() -> dict[str, list[Timing]]:
-    """The timings of all ranks on rank 0, by what is slow."""
+    """Return the timings of all ranks, on rank 0, by the slow part."""
     nap = 2 * NAP if Ranks.from_environment().rank == 1 else 0.0
     return {
         "reduce": timings(reduce=True),

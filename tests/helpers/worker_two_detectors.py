@@ -1,4 +1,4 @@
-"""What two ranks run for tests/tasks/detection/test_task.py: each validates its share of images."""
+"""Work of two ranks for tests/tasks/detection/test_task.py: each validates its share of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGES, SIZE = 11, 64
 
 
 def validate(rank: int, world_size: int, batch_size: int) -> dict[str, float]:
-    """Metrics of made-up outputs, near enough to the truth that some count."""
+    """Return metrics of random outputs, close enough to the truth for some true positives."""
     torch.manual_seed(0)
     corner = torch.rand(IMAGES, 3, 2) * 40
     targets = torch.cat(

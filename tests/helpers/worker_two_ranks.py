@@ -1,4 +1,4 @@
-"""What two ranks run for tests/runtime/test_distributed.py."""
+"""Work of two ranks for tests/runtime/test_distributed.py."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def train(
     unfreeze_at: int | None = None,
     bucket_cap_mb: int | None = None,
 ) -> dict[str, object]:
-    """Four updates from 16 images each, of which this rank sees its share; all but the classifier is frozen
-    until update `unfreeze_at`."""
-    torch.manual_seed(0 if rank == 0 else 99)  # DDP gives every rank the first one's weights
+    """Train for four updates from 16 images each, of which this rank gets its share.
+
+    All but the classifier is frozen until update `unfreeze_at`.
+    """
+    torch.manual_seed(0 if rank == 0 else 99)  # DDP broadcasts the weights of rank 0
     network = build(arch, num_classes=10, **OPTIONS.get(arch, {}))
     state = small_state(network, unfreeze_at is not None, bucket_cap_mb=bucket_cap_mb)
     for module in network.modules():
@@ -74,7 +76,7 @@ def train(
 
 
 def mixes(rank: int) -> list[list[float]]:
-    """How the batches of two steps of two batches each were mixed."""
+    """Return the mixing parameters of two steps with two batches each."""
 
     class Seen(Classification):
         def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
