@@ -357,12 +357,12 @@ def recipes_page(machines: dict[str, Files]) -> str:
         parts.append(
             f"- Source: {recipe.source}: {recipe.published}.{' ' + recipe.differs if recipe.differs else ''}"
         )
-        reached = [line for files in machines.values() for line in _reached(name, files)]
+        reached = [line for files in machines.values() for line in result_lines(name, files)]
         parts += [*(reached or ["- fastcnn: not run."]), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _reached(name: str, files: Files) -> list[str]:
+def result_lines(name: str, files: Files) -> list[str]:
     """Measured accuracies of a recipe on one machine."""
     lines = []
     for path, content in files.items():

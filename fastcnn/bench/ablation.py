@@ -212,7 +212,7 @@ class _Ablation:
     def run(self, name: str, changes: dict[str, Any]) -> Variant:
         """Measure a variant; if it is kept, later variants build on it."""
         variant = Variant(name=name, optimizations=dataclasses.replace(self.optimizations, **changes))
-        variant.left_out = _why_not(variant, self.settings, self.device, self.workload)
+        variant.left_out = why_skipped(variant, self.settings, self.device, self.workload)
         late = self._is_over() and name not in (BASELINE, OWN)
         if late and not variant.left_out:
             variant.left_out = f"time limit of {self.minutes:g} min reached (--minutes)"
@@ -357,7 +357,7 @@ def _worker(
     return Worker(build, device, keep_memory=keep_memory, first_calls=FIRST_CALLS, limit=limit)
 
 
-def _why_not(variant: Variant, settings: Settings, device: torch.device, workload: Workload) -> str:
+def why_skipped(variant: Variant, settings: Settings, device: torch.device, workload: Workload) -> str:
     """Reason for not measuring a variant; empty if there is none."""
     name = variant.name
     if name in ON_CUDA and device.type != "cuda":

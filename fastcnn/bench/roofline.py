@@ -125,10 +125,10 @@ def product(device: str, dtype: str) -> Probe:
         a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
         return Probe(partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3)
 
-    return _grow(make, PRODUCT_SIDES[device])
+    return grow(make, PRODUCT_SIDES[device])
 
 
-def _grow(
+def grow(
     make: Callable[[int], Probe], sizes: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> Probe:
     """Probe of the first size whose calls all take `LONG_ENOUGH`, else of the last size."""

@@ -168,7 +168,7 @@ def bench(argv: Sequence[str]) -> int:
     parser.add_argument("--baseline", metavar="FILE", help="compare with a JSON file of an earlier run")
     parser.add_argument(
         "--max-regression",
-        type=_share,
+        type=parse_share,
         default=0.05,
         metavar="SHARE",
         help="exit with 1 if a variant lost more of its speed-up (5%%)",
@@ -197,7 +197,7 @@ def _minutes(text: str) -> float:
     return value
 
 
-def _share(text: str) -> float:
+def parse_share(text: str) -> float:
     try:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

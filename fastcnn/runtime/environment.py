@@ -24,7 +24,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "commit": _commit(),
+        "commit": commit_of_code(),
         "date": time.strftime("%Y-%m-%d"),
     }
     if device.type == "cuda":
@@ -37,12 +37,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 def machine_name(device: torch.device) -> str:
     """Return a folder name for results: the GPU, or the processor with vector instructions and threads."""
     if device.type == "cuda":
-        return _as_name(torch.cuda.get_device_name(device))
+        return as_name(torch.cuda.get_device_name(device))
     capability = torch.backends.cpu.get_cpu_capability()
-    return _as_name(f"{_processor()} {capability} {torch.get_num_threads()} threads")
+    return as_name(f"{_processor()} {capability} {torch.get_num_threads()} threads")
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
     """Keep lowercase letters, digits and dashes; drop marks such as "(R)": they break Markdown links."""
     return re.sub(r"(\(.*?\)|[^a-z0-9])+", "-", text.lower()).strip("-")
 
@@ -56,7 +56,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit_of_code() -> str:
     """Return the measured commit, with "+" if files other than results differ from it.
 
     A copy without its repository uses $FASTCNN_COMMIT.

@@ -100,10 +100,10 @@ def _is_native(dtype: str) -> bool:
         supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported")
         if not supported():
             return False
-    return _product_seconds(DTYPES[dtype]) < EMULATED * _product_seconds(torch.float32)
+    return product_seconds(DTYPES[dtype]) < EMULATED * product_seconds(torch.float32)
 
 
-def _product_seconds(dtype: torch.dtype, side: int = 128) -> float:
+def product_seconds(dtype: torch.dtype, side: int = 128) -> float:
     """Return the shortest time of five products of square matrices, in seconds."""
     a, b = torch.ones(2, side, side, dtype=dtype)
     seconds = []

@@ -77,7 +77,7 @@ def probe_arithmetic(
     count = max(MIN_TRIAL_IMAGES, min(batch_size, TRIAL_PIXELS // (height * width)))
     images = random_images((count, *shape[1:]))
     models = {layout: _trial_model(network, channels, channels_last=layout) for layout in layouts}
-    elapsed = _trial_step(models[layouts[0]], images[:MIN_TRIAL_IMAGES], ways[0], clock)
+    elapsed = trial_step(models[layouts[0]], images[:MIN_TRIAL_IMAGES], ways[0], clock)
     if elapsed > TRIAL_LIMIT:
         return ways[0], f"a step of {MIN_TRIAL_IMAGES} images took {elapsed:.0f} s, too long to try others"
     if elapsed > 0:  # fewer images for a slow network
@@ -86,7 +86,7 @@ def probe_arithmetic(
     seconds = dict.fromkeys(ways, math.inf)
     for _ in range(3):  # the first round warms up
         for way in ways:
-            elapsed = _trial_step(models[way.channels_last], images, way, clock)
+            elapsed = trial_step(models[way.channels_last], images, way, clock)
             seconds[way] = min(seconds[way], elapsed)
     best = min(ways, key=seconds.__getitem__)
     if seconds[best] > MARGIN * seconds[ways[0]]:
@@ -119,20 +119,20 @@ def probe_compile(
     batch_size, channels = shape[:2]
     eager = _trial_model(network, channels, channels_last=way.channels_last)
     some = random_images((min(batch_size, 4), *shape[1:]))
-    usual = min(_trial_step(eager, some, way, clock) for _ in range(2)) * batch_size / len(some)
+    usual = min(trial_step(eager, some, way, clock) for _ in range(2)) * batch_size / len(some)
     if steps * usual < WORTH_COMPILING:
         return False, f"{steps:,} steps take less than an hour"
     images = random_images(shape)
     fresh = _trial_model(network, channels, channels_last=way.channels_last)
     compiled = cast(nn.Module, torch.compile(fresh, dynamic=False))
     try:
-        first = _trial_step(compiled, images, way, clock)
+        first = trial_step(compiled, images, way, clock)
     except Exception as error:  # any failure of the compiler: the network trains without it
         return False, f"compilation failed: {type(error).__name__}: {error}".partition("\n")[0]
     usual = faster = math.inf
     for _ in range(3):
-        faster = min(faster, _trial_step(compiled, images, way, clock))
-        usual = min(usual, _trial_step(eager, images, way, clock))
+        faster = min(faster, trial_step(compiled, images, way, clock))
+        usual = min(usual, trial_step(eager, images, way, clock))
     figures = f"{1000 * faster:.0f} ms a step, {1000 * usual:.0f} without, after {first:.0f} s"
     return faster < MARGIN * usual and steps * (usual - faster) > first, figures
 
@@ -150,7 +150,7 @@ def _trial_model(network: nn.Module, channels: int, *, channels_last: bool) -> n
     return Normalized(copied, [0.5] * channels, [0.5] * channels, channels_last=channels_last).train()
 
 
-def _trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callable[[], float]) -> float:
+def trial_step(model: nn.Module, images: Tensor, way: Arithmetic, clock: Callable[[], float]) -> float:
     """Return the seconds of a forward and backward pass."""
     start = clock()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.dtype == "bf16"):

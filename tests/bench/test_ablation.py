@@ -189,7 +189,7 @@ def test_a_product_grows_until_it_takes_long_enough(monkeypatch, cubic, side):
         made.append(size)
         return Probe(call, 2 * size**3)
 
-    found = roofline._grow(make, roofline.PRODUCT_SIDES["cpu"], clock=lambda: now[0])
+    found = roofline.grow(make, roofline.PRODUCT_SIDES["cpu"], clock=lambda: now[0])
     assert found.work == 2 * side**3
     assert made == [size for size in roofline.PRODUCT_SIDES["cpu"] if size <= side]
 
@@ -374,7 +374,7 @@ def test_what_has_nothing_to_swap_is_not_measured_with_accelerate(wording):
     def why_not(arch: str) -> str:
         problem = Workload(arch, 32, 2, "cuda")
         rung = ablation.Variant(name="accelerate", optimizations=Optimizations())
-        return ablation._why_not(rung, Settings(arch=arch), torch.device("cuda"), problem)
+        return ablation.why_skipped(rung, Settings(arch=arch), torch.device("cuda"), problem)
 
     wording(why_not("resnet20"))
     assert why_not("alexnet") == why_not("mobilenet_v2") == why_not("timm/convnext_tiny") == ""
@@ -583,7 +583,7 @@ def test_a_baseline_of_something_else_is_refused(measured, tmp_path, wording):
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.25", 0.25), ("0", 0.0)])
 def test_shares_are_percent_or_numbers(text, share):
-    assert main._share(text) == share
+    assert main.parse_share(text) == share
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_row_that_would_not_be_done_in_time_is_not_begun(tmp_path, monkeypatch
 
 @pytest.fixture
 def committed(monkeypatch):
-    monkeypatch.setattr("fastcnn.runtime.environment._commit", lambda: "abc")
+    monkeypatch.setattr("fastcnn.runtime.environment.commit_of_code", lambda: "abc")
 
 
 def test_a_run_that_was_cut_goes_on_after_what_is_there(tmp_path, committed, capsys):
@@ -231,7 +231,7 @@ def test_a_file_of_something_else_is_kept_beside_the_new_one(
 ):
     rehearse(tmp_path, networks=("other",), batch_size=(2,))
     old = (tmp_path / "out" / "report.json").read_text()
-    monkeypatch.setattr("fastcnn.runtime.environment._commit", lambda: commit)
+    monkeypatch.setattr("fastcnn.runtime.environment.commit_of_code", lambda: commit)
     _, report = rehearse(tmp_path, networks=("other",), batch_size=(2,), **changes)
     assert report["environment"]["commit"] == commit
     assert len(report["rows"]) == 5

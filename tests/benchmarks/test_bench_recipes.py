@@ -30,8 +30,8 @@ def run_of(backend: str, seed: int, accuracy: float, seconds: float = 60.0) -> A
 
 
 def test_a_machines_folder_has_a_plain_name():
-    assert environment._as_name("Intel(R) Xeon(R) Processor 2 threads") == "intel-xeon-processor-2-threads"
-    assert environment._as_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert environment.as_name("Intel(R) Xeon(R) Processor 2 threads") == "intel-xeon-processor-2-threads"
+    assert environment.as_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_the_last_and_the_best_validation_are_read_from_a_runs_history():
@@ -65,7 +65,7 @@ def test_a_recipe_runs_and_its_page_says_what_it_reached(demo, tmp_path):
     assert 0 <= run.val["acc1"] <= 100
     assert run.seconds > 1
     content = bench_recipes.content(settings, [run], torch.device("cpu"))
-    (line, source, *_) = report._reached(
+    (line, source, *_) = report.result_lines(
         "mnist-lenet5", {tmp_path / "a.json": json.loads(json.dumps(content))}
     )
     assert f"**{run.val['acc1']:.2f}%**" in line

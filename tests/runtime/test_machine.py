@@ -80,7 +80,7 @@ def never() -> float:
 def products(monkeypatch) -> Iterator[dict[torch.dtype, float]]:
     """Seconds of a small product by dtype, in place of real ones."""
     seconds = {torch.float32: 1e-4, torch.bfloat16: 1e-4, torch.float16: 1e-2}
-    monkeypatch.setattr(machine, "_product_seconds", lambda dtype: seconds[dtype])
+    monkeypatch.setattr(machine, "product_seconds", lambda dtype: seconds[dtype])
     monkeypatch.delenv(machine.NATIVE_DTYPES, raising=False)
     machine._is_native.cache_clear()
     yield seconds
@@ -124,9 +124,9 @@ def test_this_processor_knows_in_a_moment():
     begin = time.process_time()
     answers = {dtype: machine._is_native(dtype) for dtype in ("bf16", "fp16")}
     assert time.process_time() - begin < 2
-    longest = 3 * machine.EMULATED * machine._product_seconds(torch.float32)
+    longest = 3 * machine.EMULATED * machine.product_seconds(torch.float32)
     for dtype in (dtype for dtype, native in answers.items() if native):
-        assert machine._product_seconds(machine.DTYPES[dtype]) < longest
+        assert machine.product_seconds(machine.DTYPES[dtype]) < longest
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def probe_compile(monkeypatch, steps: int, eager: float, compiled: float, first:
         now[0] += taken
         return taken
 
-    monkeypatch.setattr(cpu_trials, "_trial_step", trial)
+    monkeypatch.setattr(cpu_trials, "trial_step", trial)
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: [])
     return cpu_trials.probe_compile(NETWORK, SHAPE, FP32, steps=steps)
 

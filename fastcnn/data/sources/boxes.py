@@ -49,7 +49,7 @@ def box_source(settings: DataSettings, *, seed: int) -> Source:
     data, val_split = settings.data, settings.val_split
     root = check_name(data, BOXES_NAMED, val_split)
     if data == "synthetic":
-        return _synthetic()
+        return synthetic_box_source()
     bad = BadLabels()
     remarks: tuple[str, ...] = ()
     name = data
@@ -228,7 +228,7 @@ def _demo(bad: BadLabels) -> list[Split]:
     return [split("train"), split("val")]
 
 
-def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Source:
+def synthetic_box_source(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Source:
     """Return up to 8 random boxes per image; the images are made by the synthetic loader."""
     rng = np.random.default_rng(0)
 

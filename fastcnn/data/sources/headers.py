@@ -191,10 +191,10 @@ def examine(files: Files, index: int) -> tuple[int, int, str]:
     try:
         if files.spans is None:
             with open(files.paths[index], "rb") as stream:
-                return _examine(stream)
+                return examine_header(stream)
         offset, length = files.spans[index].tolist()
         with open(files.paths[index], "rb", buffering=0) as shard:
-            return _examine(io.BufferedReader(_Window(shard, offset, length)))
+            return examine_header(io.BufferedReader(_Window(shard, offset, length)))
     except Image.DecompressionBombError:
         return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
     except OSError as error:
@@ -203,7 +203,7 @@ def examine(files: Files, index: int) -> tuple[int, int, str]:
         return 0, 0, f"not an image that Pillow reads: {error}"
 
 
-def _examine(stream: BinaryIO) -> tuple[int, int, str]:
+def examine_header(stream: BinaryIO) -> tuple[int, int, str]:
     end = stream.seek(0, os.SEEK_END)
     if end == 0:
         return 0, 0, "empty"

@@ -73,7 +73,7 @@ def mask_source(settings: DataSettings, *, seed: int) -> Source:
     data, val_split, ignore_index = settings.data, settings.val_split, settings.ignore_index
     root = check_name(data, MASKS_NAMED, val_split)
     if data == "synthetic":
-        return _synthetic()
+        return synthetic_mask_source()
     bad = BadLabels()
     if data in MASKS_NAMED:
         pairs, class_names, table, ignored = _named(data, Path(settings.data_root))
@@ -236,7 +236,7 @@ def _good(pairs: Pairs, table: np.ndarray, ignored: int, bad: BadLabels) -> Spli
     return split.take(np.flatnonzero(~suspect)) if suspect.any() else split
 
 
-def _synthetic(train: int = 12_800, val: int = 1_280, classes: int = 21) -> Source:
+def synthetic_mask_source(train: int = 12_800, val: int = 1_280, classes: int = 21) -> Source:
     """Return 48 masks of random blocks, repeated; the images are made by the synthetic loader."""
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, classes, (48, 8, 8), dtype=np.uint8)

@@ -143,7 +143,7 @@ def expand(pattern: str) -> Iterator[str]:
 
 
 def _local(name: str, data_root: Path) -> str:
-    return _fetched(name, data_root) if name.startswith(REMOTE) else _checked(name)
+    return fetched(name, data_root) if name.startswith(REMOTE) else _checked(name)
 
 
 def _checked(name: str) -> str:
@@ -153,7 +153,7 @@ def _checked(name: str) -> str:
     return str(path)
 
 
-def _fetched(uri: str, data_root: Path) -> str:
+def fetched(uri: str, data_root: Path) -> str:
     """Return the local copy of a remote shard, downloaded by DALI on first use."""
     parent = posixpath.dirname(uri)
     mark = hashlib.sha256(parent.encode()).hexdigest()[:8]
@@ -186,7 +186,7 @@ def _index(path: str) -> Index:
         with np.load(entry, allow_pickle=False) as kept:
             return Index(kept["members"].tolist(), kept["classes"].tolist(), kept["spans"])
     except Exception:  # missing or truncated: rebuilt
-        index = _read_index(path)
+        index = read_index(path)
     keep(
         entry,
         "shards are indexed anew next time",
@@ -197,7 +197,7 @@ def _index(path: str) -> Index:
     return index
 
 
-def _read_index(path: str) -> Index:
+def read_index(path: str) -> Index:
     """Read the index of a shard from its tar headers; UserError if it is malformed."""
     images: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}

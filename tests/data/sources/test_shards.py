@@ -357,13 +357,13 @@ def test_a_share_beside_shards_to_validate_on_is_refused(tmp_path, wording):
 def indexed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that are gone through from now on."""
     paths: list[str] = []
-    read_index = shards._read_index
+    read_index = shards.read_index
 
     def noted(path: str) -> shards.Index:
         paths.append(Path(path).name)
         return read_index(path)
 
-    monkeypatch.setattr(shards, "_read_index", noted)
+    monkeypatch.setattr(shards, "read_index", noted)
     return paths
 
 
@@ -566,7 +566,7 @@ def test_remote_folders_are_kept_apart(tmp_path, monkeypatch):
 
     monkeypatch.setattr(remote, "read_remote", str.encode)
     copies = [
-        Path(shards._fetched(uri, tmp_path)).read_text()
+        Path(shards.fetched(uri, tmp_path)).read_text()
         for uri in ("s3://b/a/b/x.tar", "s3://b/a-b/x.tar", "gs://b/a/b/x.tar")
     ]
     assert copies == ["s3://b/a/b/x.tar", "s3://b/a-b/x.tar", "gs://b/a/b/x.tar"]
