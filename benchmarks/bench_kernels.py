@@ -200,11 +200,11 @@ def check(settings: Settings) -> None:
     if settings.rounds < 3:
         raise SystemExit(f"--rounds {settings.rounds}: quartiles need 3 or more")
     if not settings.batch_size or min(settings.batch_size) < 1:
-        raise SystemExit(f"--batch-size {' '.join(map(str, settings.batch_size))}: write numbers from 1 on")
+        raise SystemExit(f"--batch-size {' '.join(map(str, settings.batch_size))}: use at least 1")
     if settings.minutes is not None and settings.minutes <= 0:
-        raise SystemExit(f"--minutes {settings.minutes:g}: write more than 0, or leave it out")
+        raise SystemExit(f"--minutes {settings.minutes:g}: use more than 0, or omit it")
     if unknown := [name for name in settings.networks if name not in NETWORKS]:
-        raise SystemExit(f"--networks {unknown[0]}: write some of {', '.join(NETWORKS)}")
+        raise SystemExit(f"--networks {unknown[0]}: use some of {', '.join(NETWORKS)}")
 
 
 def why_nothing() -> str | None:

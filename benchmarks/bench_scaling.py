@@ -125,22 +125,22 @@ def check(settings: Settings, places: int, what: str) -> None:
         ("--bucket-mb", min(settings.bucket_mb, default=1)),
     ):
         if least < 1:
-            raise UserError(f"{flag} {least}: write 1 or more")
+            raise UserError(f"{flag} {least}: use at least 1")
     if settings.link_gbps is not None and settings.link_gbps <= 0:
-        raise UserError(f"--link-gbps {settings.link_gbps:g}: write more than 0")
+        raise UserError(f"--link-gbps {settings.link_gbps:g}: use more than 0")
     if settings.latency_us < 0:
-        raise UserError(f"--latency-us {settings.latency_us:g}: write 0 or more")
+        raise UserError(f"--latency-us {settings.latency_us:g}: use at least 0")
     if settings.earlier is not None:
         return
     if max(settings.processes) > places:
-        raise UserError(f"--processes {max(settings.processes)}: here are {places} {what}; write {places}")
+        raise UserError(f"--processes {max(settings.processes)}: here are {places} {what}; use {places}")
     if settings.rounds < 2 or settings.batch_size < 2:
-        raise UserError("--rounds and --batch-size: write 2 or more")
+        raise UserError("--rounds and --batch-size: use at least 2")
     size, sizes = settings.img_size, image_sizes(settings.arch)
     fits = size >= sizes.minimum_image_size and size % sizes.image_size_multiple == 0
     if not fits or (sizes.fixed_image_size and size != sizes.default_image_size):
         raise UserError(
-            f"--img-size {size}: {settings.arch} does not take it; write {sizes.default_image_size}"
+            f"--img-size {size}: {settings.arch} does not take it; use {sizes.default_image_size}"
         )
 
 
@@ -208,9 +208,9 @@ def read(path: str) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--from {path}: {error}; write a JSON file of this script's") from error
+        raise UserError(f"--from {path}: {error}; use a JSON file of this script's") from error
     if not isinstance(report, dict) or not report.get("rows") or "gradient_bytes" not in report:
-        raise UserError(f"--from {path}: holds no scaling; write a JSON file of this script's")
+        raise UserError(f"--from {path}: holds no scaling; use a JSON file of this script's")
     return report
 
 

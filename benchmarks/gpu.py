@@ -142,7 +142,7 @@ def chosen(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     """
     for name in names:
         if not any(item.name.startswith(name) for item in items):
-            raise SystemExit(f"--only {name}: write beginnings of {', '.join(item.name for item in items)}")
+            raise SystemExit(f"--only {name}: use beginnings of {', '.join(item.name for item in items)}")
     found = [item for item in items if item.name.startswith(tuple(names))]
     whole = sum(item.at_most for item in found)
     return [replace(item, at_most=item.at_most / whole) for item in found]

@@ -88,7 +88,7 @@ def open_folder(root: Path) -> ImageFolder:
     try:
         return ImageFolder(root / "train" if (root / "train").is_dir() else root)
     except FileNotFoundError as error:
-        message = f"--data {root}: no class folders with images; write the folder that holds CLASS/*.jpg"
+        message = f"--data {root}: no class folders with images; use the folder that holds CLASS/*.jpg"
         raise UserError(message) from error
 
 

@@ -57,13 +57,17 @@ def test_large_dataclasses_take_keywords():
     for path, node in nodes(ast.ClassDef):
         assert isinstance(node, ast.ClassDef)
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
-        fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+        fields = [
+            line
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation)
+        ]
         is_dataclass = any("dataclass" in text for text in decorators)
-        takes_keywords = any("kw_only" in text for text in decorators) or node.name in TABLES
+        takes_keywords = any("kw_only=True" in text for text in decorators) or node.name in TABLES
         if is_dataclass and len(fields) > MAX_FIELDS and not takes_keywords:
             found.append(place(path, node))
     assert not found
 
 
 def test_the_package_has_six_files_beside_its_packages():
-    assert len([path for path in (ROOT / "fastcnn").iterdir() if path.is_file()]) <= 6
+    assert len([path for path in (ROOT / "fastcnn").iterdir() if path.suffix == ".py"]) <= 6

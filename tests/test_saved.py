@@ -14,7 +14,7 @@ from fastcnn.config.parse import parse
 from fastcnn.runtime.environment import machine_name
 
 SAVED = Path(__file__).parent / "saved"
-MADE_ON = ("2.14.1", "amd-epyc-avx512-2-threads")
+MADE_ON = ("2.14.1", "amd-epyc-avx512-1-threads")
 """torch and the machine that made them: there the bits must be equal."""
 
 

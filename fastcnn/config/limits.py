@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ def broken(value: Any, annotations: tuple[Any, ...]) -> str | None:
     """
     if value is None or isinstance(value, str):
         return None
-    finite = all(math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,)))
+    values = value if isinstance(value, tuple) else (value,)
+    finite = all(math.isfinite(v) for v in values if isinstance(v, float))
     for annotation in annotations:
         limit = as_limit(annotation)
         if limit is not None and not (finite and limit.holds(value)):
@@ -34,7 +35,11 @@ def broken(value: Any, annotations: tuple[Any, ...]) -> str | None:
 
 
 def as_limit(annotation: Any) -> Limit | None:
-    """Convert an annotation of annotated_types to a `Limit`; None for other annotations."""
+    """Convert an annotation of annotated_types to a `Limit`; None for annotations of other libraries.
+
+    Raises:
+        TypeError: a constraint of annotated_types without a rule here.
+    """
     match annotation:
         case Limit():
             return annotation
@@ -42,12 +47,14 @@ def as_limit(annotation: Any) -> Limit | None:
             return Limit(lambda v: v >= low, f"use at least {low}")
         case Gt(low):
             return Limit(lambda v: v > low, f"use more than {low}")
-        case Interval(gt=None, ge=low, lt=None, le=high):
+        case Interval(gt=None, ge=low, lt=None, le=high) if low is not None and high is not None:
             return Limit(lambda v: low <= v <= high, f"use {low} to {high}")
-        case Interval(gt=None, ge=low, lt=high, le=None):
+        case Interval(gt=None, ge=low, lt=high, le=None) if low is not None and high is not None:
             return Limit(lambda v: low <= v < high, f"use at least {low} and less than {high}")
-        case Interval(gt=low, ge=None, lt=None, le=high):
+        case Interval(gt=low, ge=None, lt=None, le=high) if low is not None and high is not None:
             return Limit(lambda v: low < v <= high, f"use more than {low} and at most {high}")
+        case BaseMetadata() | GroupedMetadata():
+            raise TypeError(f"no rule for {annotation}")
     return None
 
 

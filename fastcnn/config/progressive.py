@@ -50,8 +50,8 @@ def never_reached(config: Config, epochs: float) -> str:
     sizes = config.progressive
     if sizes is None or sizes_left(config, epochs, 0)[-1] == sizes[-1]:
         return ""
-    advice = " or earlier --progressive-milestones" if config.progressive_milestones is not None else ""
-    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; use more{advice}"
+    advice = ", or lower --progressive-milestones" if config.progressive_milestones is not None else ""
+    return f"warning: --epochs {epochs:g} ends before images of {sizes[-1]} px begin; raise it{advice}"
 
 
 def check_progressive(config: Config) -> None:

@@ -186,7 +186,7 @@ def _check_optimization(config: Config) -> None:
         raise UserError("--momentum 0: nesterov needs more; use --opt sgd, or a momentum such as 0.9")
     if config.warmup_epochs != "auto" and config.epochs != "auto" and config.warmup_epochs > config.epochs:
         raise UserError(
-            f"--warmup-epochs {config.warmup_epochs:g} is longer than --epochs {config.epochs:g}: use less"
+            f"--warmup-epochs {config.warmup_epochs:g} is longer than --epochs {config.epochs:g}: lower it"
         )
 
 

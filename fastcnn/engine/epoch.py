@@ -40,7 +40,7 @@ class Callbacks:
     """After each log interval; True stops the epoch. Reads and resets the metrics."""
     on_step: Callable[[], None] = lambda: None
     """After each update; waits for the device only to save."""
-    should_stop: Callable[[], bool] = lambda: False
+    ends_interval: Callable[[], bool] = lambda: False
     """After each update; True ends the log interval. The same on every rank."""
 
 
@@ -88,7 +88,7 @@ def train_epoch(
         samples += sum(len(batch.mask) for batch in group)
         data_seconds += waited
         callbacks.on_step()
-        if steps == log_interval or callbacks.should_stop():
+        if steps == log_interval or callbacks.ends_interval():
             if log():
                 return False
             steps = samples = 0

@@ -27,7 +27,7 @@ def evaluate_batch(state: TrainState, task: Task, batch: Batch, metrics: Metrics
 
 @torch.no_grad()
 def evaluate(
-    state: TrainState, task: Task, loader: Loader, sample: Callable[[Batch, object], None] | None = None
+    state: TrainState, task: Task, loader: Loader, on_batch: Callable[[Batch, object], None] | None = None
 ) -> dict[str, float]:
     """Return the task's metrics over every decodable sample of `loader`, once, over all ranks.
 
@@ -35,7 +35,7 @@ def evaluate(
     All ranks call it.
 
     Args:
-        sample: called with each batch and its outputs.
+        on_batch: called with each batch and its outputs.
 
     Returns:
         The metrics, "samples" with their number, and "bad" with the number of undecodable samples.
@@ -49,8 +49,8 @@ def evaluate(
             average_buffers(state.network, fixed)
         for batch in loader:
             outputs = evaluate_batch(state, task, batch, metrics)
-            if sample is not None:
-                sample(batch, outputs)
+            if on_batch is not None:
+                on_batch(batch, outputs)
     result = metrics.compute()
     samples = int(result.pop("samples"))
     (bad,) = sum_over_ranks([loader.skipped], state.device)

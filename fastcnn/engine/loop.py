@@ -54,9 +54,9 @@ class Throughput:
         """Return the time per activity after start-up, on this rank."""
         return sum((interval.timing for interval in self.intervals if not interval.cold), Timing())
 
-    def figures(self) -> dict[str, object]:
-        """Return the figures of a log record."""
-        shares: Mapping[Bottleneck, float] = self.timing().shares()
+    def figures(self, timing: Timing) -> dict[str, object]:
+        """Return the figures of a log record, with the shares of a timing."""
+        shares: Mapping[Bottleneck, float] = timing.shares()
         return {
             "images_per_second": self.images_per_second(),
             "data_wait": self.data_wait(),
@@ -129,7 +129,9 @@ class Trainer:
             fastcnn.errors.TrainingError: the loss became infinite or NaN.
         """
         while not (self.state.done or self.stopped or self.out_of_patience):
-            start, epoch = time.perf_counter(), int(self.state.epoch)
+            epoch = int(self.state.epoch)
+            self.unfreeze_layers(epoch)
+            start = time.perf_counter()
             first_interval = len(self.throughput.intervals)
             self.begin_epoch(epoch)
             if not self.train_epoch(epoch) or any_rank(bool(self.stop), self.state.device):
@@ -149,12 +151,15 @@ class Trainer:
             seconds=self.seconds,
         )
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Unfreeze layers if due, and set the loader's epoch and image size."""
-        state, config, loader = self.state, self.config, self.checkpointer.loader
-        if epoch + 1 == config.unfreeze_epoch and state.frozen is not None:
-            unfreeze(state)
+    def unfreeze_layers(self, epoch: int) -> None:
+        """Unfreeze all layers before the epoch of --unfreeze-epoch."""
+        if epoch + 1 == self.config.unfreeze_epoch and self.state.frozen is not None:
+            unfreeze(self.state)
             self.logger.info(f"epoch {epoch + 1}: all layers train from here on")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the loader to the epoch and to its image size."""
+        state, config, loader = self.state, self.config, self.checkpointer.loader
         loader.set_epoch(epoch)
         if config.progressive is not None:
             size = size_at(config.progressive, milestones_of(config, state.schedule.epochs), epoch)
@@ -177,7 +182,7 @@ class Trainer:
             callbacks=Callbacks(
                 on_log=lambda interval: self.on_log(epoch, interval),
                 on_step=self.on_step,
-                should_stop=lambda: bool(self.stop) and self.throughput.world_size == 1,
+                ends_interval=lambda: bool(self.stop) and self.throughput.world_size == 1,
             ),
         )
 
@@ -208,7 +213,7 @@ class Trainer:
             "metrics": measured,
             "main_metric": self.task.best_metric,
             "lr": learning_rate(state.step - 1, state.schedule),
-            **Throughput(self.throughput.world_size, [interval]).figures(),
+            **Throughput(self.throughput.world_size, [interval]).figures(interval.timing),
         }
         self.logger.log_steps(epoch, self.task.describe(measured), record)
 
@@ -241,12 +246,13 @@ class Trainer:
         patience = config.patience
         self.out_of_patience = patience is not None and run.since_best >= patience and not state.done
         self.stopped = any_rank(bool(self.stop), state.device) and not state.done
+        this_epoch = Throughput(self.throughput.world_size, intervals)
         record = {
             **self._progress(),
             "epoch": state.epoch,
             "train": trained,
             **({"val": self.val} if validates else {}),
-            **Throughput(self.throughput.world_size, intervals).figures(),
+            **this_epoch.figures(this_epoch.timing()),
             "seconds": time.perf_counter() - start,
         }
         stop_if_not_finite(state)
@@ -264,8 +270,8 @@ class Trainer:
     def validate(self, gallery: Gallery) -> bool:
         """Evaluate on the validation images; True if it is the best epoch so far."""
         run, metric = self.checkpointer, self.task.best_metric
-        sample = gallery.sample if self._is_pictured() else None
-        self.val = evaluate(self.state, self.task, run.val_loader, sample)
+        on_batch = gallery.sample if self._is_pictured() else None
+        self.val = evaluate(self.state, self.task, run.val_loader, on_batch)
         run.share_bad_files()
         is_best = self.val[metric] > run.best.get(metric, float("-inf"))
         if is_best:

@@ -52,10 +52,6 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
-TRIAL_LIMIT = 10.0
-"""Max duration, in seconds, of the first trial step; beyond it no other arithmetic is tried."""
-
-
 def has_compiler() -> bool:
     """Return whether a C++ compiler is installed, which torch.compile requires on the CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)

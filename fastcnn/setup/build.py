@@ -67,11 +67,16 @@ def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
     )
     task = build_task(config.arch, config, int(config.num_classes))
     metrics = task.metrics(device)
-    if plan.checkpoint is not None and config.test_only:
-        checkpointer.restore_weights(plan.checkpoint)
-    elif plan.checkpoint is not None:
-        checkpointer.restore(plan.checkpoint, metrics)
-    return Training(plan=plan, ranks=ranks, task=task, checkpointer=checkpointer, epoch_metrics=metrics)
+    training = Training(plan=plan, ranks=ranks, task=task, checkpointer=checkpointer, epoch_metrics=metrics)
+    try:
+        if plan.checkpoint is not None and config.test_only:
+            checkpointer.restore_weights(plan.checkpoint)
+        elif plan.checkpoint is not None:
+            checkpointer.restore(plan.checkpoint, metrics)
+    except BaseException:
+        training.close()
+        raise
+    return training
 
 
 def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, Loader, Loader]:

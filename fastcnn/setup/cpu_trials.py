@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastcnn.engine.state import Normalized
 from fastcnn.models.base import logits_of
-from fastcnn.runtime.machine import NO_BF16, TRIAL_LIMIT, is_native
+from fastcnn.runtime.machine import NO_BF16, is_native
 
 Shape = tuple[int, int, int, int]
 """Shape of a batch of images, [N, C, H, W]."""
@@ -38,6 +38,8 @@ TRIAL_PIXELS = 32 * 64 * 64
 """Max pixels of a trial step."""
 TRIAL_SECONDS = 0.5
 """Max duration of a trial step."""
+TRIAL_LIMIT = 10.0
+"""Max duration, in seconds, of the first trial step; beyond it no other arithmetic is tried."""
 MIN_TRIAL_IMAGES = 4
 """Min images of a trial step: batch norm needs several."""
 WORTH_COMPILING = 3600

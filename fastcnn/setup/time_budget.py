@@ -52,7 +52,7 @@ def fit_time_budget(
     elapsed = max(gather_to_all(time.perf_counter() - started))
     shortest = elapsed + step + val + average
     if shortest > budget:
-        raise UserError(f"{flag}: one update and its validation would end after {shortest:.0f} s; use more")
+        raise UserError(f"{flag}: one update and its validation would end after {shortest:.0f} s; raise it")
 
     epochs = epochs_within(
         budget=budget,
@@ -71,7 +71,7 @@ def fit_time_budget(
     warmup = warmup_of(config.sched, epochs)[0] if "warmup_epochs" in reasons else float(config.warmup_epochs)
     if warmup > epochs:
         raise UserError(
-            f"--warmup-epochs {warmup:g}: longer than the {epochs:.3g} epochs that {flag} allows; use less"
+            f"--warmup-epochs {warmup:g}: longer than the {epochs:.3g} epochs that {flag} allows; lower it"
         )
     state.schedule = dataclasses.replace(state.schedule, epochs=epochs, warmup_epochs=warmup)
     # The budget has become epochs: a resumed run keeps these.

@@ -111,7 +111,7 @@ def test_a_mistake_gets_one_line(capsys, changes, named, wording):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"bench_scaling: error: {named}")
-    err = re.sub(r"here are \d+ cores; write \d+", "here are N cores; write N", err.replace(__file__, "FILE"))
+    err = re.sub(r"here are \d+ cores; use \d+", "here are N cores; use N", err.replace(__file__, "FILE"))
     err = re.sub("Extra data.*?;", "...;", err)  # Python's words
     wording(err)
 

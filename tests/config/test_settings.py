@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import annotated_types
 import pytest
 
 from fastcnn.config import FIELDS, Config, flag, to_yaml
+from fastcnn.config.limits import as_limit, broken
 from fastcnn.config.parse import from_settings, parse
 from fastcnn.config.validate import ineffective
 from fastcnn.train import main
@@ -569,3 +571,16 @@ def test_flags_are_read_without_torch(code, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Limits
+
+
+def test_an_annotation_without_a_rule_is_an_error_and_not_ignored():
+    for annotation in (annotated_types.Le(3), annotated_types.MultipleOf(2), annotated_types.Interval(ge=0)):
+        with pytest.raises(TypeError, match="no rule for"):
+            as_limit(annotation)
+
+
+def test_a_large_integer_is_finite():
+    assert broken(10**400, (annotated_types.Ge(0),)) is None

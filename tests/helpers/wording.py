@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -20,7 +21,7 @@ Golden = dict[str, dict[str, list[str]]]
 
 
 def load() -> Golden:
-    return yaml.safe_load(FILE.read_text()) if FILE.exists() else {}
+    return yaml.safe_load(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
 class Wording:
@@ -50,6 +51,8 @@ class Wording:
         text = str(message).strip()
         for found, name in self._replaced.items():
             text = text.replace(found, name)
+        if os.sep != "/":  # the file has the paths of POSIX
+            text = text.replace(os.sep, "/")
         number = len(self._seen)
         self._seen.append(text)
         if self._update:
@@ -86,4 +89,5 @@ def save(golden: Golden, collected: dict[str, set[str]]) -> None:
     text = yaml.safe_dump(
         {f: t for f, t in kept.items() if t}, sort_keys=False, allow_unicode=True, width=110
     )
-    FILE.write_text("# Made by `pytest --update-messages`. file: test: messages in order.\n" + text)
+    head = "# Made by `pytest --update-messages`. file: test: messages in order.\n"
+    FILE.write_text(head + text, encoding="utf-8")

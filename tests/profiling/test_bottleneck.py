@@ -593,11 +593,11 @@ def test_a_run_says_it_after_the_first_epoch_and_at_its_end(train, demo, one_cor
     assert len(said) == 2
     assert lines[said[0] - 1].startswith("epoch 1/3  train")
     assert said[1] == len(lines) - 2
-    for line in Path("runs/lenet5-shapes/metrics.jsonl").read_text().splitlines()[1:]:
+    for number, line in enumerate(Path("runs/lenet5-shapes/metrics.jsonl").read_text().splitlines()):
         record = json.loads(line)
         assert set(record["shares"]) == set(SLOW)
         assert sum(record["shares"].values()) == pytest.approx(1, abs=1e-3)
-        assert record["shares"]["data"] > 0.5
+        assert number == 0 or record["shares"]["data"] > 0.5  # the first interval includes start-up
 
 
 @pytest.mark.timing

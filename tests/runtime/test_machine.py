@@ -55,7 +55,7 @@ def test_without_instructions_for_bf16_it_is_not_tried(monkeypatch):
 
 
 def test_a_first_step_that_takes_long_is_the_only_one(monkeypatch, wording):
-    ticks = iter([0.0, machine.TRIAL_LIMIT + 1])
+    ticks = iter([0.0, cpu_trials.TRIAL_LIMIT + 1])
     way, why = cpu_trials.probe_arithmetic(NETWORK, SHAPE, dtype="fp32", clock=lambda: next(ticks))
     assert str(way) == "fp32 channels-last"
     wording(why)

@@ -225,7 +225,7 @@ def test_a_time_that_is_too_short_for_one_update_is_one_clear_line(train, demo, 
     assert train("--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--time-budget", "6s") == 2
     error = capsys.readouterr().err
     assert re.search(
-        r"--time-budget 6s: one update and its validation would end after \d+ s; use more", error
+        r"--time-budget 6s: one update and its validation would end after \d+ s; raise it", error
     )
 
 
@@ -235,7 +235,7 @@ def test_a_warm_up_that_is_longer_than_the_time_allows_is_one_clear_line(train, 
     flags = "--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--warmup-epochs", "50"
     assert train(*flags, "--time-budget", "10m") == 2
     assert re.search(
-        r"--warmup-epochs 50: longer than the [\d.]+ epochs that --time-budget 10m allows; use less",
+        r"--warmup-epochs 50: longer than the [\d.]+ epochs that --time-budget 10m allows; lower it",
         capsys.readouterr().err,
     )
 

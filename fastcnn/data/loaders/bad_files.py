@@ -18,7 +18,7 @@ class BadFiles:
         phase: "training" or "validation", for messages.
         max_fraction: tolerated fraction of the split.
         alone: single process. Otherwise the limit is checked jointly with the other ranks
-            (`fastcnn.engine.checkpointer.Run.share_bad_files`).
+            (`fastcnn.engine.checkpointer.Checkpointer.share_bad_files`).
         quiet: print no warnings.
     """
 

@@ -127,7 +127,7 @@ def _yolo_names(root: Path) -> tuple[str, ...]:
             return tuple(str(name) for name in names)
     listed = read_class_names(root / "classes.txt") or read_class_names(root / "labels" / "classes.txt")
     if not listed:
-        raise UserError(f"--data {root}: no class names; use {own} with `names: [cat, dog]`, or classes.txt")
+        raise UserError(f"--data {root}: no class names; add {own} with `names: [cat, dog]`, or classes.txt")
     return listed
 
 

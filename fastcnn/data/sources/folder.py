@@ -101,7 +101,7 @@ def _read_flat(root: Path, class_names: tuple[str, ...]) -> Split:
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         raise UserError(
-            f"{root}: neither class folders nor a list; use {root / 'val.txt'} with `FILE CLASS` a line"
+            f"{root}: neither class folders nor a list; add {root / 'val.txt'} with `FILE CLASS` a line"
         )
     index = {name: i for i, name in enumerate(class_names)}
     files, labels = [], []
