@@ -17,8 +17,8 @@ from functools import partial
 from typing import NamedTuple
 
 import pytest
-from comparison import Comparison
 
+from comparison import Comparison
 from fastcnn.bench.training_steps import Optimizations, Workload, build_step
 from fastcnn.bench.worker import Worker, calls_of_a_turn, time_workers
 from fastcnn.runtime.distributed import Ranks, choose_device

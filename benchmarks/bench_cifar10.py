@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from comparison import results_file
 
+from comparison import results_file
 from fastcnn.bench import timing
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.loaders.bad_files import BadFiles

@@ -18,8 +18,8 @@ from functools import partial
 from typing import NamedTuple
 
 import pytest
-from comparison import Comparison
 
+from comparison import Comparison
 from fastcnn.bench import timing
 from fastcnn.config import Config
 from fastcnn.data.batch import Batch

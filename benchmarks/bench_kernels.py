@@ -31,10 +31,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import kernel_tables as tables
 import torch
 import tyro
+
+import kernel_tables as tables
 from comparison import Comparison, results_file
+from fastcnn.runtime import machine
+from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
+from fastcnn_kernels.support import why_not_triton
 from kernel_report import begin, fields_of, is_done, write, write_dispatch
 from kernel_sides import PASSES, WHOLE
 from kernel_times import (
@@ -47,10 +51,6 @@ from kernel_times import (
     triton_only,
     trouble,
 )
-
-from fastcnn.runtime import machine
-from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
-from fastcnn_kernels.support import why_not_triton
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,15 +32,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from comparison import Comparison, time_in_turn
-from sizes import LAYERS, Layer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from comparison import Comparison, time_in_turn
 from fastcnn.bench import timing
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
+from sizes import LAYERS, Layer
 
 DEVICE = choose_device("auto", Ranks())
 TURN_SECONDS, MOST_CALLS = 0.02, 50

@@ -37,7 +37,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from comparison import Comparison
+from fastcnn.bench import timing
+from fastcnn.config.settings import LoaderSettings
+from fastcnn.data.batch import ShardedSampler
+from fastcnn.data.loaders.autoselect import choose_backend
+from fastcnn.data.loaders.base import ImageLoader
+from fastcnn.data.loaders.registry import MAKERS, why_not
+from fastcnn.data.sources import demo
+from fastcnn.data.sources.dataset import Source
+from fastcnn.runtime import machine
+from fastcnn.runtime.distributed import Ranks, choose_device
 from loader_sides import (
     PROCESSES,
     TUNED,
@@ -50,17 +61,6 @@ from loader_sides import (
     read,
 )
 from sizes import LOAD, Load
-
-from fastcnn.bench import timing
-from fastcnn.config.settings import LoaderSettings
-from fastcnn.data.batch import ShardedSampler
-from fastcnn.data.loaders.autoselect import choose_backend
-from fastcnn.data.loaders.base import ImageLoader
-from fastcnn.data.loaders.registry import MAKERS, why_not
-from fastcnn.data.sources import demo
-from fastcnn.data.sources.dataset import Source
-from fastcnn.runtime import machine
-from fastcnn.runtime.distributed import Ranks, choose_device
 
 BASELINE = PROCESSES[0]
 OWN = tuple(f"fastcnn {backend}" for backend in MAKERS)

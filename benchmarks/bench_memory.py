@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from comparison import results_file
 
+from comparison import results_file
 from fastcnn.bench import timing
 from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.loaders.build import build_loaders

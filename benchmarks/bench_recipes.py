@@ -25,8 +25,8 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from comparison import results_file
 
+from comparison import results_file
 from fastcnn.bench import timing
 from fastcnn.config.recipes import RECIPES
 from fastcnn.runtime import environment

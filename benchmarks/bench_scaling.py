@@ -28,14 +28,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import scaling_model as model
 import torch
 import torch.multiprocessing as mp
 import tyro
-from comparison import results_file
-from scaling_worker import ALONE, APART, TOGETHER, Job, Seconds, work
 from torch import nn
 
+import scaling_model as model
+from comparison import results_file
 from fastcnn import models
 from fastcnn.bench import timing
 from fastcnn.errors import UserError
@@ -43,6 +42,7 @@ from fastcnn.models.parts import image_sizes
 from fastcnn.runtime import environment, machine
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.setup.cpu_trials import probe_arithmetic
+from scaling_worker import ALONE, APART, TOGETHER, Job, Seconds, work
 
 QUICK_ROUNDS = 5
 

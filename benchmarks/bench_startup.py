@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from comparison import Comparison
 
 import fastcnn
+from comparison import Comparison
 from fastcnn.runtime.distributed import Ranks, choose_device
 
 TARGETS = {"lenet5, cold": 15.0}

@@ -29,15 +29,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from comparison import Comparison
-from sizes import TRAIN, Train
 from torch import Tensor, nn
 
+from comparison import Comparison
 from fastcnn.bench.training_steps import LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Workload, build_own_step
 from fastcnn.bench.worker import Worker, WorkerError, calls_of_a_turn, time_workers
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.setup import cpu_trials
+from sizes import TRAIN, Train
 
 BASELINE, OURS, COMPILED, RECORDED = "eager fp32 NCHW", "fastcnn", "torch.compile", "fastcnn recorded"
 SIDES = (BASELINE, "torchvision AMP", "careful eager", COMPILED, "timm", RECORDED, OURS)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import Comparison
 
+from comparison import Comparison
 from fastcnn.bench import timing
 from fastcnn.runtime import environment
 

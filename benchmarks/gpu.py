@@ -27,12 +27,12 @@ from pathlib import Path
 
 import torch
 import tyro
-from comparison import same_code
-from sizes import TRAIN
 
+from comparison import same_code
 from fastcnn.bench import timing
 from fastcnn.runtime import environment
 from fastcnn.runtime.distributed import Ranks, choose_device
+from sizes import TRAIN
 
 HERE = Path(__file__).parent
 GRACE = 20.0

@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import kernel_tables as tables
 import torch
-from comparison import same_code
-from kernel_times import Item
 
+import kernel_tables as tables
+from comparison import same_code
 from fastcnn.bench import timing
 from fastcnn.runtime import environment, machine
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
+from kernel_times import Item
 
 CODE = (
     "kernels/fastcnn_kernels/*.py",

@@ -8,11 +8,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from kernel_sides import PASSES
-
 from fastcnn.bench import timing
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import NETWORKS, Depthwise
+from kernel_sides import PASSES
 
 NOT_MEASURED = "not measured"
 TROUBLE = ("wrong", "failed")

@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
-from comparison import time_in_turn
-from kernel_sides import Run, floor_bytes, out_size, sides_of
 from torch import Tensor
 
+from comparison import time_in_turn
 from fastcnn.bench import timing
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import Depthwise, Norm
+from kernel_sides import Run, floor_bytes, out_size, sides_of
 
 COPY_BYTES, MATRIX = 2**30, 8192
 WARM_UP, HOST_CALLS, MOST_SETS = 3, 200, 64

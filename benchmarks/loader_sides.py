@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sizes import Load
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
@@ -30,6 +29,7 @@ from fastcnn.data.sources.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Sp
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
+from sizes import Load
 
 PROCESSES = ("torchvision PIL", "torchvision float recipe", "torchvision decode_image", "timm")
 """Sides that load in worker processes."""

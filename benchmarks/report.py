@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import kernel_tables as tables
-from sizes import TRAIN
-
 from fastcnn.bench import ablation_report, timing
 from fastcnn.config.recipes import RECIPES, as_flags
 from fastcnn.engine.logger import clock
+from sizes import TRAIN
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from comparison import time_in_turn
 from torch.nn.parallel import DistributedDataParallel
 
+from comparison import time_in_turn
 from fastcnn.bench.training_steps import Workload, build_own_state
 from fastcnn.engine.state import StepOptions, TrainState
 from fastcnn.engine.step import train_step

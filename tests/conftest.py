@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import wording as messages
 from PIL import Image
 
+import wording as messages
 from fastcnn.data.sources import demo as demo_set
 from fastcnn.runtime import machine
 

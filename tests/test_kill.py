@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import command
 
 from fastcnn.data.loaders.registry import has_dali
+from ranks import command
 
 KILLS = int(os.environ.get("KILLS", "7"))
 """For each backend; half as many for the other tasks."""

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-import worker_fits
-from networks import each
 from PIL import Image
-from ranks import command, run_ranks
-from runs import QUICK, QUICK_SETTINGS, as_flags, interrupt_after, records
 
 import fastcnn
+import worker_fits
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.runtime import machine
 from fastcnn.runtime.signals import HARD_EXIT_MESSAGE
 from fastcnn.setup import cpu_trials
+from networks import each
+from ranks import command, run_ranks
+from runs import QUICK, QUICK_SETTINGS, as_flags, interrupt_after, records
 
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 

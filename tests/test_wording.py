@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
+
 from wording import TESTS, Wording, load
 
 RECORDED = {"test_a.py": {"test_b": ["--lr -1: write 0 or more", "--epochs 0: write more than 0"]}}

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import each
 from torch import Tensor, nn
 
 from fastcnn.analysis.receptive_field import FieldTracker, Local, Undefined, Whole, Window, receptive_fields
@@ -18,6 +17,7 @@ from fastcnn.models.resnet import Bottleneck
 from fastcnn.models.unet import UNet
 from fastcnn.models.vit import EncoderBlock
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
+from networks import each
 
 
 def outline(name: str) -> ConvNet:

@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 import torchvision
-from networks import each
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +21,7 @@ from fastcnn.cli.main import NETWORKS, main
 from fastcnn.models import DETECTION, MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.transfer.weights import has_pretrained
 from fastcnn_kernels.depthwise_conv import FLOPS, DepthwiseConv2d
+from networks import each
 
 
 def outline(name: str) -> ConvNet:

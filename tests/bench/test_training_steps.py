@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tape import TapeRecorder
 from torch import nn
 
 from fastcnn.bench.training_steps import (
@@ -19,6 +18,7 @@ from fastcnn.bench.training_steps import (
 )
 from fastcnn.models import build
 from fastcnn_kernels import DepthwiseConv2d, LocalResponseNorm
+from tape import TapeRecorder
 
 SMALL = Workload("resnet20", 16, 4, "cpu")
 

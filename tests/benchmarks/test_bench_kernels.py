@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import run_pytest
 
 from fastcnn_kernels import dispatch
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 from fastcnn_kernels.support import warn_once
+from runs import run_pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import bench_layers
 import pytest
 import torch
-from sizes import LAYERS, Layer
 
+import bench_layers
 from fastcnn.runtime import machine
+from sizes import LAYERS, Layer
 
 CPU = torch.device("cpu")
 SMALL = (

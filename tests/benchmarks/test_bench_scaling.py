@@ -13,12 +13,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import comparison
 import pytest
 import torch
-from scaling_model import efficiency, exposed_seconds, ring_all_reduce_seconds
 
+import comparison
 from fastcnn import models
+from scaling_model import efficiency, exposed_seconds, ring_all_reduce_seconds
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

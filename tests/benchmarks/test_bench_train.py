@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import bench_train
 import pytest
 import torch
-from sizes import Train
 
+import bench_train
 from fastcnn.bench.worker import WorkerLimitError
 from fastcnn.runtime import machine
 from fastcnn.setup import cpu_trials
+from sizes import Train
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the sides of a GPU are others")
 IN_BF16 = {"torchvision AMP", "careful eager", "timm"}

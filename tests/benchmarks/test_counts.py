@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
-import counts
 import pytest
 import torch
 from torch import Tensor
+
+import counts
 
 CASES = {str(case): case for case in counts.CASES}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from comparison import Comparison
 from runs import run_pytest
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import each
 from PIL import Image
 
 import fastcnn
 from fastcnn.cli.main import main
 from fastcnn.data.sources.demo import VERSION
+from networks import each
 
 ARCHS = {
     "classification": ("--arch", "lenet5"),

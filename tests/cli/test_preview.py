@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import each
 from PIL import Image
 
 from fastcnn.cli.main import main
@@ -25,6 +24,7 @@ from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.viz.pictures import FONT_SIZE, GAP, class_color
+from networks import each
 
 SIDE, ENLARGED = 32, 224
 BASE = ("--arch", "lenet5", "--workers", "1", "--device", "cpu", "--img-size", str(SIDE))

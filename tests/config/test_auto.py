@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import pytest
-from small_facts import facts, resolved
 
 from fastcnn.config import FIELDS, Config, flag
 from fastcnn.config.auto import NOT_CARRIED, describe, ignored_on_resume, merge_resumed_config, resolve
+from small_facts import facts, resolved
 
 AUTO = {name for name, field in FIELDS.items() if field.default == "auto"}
 TOLD: dict[str, Any] = {

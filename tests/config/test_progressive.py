@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import worker_progressive
-from ranks import run_ranks
-from runs import interrupt_after, records
-from small_network import small
 from torch import Tensor
-from training import CPU, TASK
 
+import worker_progressive
 from fastcnn.config import Config, OptimizerSettings
 from fastcnn.config.progressive import milestones_of, never_reached, size_at, sizes_left
 from fastcnn.config.settings import DataSettings, LoaderSettings
@@ -36,6 +32,10 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup.warmup import InputShapes, warm_up_sizes
 from fastcnn.transfer.freeze import Frozen
+from ranks import run_ranks
+from runs import interrupt_after, records
+from small_network import small
+from training import CPU, TASK
 
 BACKENDS = [
     pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="DALI is not installed")),

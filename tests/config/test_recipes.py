@@ -6,7 +6,6 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from small_facts import resolved
 
 from fastcnn import models
 from fastcnn.cli.main import main
@@ -15,6 +14,7 @@ from fastcnn.config.parse import from_settings, parse
 from fastcnn.config.recipes import RECIPES, as_flags, from_recipe
 from fastcnn.config.validate import check, ineffective
 from fastcnn.errors import UserError
+from small_facts import resolved
 
 
 @pytest.mark.parametrize("name", RECIPES)

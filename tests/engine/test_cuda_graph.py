@@ -8,9 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from networks import each
-from small_tasks import ARCHS, OPTIONS, small_batch, task_for
-from tape import TapeRecorder
 from torch import Tensor, nn
 
 from fastcnn.config import OptimizerSettings, OptName
@@ -28,6 +25,9 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.setup.warmup import record_ahead
 from fastcnn.tasks.classification import Classification
 from fastcnn.transfer.freeze import Frozen, frozen_layers
+from networks import each
+from small_tasks import ARCHS, OPTIONS, small_batch, task_for
+from tape import TapeRecorder
 
 CPU = torch.device("cpu")
 STEPS = WARMUP_STEPS + 4

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from networks import each
-from runs import interrupt_after, records
 
 import fastcnn
 from fastcnn.engine.logger import Logger
 from fastcnn.optim.schedules import Schedule
+from networks import each
+from runs import interrupt_after, records
 
 Train = Callable[..., int]
 FLAGS = (

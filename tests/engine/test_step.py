@@ -9,20 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import each
-from small_tasks import ARCHS, OPTIONS, task_for
 from torch import Tensor, nn
-from training import (
-    CPU,
-    MEAN,
-    STD,
-    TASK,
-    batches,
-    loader_of,
-    losses,
-    state_of,
-    step_twice_without_waiting,
-)
 
 from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
@@ -40,6 +27,19 @@ from fastcnn.tasks.detection.anchor_loss import anchor_loss
 from fastcnn.tasks.detection.average_precision import mean_average_precision
 from fastcnn.tasks.detection.grid_loss import grid_loss
 from fastcnn.tasks.detection.task import Detection
+from networks import each
+from small_tasks import ARCHS, OPTIONS, task_for
+from training import (
+    CPU,
+    MEAN,
+    STD,
+    TASK,
+    batches,
+    loader_of,
+    losses,
+    state_of,
+    step_twice_without_waiting,
+)
 
 
 def plain_loss(outputs: Any, batch: Batch) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import QUICK
 from torch import Tensor, nn
-from training import TASK, batches, loader_of, losses, state_of
 
 from fastcnn.engine.evaluate import evaluate
 from fastcnn.engine.tta import mean_over_views
+from runs import QUICK
+from training import TASK, batches, loader_of, losses, state_of
 
 
 def published(model: Any, images: Tensor, views: str) -> Tensor:

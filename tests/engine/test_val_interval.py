@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.axes import Axes
-from runs import QUICK, interrupt_after, records
 
 from fastcnn.viz.curves import draw_curves
+from runs import QUICK, interrupt_after, records
 
 FLAGS = (*QUICK, "--data-backend", "torch", "--lr", "0.05", "--output-dir", "run")
 

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from small_tasks import OPTIONS, small_batch, task_for
 from torch import Tensor
 
 from fastcnn.config import OptimizerSettings, OptName
@@ -20,6 +19,7 @@ from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.classification import Classification
+from small_tasks import OPTIONS, small_batch, task_for
 
 
 class Listed:

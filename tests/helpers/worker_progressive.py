@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 import torch
-from small_network import small
 from torch._dynamo.utils import counters
 
 from fastcnn.config import OptimizerSettings
@@ -18,6 +17,7 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup.warmup import InputShapes, warm_up_sizes
 from fastcnn.tasks.classification import Classification
+from small_network import small
 
 CPU = torch.device("cpu")
 SIZES = (16, 24, 32)

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from small_state import small_state
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +19,7 @@ from fastcnn.models import build
 from fastcnn.profiling.bottleneck import Timing
 from fastcnn.runtime.distributed import Ranks, gather_to_main
 from fastcnn.tasks.classification import Classification
+from small_state import small_state
 
 CPU = torch.device("cpu")
 NAP = 0.1

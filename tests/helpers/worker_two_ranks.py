@@ -6,8 +6,6 @@ import dataclasses
 
 import torch
 import torch.distributed as dist
-from small_state import small_state
-from small_tasks import OPTIONS, small_batch, task_for
 from torch import Tensor, nn
 
 from fastcnn.data.batch import Batch
@@ -25,6 +23,8 @@ from fastcnn.runtime.distributed import (
     local_main_first,
 )
 from fastcnn.tasks.classification import Classification
+from small_state import small_state
+from small_tasks import OPTIONS, small_batch, task_for
 
 CPU = torch.device("cpu")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 
-import audit
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+import audit
 from fastcnn_kernels.layers import NETWORKS, Depthwise
 
 pytest.importorskip("triton")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from runs import start_pytest
 
 pytest.importorskip("triton")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_tasks import small_batch, task_for
 from torch import Tensor, nn
 
 from fastcnn.config import Config, OptimizerSettings
@@ -30,6 +29,7 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.setup import network as setup_network
 from fastcnn.setup import transforms
 from fastcnn.transfer.freeze import Frozen, frozen_layers
+from small_tasks import small_batch, task_for
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"widths": (25, 30, 35), "num_classes": 10}

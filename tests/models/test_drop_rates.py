@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from networks import STRUCTURES, each
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -16,6 +15,7 @@ from fastcnn.errors import UserError
 from fastcnn.models import MODELS, build
 from fastcnn.models.create import build_network
 from fastcnn.transfer.freeze import Frozen, frozen_layers
+from networks import STRUCTURES, each
 
 WITH_DROPOUT = [
     "resnet18",

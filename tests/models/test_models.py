@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import FAMILIES, STRUCTURES, each
-from ranks import command
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
@@ -30,6 +28,8 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime import machine
 from fastcnn.tasks.classification import Classification
 from fastcnn_kernels import DepthwiseConv2d
+from networks import FAMILIES, STRUCTURES, each
+from ranks import command
 
 LENETS = ("lenet5", "lenet5_relu")
 TORCHVISION = {name: name for name in MODELS if hasattr(torchvision.models, name) and name != "alexnet"}

@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import FAMILIES, each
 from torch import Tensor, nn
 
 from fastcnn.models import MODELS, SEGMENTATION, ConvNet, Stage, build, constructor
@@ -17,6 +16,7 @@ from fastcnn.models.parts import image_sizes, layer_groups, reset_classifier
 from fastcnn.models.unet import BackboneUNet, Expansion, UNet, unet_paper
 from fastcnn.transfer.adapt import load_weights
 from fastcnn.transfer.freeze import Frozen, describe_frozen, frozen_layers, lr_scales
+from networks import FAMILIES, each
 
 PADDED = ("unet", "unet_bilinear", "unet_small")
 ONE_OF_EACH_FAMILY = (

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from networks import FAMILIES, each
 from torch import nn
 
 from fastcnn.errors import UserError
@@ -14,6 +13,7 @@ from fastcnn.models import DETECTION, MODELS, ConvNet, build
 from fastcnn.models.parts import image_sizes
 from fastcnn.models.yolo import YOLO, Pyramid
 from fastcnn.transfer.freeze import frozen_layers, lr_scales
+from networks import FAMILIES, each
 
 
 def shell(name: str, num_classes: int = 3, **options: Any) -> ConvNet:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_tasks import small_batch, task_for
 from torch import Tensor, nn
 
 from fastcnn.config import OptimizerSettings
@@ -20,6 +19,7 @@ from fastcnn.models import build
 from fastcnn.optim.build import build_optimizer, set_learning_rate
 from fastcnn.optim.muon import BIAS_RATE, CLASSIFIER_RATE, Muon, muon_groups, orthogonal
 from fastcnn.optim.schedules import Schedule
+from small_tasks import small_batch, task_for
 
 SHAPES = ((4, 3, 3, 3), (4, 3, 3, 3), (20, 2, 3, 3), (7,), (5, 6))
 """Two banks of one shape, one that is higher than wide, and what SGD updates."""

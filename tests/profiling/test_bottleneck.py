@@ -16,12 +16,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-import worker_slow_ranks
-from ranks import run_ranks
 from torch import Tensor, nn
-from training import TASK, batches
 
 import fastcnn
+import worker_slow_ranks
 from fastcnn.config import FIELDS, Config, OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.base import ImageLoader, Loader
@@ -34,6 +32,8 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.profiling.bottleneck import Diagnosis, Headroom, Timing, diagnose
 from fastcnn.profiling.step_timer import CudaClock, HostClock, StepTimer
 from fastcnn.transfer.freeze import Frozen
+from ranks import run_ranks
+from training import TASK, batches
 
 CONFIG = Config(
     device="cuda",

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+
 import worker_two_ranks
+from fastcnn.runtime.distributed import Ranks, choose_device
 from ranks import run_ranks
 from worker_two_ranks import train
-
-from fastcnn.runtime.distributed import Ranks, choose_device
 
 
 @pytest.fixture(scope="module")

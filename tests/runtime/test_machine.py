@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import nn
 
 from fastcnn.errors import UserError
 from fastcnn.runtime import machine
 from fastcnn.setup import cpu_trials
+from ranks import run_ranks
 
 NETWORK = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 SHAPE = (4, 3, 8, 8)

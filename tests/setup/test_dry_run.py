@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_tasks import task_for
 from torch import nn
-from training import batches, loader_of, state_of
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
@@ -26,6 +24,8 @@ from fastcnn.errors import UserError
 from fastcnn.optim.schedules import Schedule
 from fastcnn.setup.dry_run import preserve_state, time_updates, time_validation, updates
 from fastcnn.setup.lr_finder import DIVERGED, Trial, range_test, steepest
+from small_tasks import task_for
+from training import batches, loader_of, state_of
 
 ARCH = "resnet20"
 

@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import each
-from runs import interrupt_after
 from torch import Tensor, nn
-from training import CPU, MEAN, STD, TASK, batches, loader_of, step_twice_without_waiting
 
 import fastcnn
 from fastcnn.config import NetworkSettings, OptimizerSettings
@@ -30,6 +27,9 @@ from fastcnn.optim.schedules import Schedule
 from fastcnn.transfer.adapt import load_weights
 from fastcnn.transfer.freeze import Frozen, describe_frozen, frozen_layers, lr_scales
 from fastcnn.transfer.weights import download_pretrained
+from networks import each
+from runs import interrupt_after
+from training import CPU, MEAN, STD, TASK, batches, loader_of, step_twice_without_waiting
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -15,7 +15,6 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from networks import each
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
@@ -27,6 +26,7 @@ from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup.plan import Plan, make_plan
 from fastcnn.transfer.adapt import adapt_channels, load_weights
 from fastcnn.transfer.weights import TORCHVISION, download_pretrained, has_pretrained, read_weights
+from networks import each
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import each
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -34,6 +33,7 @@ from fastcnn.data.sources.folder import read_folder
 from fastcnn.data.targets import IGNORE, NO_BOX, Boxes, Masks
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.runtime.distributed import Ranks
+from networks import each
 
 CPU = torch.device("cpu")
 needs_dali = pytest.mark.skipif(not has_dali(), reason="DALI is not installed")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_sources import message_of, names
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
@@ -23,6 +22,7 @@ from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES
 from fastcnn.data.targets import NO_BOX, Boxes
 from fastcnn.data.transforms.transform import Transform
+from small_sources import message_of, names
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_sources import message_of, names
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
@@ -22,6 +21,7 @@ from fastcnn.data.sources.demo import CLASS_NAMES
 from fastcnn.data.sources.masks import MASKS_NAMED, mask_source
 from fastcnn.data.targets import IGNORE, Masks
 from fastcnn.data.transforms.transform import Transform
+from small_sources import message_of, names
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference_ops import FILL, REFERENCES, VALUES, picture
 from torchvision.transforms.v2 import functional as F
 
 from fastcnn.data.batch import ShardedSampler
@@ -21,6 +20,7 @@ from fastcnn.data.sources.folder import read_folder
 from fastcnn.data.transforms.augment import OPERATIONS, Augment, Step
 from fastcnn.data.transforms.color import hue_matrix
 from fastcnn.data.transforms.transform import Transform
+from reference_ops import FILL, REFERENCES, VALUES, picture
 
 pytestmark = [
     pytest.mark.skipif(not has_dali(), reason="DALI is not installed"),

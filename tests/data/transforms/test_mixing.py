@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import QUICK, interrupt_after, records
 from torch import Tensor
 from torchvision.transforms import v2
-from training import CPU, MEAN, STD, TASK, batches, forbid_waiting, loader_of, losses, state_of
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.transforms.mixing import Mixing, mix_of, mixed, plain
@@ -21,6 +19,8 @@ from fastcnn.engine.evaluate import evaluate
 from fastcnn.engine.step import train_step
 from fastcnn.models import Outputs
 from fastcnn.tasks.classification import Classification
+from runs import QUICK, interrupt_after, records
+from training import CPU, MEAN, STD, TASK, batches, forbid_waiting, loader_of, losses, state_of
 
 MIXUP, CUTMIX, BOTH = Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0)
 

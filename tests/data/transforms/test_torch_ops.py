@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_ops import FILL, REFERENCES, VALUES, picture
 
 from fastcnn.data.transforms.augment import OPERATIONS, Step
 from fastcnn.data.transforms.color import (
@@ -19,6 +18,7 @@ from fastcnn.data.transforms.color import (
     principal_components,
 )
 from fastcnn.data.transforms.torch_ops import BATCHED, apply_to_batch, apply_to_image
+from reference_ops import FILL, REFERENCES, VALUES, picture
 
 
 def step(kind: str, *values: float, count: int = 1) -> Step:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-import random_boxes
 import torch
 import torch.nn.functional as F
-from networks import each
 from torch import Tensor
 from torchvision.ops import box_iou, complete_box_iou_loss
 
+import random_boxes
 from fastcnn.models.yolo import AnchorOutputs, cells_of
 from fastcnn.tasks.detection import anchor_loss
 from fastcnn.tasks.detection.anchor_loss import decode
+from networks import each
 
 MAPS, STRIDES = ((6, 9), (3, 5)), (8, 16)  # of images of 48 x 72; the coarse map reaches further
 ANCHORS = torch.tensor([[[6.0, 9], [14, 10]], [[18, 30], [40, 28]]])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-import random_boxes
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+import random_boxes
 from fastcnn.models.yolo import GridOutputs
 from fastcnn.tasks.detection.grid_loss import decode, grid_loss
 

@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import worker_two_detectors
-from networks import each
-from ranks import run_ranks
 from torch.profiler import ProfilerActivity, profile
-from training import forbid_waiting
-from worker_two_detectors import validate
 
+import worker_two_detectors
 from fastcnn.config import OptimizerSettings
 from fastcnn.data.batch import Batch
 from fastcnn.engine.state import TrainState, build_state
@@ -23,6 +19,10 @@ from fastcnn.models.yolo import AnchorOutputs, GridOutputs
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.tasks.detection.task import Detection, best_boxes
+from networks import each
+from ranks import run_ranks
+from training import forbid_waiting
+from worker_two_detectors import validate
 
 CPU = torch.device("cpu")
 NETWORKS: dict[str, dict[str, Any]] = {
