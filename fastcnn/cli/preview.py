@@ -157,8 +157,8 @@ def _in_order(batch: Batch, order: np.ndarray) -> Batch:
 
 def _mixed(batch: Batch, config: Config, epoch: int) -> Batch:
     """Mix a batch as the training graph does."""
-    settings = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
-    if not settings.goes_on(epoch) or config.mixup == config.cutmix == 0:
+    settings = Mixing.of(config)
+    if settings is None or not settings.goes_on(epoch):
         return batch
     size = batch.images.shape[-1]
     mix: Tensor = torch.from_numpy(mix_of(settings, seed=config.seed, step=epoch, rank=0, part=0, size=size))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fastcnn.models.parts import classifier_names
-from fastcnn.optim.rmsprop import zero_where
+from fastcnn.optim.skipping import SkippingOptimizer, zero_where
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """Coefficients of X, X X' X and (X X')^2 X in the iteration; chosen by Jordan et al. for a steep slope at
@@ -29,7 +28,7 @@ CLASSIFIER_RATE = 0.67 * 2000 / 256 / 0.24
 it is 0.67, for logits divided by the 256 inputs of the classifier. Undivided logits need 0.67 / 256^2."""
 
 
-class Muon(Optimizer):
+class Muon(SkippingOptimizer):
     """Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024), with Nesterov
     momentum and the fixed norms of `airbench94_muon.py`.
 
@@ -67,21 +66,6 @@ class Muon(Optimizer):
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": orthogonal}
         super().__init__(params, settings)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        skip = None if found_inf is None else found_inf > 0
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group, skip, grad_scale)
-        return loss
 
     def _update(
         self, params: list[Tensor], group: dict[str, Any], skip: Tensor | None, grad_scale: Tensor | None

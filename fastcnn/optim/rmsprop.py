@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer types by bytes per element."""
+from fastcnn.optim.skipping import SkippingOptimizer, zero_where
 
 
-class RMSpropTF(Optimizer):
+class RMSpropTF(SkippingOptimizer):
     """RMSprop (Tieleman, Hinton 2012, lecture 6e) as in TensorFlow, which differs from torch in three points:
 
         v = alpha v + (1 - alpha) g^2,  v = 1 at first
@@ -50,22 +47,8 @@ class RMSpropTF(Optimizer):
         settings = {"lr": lr, "alpha": alpha, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, settings)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group, found_inf, grad_scale)
-        return loss
-
     def _update(
-        self, params: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
+        self, params: list[Tensor], group: dict[str, Any], skip: Tensor | None, grad_scale: Tensor | None
     ) -> None:
         squares = [self._buffer(p, "square_avg", 1.0) for p in params]
         momenta = [self._buffer(p, "momentum_buffer", 0.0) for p in params]
@@ -74,8 +57,7 @@ class RMSpropTF(Optimizer):
         grads = torch._foreach_add(scaled, params, alpha=group["weight_decay"])  # always a copy
         rate: float | Tensor = 1 - group["alpha"]
         momentum: float | Tensor = group["momentum"]
-        if found_inf is not None:  # skipped step: mean square and momentum unchanged
-            skip = found_inf > 0
+        if skip is not None:  # skipped step: mean square and momentum unchanged
             zero_where(grads, skip)
             rate, momentum = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, momentum)
 
@@ -92,7 +74,7 @@ class RMSpropTF(Optimizer):
         torch._foreach_mul_(grads, group["lr"])
         torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, grads)
-        updates = tuple(momenta) if found_inf is None else torch._foreach_mul(momenta, (~skip).float())
+        updates = tuple(momenta) if skip is None else torch._foreach_mul(momenta, (~skip).float())
         torch._foreach_sub_(params, updates)
 
     def _buffer(self, parameter: Tensor, name: str, start: float) -> Tensor:
@@ -100,12 +82,3 @@ class RMSpropTF(Optimizer):
         if name not in state:
             state[name] = torch.full_like(parameter, start)
         return state[name]
-
-
-def zero_where(tensors: Sequence[Tensor], where: Tensor) -> None:
-    """Fill tensors of one type with zeros if `where`, bool [], is true, without a host sync.
-
-    The tensors are multiplied as integers: a product of floats would keep NaN and infinity.
-    """
-    bits = [tensor.view(INTEGERS[tensor.element_size()]) for tensor in tensors]
-    torch._foreach_mul_(bits, (~where).to(bits[0].dtype))

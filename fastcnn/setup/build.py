@@ -122,7 +122,6 @@ def build(plan: Plan, ranks: Ranks, device: torch.device) -> tuple[TrainState, L
 
 def step_options(config: Config) -> StepOptions:
     """Return the options of the training step, from settings without "auto"."""
-    mixing = Mixing(config.mixup, config.cutmix, config.mixup_prob, config.mixup_off_epoch)
     return StepOptions(
         amp_dtype=machine.DTYPES[config.amp_dtype],
         channels_last=config.channels_last == "on",
@@ -133,7 +132,7 @@ def step_options(config: Config) -> StepOptions:
         clip_mode=config.clip_mode,
         ema_decay=config.model_ema_decay if config.model_ema else None,
         ema_steps=config.model_ema_steps,
-        mixing=mixing if mixing.mixup > 0 or mixing.cutmix > 0 else None,
+        mixing=Mixing.of(config),
         seed=config.seed,
         tta=config.tta,
     )

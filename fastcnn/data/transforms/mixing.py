@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcnn.config import AugmentationSettings
+
 _STREAM = 1
 """Separates these draws from those of (seed, epoch), as NumPy pads seeds with zeros."""
 
@@ -30,6 +32,13 @@ class Mixing:
     """Probability that a batch is mixed."""
     off_epoch: int = 0
     """Epoch, counted from 1, after which mixing is disabled; 0: never."""
+
+    @staticmethod
+    def of(settings: AugmentationSettings) -> Mixing | None:
+        """Return the mixing of a run's settings; None if they disable it."""
+        if settings.mixup == settings.cutmix == 0:
+            return None
+        return Mixing(settings.mixup, settings.cutmix, settings.mixup_prob, settings.mixup_off_epoch)
 
     def goes_on(self, epoch: int) -> bool:
         """Return whether an epoch, counted from 0, is mixed."""
