@@ -21,8 +21,8 @@ from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
-from fastcnn.data.sources.folder import image_files
 from fastcnn.data.sources.headers import scan
+from fastcnn.data.sources.walk import image_files
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine import checkpoint
 from fastcnn.engine.state import Normalized

@@ -95,6 +95,8 @@ class DataSettings:
         float | None, Limit(lambda v: 0 < v < 1, "use a share between 0 and 1, such as 0.1")
     ] = None
     """Fraction of a folder without val/ to validate on, 0 to 1."""
+    exif: Literal["upright", "ignore"] = "upright"
+    """EXIF orientation: turn images upright, or ignore it as torchvision does."""
     ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "use 0 to 255")] = 255
     """Mask value of pixels excluded from loss and metrics."""
     bad_labels: Literal["stop", "skip"] = "stop"

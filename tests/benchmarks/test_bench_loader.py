@@ -132,6 +132,7 @@ def test_dali_on_a_gpu_knows_the_settings(name):
             read_files=True,
             size=8,
             channels=3,
+            upright=True,
             gpu=True,
             decoder=decoder,
         )

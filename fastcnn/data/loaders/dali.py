@@ -109,6 +109,7 @@ class DaliLoader(ImageLoader):
             channels=t.channels,
             border="reflect_101" if self.sampler.train and t.pad_mode == "reflect" else "pad",
             fill=t.fill,
+            upright=files is not None and files.orientations is not None,
             gpu=on_gpu,
             decoder=self.tuning.decoder_arguments(self.split.sizes) if on_gpu else {},
         )
@@ -243,6 +244,8 @@ class Graph:
     """Padding beyond the image's border, by its name in `fn.slice`."""
     fill: tuple[int, ...]
     """Value of erased pixels, [channels]."""
+    upright: bool
+    """Turn images upright by their EXIF orientation; regions refer to the upright image."""
     gpu: bool
     decoder: dict[str, Any]
     """Additional arguments of the decoder."""
@@ -275,7 +278,7 @@ def batch_pipeline(feed: Any, graph: Graph) -> DataNode:
             axes=(0, 1),
             device="mixed" if graph.gpu else "cpu",
             output_type=types.GRAY if graph.channels == 1 else types.RGB,
-            adjust_orientation=False,  # as torchvision and Pillow
+            adjust_orientation=graph.upright,
             **graph.decoder,
         )
     # Resize, shift, flip and augment.
@@ -303,7 +306,8 @@ def _why_undecodable(files: Files, image: int, channels: int, device: torch.devi
     on_gpu = device.type == "cuda"
     settings = {**SINGLE_SAMPLE, "device_id": device.index if on_gpu else None}
     try:
-        pipeline = _one_image(iter([[data]]), channels=channels, gpu=on_gpu, **settings)
+        upright = files.orientations is not None
+        pipeline = _one_image(iter([[data]]), channels=channels, upright=upright, gpu=on_gpu, **settings)
         pipeline.build()
         (pixels,) = pipeline.run()
     except RuntimeError as error:
@@ -317,10 +321,10 @@ def _why_undecodable(files: Files, image: int, channels: int, device: torch.devi
 
 
 @pipeline_def
-def _one_image(source: Iterator[Any], *, channels: int, gpu: bool) -> DataNode:
+def _one_image(source: Iterator[Any], *, channels: int, upright: bool, gpu: bool) -> DataNode:
     return fn.decoders.image(
         fn.external_source(source),
         device="mixed" if gpu else "cpu",
         output_type=types.GRAY if channels == 1 else types.RGB,
-        adjust_orientation=False,
+        adjust_orientation=upright,
     )

@@ -15,7 +15,6 @@ from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.box_files import Coco, Rows, checked, coco_rows, read_coco, read_voc, read_yolo
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
-from fastcnn.data.sources.folder import and_more, image_files
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.label_files import (
     VAL,
@@ -28,6 +27,7 @@ from fastcnn.data.sources.label_files import (
     open_voc,
     read_class_names,
 )
+from fastcnn.data.sources.walk import and_more, image_files
 from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
 

@@ -97,6 +97,8 @@ class Source:
     name: str
     train: Split
     val: Split
+    test: Split | None = None
+    """Held-out images, validated once at the end with the best weights."""
     class_names: tuple[str, ...]
     channels: int = 3
     """3 (RGB) or 1 (gray)."""
@@ -118,6 +120,7 @@ class Source:
             self,
             train=_with_channels(self.train, channels),
             val=_with_channels(self.val, channels),
+            test=None if self.test is None else _with_channels(self.test, channels),
             channels=channels,
             mean=(sum(self.mean) / len(self.mean),) * channels,
             std=(sum(self.std) / len(self.std),) * channels,

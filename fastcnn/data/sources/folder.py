@@ -5,20 +5,16 @@ A source lists the images with their sizes and labels; it decodes nothing.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.headers import scan
+from fastcnn.data.sources.layout import folders, is_leftover
+from fastcnn.data.sources.walk import IMAGE_SUFFIXES, and_more, image_files
 from fastcnn.errors import UserError
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
-    *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but reported
-)
 
 
 def read_folder(root: Path, val_split: float | None, seed: int, name: str | None = None) -> Source:
@@ -31,7 +27,7 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     val_root = next((root / v for v in ("val", "validation", "valid", "test") if (root / v).is_dir()), None)
     if train_root is root:
         val_root = None
-    class_names = tuple(d.name for d in _visible_folders(train_root))
+    class_names = tuple(d.name for d in folders(train_root))
     remarks = _left_out(train_root)
     if not class_names:
         raise UserError(f"--data {root}: no class folders in {train_root}; expected {train_root}/CLASS/*.jpg")
@@ -41,11 +37,7 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     if val_root is not None:
         if val_split is not None:
             raise UserError(f"--val-split: {root} has {val_root.name}/; omit it")
-        val = (
-            _read_classes(val_root, class_names)
-            if _visible_folders(val_root)
-            else _read_flat(val_root, class_names)
-        )
+        val = _read_classes(val_root, class_names) if folders(val_root) else _read_flat(val_root, class_names)
     elif val_split is None:
         raise UserError(f"--data {root}: no val/ or test/ folder; add one, or add --val-split 0.1")
     else:
@@ -60,25 +52,8 @@ def read_folder(root: Path, val_split: float | None, seed: int, name: str | None
     )
 
 
-def _visible_folders(root: Path) -> list[Path]:
-    return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-
-
-def image_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """Return the paths of a folder's files with these suffixes, recursive and sorted, without hidden ones."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            os.path.join(parent, name)
-            for name in sorted(names)
-            if name.lower().endswith(suffixes) and not name.startswith(".")
-        ]
-    return found
-
-
 def _read_classes(root: Path, class_names: tuple[str, ...]) -> Split:
-    present = {d.name for d in _visible_folders(root)}
+    present = {d.name for d in folders(root)}
     unknown = sorted(present - set(class_names))
     if unknown:
         raise UserError(f"{root / unknown[0]}: a class that train/ does not have; add it there or remove it")
@@ -148,16 +123,11 @@ def split_by_class(split: Split, share: float, seed: int) -> tuple[Split, Split]
 
 def _left_out(root: Path) -> tuple[str, ...]:
     """Return remarks on skipped files and folders beside the class folders."""
-    hidden = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name.startswith("."))
+    hidden = sorted(d.name for d in root.iterdir() if d.is_dir() and is_leftover(d.name))
     stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
     remarks = []
     if hidden:
         remarks.append(f"skipped: {root / hidden[0]} is hidden" + and_more(hidden))
-    if stray and _visible_folders(root):
+    if stray and folders(root):
         remarks.append(f"skipped: {root / stray[0]} is in no class folder" + and_more(stray))
     return tuple(remarks)
-
-
-def and_more(names: Sequence[str]) -> str:
-    """Return the number of names, as a suffix to the first one; "" for a single name."""
-    return f" ({len(names)} in all)" if len(names) > 1 else ""

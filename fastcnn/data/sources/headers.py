@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from fastcnn.data.cache import cache_root, keep
-from fastcnn.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
+from fastcnn.data.decode import FORMATS, MAX_PIXELS, TRANSPOSED, DecodeError, decode, orientation_of
 
 SCAN_THREADS = 16
 """More than cores, as a scan of a network file system mostly waits."""
@@ -40,9 +40,11 @@ class Files:
     paths: tuple[str, ...]
     """N paths of the images, or of their shards."""
     sizes: np.ndarray
-    """Height and width in pixels, int32 [N, 2]; 0 if the header is unreadable."""
+    """Height and width in pixels of the decoded image, int32 [N, 2]; 0 if the header is unreadable."""
     problems: dict[int, str] = field(default_factory=dict)
     """Reason for each unreadable image."""
+    orientations: np.ndarray | None = None
+    """EXIF orientation by which decoding turns an image upright, uint8 [N], 1 to 8; None: all as stored."""
     spans: np.ndarray | None = None
     """First byte and number of bytes in the shard, int64 [N, 2]; None for files."""
     members: tuple[str, ...] | None = None
@@ -72,7 +74,8 @@ class Files:
         except OSError as error:
             raise DecodeError(error.strerror or str(error)) from error
         height, width = self.sizes[index].tolist()
-        return decode(data, channels, (height, width), region)
+        orientation = 1 if self.orientations is None else int(self.orientations[index])
+        return decode(data, channels, (height, width), region, orientation=orientation)
 
     def take(self, indices: np.ndarray) -> Files:
         """Return the images at `indices`, in that order."""
@@ -80,6 +83,7 @@ class Files:
         return Files(
             paths=tuple(self.paths[i] for i in chosen),
             sizes=self.sizes[indices],
+            orientations=None if self.orientations is None else self.orientations[indices],
             problems={new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
             spans=None if self.spans is None else self.spans[indices],
             members=None if self.members is None else tuple(self.members[i] for i in chosen),
@@ -92,6 +96,7 @@ def scan(
     spans: np.ndarray | None = None,
     members: Sequence[str] | None = None,
     *,
+    upright: bool = True,
     announce: bool = True,
 ) -> Files:
     """Read the headers of images; unchanged files (by size and time) come from the cache.
@@ -99,6 +104,7 @@ def scan(
     Args:
         root: name of the data set, the cache's key.
         paths, spans, members: see `Files`.
+        upright: turn images by their EXIF orientation; otherwise they stay as stored.
         announce: print a notice before a long scan.
     """
     stamps = file_stamps(paths)
@@ -114,16 +120,20 @@ def scan(
     )
     notice = "reading the headers of {:,} images, once"
     slow = SLOW_SCAN if announce else len(paths)
-    sizes, problems = examine_once(
+    facts, problems = examine_once(
         root,
         names,
         stamps,
-        columns=2,
+        columns=3,
         examine=lambda i: examine(encoded, i),
         notice=notice,
         slow=slow,
     )
-    return dataclasses.replace(encoded, sizes=sizes, problems=problems)
+    sizes, orientations = facts[:, :2], None
+    if upright and (facts[:, 2] > 1).any():
+        orientations = facts[:, 2].astype(np.uint8)
+        sizes = np.where((orientations >= TRANSPOSED)[:, None], sizes[:, ::-1], sizes)
+    return dataclasses.replace(encoded, sizes=sizes, orientations=orientations, problems=problems)
 
 
 def examine_once(
@@ -186,8 +196,8 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
             yield from found
 
 
-def examine(files: Files, index: int) -> tuple[int, int, str]:
-    """Return height, width and problem ("" if none) of an image, from its header and its end."""
+def examine(files: Files, index: int) -> tuple[int, int, int, str]:
+    """Return stored height and width, orientation and problem ("" if none) of an image."""
     try:
         if files.spans is None:
             with open(files.paths[index], "rb") as stream:
@@ -196,26 +206,27 @@ def examine(files: Files, index: int) -> tuple[int, int, str]:
         with open(files.paths[index], "rb", buffering=0) as shard:
             return examine_header(io.BufferedReader(_Window(shard, offset, length)))
     except Image.DecompressionBombError:
-        return 0, 0, f"declares more than {MAX_PIXELS:,} pixels"
+        return 0, 0, 1, f"declares more than {MAX_PIXELS:,} pixels"
     except OSError as error:
-        return 0, 0, error.strerror or "not an image"
+        return 0, 0, 1, error.strerror or "not an image"
     except Exception as error:  # Pillow's parsers may raise anything on corrupt bytes
-        return 0, 0, f"not an image that Pillow reads: {error}"
+        return 0, 0, 1, f"not an image that Pillow reads: {error}"
 
 
-def examine_header(stream: BinaryIO) -> tuple[int, int, str]:
+def examine_header(stream: BinaryIO) -> tuple[int, int, int, str]:
     end = stream.seek(0, os.SEEK_END)
     if end == 0:
-        return 0, 0, "empty"
+        return 0, 0, 1, "empty"
     stream.seek(0)
     with Image.open(stream) as image:
         width, height = image.size
         if image.format not in FORMATS:
-            return 0, 0, f"{image.format} is not read; convert it to PNG"
+            return 0, 0, 1, f"{image.format} is not read; convert it to PNG"
         if _is_rare(image):
-            return 0, 0, f"a rare kind of {image.format}, which is not read; convert it to PNG"
+            return 0, 0, 1, f"a rare kind of {image.format}, which is not read; convert it to PNG"
         if width * height > MAX_PIXELS:
-            return 0, 0, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
+            return 0, 0, 1, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
+        orientation = orientation_of(image)
         # A truncated file lacks the end marker.
         stream.seek(max(0, end - 16))
         tail = stream.read()
@@ -227,17 +238,16 @@ def examine_header(stream: BinaryIO) -> tuple[int, int, str]:
                 image.load()
                 stream.seek(0)
                 if image.format == "PNG" and b"IEND\xaeB`\x82" not in stream.read():
-                    return 0, 0, "truncated"
+                    return 0, 0, 1, "truncated"
             except (OSError, SyntaxError):
-                return 0, 0, "truncated"
-    return height, width, ""
+                return 0, 0, 1, "truncated"
+    return height, width, orientation, ""
 
 
 def _is_rare(image: ImageFile.ImageFile) -> bool:
     """Return whether DALI and Pillow decode an image differently."""
     if image.format == "TIFF":
-        turned = image.getexif().get(0x0112, 1) != 1  # Pillow applies the orientation only here
-        return turned or image.mode in ("1", "I", "F")
+        return orientation_of(image) != 1 or image.mode in ("1", "I", "F")
     if image.format == "PPM":
         return image.tile[0][0] != "raw"  # text, or a maximum other than 255 and 65,535
     return False

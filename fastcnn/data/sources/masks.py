@@ -20,7 +20,6 @@ from fastcnn.config.settings import DataSettings
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
-from fastcnn.data.sources.folder import and_more, image_files
 from fastcnn.data.sources.headers import Files, examine_once, file_stamps, scan
 from fastcnn.data.sources.label_files import (
     VOC_CLASSES,
@@ -32,6 +31,7 @@ from fastcnn.data.sources.label_files import (
     read_class_names,
 )
 from fastcnn.data.sources.torchvision import open_torchvision
+from fastcnn.data.sources.walk import and_more, image_files
 from fastcnn.data.targets import IGNORE, Masks, read_mask
 from fastcnn.errors import UserError
 

@@ -26,8 +26,9 @@ import numpy as np
 
 from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.sources.dataset import Source, Split, native_size
-from fastcnn.data.sources.folder import IMAGE_SUFFIXES, split_by_class
+from fastcnn.data.sources.folder import split_by_class
 from fastcnn.data.sources.headers import scan
+from fastcnn.data.sources.walk import IMAGE_SUFFIXES
 from fastcnn.errors import UserError
 
 REMOTE = ("s3://", "gs://")

@@ -81,7 +81,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     examine = headers.examine
 
-    def noted(files: Files, index: int) -> tuple[int, int, str]:
+    def noted(files: Files, index: int) -> tuple[int, int, int, str]:
         names.append(Path(files.name(index)).name)
         return examine(files, index)
 
@@ -493,5 +493,5 @@ def test_of_a_shard_only_the_heads_and_ends_of_its_images_are_read(tmp_path):
     with open(shard, "rb", buffering=0) as file:
         window = headers._Window(file, 6, len(whole))
         reader = io.BufferedReader(window)
-        assert headers.examine_header(reader) == (500, 600, "")
+        assert headers.examine_header(reader) == (500, 600, 1, "")
         assert window.taken < len(whole) / 2

@@ -1,0 +1,84 @@
+"""Usual names of the parts of a data set: folders of the phases, and leftovers that no person put there.
+
+Every reader finds its folders here, so that case and usual names are the same for images, masks and boxes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+Phase = Literal["train", "val", "test"]
+
+PHASE_WORDS: dict[str, Phase] = {
+    **dict.fromkeys(("train", "training", "trn", "trainset", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "testset"), "test"),
+}
+"""Words that name a phase."""
+FILLER_WORDS = frozenset(
+    ("set", "data", "dataset", "image", "images", "img", "imgs", "seg", "split", "folder", "photos")
+)
+"""Words that may stand beside one: `seg_train`, `train_images`."""
+LEFTOVERS = frozenset(
+    (
+        "__macosx",
+        "@eadir",
+        "#recycle",
+        "$recycle.bin",
+        "lost+found",
+        "system volume information",
+        "__pycache__",
+    )
+)
+"""Folders of operating systems, storage devices and tools, in lower case."""
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether no person put this file or folder there: hidden, or of an operating system or a tool."""
+    return name.startswith(".") or name.lower() in LEFTOVERS
+
+
+def phase_of(name: str) -> Phase | None:
+    """Return the phase that a name stands for: `Training`, `seg_train`, `val2017`; None for other names."""
+    words = re.findall(r"[a-z]+|\d+", name.lower())
+    phases = {PHASE_WORDS[word] for word in words if word in PHASE_WORDS}
+    others = [w for w in words if w not in PHASE_WORDS and w not in FILLER_WORDS and not _is_year(w)]
+    return phases.pop() if len(phases) == 1 and not others else None
+
+
+def _is_year(word: str) -> bool:
+    return word.isdecimal() and 1990 <= int(word) < 2100
+
+
+def folders(root: Path) -> list[Path]:
+    """Return the folders within `root` that a person put there, sorted by name."""
+    with os.scandir(root) as entries:
+        return sorted(Path(entry.path) for entry in entries if not is_leftover(entry.name) and entry.is_dir())
+
+
+def phases(root: Path) -> dict[Phase, Path]:
+    """Return the folders of the phases within `root`, whatever their case and usual name.
+
+    An exact name (`val`) wins over a synonym (`validation`), and that over a compound (`val_images`).
+    """
+    found: dict[Phase, Path] = {}
+    for folder in sorted(
+        folders(root), key=lambda f: (f.name not in ("train", "val", "test"), len(f.name), f.name)
+    ):
+        phase = phase_of(folder.name)
+        if phase is not None:
+            found.setdefault(phase, folder)
+    return found
+
+
+def child(root: Path, names: Iterable[str]) -> Path | None:
+    """Return the first entry of `root` with one of these names, whatever its case; None without one."""
+    try:
+        present = {name.lower(): os.path.join(root, name) for name in sorted(os.listdir(root), reverse=True)}
+    except OSError:
+        return None
+    return next((Path(present[name.lower()]) for name in names if name.lower() in present), None)
