@@ -13,7 +13,11 @@ class UserError(ValueError):
     """
 
 
-class BadImageError(UserError):
+class LocalError(UserError):
+    """A user's mistake that one process may meet alone, so that it prints the message itself."""
+
+
+class BadImageError(LocalError):
     """Too many undecodable images, found by one process alone, or no decodable image."""
 
 

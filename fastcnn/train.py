@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from fastcnn.config import Config
 from fastcnn.config.parse import parse
 from fastcnn.config.validate import check, ineffective
-from fastcnn.errors import BadImageError, TrainingError, UserError
+from fastcnn.errors import LocalError, TrainingError, UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
     try:
         result = fit(parse(sys.argv[1:] if argv is None else argv, prog), exits=True)
     except (UserError, TrainingError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BadImageError):
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalError):
             print(f"fastcnn: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:  # before training
@@ -78,6 +78,7 @@ def fit(config: Config, *, exits: bool = False) -> Result:
         exits: a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
     """
     from fastcnn.runtime.distributed import Ranks, choose_device, process_group
+    from fastcnn.runtime.machine import memory_errors_named
     from fastcnn.setup.build import build_training
     from fastcnn.setup.plan import make_plan
 
@@ -85,7 +86,7 @@ def fit(config: Config, *, exits: bool = False) -> Result:
     check(config)
     ranks = Ranks.from_environment()
     device = choose_device(config.device, ranks)
-    with process_group(ranks, device):
+    with process_group(ranks, device), memory_errors_named(device):
         training = build_training(make_plan(config, ranks, device), ranks, device)
         try:
             if config.test_only:

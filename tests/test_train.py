@@ -187,6 +187,14 @@ def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(trai
     assert [record["epoch"] for record in records(job.folder, "epoch")] == [1, 2]
 
 
+def test_a_resumed_run_drops_a_setting_whose_default_is_written(train, demo):
+    assert train(*QUICK, "--data", demo, "--epochs", "1", "--mixup", "0.2", "--label-smoothing", "0.1") == 0
+    last = Path("runs/lenet5-shapes/last.pt")
+    assert train("--resume", last, "--epochs", "2", "--mixup", "0") == 0
+    config = torch.load(last)["config"]
+    assert (config["mixup"], config["label_smoothing"]) == (0.0, 0.1)
+
+
 def test_a_checkpoint_alone_says_how_to_go_on(train, demo, capsys):
     assert train(*QUICK, "--data", demo, "--epochs", "1", "--model-ema", "--momentum", "0.7") == 0
     last = Path("runs/lenet5-shapes/last.pt")

@@ -194,8 +194,8 @@ def merge_resumed_config(
 ) -> tuple[Config, dict[str, str]]:
     """Return the settings of a resumed run: those of the checkpoint, with the user's overrides.
 
-    A setting at its default counts as not given. Choices for "auto" that depend on a changed setting are
-    recomputed.
+    A written setting is an override, also at its default. Choices for "auto" that depend on a changed setting
+    are recomputed.
 
     Args:
         saved: settings of the checkpoint.
@@ -206,7 +206,8 @@ def merge_resumed_config(
     Returns:
         The settings, and the reasons of the "auto" settings that are kept.
     """
-    overrides = {f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != f.default}
+    overrides = {name for name, field in FIELDS.items() if getattr(config, name) != field.default}
+    overrides |= config.written
     if config.lr == "find":  # the checkpoint has its result
         overrides.discard("lr")
     if config.batch_size == "max":
@@ -274,9 +275,9 @@ def describe(config: Config, reasons: dict[str, str]) -> str:
         shown = _shown(value)
         lines.append(f"  {flag(name):<{width}}  {shown:<14}  {reason}".rstrip())
     given = [
-        _as_flag(field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.name not in ("arch", "data", *reasons) and getattr(config, field.name) != field.default
+        _as_flag(name, getattr(config, name))
+        for name, field in FIELDS.items()
+        if name not in ("arch", "data", *reasons) and getattr(config, name) != field.default
     ]
     head = f"{config.arch} on {config.data}" + (f": {', '.join(given)}" if given else "")
     return "\n".join([head, *(["auto-selected settings:"] if lines else []), *lines])

@@ -75,11 +75,22 @@ def _read_flags(argv: Sequence[str], default: Config, prog: str) -> Config:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(Config, args=argv, default=default, prog=prog)
+            config = tyro.cli(Config, args=argv, default=default, prog=prog)
+            return dataclasses.replace(config, written=default.written | _written(argv))
     except SystemExit as end:
         if not end.code:
             raise
     raise UserError(_unboxed(box.getvalue()))
+
+
+def _written(argv: Sequence[str]) -> set[str]:
+    """Return the names of the settings that flags set; the flags are valid."""
+    names = {form: name for name in FIELDS for form in (flag(name), flag("no_" + name))}
+    for name, hint in typing.get_type_hints(Config, include_extras=True).items():
+        metadata = getattr(hint, "__metadata__", ())
+        names |= {alias: name for part in metadata for alias in getattr(part, "aliases", None) or ()}
+    words = [word.partition("=")[0].replace("_", "-") for word in argv]
+    return {names[word] for word in words if word in names}
 
 
 def _unboxed(box: str) -> str:
@@ -130,7 +141,7 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
     base = from_recipe(values["recipe"]) if values.get("recipe") else Config()
     if values.get("config"):
         base = from_yaml(values["config"], base)
-    config = dataclasses.replace(base, **values)
+    config = dataclasses.replace(base, **values, written=base.written | frozenset(values))
     check(config)
     return config
 

@@ -45,7 +45,8 @@ def from_recipe(name: str) -> Config:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else "`fastcnn recipes` lists them"
         raise UserError(f"--recipe {name}: no such recipe; {hint}")
-    return replace(Config(), recipe=name, **RECIPES[name].settings)
+    settings = RECIPES[name].settings
+    return replace(Config(), recipe=name, **settings, written=frozenset(settings))
 
 
 def show() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from fastcnn.config.limits import (
     Limit,
@@ -308,7 +308,7 @@ class ComputeSettings:
     """Synchronized batch norm over all GPUs."""
     deterministic: bool = False
     """Bit-reproducible runs on one machine, at some cost in speed."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
     """Seed of weights, order and augmentation."""
 
 
@@ -363,8 +363,12 @@ class Config(
 
     Settings that say "auto" are selected for the data and the machine, and printed with the reason."""
 
+    written: Suppress[frozenset[str]] = dataclasses.field(default=frozenset(), compare=False)
+    """Names of the settings written by the user, also at their defaults: they override a checkpoint's."""
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.name != "written"}
+"""The settings."""
 
 
 def flag(name: str) -> str:
@@ -374,7 +378,8 @@ def flag(name: str) -> str:
 
 def to_plain(config: Config) -> dict[str, Any]:
     """Return the settings in types of YAML and weights-only checkpoints, with tuples as lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
+    values = {name: getattr(config, name) for name in FIELDS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def to_yaml(config: Config) -> str:

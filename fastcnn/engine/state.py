@@ -19,7 +19,7 @@ from fastcnn.engine.nonfinite import FiniteGuard
 from fastcnn.errors import TrainingError
 from fastcnn.optim.build import add_momentum_buffers
 from fastcnn.optim.ema import EMA
-from fastcnn.optim.schedules import Schedule, learning_rate
+from fastcnn.optim.schedules import Schedule
 from fastcnn.profiling.step_timer import HostClock, StepTimer, step_timer_for
 from fastcnn.runtime.distributed import data_parallel, is_distributed
 from fastcnn.transfer.freeze import Frozen
@@ -210,9 +210,8 @@ def stop_if_not_finite(state: TrainState) -> None:
     else:
         return
     epoch = step // state.schedule.steps_per_epoch + 1
-    lr = learning_rate(step, state.schedule)
     precision = " or --amp-dtype fp32" if state.options.amp_dtype != torch.float32 else ""
     raise TrainingError(
-        f"{what}, epoch {epoch}, and nothing was saved since: try a lower --lr (it was {lr:.3g}), a longer "
-        f"--warmup-epochs, --clip-grad 1{precision}; look for damaged images"
+        f"{what}, epoch {epoch}, and nothing was saved since: try an --lr below {state.schedule.peak:.3g}, a "
+        f"longer --warmup-epochs, --clip-grad 1{precision}; look for damaged images"
     )

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn.errors import BadImageError, TrainingError, UserError
+from fastcnn.errors import LocalError, TrainingError, UserError
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
     except BaseException as error:
         # After any other error, other ranks may wait in a collective: the group ends with the process.
-        together = isinstance(error, (UserError, TrainingError)) and not isinstance(error, BadImageError)
+        together = isinstance(error, (UserError, TrainingError)) and not isinstance(error, LocalError)
         raise
     finally:
         if own and together:

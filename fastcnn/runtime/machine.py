@@ -5,17 +5,51 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from fastcnn.errors import UserError
+from fastcnn.errors import LocalError, UserError
 from fastcnn.runtime.distributed import Ranks
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Data types by their names in `--amp-dtype`."""
+OUT_OF_MEMORY = (
+    *("out of memory", "STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"),
+    *("can't allocate memory", "not enough memory"),
+)
+"""Messages of PyTorch's allocator and the driver, of cuBLAS and cuDNN before 9, of cuDNN 9; of the CPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the device's or the host's memory is exhausted.
+
+    Libraries have memory of their own, and exhausting it does not raise `torch.OutOfMemoryError`.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_errors_named(device: torch.device) -> Iterator[None]:
+    """Convert exhausted memory to one line with the settings that need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = re.search(r"(?:tried|Tried|Unable) to allocate ([\d.]+) (\w+)", str(error))
+        size = f" for {asked[1]} {asked[2]}" if asked else ""
+        raise LocalError(
+            f"not enough memory on {device.type}{size}: use a smaller --batch-size, --img-size, --arch or "
+            "--num-classes"
+        ) from error
 
 
 def cores_per_process(ranks: Ranks) -> int:

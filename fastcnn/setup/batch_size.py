@@ -13,14 +13,12 @@ from fastcnn.engine.state import Normalized
 from fastcnn.errors import UserError
 from fastcnn.optim.build import build_optimizer
 from fastcnn.runtime.distributed import Ranks, gather_to_all
-from fastcnn.runtime.machine import DTYPES
+from fastcnn.runtime.machine import DTYPES, is_out_of_memory
 from fastcnn.setup.cpu_trials import random_images
 from fastcnn.setup.warmup import InputShapes, any_loss, kernels_ahead
 
 RESERVE = 0.1
 """Fraction of the free memory reserved for the loader, the moving average and fragmentation."""
-OUT_OF_MEMORY = "out of memory", "STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"
-"""Messages of PyTorch's allocator and the driver, of cuBLAS and cuDNN before 9, and of cuDNN 9."""
 NO_ALGORITHM = "Unable to find a valid cuDNN algorithm", "unable to find an engine to execute"
 """Messages of PyTorch after all algorithms of cuDNN failed: for lack of workspace, or for another reason."""
 MULTIPLE = 8
@@ -94,15 +92,9 @@ def find_batch_size(
 def is_too_many(size: int, error: RuntimeError) -> bool:
     """Return whether an error means that a batch of `size` images does not fit.
 
-    Libraries have memory of their own, and exhausting it does not raise `torch.OutOfMemoryError`. If cuDNN
-    finds no algorithm for a single image, lack of memory is not the reason.
+    If cuDNN finds no algorithm for a single image, lack of memory is not the reason.
     """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return any(part in text for part in OUT_OF_MEMORY) or (
-        size > 1 and any(part in text for part in NO_ALGORITHM)
-    )
+    return is_out_of_memory(error) or (size > 1 and any(part in str(error) for part in NO_ALGORITHM))
 
 
 def _fits(network: nn.Module, config: Config, size: int, limit: int, device: torch.device) -> bool:
@@ -115,6 +107,10 @@ def _fits(network: nn.Module, config: Config, size: int, limit: int, device: tor
         if not is_too_many(size, error):
             raise
         return False
+    except ValueError:  # batch norm of one value per channel, for which `check_shapes` has a message
+        if size > 1:
+            raise
+        return True
     finally:
         network.zero_grad(set_to_none=True)
         _free()

@@ -31,6 +31,7 @@ from fastcnn.setup.cpu_trials import Arithmetic, probe_arithmetic, probe_compile
 from fastcnn.setup.network import create_network, initialize_from_images, load_initial_weights
 from fastcnn.setup.observe import observe_data, observe_environment, observe_start
 from fastcnn.setup.run_folder import check_resumable
+from fastcnn.setup.shape_check import check_shapes
 from fastcnn.setup.transforms import transform_of
 from fastcnn.tasks.detection.anchors import kmeans_anchors
 from fastcnn.transfer.freeze import describe_frozen
@@ -140,6 +141,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     # Build the network, and resolve the rest by trials with it.
     machine.prepare(device, machine.cores_per_process(ranks), deterministic=config.deterministic)
     network, frozen = create_network(config)
+    check_shapes(network, config, ranks.world_size)
     loaded: list[str] = []
     if content is not None:
         source = dataclasses.replace(source, mean=tuple(content["mean"]), std=tuple(content["std"]))

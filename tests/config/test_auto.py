@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastcnn.config import FIELDS, Config, flag
+from fastcnn.config import FIELDS, Config, flag, to_plain
 from fastcnn.config.auto import NOT_CARRIED, describe, ignored_on_resume, merge_resumed_config, resolve
 from small_facts import facts, resolved
 
@@ -255,7 +255,7 @@ def test_more_classes_than_the_data_has_are_taken():
 
 # Resuming
 
-SAVED: dict[str, Any] = {**vars(Config(**TOLD)), "seed": 5, "scale": [0.5, 1.0], "model_ema": True}
+SAVED: dict[str, Any] = {**to_plain(Config(**TOLD)), "seed": 5, "scale": [0.5, 1.0], "model_ema": True}
 
 
 def resumed(config: Config | None = None, device: str = "cuda", same_ranks: bool = True) -> Config:
@@ -271,6 +271,30 @@ def test_a_resumed_run_has_the_saved_settings_but_for_the_machines_and_this_star
     assert {"device", "workers", "output_dir", "resume", "test_only"} <= set(NOT_CARRIED)
 
 
+SEARCHED: dict[str, Any] = {"lr": "find", "batch_size": "max"}
+CARRIED = sorted(FIELDS.keys() - set(NOT_CARRIED) - {"time_budget"})
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_every_written_setting_wins_on_resume_also_at_its_default(name):
+    default = FIELDS[name].default
+    saved = {"device": "cpu", name: object()}
+    written = dataclasses.replace(Config(), written=frozenset([name]))
+    merged, kept = merge_resumed_config(written, saved, [name], same_ranks=True, device="cpu")
+    assert getattr(merged, name) == default
+    assert name not in kept
+    merged, kept = merge_resumed_config(Config(), saved, [name], same_ranks=True, device="cpu")
+    assert getattr(merged, name) is saved[name]
+    assert kept == {name: "from the checkpoint"}
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_search_that_is_written_keeps_what_the_checkpoint_found(name):
+    config = dataclasses.replace(Config(), **{name: SEARCHED[name]}, written=frozenset([name]))
+    merged, _ = merge_resumed_config(config, {"device": "cpu", name: 7}, (), same_ranks=True, device="cpu")
+    assert getattr(merged, name) == 7
+
+
 def test_a_resumed_run_does_what_it_is_told():
     config = resumed(Config(lr=0.9, epochs=99))
     assert (config.lr, config.epochs, config.batch_size) == (0.9, 99, TOLD["batch_size"])
@@ -278,7 +302,7 @@ def test_a_resumed_run_does_what_it_is_told():
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", False)])
 def test_a_recorded_step_is_kept_on_the_same_kind_of_device(device, expected):
-    saved = {**vars(Config(device="cuda", cuda_graph=True))}
+    saved = to_plain(Config(device="cuda", cuda_graph=True))
     assert merge_resumed_config(Config(), saved, (), same_ranks=True, device=device)[0].cuda_graph is expected
 
 

@@ -18,6 +18,7 @@ import pytest
 from fastcnn.config import FIELDS, Config, flag, to_yaml
 from fastcnn.config.limits import as_limit, broken
 from fastcnn.config.parse import from_settings, parse
+from fastcnn.config.recipes import RECIPES
 from fastcnn.config.validate import ineffective
 from fastcnn.train import main
 
@@ -224,7 +225,48 @@ def test_every_setting_is_described():
         for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
-    assert documented == set(FIELDS)
+    assert documented == {*FIELDS, "written"}
+
+
+# Written settings
+
+
+@pytest.mark.parametrize(
+    ("argv", "written"),
+    [
+        (["--mixup", "0"], {"mixup"}),
+        (["--mixup=0", "--label_smoothing=0"], {"mixup", "label_smoothing"}),
+        (
+            ["--smoothing", "0", "-b", "auto", "-a", "resnet50", "-j=auto"],
+            {"label_smoothing", "batch_size", "arch", "workers"},
+        ),
+        (["--no-model-ema", "--no_pretrained"], {"model_ema", "pretrained"}),
+        (["--no-channels-last"], {"channels_last"}),
+        (["--resume"], {"resume"}),
+        (["--output-dir", "mixup"], {"output_dir"}),
+        ([], set()),
+    ],
+)
+def test_flags_that_are_written_are_known_also_at_their_defaults(argv, written):
+    assert parse(argv).written == written
+
+
+def test_files_recipes_and_python_write_settings_too(yaml):
+    path = yaml("mixup: 0\nmodel_ema: false")
+    assert parse(["--config", path, "--epochs", "3"]).written == {"config", "mixup", "model_ema", "epochs"}
+    assert from_settings({"mixup": 0.0, "config": path}).written == {"config", "mixup", "model_ema"}
+    recipe = RECIPES["transfer-finetune"].settings.keys()
+    assert parse(["--recipe", "transfer-finetune"]).written == {"recipe", *recipe}
+    assert parse(["--config", yaml("recipe: transfer-finetune")]).written == {"config", "recipe", *recipe}
+    assert from_settings({"recipe": "transfer-finetune"}).written == {"recipe", *recipe}
+
+
+def test_what_is_written_is_no_setting_itself():
+    config = dataclasses.replace(Config(), written=frozenset(["mixup"]))
+    assert "written" not in to_yaml(config)
+    assert config == Config()
+    with pytest.raises(ValueError, match="no such flag"):
+        parse(["--written", "mixup"])
 
 
 # YAML files

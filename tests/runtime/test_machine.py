@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastcnn.errors import UserError
+from fastcnn.errors import LocalError, UserError
 from fastcnn.runtime import machine
 from fastcnn.setup import cpu_trials
 from ranks import run_ranks
@@ -212,3 +213,22 @@ def page_faults() -> list[int]:
         torch.ones(16 * 2**20)
         counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     return counts
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (lambda: torch.empty(2**50), "not enough memory on cpu for 4503599627370496 bytes: "),
+        (lambda: np.empty(2**52, dtype=np.uint8), "not enough memory on cpu for 4.00 PiB: "),
+    ],
+)
+def test_exhausted_memory_is_one_line_with_the_settings_that_need_less(error, message, wording):
+    expected = pytest.raises(LocalError, match=f"^{message}.*--batch-size")
+    with expected as caught, machine.memory_errors_named(torch.device("cpu")):
+        error()
+    wording(caught.value)
+
+
+def test_other_errors_are_not_taken_for_exhausted_memory():
+    with pytest.raises(RuntimeError, match="^shapes$"), machine.memory_errors_named(torch.device("cpu")):
+        raise RuntimeError("shapes")

@@ -16,6 +16,7 @@ from fastcnn.models import build
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup import batch_size
 from fastcnn.setup.batch_size import MULTIPLE, find_batch_size, is_too_many, largest_that_fits
+from fastcnn.setup.shape_check import check_shapes
 
 
 class Memory:
@@ -107,6 +108,15 @@ def network() -> nn.Module:
 def test_a_device_that_runs_out_of_memory_gets_what_fits(pretended, room, expected):
     pretended.room = room
     assert find_batch_size(network, SETTINGS, 300, torch.device("cpu"), Ranks()) == expected
+
+
+def test_batch_norm_that_refuses_one_image_leaves_the_message_to_the_check_of_shapes(pretended):
+    pretended.room = 1
+    config = dataclasses.replace(SETTINGS, arch="resnet18")
+    found = find_batch_size(lambda: build("resnet18", 10), config, 300, torch.device("cpu"), Ranks())
+    assert found == 1
+    with pytest.raises(UserError, match="^--batch-size 1: batch norm"):
+        check_shapes(build("resnet18", 10), dataclasses.replace(config, batch_size=found))
 
 
 NO_ALGORITHM = "Unable to find a valid cuDNN algorithm to run convolution"
