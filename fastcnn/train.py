@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ class Result:
     """Validation metrics of the last epoch, in percent."""
     best: dict[str, float]
     """Validation metrics of the best epoch, and its number as "epoch"."""
+    test: dict[str, float] = field(default_factory=dict)
+    """Metrics of the held-out images with the weights of the best epoch; empty without any."""
     images_per_second: float = 0.0
     """Training throughput over all ranks, without validation and the first log interval."""
     folder: Path
@@ -105,10 +107,30 @@ def _validate(training: Training) -> Result:
     run, plan = training.checkpointer, training.plan
     val = evaluate(run.state, training.task, run.val_loader)
     run.share_bad_files()
+    test = _test(training)
     if training.ranks.is_main:
         print("".join(f"{line}\n" for line in run.bad_lines()), end="")
-        print(f"{plan.checkpoint_path}: val {training.task.describe(val)}  {counted(val)}")
-    return Result(network=run.state.network, val=val, best=run.best, folder=plan.folder)
+        for name, measured in (("val", val), ("test", test)):
+            if measured:
+                described = training.task.describe(measured)
+                print(f"{plan.checkpoint_path}: {name} {described}  {counted(measured)}")
+    return Result(network=run.state.network, val=val, best=run.best, test=test, folder=plan.folder)
+
+
+def _test(training: Training) -> dict[str, float]:
+    """Evaluate the held-out images with the current weights; empty without any. All ranks call it."""
+    from fastcnn.engine.evaluate import evaluate
+
+    run = training.checkpointer
+    run.test_loader = training.open_test_loader()
+    if run.test_loader is None:
+        return {}
+    try:
+        measured = evaluate(run.state, training.task, run.test_loader)
+        run.share_bad_files()
+    finally:
+        run.test_loader.close()
+    return measured
 
 
 def _preview_schedule(training: Training) -> Result:
@@ -127,7 +149,7 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
     from fastcnn.engine.logger import open_logger
     from fastcnn.engine.loop import Trainer
     from fastcnn.profiling.bottleneck import diagnose
-    from fastcnn.runtime.distributed import from_main
+    from fastcnn.runtime.distributed import any_rank, from_main
     from fastcnn.runtime.signals import stop_on_signals
     from fastcnn.setup.run_folder import claim_folder, write_config
 
@@ -153,18 +175,33 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
             interval_metrics=interval_metrics,
         )
         outcome = trainer.fit()
+        interrupted = outcome.stopped_by is not None or any_rank(bool(stop), run.state.device)
+        has_best = run.restore_best()
+        test = {} if interrupted else _test(training)
+        if test:
+            _log_test(training, logger, test, "epoch {epoch:g}" if has_best else "the last epoch")
         logger.info(_last_line(run.best, task.best_metric, outcome, run.folder))
-        run.restore_best()
     return Result(
         network=run.state.network,
         val=outcome.val or run.best,
         best=run.best,
+        test=test,
         images_per_second=outcome.images_per_second,
         folder=run.folder,
         verdict=outcome.verdict,
         stopped_by=outcome.stopped_by,
         seconds=outcome.seconds,
     )
+
+
+def _log_test(training: Training, logger: Logger, test: dict[str, float], weights: str) -> None:
+    run, metric = training.checkpointer, training.task.best_metric
+    described = f"{metric} {test[metric]:.2f}% of {counted(test)} (weights of {weights.format(**run.best)})"
+    step, epoch = run.state.step, run.state.epoch
+    progress = step / run.state.schedule.steps_per_epoch
+    logger.log_test(described, {"step": step, "progress": progress, "epoch": epoch, "metrics": test})
+    if training.ranks.is_main:
+        run.write_bad_files()
 
 
 def _tune(training: Training, started: float) -> tuple[Config, dict[str, str]]:

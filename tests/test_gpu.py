@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.config import LoaderSettings, OptimizerSettings, OptName
+from fastcnn.config import DataSettings, LoaderSettings, OptimizerSettings, OptName
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
@@ -148,7 +148,7 @@ def test_after_a_nan_loss_nothing_is_updated():
 
 @pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
 def test_dalis_gpu_images_are_its_cpu_images(photos: Path):
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     images = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         _, val = build_loaders(
@@ -193,7 +193,7 @@ def test_the_command_trains_on_the_gpu_and_resumes(train, demo, backend):
 
 
 def test_validation_on_the_gpu_is_validation_on_the_cpu(photos: Path):
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     results = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         state = state_on(device, torch.float32)

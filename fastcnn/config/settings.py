@@ -94,7 +94,15 @@ class DataSettings:
     val_split: Annotated[
         float | None, Limit(lambda v: 0 < v < 1, "use a share between 0 and 1, such as 0.1")
     ] = None
-    """Fraction of a folder without val/ to validate on, 0 to 1."""
+    """Fraction of the images of a folder without val/ to validate on, 0 to 1."""
+    test_split: Annotated[
+        float | None, Limit(lambda v: 0 < v < 1, "use a share between 0 and 1, such as 0.1")
+    ] = None
+    """Fraction of the images of a folder without test/ to hold out; validated once, after the training."""
+    split_seed: Annotated[int | None, Ge(0)] = None
+    """Seed of --val-split and --test-split; by default --seed."""
+    group_by: str | None = None
+    """Regular expression on the path of an image: images with the same match are on one side of a split."""
     exif: Literal["upright", "ignore"] = "upright"
     """EXIF orientation: turn images upright, or ignore it as torchvision does."""
     ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "use 0 to 255")] = 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import get_type_hints
 
@@ -86,6 +87,10 @@ def _idle_in_images(config: Config) -> Idle:
     random_resized = config.train_crop in ("pad", "random") and "it belongs to --train-crop random-resized"
     pads = config.train_crop in ("random-resized", "random") and "it belongs to --train-crop pad"
     idle: Idle = {
+        **dict.fromkeys(
+            ("split_seed", "group_by"),
+            config.val_split is None and config.test_split is None and "add --val-split or --test-split",
+        ),
         "progressive_milestones": config.progressive is None and "add --progressive",
         "lighting_pca": config.lighting == 0 and "add --lighting",
         "hflip_mode": config.hflip == 0 and "nothing is flipped",
@@ -153,6 +158,7 @@ def _check_data(config: Config) -> None:
                     f"{flag(name)} {getattr(config, name)}: it does not move masks and boxes, and "
                     f"{config.arch} is for {task_of(config.arch)}; omit it"
                 )
+    _check_splits(config)
     parse_policy(config.aa)
     check_progressive(config)
     if config.pad_mode == "reflect" and config.crop_mode == "border":
@@ -171,6 +177,22 @@ def _check_data(config: Config) -> None:
             f"--crop-padding {config.crop_padding}: more than there is to reflect in {config.img_size} px; "
             f"use at most {config.img_size - 1}"
         )
+
+
+def _check_splits(config: Config) -> None:
+    if config.val_split and config.test_split and config.val_split + config.test_split >= 1:
+        raise UserError(
+            f"--val-split {config.val_split:g} and --test-split {config.test_split:g}: they leave no images "
+            "for training; use smaller shares, such as 0.1 each"
+        )
+    if config.group_by is not None:
+        try:
+            re.compile(config.group_by)
+        except re.error as error:
+            raise UserError(
+                f"--group-by {config.group_by!r}: not a regular expression ({error}); "
+                "use one such as '(patient[0-9]+)'"
+            ) from error
 
 
 def _check_optimization(config: Config) -> None:

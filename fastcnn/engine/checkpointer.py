@@ -32,6 +32,8 @@ class Checkpointer:
     state: TrainState
     loader: Loader
     val_loader: Loader
+    test_loader: Loader | None = None
+    """Loader of the held-out images, while they are evaluated."""
     chosen: tuple[str, ...] = ()
     """Settings that were "auto"."""
     best: dict[str, float] = field(default_factory=dict)
@@ -143,11 +145,19 @@ class Checkpointer:
         content = checkpoint.load(path) if path.exists() else {"step": None}
         return content["best"] if content["step"] == step else None
 
-    def restore_best(self) -> None:
-        """Load the weights of the best epoch into the network; `last.pt` stays. All ranks call it."""
+    def restore_best(self) -> bool:
+        """Load the weights of the best epoch; `last.pt` stays. All ranks call it.
+
+        Returns:
+            Whether the folder has them; otherwise the last weights stay.
+        """
         path = self.folder / BEST
-        if path.exists() and self.best:
-            self.state.network.load_state_dict(checkpoint.load(path)["weights"])
+        if not (path.exists() and self.best):
+            return False
+        self.state.network.load_state_dict(checkpoint.load(path)["weights"])
+        if self.state.ema is not None:
+            self.state.ema.restart()
+        return True
 
     def share_bad_files(self) -> None:
         """Exchange the undecodable images found by each rank since the last call. All ranks call it.
@@ -181,8 +191,9 @@ class Checkpointer:
         if lines:
             (self.folder / BAD_FILES).write_text("".join(lines))
 
-    def _bad(self) -> tuple[BadFiles, BadFiles]:
-        return self.loader.bad, self.val_loader.bad
+    def _bad(self) -> list[BadFiles]:
+        loaders = self.loader, self.val_loader, self.test_loader
+        return [loader.bad for loader in loaders if loader is not None]
 
     def _order(self) -> dict[str, Any]:
         """Return everything that determines the order of the samples."""

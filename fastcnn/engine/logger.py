@@ -114,6 +114,12 @@ class Logger:
         if time.perf_counter() - self.curves_drawn > CURVES_EVERY:
             self._draw()
 
+    def log_test(self, described: str, record: dict[str, Any]) -> None:
+        """Log the evaluation of held-out images: `described` for people, `record` for machines."""
+        if self.enabled:
+            self.info(f"test {described}")
+            self._write({"kind": "test", **record})
+
     def close(self) -> None:
         """Draw the curves and close the bar."""
         self._close_bar()
@@ -149,7 +155,7 @@ class Logger:
                 self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def _drop_later_records(self, progress: float, epoch: float) -> None:
-        """Drop records later than the checkpoint; their steps are trained and logged again."""
+        """Drop records later than the checkpoint, and of the test: they are logged again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -157,7 +163,8 @@ class Logger:
             kept = [
                 line
                 for line, record in zip(lines, records)
-                if (record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress)
+                if record["kind"] != "test"
+                and (record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress)
             ]
             temporary = path.with_name(".metrics.jsonl.new")
             temporary.write_text("".join(kept))

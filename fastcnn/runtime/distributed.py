@@ -11,8 +11,9 @@ import datetime
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pickle import PicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.errors import LocalError, TrainingError, UserError
+from fastcnn.runtime.shared import map_shared, write_shared
 
 T = TypeVar("T")
 
@@ -167,6 +169,30 @@ def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
         barrier()
     _raise_together(message)
     return value  # type: ignore[return-value]
+
+
+def read_once_per_node(compute: Callable[[], T], ranks: Ranks) -> T:
+    """Return `compute()` of the first rank of each node, whose arrays its other ranks map from a file.
+
+    Rank 0 runs before the other nodes: they may share a cache. A UserError on any rank is raised on all.
+    """
+    first = ranks.local_rank == 0
+    value = local_main_first(lambda: compute() if first else None, ranks)
+    path: str | None = None
+    if first and ranks.local_world_size > 1:
+        with suppress(OSError, TypeError, AttributeError, PicklingError):  # else each rank computes
+            path = write_shared(value)
+    path = gather_to_all(path)[ranks.rank - ranks.local_rank]
+
+    def obtain() -> T:
+        if first:
+            return value  # type: ignore[return-value]
+        return compute() if path is None else map_shared(path)
+
+    value = on_every_rank(obtain)
+    if first and path is not None:
+        os.remove(path)
+    return value
 
 
 def on_every_rank(compute: Callable[[], T]) -> T:

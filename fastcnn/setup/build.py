@@ -8,7 +8,7 @@ import torch
 
 from fastcnn.config import Config
 from fastcnn.data.loaders.base import Loader
-from fastcnn.data.loaders.build import build_loaders
+from fastcnn.data.loaders.build import build_loaders, build_test_loader
 from fastcnn.data.transforms.mixing import Mixing
 from fastcnn.engine.checkpointer import Checkpointer
 from fastcnn.engine.state import StepOptions, TrainState, build_state
@@ -45,6 +45,23 @@ class Training:
         """Stop the loaders."""
         self.checkpointer.loader.close()
         self.checkpointer.val_loader.close()
+
+    def open_test_loader(self) -> Loader | None:
+        """Return the loader of the held-out images; None without any. All ranks call it."""
+        plan, config, test = self.plan, self.plan.config, self.plan.source.test
+        if test is None:
+            return None
+        return on_every_rank(
+            lambda: build_test_loader(
+                test,
+                plan.transform,
+                config,
+                ranks=self.ranks,
+                device=self.state.device,
+                seed=config.seed,
+                val_size=int(config.val_img_size),
+            )
+        )
 
 
 def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:

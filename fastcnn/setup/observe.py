@@ -19,7 +19,7 @@ from fastcnn.engine import checkpoint
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes, map_strides
 from fastcnn.runtime import machine
-from fastcnn.runtime.distributed import Ranks, from_main, local_main_first
+from fastcnn.runtime.distributed import Ranks, from_main, local_main_first, read_once_per_node
 from fastcnn.setup.run_folder import choose_folder
 
 
@@ -65,8 +65,8 @@ def observe_start(config: Config, ranks: Ranks, device: torch.device) -> Start:
 
 
 def observe_data(config: Config, ranks: Ranks) -> Source:
-    """Open the data. All ranks call it."""
-    return local_main_first(lambda: open_data(config, task=task_of(config.arch), seed=config.seed), ranks)
+    """Open the data, once on each node. All ranks call it."""
+    return read_once_per_node(lambda: open_data(config, task=task_of(config.arch), seed=config.seed), ranks)
 
 
 def observe_environment(config: Config, source: Source, ranks: Ranks, device: torch.device) -> Environment:

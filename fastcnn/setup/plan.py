@@ -76,6 +76,7 @@ class Plan:
         if self.checkpoint_path is not None:
             lines.append(f"Resuming from {self.checkpoint_path}, step {state.step}")
             lines += self.ignored
+            lines += self._changed_images()
             if state.done:
                 lines.append(f"Run already complete ({state.epoch:g} epochs); raise --epochs to continue")
         elif self.config.resume == "auto":
@@ -91,6 +92,17 @@ class Plan:
         if self.config.compile == "on":
             lines.append("compiling the network: the first steps take long")
         return lines
+
+    def _changed_images(self) -> list[str]:
+        """Return a warning if a resumed run trains on other images than before."""
+        assert self.checkpoint is not None
+        before, now = self.checkpoint["order"]["training images"], self.source.train.fingerprint
+        if before == now:
+            return []
+        return [
+            f"warning: other training images than before, {now} in place of {before}: some may have been "
+            "validated on, and others trained on; keep the files and the split to compare accuracies"
+        ]
 
     def room(self, ranks: Ranks) -> Headroom:
         """Return the options left to try against a bottleneck."""

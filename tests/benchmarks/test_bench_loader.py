@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcnn.config.settings import LoaderSettings
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import LoaderArgs
@@ -168,7 +168,7 @@ def test_memory_is_taken_for_the_largest_height_and_width():
 def test_dalis_settings_do_not_change_a_pixel(photos, crop):
     from fastcnn.data.loaders.dali import DaliLoader, Tuning
 
-    source, transform = read_folder(photos, None, 0), Transform(size=24, train_crop=crop)
+    source, transform = read_folder(photos, DataSettings(), 0), Transform(size=24, train_crop=crop)
     sampler = ShardedSampler(count=len(source.train), batch_size=4, rank=0, world_size=1, train=True)
     bad = BadFiles(source.train, "training", 1)
     tuning = Tuning(prefetch=4, threads=3, hw_decoder_load=0.9, preallocate=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from fastcnn.cli.main import main
 from fastcnn.cli.preview import EPOCHS, ROWS, caption, preview
 from fastcnn.config.parse import parse
-from fastcnn.config.settings import LoaderSettings
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources import demo
@@ -52,7 +52,7 @@ def draw(tmp_path: Path, *flags: Any, rows: int = ROWS) -> np.ndarray:
 
 
 def chosen(photos: Path) -> list[int]:
-    return np.linspace(0, len(read_folder(photos, None, 0).train) - 1, ROWS).astype(int).tolist()
+    return np.linspace(0, len(read_folder(photos, DataSettings(), 0).train) - 1, ROWS).astype(int).tolist()
 
 
 def test_the_command_writes_a_picture_and_says_so(photos, tmp_path, monkeypatch, capsys, wording):
@@ -90,7 +90,7 @@ def test_without_any_augmentation_each_epoch_shows_what_validation_shows(photos,
     plain = ("--train-crop", "pad", "--crop-padding", "0", "--hflip", "0")
     found = draw(tmp_path, "--data", photos, *plain, "--data-backend", backend)
     assert (found == found[:, :1]).all()
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     assert source.train.files is not None
     for row, index in zip(found, chosen(photos)):
         width, height = Image.open(source.train.files.paths[index]).size
@@ -105,7 +105,7 @@ def test_without_any_augmentation_each_epoch_shows_what_validation_shows(photos,
 def test_samples_are_those_of_the_loader(photos, tmp_path):
     jitter = ("--color-jitter", "0.4", "--aa", "ra", "--seed", "3")
     found = draw(tmp_path, "--data", photos, "--train-crop", "random-resized", *jitter)
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     some = source.train.take(np.array(chosen(photos)))
     some.labels[:] = np.arange(ROWS)
     transform = Transform(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,9 +22,11 @@ from fastcnn.runtime.distributed import (
     Ranks,
     any_rank,
     average_buffers,
+    barrier,
     from_main,
     gather_to_main,
     local_main_first,
+    read_once_per_node,
 )
 from fastcnn.tasks.classification import Classification
 from small_state import small_state
@@ -106,6 +112,23 @@ def mistake_on_one(ranks: Ranks) -> str:
     return ""
 
 
+def read_once(ranks: Ranks, *, picklable: bool) -> dict[str, object]:
+    """Return what `read_once_per_node` gave, and whether this rank read it and maps a file."""
+    calls = []
+
+    def compute() -> dict[str, Any]:
+        calls.append(1)
+        other = None if picklable else (lambda: None)
+        return {"rank": ranks.rank, "array": np.arange(100_000), "turned": np.eye(3)[:, ::2], "other": other}
+
+    found = read_once_per_node(compute, ranks)
+    barrier()
+    maps = Path("/proc/self/maps").read_text().splitlines() if sys.platform.startswith("linux") else []
+    found["array"][0] = 7 + ranks.rank  # a private copy of the page
+    del found["other"]
+    return {"found": found, "calls": len(calls), "maps": [line for line in maps if "/fastcnn-" in line]}
+
+
 def results() -> dict[str, object]:
     ranks = Ranks.from_environment()
     norm = nn.BatchNorm2d(2)
@@ -126,6 +149,8 @@ def results() -> dict[str, object]:
         "gathered": gather_to_main(ranks.rank),
         "mistake": mistake_on_one(ranks),
         "mixes": mixes(ranks.rank),
+        "read once": read_once(ranks, picklable=True),
+        "read by each": read_once(ranks, picklable=False),
         "mean": norm.running_mean,
         "fixed": norm.running_var,
         "backend": dist.get_backend(),

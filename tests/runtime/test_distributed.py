@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -53,6 +54,25 @@ def test_ranks_agree(results):
     assert [result["mean"].tolist() for result in results] == [[1.5, 2.5]] * 2
     assert [result["fixed"].tolist() for result in results] == [[1.0, 2.0], [2.0, 3.0]]
     assert [result["backend"] for result in results] == ["gloo"] * 2
+
+
+def test_the_first_rank_reads_and_the_other_maps_its_arrays(results):
+    assert [result["read once"]["calls"] for result in results] == [1, 0]
+    if sys.platform.startswith("linux"):
+        first, second = (result["read once"]["maps"] for result in results)
+        assert first == []
+        assert len(second) == 1
+        assert second[0].endswith("(deleted)")
+    for rank, result in enumerate(results):
+        found = result["read once"]["found"]
+        assert found["rank"] == 0
+        assert found["array"].tolist() == [7 + rank, *range(1, 100_000)]
+        assert found["turned"].tolist() == [[1, 0], [0, 0], [0, 1]]
+
+
+def test_what_cannot_be_written_is_read_by_each_rank(results):
+    assert [result["read by each"]["calls"] for result in results] == [1, 1]
+    assert [result["read by each"]["found"]["rank"] for result in results] == [0, 1]
 
 
 def test_each_rank_mixes_its_batches_in_its_own_way(results):

@@ -1,8 +1,9 @@
-"""Build the training and the validation loader of a rank."""
+"""Build the loaders of a rank."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import torch
 
@@ -10,7 +11,7 @@ from fastcnn.config.settings import LoaderSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import Loader, LoaderArgs
-from fastcnn.data.loaders.registry import MAKERS, why_not
+from fastcnn.data.loaders.registry import MAKERS, Backend, why_not
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
@@ -39,18 +40,16 @@ def build_loaders(
     """
     backend = settings.data_backend
     assert backend != "auto"
-    val_transform = dataclasses.replace(transform, size=val_size or transform.size, progressive=False)
+    val_transform = _val_transform(transform, val_size)
     train, val = (
-        _phase_args(split, of_phase, settings, ranks=ranks, device=device, seed=seed, train=is_train)
-        for split, of_phase, is_train in ((source.train, transform, True), (source.val, val_transform, False))
+        _phase_args(split, of_phase, settings, ranks=ranks, device=device, seed=seed, phase=phase)
+        for split, of_phase, phase in (
+            (source.train, transform, "training"),
+            (source.val, val_transform, "validation"),
+        )
     )
     if backend == "synthetic":
-        from fastcnn.data.loaders.synthetic import SyntheticLoader
-
-        return (
-            SyntheticLoader(train.split, train.transform, train.sampler, device),
-            SyntheticLoader(val.split, val.transform, val.sampler, device),
-        )
+        return _make(train, backend), _make(val, backend)
     if source.name == "synthetic":
         raise UserError(f"--data-backend {backend}: synthetic data has no images; omit the flag")
     reason = why_not(
@@ -62,11 +61,44 @@ def build_loaders(
     )
     if reason:
         raise UserError(f"--data-backend {backend}: {reason}")
-    # Check both phases before the first loader starts.
+    # Check all phases before the first loader starts.
     train.bad.check_all()
     val.bad.check_all()
-    make = MAKERS[backend]
-    return make(train), make(val)
+    if source.test is not None:
+        test = _phase_args(
+            source.test, val_transform, settings, ranks=ranks, device=device, seed=seed, phase="test"
+        )
+        test.bad.check_all()
+    return _make(train, backend), _make(val, backend)
+
+
+def build_test_loader(
+    split: Split,
+    transform: Transform,
+    settings: LoaderSettings,
+    *,
+    ranks: Ranks,
+    device: torch.device,
+    seed: int,
+    val_size: int | None = None,
+) -> Loader:
+    """Return the loader of this rank for held-out images, after `build_loaders`, with the same arguments."""
+    transform = _val_transform(transform, val_size)
+    args = _phase_args(split, transform, settings, ranks=ranks, device=device, seed=seed, phase="test")
+    assert settings.data_backend != "auto"
+    return _make(args, settings.data_backend)
+
+
+def _val_transform(transform: Transform, val_size: int | None) -> Transform:
+    return dataclasses.replace(transform, size=val_size or transform.size, progressive=False)
+
+
+def _make(args: LoaderArgs, backend: Backend | Literal["synthetic"]) -> Loader:
+    if backend == "synthetic":
+        from fastcnn.data.loaders.synthetic import SyntheticLoader
+
+        return SyntheticLoader(args.split, args.transform, args.sampler, args.device)
+    return MAKERS[backend](args)
 
 
 def _phase_args(
@@ -77,7 +109,7 @@ def _phase_args(
     ranks: Ranks,
     device: torch.device,
     seed: int,
-    train: bool,
+    phase: str,
 ) -> LoaderArgs:
     """Return the arguments of the loader of a phase; UserError if a rank would get no batch."""
     sampler = ShardedSampler(
@@ -85,9 +117,9 @@ def _phase_args(
         batch_size=int(settings.batch_size),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        train=train,
+        train=phase == "training",
         seed=seed,
-        repeats=settings.aug_repeats if train else 1,
+        repeats=settings.aug_repeats if phase == "training" else 1,
     )
     sampler.check()
     return LoaderArgs(
@@ -96,10 +128,5 @@ def _phase_args(
         sampler=sampler,
         device=device,
         workers=int(settings.workers),
-        bad=BadFiles(
-            split,
-            "training" if train else "validation",
-            settings.max_bad_fraction,
-            alone=ranks.world_size == 1,
-        ),
+        bad=BadFiles(split, phase, settings.max_bad_fraction, alone=ranks.world_size == 1),
     )

@@ -65,7 +65,8 @@ def why_not(
     if backend == "cached":
         from fastcnn.data.loaders.cached import cached_bytes, free_memory
 
-        needed = local_world_size * sum(cached_bytes(s, channels) for s in (source.train, source.val))
+        splits = filter(None, (source.train, source.val, source.test))
+        needed = local_world_size * sum(cached_bytes(split, channels) for split in splits)
         room = int(memory_share * free_memory())
         if needed > room:
             return (

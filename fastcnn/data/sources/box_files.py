@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from fastcnn.data.sources.headers import in_threads
 from fastcnn.data.sources.label_files import BadLabels
+from fastcnn.data.sources.manifest import in_threads
 from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
 

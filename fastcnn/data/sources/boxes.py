@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from fastcnn.data.sources.label_files import (
     VOC_CLASSES,
     BadLabels,
     check_name,
-    check_val,
     find_folders,
     make_source,
     open_voc,
     read_class_names,
 )
+from fastcnn.data.sources.layout import Phase
+from fastcnn.data.sources.splits import check_shares
 from fastcnn.data.sources.walk import and_more, image_files
 from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
@@ -46,13 +47,14 @@ def box_source(settings: DataSettings, *, seed: int) -> Source:
         UserError: no such data, a folder with an unexpected layout, or invalid boxes with
             `--bad-labels stop`.
     """
-    data, val_split = settings.data, settings.val_split
-    root = check_name(data, BOXES_NAMED, val_split)
+    data = settings.data
+    root = check_name(data, BOXES_NAMED, settings.val_split)
     if data == "synthetic":
         return synthetic_box_source()
     bad = BadLabels()
     remarks: tuple[str, ...] = ()
     name = data
+    phases: Iterable[Phase] = ("train", "val")
     if data == "demo":
         splits, class_names = _demo(bad), CLASS_NAMES
     elif data in BOXES_NAMED:
@@ -61,10 +63,11 @@ def box_source(settings: DataSettings, *, seed: int) -> Source:
         name = root.resolve().name
         coco = _coco_files(root)
         if coco:
-            check_val(root, coco[1] if len(coco) > 1 else None, val_split)
+            val = str(coco[1].relative_to(root)) if len(coco) > 1 else ""
+            check_shares(settings, val=val)
             splits, class_names = _coco(root, coco, bad)
         else:
-            folders = find_folders(root, "labels", val_split)
+            folders = find_folders(root, "labels", settings)
             if not folders:
                 raise UserError(
                     f"--data {data}: no images with boxes; expected YOLO's {root}/images/train and "
@@ -73,14 +76,15 @@ def box_source(settings: DataSettings, *, seed: int) -> Source:
                     f"{root}/annotations/*train*.json and *val*.json, or {root}/train/{ROBOFLOW}"
                 )
             class_names = _yolo_names(root)
-            splits, remarks = _yolo(folders, len(class_names), bad)
+            splits, remarks = _yolo(folders.values(), len(class_names), bad)
+            phases = folders
     return make_source(
         name,
-        splits,
+        dict(zip(phases, splits)),
         class_names,
-        remarks=remarks + bad.apply(settings.bad_labels),
-        val_split=val_split,
+        settings=settings,
         seed=seed,
+        remarks=remarks + bad.apply(settings.bad_labels),
     )
 
 
@@ -95,7 +99,7 @@ def _split(key: str, images: Sequence[str], rows: Rows, num_classes: int, bad: B
 
 
 def _yolo(
-    folders: list[tuple[Path, Path]], num_classes: int, bad: BadLabels
+    folders: Iterable[tuple[Path, Path]], num_classes: int, bad: BadLabels
 ) -> tuple[list[Split], tuple[str, ...]]:
     splits, remarks = [], []
     for images, labels in folders:

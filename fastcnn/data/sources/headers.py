@@ -6,38 +6,31 @@ Headers are read once, by threads, and cached; changed or new files are read aga
 from __future__ import annotations
 
 import dataclasses
-import errno
-import hashlib
 import io
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.decode import FORMATS, MAX_PIXELS, TRANSPOSED, DecodeError, decode, orientation_of
+from fastcnn.data.sources.manifest import examine_once, file_stamps
+from fastcnn.data.sources.names import Names
+from fastcnn.data.sources.quick_headers import Header, quick_header
 
-SCAN_THREADS = 16
-"""More than cores, as a scan of a network file system mostly waits."""
 SLOW_SCAN = 50_000
 """Number of files above which a scan is announced."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+OPEN = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Flags for reading bytes, without waiting for the writer of a pipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """Encoded images: files, or members of tar shards."""
 
-    paths: tuple[str, ...]
+    paths: Names
     """N paths of the images, or of their shards."""
     sizes: np.ndarray
     """Height and width in pixels of the decoded image, int32 [N, 2]; 0 if the header is unreadable."""
@@ -45,13 +38,38 @@ class Files:
     """Reason for each unreadable image."""
     orientations: np.ndarray | None = None
     """EXIF orientation by which decoding turns an image upright, uint8 [N], 1 to 8; None: all as stored."""
+    bits: np.ndarray
+    """Bits per channel as stored, uint8 [N]; 0 if unknown."""
+    bands: np.ndarray
+    """Channels as stored, uint8 [N]: 1 for gray and palettes, 2 or 4 with alpha; 0 if unknown."""
+    lengths: np.ndarray | None = None
+    """Number of encoded bytes, int64 [N]; 0 for missing files, None if unknown."""
     spans: np.ndarray | None = None
     """First byte and number of bytes in the shard, int64 [N, 2]; None for files."""
-    members: tuple[str, ...] | None = None
+    members: Names | None = None
     """N names in the shards; None for files."""
+
+    @classmethod
+    def unread(
+        cls, paths: Sequence[str], spans: np.ndarray | None = None, members: Sequence[str] | None = None
+    ) -> Files:
+        """Return images whose headers are not read yet."""
+        return cls(
+            paths=Names.of(paths),
+            sizes=np.zeros((len(paths), 2), dtype=np.int32),
+            bits=np.zeros(len(paths), dtype=np.uint8),
+            bands=np.zeros(len(paths), dtype=np.uint8),
+            spans=spans,
+            members=None if members is None else Names.of(members),
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def names(self) -> Names:
+        """Paths, or shards and members with a slash between them."""
+        return self.paths if self.members is None else Names.pairs(self.paths, self.members)
 
     def name(self, index: int) -> str:
         """Return the name of an image for messages."""
@@ -79,14 +97,17 @@ class Files:
 
     def take(self, indices: np.ndarray) -> Files:
         """Return the images at `indices`, in that order."""
-        chosen = indices.tolist()
+        bad = np.flatnonzero(np.isin(indices, list(self.problems)))
         return Files(
-            paths=tuple(self.paths[i] for i in chosen),
+            paths=self.paths.take(indices),
             sizes=self.sizes[indices],
             orientations=None if self.orientations is None else self.orientations[indices],
-            problems={new: self.problems[old] for new, old in enumerate(chosen) if old in self.problems},
+            lengths=None if self.lengths is None else self.lengths[indices],
+            bits=self.bits[indices],
+            bands=self.bands[indices],
+            problems={new: self.problems[int(indices[new])] for new in bad.tolist()},
             spans=None if self.spans is None else self.spans[indices],
-            members=None if self.members is None else tuple(self.members[i] for i in chosen),
+            members=None if self.members is None else self.members.take(indices),
         )
 
 
@@ -105,128 +126,71 @@ def scan(
         root: name of the data set, the cache's key.
         paths, spans, members: see `Files`.
         upright: turn images by their EXIF orientation; otherwise they stay as stored.
-        announce: print a notice before a long scan.
+        announce: show a notice and a progress bar during a long scan.
     """
-    stamps = file_stamps(paths)
+    encoded = Files.unread(paths, spans, members)
+    stamps = file_stamps(encoded.paths)
     if spans is not None:
         stamps = np.column_stack([stamps, spans])
-    names = list(paths) if members is None else [f"{p}/{m}" for p, m in zip(paths, members)]
-    encoded = Files(
-        paths=tuple(paths),
-        sizes=np.zeros((len(paths), 2), dtype=np.int32),
-        problems={},
-        spans=spans,
-        members=tuple(members) if members is not None else None,
-    )
-    notice = "reading the headers of {:,} images, once"
-    slow = SLOW_SCAN if announce else len(paths)
     facts, problems = examine_once(
         root,
-        names,
+        encoded.names,
         stamps,
-        columns=3,
+        columns=5,
         examine=lambda i: examine(encoded, i),
-        notice=notice,
-        slow=slow,
+        notice="reading the headers of {:,} images, once",
+        slow=SLOW_SCAN if announce else len(paths),
     )
-    sizes, orientations = facts[:, :2], None
+    sizes, orientations = facts[:, :2].copy(), None
     if upright and (facts[:, 2] > 1).any():
         orientations = facts[:, 2].astype(np.uint8)
         sizes = np.where((orientations >= TRANSPOSED)[:, None], sizes[:, ::-1], sizes)
-    return dataclasses.replace(encoded, sizes=sizes, orientations=orientations, problems=problems)
+    bits, bands = facts[:, 3:].T.astype(np.uint8)
+    return dataclasses.replace(
+        encoded,
+        sizes=sizes,
+        orientations=orientations,
+        bits=bits,
+        bands=bands,
+        lengths=stamps[:, 0] if spans is None else spans[:, 1],
+        problems=problems,
+    )
 
 
-def examine_once(
-    key: str,
-    names: Sequence[str],
-    stamps: np.ndarray,
-    *,
-    columns: int,
-    examine: Callable[[int], tuple[Any, ...]],
-    notice: str,
-    slow: int,
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Examine N files by threads; results of unchanged files come from the cache.
-
-    Args:
-        key: cache key.
-        names: N names.
-        stamps: int64 [N, S]; a changed row means a changed file.
-        columns: numbers per file.
-        examine: returns these numbers for the i-th file, then its problem ("" if none).
-        notice: printed before more than `slow` files are examined, with their number for {}.
-
-    Returns:
-        The numbers, int32 [N, columns], and the problems by file.
-    """
-    entry = cache_root() / "manifests" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
-    known = _recall(entry)
-    # From the cache.
-    facts = np.zeros((len(names), columns), dtype=np.int32)
-    problems: dict[int, str] = {}
-    missing = []
-    for i, name in enumerate(names):
-        before = known.get(name)
-        if before is None or before[0] != tuple(stamps[i].tolist()):
-            missing.append(i)
-            continue
-        facts[i] = before[1]
-        if before[2]:
-            problems[i] = before[2]
-    # Examine the rest.
-    if missing:
-        if len(missing) > slow:
-            print(notice.format(len(missing)), file=sys.stderr, flush=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            for i, (*found, problem) in zip(missing, in_threads(examine, missing)):
-                facts[i] = found
-                if problem:
-                    problems[i] = problem
-    if missing or len(known) != len(names):
-        _remember(entry, names, stamps, facts, problems)
-    return facts, problems
-
-
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Map `work` over the items by threads, in order; for work that mostly waits for files."""
-    parts = [items[i : i + 64] for i in range(0, len(items), 64)]
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        for found in pool.map(lambda part: [work(item) for item in part], parts):
-            yield from found
-
-
-def examine(files: Files, index: int) -> tuple[int, int, int, str]:
-    """Return stored height and width, orientation and problem ("" if none) of an image."""
+def examine(files: Files, index: int) -> Header:
+    """Return the facts of an image; all but the problem are 0 if it is unreadable."""
     try:
-        if files.spans is None:
-            with open(files.paths[index], "rb") as stream:
-                return examine_header(stream)
-        offset, length = files.spans[index].tolist()
-        with open(files.paths[index], "rb", buffering=0) as shard:
-            return examine_header(io.BufferedReader(_Window(shard, offset, length)))
+        file = os.open(files.paths.encode(index), OPEN)
+        try:
+            if files.spans is None:
+                span = _Span(file, 0, os.lseek(file, 0, os.SEEK_END))
+            else:
+                span = _Span(file, *files.spans[index].tolist())
+            return quick_header(span.read_at, span.length) or examine_header(io.BufferedReader(span))
+        finally:
+            os.close(file)
     except Image.DecompressionBombError:
-        return 0, 0, 1, f"declares more than {MAX_PIXELS:,} pixels"
+        return Header(problem=f"declares more than {MAX_PIXELS:,} pixels")
     except OSError as error:
-        return 0, 0, 1, error.strerror or "not an image"
+        return Header(problem=error.strerror or "not an image")
     except Exception as error:  # Pillow's parsers may raise anything on corrupt bytes
-        return 0, 0, 1, f"not an image that Pillow reads: {error}"
+        return Header(problem=f"not an image that Pillow reads: {error}")
 
 
-def examine_header(stream: BinaryIO) -> tuple[int, int, int, str]:
+def examine_header(stream: BinaryIO) -> Header:
     end = stream.seek(0, os.SEEK_END)
     if end == 0:
-        return 0, 0, 1, "empty"
+        return Header(problem="empty")
     stream.seek(0)
     with Image.open(stream) as image:
         width, height = image.size
         if image.format not in FORMATS:
-            return 0, 0, 1, f"{image.format} is not read; convert it to PNG"
+            return Header(problem=f"{image.format} is not read; convert it to PNG")
         if _is_rare(image):
-            return 0, 0, 1, f"a rare kind of {image.format}, which is not read; convert it to PNG"
+            return Header(problem=f"a rare kind of {image.format}, which is not read; convert it to PNG")
         if width * height > MAX_PIXELS:
-            return 0, 0, 1, f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}"
-        orientation = orientation_of(image)
+            return Header(problem=f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
+        orientation, bands, bits = orientation_of(image), len(image.getbands()), _bits(image)
         # A truncated file lacks the end marker.
         stream.seek(max(0, end - 16))
         tail = stream.read()
@@ -238,10 +202,22 @@ def examine_header(stream: BinaryIO) -> tuple[int, int, int, str]:
                 image.load()
                 stream.seek(0)
                 if image.format == "PNG" and b"IEND\xaeB`\x82" not in stream.read():
-                    return 0, 0, 1, "truncated"
+                    return Header(problem="truncated")
             except (OSError, SyntaxError):
-                return 0, 0, 1, "truncated"
-    return height, width, orientation, ""
+                return Header(problem="truncated")
+    return Header(height, width, orientation, bits, bands)
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Return the bits per channel of an image as stored."""
+    if image.format == "PNG":
+        stream = image.fp
+        assert stream is not None
+        stream.seek(24)
+        return stream.read(1)[0]
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(258, (1,))[0])  # type: ignore[attr-defined]
+    return {"1": 1, "I": 16, "F": 32}.get(image.mode.partition(";")[0], 8)
 
 
 def _is_rare(image: ImageFile.ImageFile) -> bool:
@@ -253,13 +229,16 @@ def _is_rare(image: ImageFile.ImageFile) -> bool:
     return False
 
 
-class _Window(io.RawIOBase):
-    """A byte range of an open file as a file of its own."""
+class _Span(io.RawIOBase):
+    """A byte range of an open file, as a file of its own."""
 
-    def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
-        self.file, self.offset, self.length, self.at = file, offset, length, 0
-        self.taken = 0
-        """Bytes read so far."""
+    def __init__(self, file: int, first: int, length: int) -> None:
+        self.file, self.first, self.length, self.at = file, first, length, 0
+
+    def read_at(self, place: int, count: int) -> bytes:
+        """Return at most `count` bytes from `place` on."""
+        os.lseek(self.file, self.first + place, os.SEEK_SET)
+        return os.read(self.file, max(0, min(count, self.length - place)))
 
     def readable(self) -> bool:
         return True
@@ -273,64 +252,7 @@ class _Window(io.RawIOBase):
         return self.at
 
     def readinto(self, buffer: Any) -> int:
-        self.file.seek(self.offset + self.at)
-        data = self.file.read(max(0, min(len(buffer), self.length - self.at)))
+        data = self.read_at(self.at, len(buffer))
         buffer[: len(data)] = data
         self.at += len(data)
-        self.taken += len(data)
         return len(data)
-
-
-def file_stamps(paths: Sequence[str]) -> np.ndarray:
-    """Return size in bytes and modification time in ns of each file, int64 [N, 2]; 0 if missing."""
-    stamps = np.zeros((len(paths), 2), dtype=np.int64)
-    seen: dict[str, tuple[int, int]] = {}  # shards repeat
-    for i, path in enumerate(paths):
-        if path not in seen:
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            seen[path] = (status.st_size, status.st_mtime_ns)
-        stamps[i] = seen[path]
-    return stamps
-
-
-def _recall(entry: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray, str]]:
-    """Load stamps, facts and problem by name; empty without a readable cache entry."""
-    try:
-        with np.load(entry, allow_pickle=False) as kept:
-            names, problems = _split_text(kept["names"]), _split_text(kept["problems"])
-            stamps, facts = kept["stamps"].tolist(), kept["facts"]
-    except Exception:  # missing, truncated or of another version: rebuilt
-        return {}
-    return {
-        name: (tuple(stamp), fact, problem)
-        for name, stamp, fact, problem in zip(names, stamps, facts, problems)
-    }
-
-
-def _remember(
-    entry: Path, names: Sequence[str], stamps: np.ndarray, facts: np.ndarray, problems: dict[int, str]
-) -> None:
-    passing = {os.strerror(code) for code in errno.errorcode}  # errors of the machine, not of the file
-    stamps = stamps.copy()
-    for i, problem in problems.items():
-        if problem in passing:
-            stamps[i] = -1
-    keep(
-        entry,
-        "files are examined anew next time",
-        names=_join_text(names),
-        stamps=stamps,
-        facts=facts,
-        problems=_join_text([problems.get(i, "") for i in range(len(names))]),
-    )
-
-
-def _join_text(lines: Sequence[str]) -> np.ndarray:
-    return np.frombuffer("\0".join(lines).encode("utf-8", "surrogateescape"), dtype=np.uint8)
-
-
-def _split_text(data: np.ndarray) -> Iterator[str]:
-    return iter(data.tobytes().decode("utf-8", "surrogateescape").split("\0"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Source, Split, native_size
-from fastcnn.data.sources.folder import split_by_class
+from fastcnn.data.sources.layout import PHASES, Phase, child, phases
+from fastcnn.data.sources.splits import check_shares, split_off
 from fastcnn.data.sources.torchvision import open_torchvision
 from fastcnn.errors import NAMED_AT_MOST, UserError
 
@@ -21,7 +23,6 @@ VOC_CLASSES = (
 VOC_SETS = {"voc2007": ("trainval", "test"), "voc2012": ("train", "val")}
 """Training and validation set of each year."""
 
-TRAIN = ("train", "train2017")
 VAL = ("val", "validation", "valid", "test", "val2017")
 
 
@@ -72,42 +73,33 @@ def check_name(data: str, named: Sequence[str], val_split: float | None) -> Path
     return path
 
 
-def check_val(root: Path, val: Path | None, val_split: float | None) -> None:
-    """Raise UserError unless there is exactly one of validation data `val` and `val_split`."""
-    if val is not None and val_split is not None:
-        raise UserError(f"--val-split: {root} has {val.relative_to(root)}; omit it")
-    if val is None and val_split is None:
-        raise UserError(f"--data {root}: nothing to validate on; add val/ beside train/, or --val-split 0.1")
-
-
-def find_folders(root: Path, kind: str, val_split: float | None) -> list[tuple[Path, Path]]:
-    """Find the folders of images and labels for training and, without `val_split`, for validation.
+def find_folders(root: Path, kind: str, settings: DataSettings) -> dict[Phase, tuple[Path, Path]]:
+    """Find the folders of images and labels of each phase.
 
     Args:
         kind: name of the label folders, "masks" or "labels".
 
     Returns:
-        Pairs of folders; none if the layout is unknown.
+        A pair of folders by phase; none if the layout is unknown.
     """
-
-    def first(names: Sequence[str]) -> tuple[Path, Path] | None:
-        candidates = [
-            pair
-            for name in names
-            for pair in (
-                (root / name / "images", root / name / kind),
-                (root / "images" / name, root / kind / name),
-            )
-        ]
-        return next((pair for pair in candidates if pair[0].is_dir() and pair[1].is_dir()), None)
-
-    train, val = first(TRAIN), first(VAL)
-    if train is None and (root / "images").is_dir() and (root / kind).is_dir():
-        train, val = (root / "images", root / kind), None
-    if train is None:
-        return []
-    check_val(root, val and val[0], val_split)
-    return [train] if val is None else [train, val]
+    images, labels = child(root, ("images",)), child(root, (kind,))
+    image_phases, label_phases = (phases(f) if f and f.is_dir() else {} for f in (images, labels))
+    found: dict[Phase, tuple[Path, Path]] = {}
+    for phase in PHASES:
+        pairs = [(image_phases.get(phase), label_phases.get(phase))]
+        folder = phases(root).get(phase)
+        if folder is not None:
+            pairs.insert(0, (child(folder, ("images",)), child(folder, (kind,))))
+        for one, other in pairs:
+            if one is not None and other is not None:
+                found.setdefault(phase, (one, other))
+    if "train" not in found and images is not None and labels is not None:
+        found = {"train": (images, labels)}
+    if "train" not in found:
+        return {}
+    names = {phase: str(pair[0].relative_to(root)) for phase, pair in found.items()}
+    check_shares(settings, val=names.get("val", ""), test=names.get("test", ""))
+    return found
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -132,27 +124,25 @@ def open_voc(name: str, kind: Any, data_root: Path) -> list[Any]:
 
 def make_source(
     name: str,
-    splits: Sequence[Split],
+    splits: Mapping[Phase, Split],
     class_names: tuple[str, ...],
     *,
+    settings: DataSettings,
+    seed: int,
     remarks: tuple[str, ...],
-    val_split: float | None = None,
-    seed: int = 0,
 ) -> Source:
-    """Build a source from training and validation images, or from one split and `val_split`."""
-    for split, phase in zip(splits, ("training", "validation")):
+    """Build a source from the images of each phase, and the shares to split off the training images."""
+    for phase, split in splits.items():
         if not len(split):
-            raise UserError(f"--data {name}: no {phase} images" + (f" ({remarks[0]})" if remarks else ""))
-    if val_split is not None:
-        if len(splits[0]) == 1:
-            raise UserError(f"--val-split {val_split:g}: there is one image only; add some to {name}")
-        splits = split_by_class(splits[0], val_split, seed)
-    train, val = splits
+            name_of = {"train": "training", "val": "validation", "test": "test"}[phase]
+            raise UserError(f"--data {name}: no {name_of} images" + (f" ({remarks[0]})" if remarks else ""))
+    parts = split_off(splits["train"], settings, seed, val=splits.get("val"), test=splits.get("test"))
     return Source(
         name=name,
-        train=train,
-        val=val,
+        train=parts.train,
+        val=parts.val,
+        test=parts.test,
         class_names=class_names,
-        native_size=native_size(train),
-        remarks=remarks,
+        native_size=native_size(parts.train),
+        remarks=(*remarks, *parts.remarks),
     )

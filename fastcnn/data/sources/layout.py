@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 Phase = Literal["train", "val", "test"]
+PHASES: tuple[Phase, ...] = ("train", "val", "test")
 
 PHASE_WORDS: dict[str, Phase] = {
     **dict.fromkeys(("train", "training", "trn", "trainset", "trainval"), "train"),
@@ -25,16 +26,14 @@ FILLER_WORDS = frozenset(
 """Words that may stand beside one: `seg_train`, `train_images`."""
 LEFTOVERS = frozenset(
     (
-        "__macosx",
-        "@eadir",
-        "#recycle",
-        "$recycle.bin",
-        "lost+found",
-        "system volume information",
-        "__pycache__",
+        *("__macosx", "network trash folder", "temporary items"),  # macOS
+        *("$recycle.bin", "recycler", "system volume information", "found.000"),  # Windows
+        *("thumbs.db", "ehthumbs.db", "desktop.ini"),
+        *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # storage devices
+        *("lost+found", "thumbnails", "__pycache__"),  # Linux, picture viewers, Python
     )
 )
-"""Folders of operating systems, storage devices and tools, in lower case."""
+"""Names of what operating systems, storage devices and tools put into folders, in lower case."""
 
 
 def is_leftover(name: str) -> bool:

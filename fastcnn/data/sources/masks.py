@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastcnn.config.settings import DataSettings
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
-from fastcnn.data.sources.headers import Files, examine_once, file_stamps, scan
+from fastcnn.data.sources.headers import Files, scan
 from fastcnn.data.sources.label_files import (
     VOC_CLASSES,
     BadLabels,
@@ -30,6 +30,8 @@ from fastcnn.data.sources.label_files import (
     open_voc,
     read_class_names,
 )
+from fastcnn.data.sources.layout import Phase
+from fastcnn.data.sources.manifest import examine_once, file_stamps
 from fastcnn.data.sources.torchvision import open_torchvision
 from fastcnn.data.sources.walk import and_more, image_files
 from fastcnn.data.targets import IGNORE, Masks, read_mask
@@ -70,23 +72,25 @@ def mask_source(settings: DataSettings, *, seed: int) -> Source:
         UserError: no such data, a folder with an unexpected layout, or invalid masks with
             `--bad-labels stop`.
     """
-    data, val_split, ignore_index = settings.data, settings.val_split, settings.ignore_index
-    root = check_name(data, MASKS_NAMED, val_split)
+    data, ignore_index = settings.data, settings.ignore_index
+    root = check_name(data, MASKS_NAMED, settings.val_split)
     if data == "synthetic":
         return synthetic_mask_source()
     bad = BadLabels()
     if data in MASKS_NAMED:
         pairs, class_names, table, ignored = _named(data, Path(settings.data_root))
         remarks: list[str] = []
+        phases: Iterable[Phase] = ("train", "val")
     else:
-        folders = find_folders(root, "masks", val_split)
+        folders = find_folders(root, "masks", settings)
         if not folders:
             raise UserError(
                 f"--data {data}: no images with masks; expected {root}/train/images and {root}/train/masks, "
                 f"or {root}/images/train and {root}/masks/train, each with val beside train, "
                 f"or {root}/images and {root}/masks with --val-split 0.1"
             )
-        matched = [_match(images, masks) for images, masks in folders]
+        matched = [_match(images, masks) for images, masks in folders.values()]
+        phases = folders
         pairs = [found for found, _ in matched]
         remarks = [remark for _, found in matched for remark in found]
         class_names = _class_names(root, pairs[0], ignore_index)
@@ -95,11 +99,11 @@ def mask_source(settings: DataSettings, *, seed: int) -> Source:
     name = data if data in MASKS_NAMED else root.resolve().name
     return make_source(
         name,
-        splits,
+        dict(zip(phases, splits)),
         class_names,
-        remarks=(*remarks, *bad.apply(settings.bad_labels)),
-        val_split=val_split,
+        settings=settings,
         seed=seed,
+        remarks=(*remarks, *bad.apply(settings.bad_labels)),
     )
 
 

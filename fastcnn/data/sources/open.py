@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 from fastcnn.config.settings import DataSettings, TaskName
+from fastcnn.data.sources.census import with_census
 from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.data.sources.demo import ensure_demo
 from fastcnn.data.sources.folder import read_folder
+from fastcnn.data.sources.splits import split_off
 from fastcnn.data.sources.torchvision import synthetic_source, torchvision_source
 from fastcnn.errors import UserError
 
@@ -24,12 +28,16 @@ def open_data(settings: DataSettings, *, task: TaskName, seed: int) -> Source:
     if task == "segmentation":
         from fastcnn.data.sources.masks import mask_source
 
-        return mask_source(settings, seed=seed)
-    if task == "detection":
+        source = mask_source(settings, seed=seed)
+    elif task == "detection":
         from fastcnn.data.sources.boxes import box_source
 
-        return box_source(settings, seed=seed)
-    return open_source(settings, seed=seed)
+        source = box_source(settings, seed=seed)
+    else:
+        source = open_source(settings, seed=seed)
+    if settings.data == "synthetic":
+        return source
+    return with_census(source, f"{os.path.abspath(settings.data)} {task}")
 
 
 def open_source(settings: DataSettings, *, seed: int) -> Source:
@@ -44,18 +52,20 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
     """
     from fastcnn.data.sources.shards import is_shards, read_shards
 
-    data, data_root, val_split = settings.data, Path(settings.data_root), settings.val_split
-    if val_split is not None and data in NAMED:
+    data = settings.data
+    if settings.val_split is not None and data in NAMED:
         raise UserError(f"--val-split: {data} has its own validation images; omit it")
     if data == "demo":
         root = ensure_demo()
-        return read_folder(root, None, seed, name="demo")
-    if data == "synthetic":
-        return synthetic_source()
+        return read_folder(root, settings, seed, name="demo")
     if data in NAMED:
-        return torchvision_source(data, data_root)
+        source = (
+            synthetic_source() if data == "synthetic" else torchvision_source(data, Path(settings.data_root))
+        )
+        splits = split_off(source.train, settings, seed, val=source.val)
+        return dataclasses.replace(source, train=splits.train, test=splits.test)
     if is_shards(data):
-        return read_shards(data, data_root, val_split, seed)
+        return read_shards(settings, seed)
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(
@@ -63,4 +73,4 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
         )
     if not path.is_dir():
         raise UserError(f"--data {data}: a file; use the folder that holds train/ and val/")
-    return read_folder(path, val_split, seed)
+    return read_folder(path, settings, seed)

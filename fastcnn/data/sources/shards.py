@@ -24,16 +24,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.sources.dataset import Source, Split, native_size
-from fastcnn.data.sources.folder import split_by_class
 from fastcnn.data.sources.headers import scan
+from fastcnn.data.sources.layout import Phase, folders
+from fastcnn.data.sources.splits import check_shares, split_off
 from fastcnn.data.sources.walk import IMAGE_SUFFIXES
 from fastcnn.errors import UserError
 
 REMOTE = ("s3://", "gs://")
-VALIDATION = ("val", "test")
-"""Prefixes of the names of validation shards."""
+PREFIXES: tuple[Phase, ...] = ("val", "test")
+"""Beginnings of the names of shards that are not for training."""
 INDEX_THREADS = 8
 
 
@@ -53,23 +55,23 @@ def is_shards(data: str) -> bool:
     if data.startswith(REMOTE) or data.endswith(".tar"):
         return True
     folder = Path(data).expanduser()
-    if not folder.is_dir() or any(d.is_dir() and not d.name.startswith(".") for d in folder.iterdir()):
+    if not folder.is_dir() or folders(folder):
         return False
     return any(folder.glob("*.tar"))
 
 
-def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) -> Source:
-    """Read shards: names that begin with val or test are for validation, the others for training.
+def read_shards(settings: DataSettings, seed: int) -> Source:
+    """Read shards; names that begin with val or test are for validation or test, the others for training.
 
     Args:
-        data: a folder of tar files, or a pattern with {000..146} and {a,b}.
-        data_root: folder for copies of remote shards.
-        val_split: fraction for validation if there are no validation shards.
-        seed: seed of that split.
+        settings: `data` is a folder of tar files, or a pattern with {000..146} and {a,b}; `data_root` is the
+            folder for copies of remote shards.
+        seed: seed of the splits.
 
     Raises:
         UserError: a missing or malformed shard.
     """
+    data, data_root = settings.data, Path(settings.data_root)
     folder = Path(data).expanduser()
     names = sorted(map(str, folder.glob("*.tar"))) if folder.is_dir() else list(expand(data))
     if not names:
@@ -77,44 +79,61 @@ def read_shards(data: str, data_root: Path, val_split: float | None, seed: int) 
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         local = list(pool.map(partial(_local, data_root=data_root), names))
         indices = list(pool.map(_index, local))
-    # Class names: numbers if all .cls are numbers, else sorted names.
-    words = {word for index in indices for word in index.classes}
-    numbered = all(word.isdecimal() for word in words)
-    count = max((int(word) for word in words), default=0) + 1 if numbered else len(words)
-    class_names = tuple(str(i) for i in range(count)) if numbered else tuple(sorted(words))
-    if len(class_names) < 2:
-        raise UserError(f"--data {data}: one class only; classification needs two")
+    class_names, numbered = _class_names(indices, data)
     label = {name: i for i, name in enumerate(class_names)}
-    is_val = [posixpath.basename(name).startswith(VALIDATION) for name in names]
+    phases = [_phase(name) for name in names]
 
-    def split(*, validation: bool) -> Split:
-        chosen = [(path, index) for path, index, v in zip(local, indices, is_val) if v == validation]
+    def split(phase: Phase) -> Split | None:
+        chosen = [(path, index) for path, index, p in zip(local, indices, phases) if p == phase]
         paths = [path for path, index in chosen for _ in index.members]
         members = [member for _, index in chosen for member in index.members]
         spans = np.concatenate([np.empty((0, 2), np.int64), *(index.spans for _, index in chosen)])
         labels = [label[str(int(w)) if numbered else w] for _, index in chosen for w in index.classes]
         root = " ".join(os.path.abspath(path) for path, _ in chosen)
-        return Split(np.asarray(labels, dtype=np.int64), scan(root, paths, spans, members))
+        if not labels:
+            return None
+        files = scan(root, paths, spans, members, upright=settings.exif == "upright")
+        return Split(np.asarray(labels, dtype=np.int64), files)
 
-    train, val = split(validation=False), split(validation=True)
-    if not len(train):
+    train, val, test = split("train"), split("val"), split("test")
+    if train is None:
         raise UserError(
             f"--data {data}: no shard to train on; name them train-000.tar, val-000.tar and so on"
         )
-    if len(val) and val_split is not None:
-        raise UserError(f"--val-split: {data} has shards to validate on; omit it")
-    if not len(val):
-        if val_split is None:
-            raise UserError(f"--data {data}: no shard is called val*.tar; add one, or add --val-split 0.1")
-        train, val = split_by_class(train, val_split, seed)
+    check_shares(
+        settings,
+        val="shards to validate on" if val is not None else "",
+        test="test shards" if test is not None else "",
+        expected="a shard called val*.tar",
+    )
+    parts = split_off(train, settings, seed, val=val, test=test)
     stem = re.sub(r"\W+", "-", posixpath.basename(posixpath.dirname(data) if data.endswith(".tar") else data))
     return Source(
         name=stem.strip("-") or "shards",
-        train=train,
-        val=val,
+        train=parts.train,
+        val=parts.val,
+        test=parts.test,
         class_names=class_names,
-        native_size=native_size(train),
+        native_size=native_size(parts.train),
+        remarks=parts.remarks,
     )
+
+
+def _class_names(indices: Sequence[Index], data: str) -> tuple[tuple[str, ...], bool]:
+    """Return the names, and whether they are numbers: all .cls are numbers; else they are sorted."""
+    words = {word for index in indices for word in index.classes}
+    numbered = all(word.isdecimal() for word in words)
+    count = max((int(word) for word in words), default=0) + 1 if numbered else len(words)
+    names = tuple(str(i) for i in range(count)) if numbered else tuple(sorted(words))
+    if len(names) < 2:
+        raise UserError(f"--data {data}: one class only; classification needs two")
+    return names, numbered
+
+
+def _phase(name: str) -> Phase:
+    """Return the phase of a shard by the beginning of its name."""
+    base = posixpath.basename(name).lower()
+    return next((phase for phase in PREFIXES if base.startswith(phase)), "train")
 
 
 def expand(pattern: str) -> Iterator[str]:

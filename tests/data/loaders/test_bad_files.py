@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable
@@ -21,9 +22,7 @@ LABELS = [0, 1, 0, 1, 0, 1, 0, 2, 0, 1]
 def split_of(labels: Iterable[int], problems: dict[int, str] | None = None) -> Split:
     array = np.array(list(labels), dtype=np.int64)
     paths = tuple(f"data/{i}.jpg" for i in range(len(array)))
-    return Split(
-        array, Files(paths=paths, sizes=np.ones((len(array), 2), dtype=np.int32), problems=problems or {})
-    )
+    return Split(array, dataclasses.replace(Files.unread(paths), problems=problems or {}))
 
 
 def bad_of(bad: Iterable[int], labels: Iterable[int] = LABELS, max_fraction: float = 1.0) -> BadFiles:

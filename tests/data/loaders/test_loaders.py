@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from fastcnn.config.settings import LoaderSettings
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.autoselect import choose_backend, time_backends
 from fastcnn.data.loaders.build import build_loaders
@@ -119,7 +119,7 @@ def in_memory(source: Source, size: int) -> Source:
 @pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, photos: Path) -> Source:
     targets = request.param if request.param in TARGETS else "labels"
-    files = numbered(read_folder(photos, None, 0), targets)
+    files = numbered(read_folder(photos, DataSettings(), 0), targets)
     return in_memory(files, 48) if request.param == "arrays" else files
 
 
@@ -210,7 +210,7 @@ def test_validation_is_padded_to_full_batches_and_masked(loaders, source, backen
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_validation_images_are_torchvisions_resize_and_centre_crop(loaders, photos, backend):
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     reference = v2.Compose([v2.Resize(int(32 / 0.875)), v2.CenterCrop(32), v2.PILToTensor()])
     images = torch.cat([batch.images for batch in loaders(source, backend)[1]])
     assert source.val.files is not None
@@ -226,7 +226,7 @@ def test_images_of_the_size_of_samples_are_resized_all_the_same_unless_they_are_
     loaders, photos, backend, crop
 ):
     source, transform = (
-        in_memory(read_folder(photos, None, 0), 32),
+        in_memory(read_folder(photos, DataSettings(), 0), 32),
         Transform(size=32, channels=3, train_crop=crop),
     )
     reference = v2.Compose([v2.Resize(transform.resize), v2.CenterCrop(32), v2.PILToTensor()])
@@ -243,7 +243,7 @@ def test_a_file_that_another_process_found_bad_is_replaced_while_it_is_under_way
     loaders, photos, tmp_path, backend, targets
 ):
     shutil.copytree(photos, tmp_path / "photos")
-    source = numbered(read_folder(tmp_path / "photos", None, 0), targets)
+    source = numbered(read_folder(tmp_path / "photos", DataSettings(), 0), targets)
     order = samples(loaders(source, backend)[0])
     Path(source.train.name(order[8])).write_bytes(b"damaged")
     train = loaders(source, backend, max_bad_fraction=0.1)[0]
@@ -257,7 +257,7 @@ def test_a_file_that_another_process_found_bad_is_replaced_while_it_is_under_way
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_images_of_the_right_size_are_validated_as_they_are(loaders, photos, backend):
-    source = in_memory(read_folder(photos, None, 0), 32)
+    source = in_memory(read_folder(photos, DataSettings(), 0), 32)
     images = torch.cat(
         [
             b.images
@@ -270,7 +270,7 @@ def test_images_of_the_right_size_are_validated_as_they_are(loaders, photos, bac
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pad_crop_moves_the_image_by_at_most_the_padding_over_black(loaders, photos, backend):
-    source = numbered(in_memory(read_folder(photos, None, 0), 32))
+    source = numbered(in_memory(read_folder(photos, DataSettings(), 0), 32))
     transform = Transform(size=32, channels=3, train_crop="pad", hflip=0.0)
     shifts = set()
     for batch in loaders(source, backend, transform=transform)[0]:
@@ -318,7 +318,7 @@ def test_random_resized_crops_cover_the_stated_share_of_the_area(loaders, tmp_pa
             picture.save(folder / f"{i}.png")
     transform = Transform(size=32, channels=3, scale=(0.2, 0.5), hflip=0.0)
     shares, ratios = [], []
-    for batch in loaders(read_folder(tmp_path, None, 0), backend, transform=transform)[0]:
+    for batch in loaders(read_folder(tmp_path, DataSettings(), 0), backend, transform=transform)[0]:
         for image in batch.images.float():
             height = (image[0].max() - image[0].min()).item() * 32 / 31
             width = (image[1].max() - image[1].min()).item() * 32 / 31
@@ -414,7 +414,7 @@ def test_nothing_is_left_behind(tmp_path, photos, backend, targets, monkeypatch)
     """Neither threads nor processes, after a part of an epoch and after an error in it."""
     monkeypatch.setattr("fastcnn.data.loaders.threads.SMALL_IMAGE", 0)
     shutil.copytree(photos, tmp_path / "photos")
-    data = numbered(read_folder(tmp_path / "photos", None, 0), targets)
+    data = numbered(read_folder(tmp_path / "photos", DataSettings(), 0), targets)
 
     def tasks() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
@@ -495,7 +495,7 @@ def with_odd(photos: Path, root: Path, *splits: str, targets: str = "labels") ->
     for split in splits:
         for path in odd_images(root / split).values():
             shutil.copy(path, root / "photos" / split / "cat")
-    return numbered(read_folder(root / "photos", None, 0), targets)
+    return numbered(read_folder(root / "photos", DataSettings(), 0), targets)
 
 
 def bad_ones(split: Split) -> set[int]:
@@ -541,7 +541,7 @@ def test_a_bad_file_takes_none_of_the_others_with_it(
     target is that of the image in its place."""
     monkeypatch.setattr("fastcnn.data.loaders.threads.SMALL_IMAGE", small)  # several threads, and one
     shutil.copytree(photos, tmp_path / "photos")
-    source = numbered(read_folder(tmp_path / "photos", None, 0), targets)
+    source = numbered(read_folder(tmp_path / "photos", DataSettings(), 0), targets)
     expected = list(loaders(source, backend)[0])
     victim = number(expected[2].targets[1])
     Path(source.train.name(victim)).write_bytes(b"damaged since its header was read")
@@ -569,7 +569,7 @@ def test_more_bad_files_than_allowed_stop_with_their_names(loaders, photos, tmp_
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_file_that_vanishes_is_a_bad_file(loaders, tmp_path, photos, backend):
     shutil.copytree(photos, tmp_path / "photos")
-    source = numbered(read_folder(tmp_path / "photos", None, 0))
+    source = numbered(read_folder(tmp_path / "photos", DataSettings(), 0))
     Path(source.val.name(3)).unlink()
     val = loaders(source, backend, max_bad_fraction=0.2)[1]
     assert samples(val) == [0, 1, 2, 4, 5, 6]
@@ -611,7 +611,7 @@ def test_fewer_images_than_one_batch_says_what_to_write(loaders, source, wording
 
 def test_more_decoded_images_than_memory_are_refused_and_not_chosen(loaders, photos, monkeypatch):
     monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.01)
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     needed = sum(int(split.sizes.prod(axis=1).sum()) * 3 for split in (source.train, source.val))
     monkeypatch.setattr("fastcnn.data.loaders.cached.free_memory", lambda: needed)
     with pytest.raises(ValueError, match=r"--data-backend cached: the decoded images take 0.0 GiB and"):
@@ -636,7 +636,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
 @pytest.mark.timing
 def test_the_speeds_of_loaders_are_told_apart(photos, monkeypatch):
     monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.1)
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     loaded = TorchLoader._load
 
     def slowly(*args: Any) -> None:

@@ -87,12 +87,24 @@ def test_yolo_texts_of_the_same_names_as_images_give_their_boxes(folders, val, t
         text(root / labels / f"{name}.txt", "1 0.5 0.5 0.1 0.2", "", "0 0.25 0.1 0.5 0.2")
     text(root / "classes.txt", "cat", "dog")
     source = opened(root)
-    assert (source.name, source.class_names, source.remarks) == ("farm", ("cat", "dog"), ())
+    assert (source.name, source.class_names) == ("farm", ("cat", "dog"))
+    assert len(source.remarks) == (val == "test")
     assert (names(source.train), names(source.val)) == (["b", "a"], ["c"])
     assert boxes(source.val) == [[[1, 90, 40, 110, 60, 0], [0, 0, 0, 100, 20, 0]]]
     assert boxes(source.train) == boxes(source.val) * 2
     assert source.train.labels.tolist() == [0, 0]
     assert source.train.sizes.tolist() == [[100, 200]] * 2
+
+
+def test_boxes_of_test_images_beside_those_of_validation_are_held_out(tmp_path):
+    for phase, name in (("Train", "a"), ("val", "b"), ("test", "c")):
+        picture(tmp_path / "images" / phase / f"{name}.jpg")
+        text(tmp_path / "labels" / phase / f"{name}.txt", "0 0.5 0.5 0.1 0.2")
+    text(tmp_path / "classes.txt", "cat")
+    source = opened(tmp_path)
+    assert source.test is not None
+    assert [names(split) for split in (source.train, source.val, source.test)] == [["a"], ["b"], ["c"]]
+    assert boxes(source.test) == [[[0, 90, 40, 110, 60, 0]]]
 
 
 def test_yolo_folders_without_train_and_val_are_shared_by_the_seed(tmp_path):

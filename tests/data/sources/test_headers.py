@@ -18,6 +18,7 @@ from fastcnn.data.cache import cache_root
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.sources import headers
 from fastcnn.data.sources.headers import Files, scan
+from fastcnn.data.sources.quick_headers import Header
 
 ODD_NAMES = [
     b"caf\xc3\xa9 \xe7\x8c\xab.jpg",
@@ -81,7 +82,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     examine = headers.examine
 
-    def noted(files: Files, index: int) -> tuple[int, int, int, str]:
+    def noted(files: Files, index: int) -> Header:
         names.append(Path(files.name(index)).name)
         return examine(files, index)
 
@@ -361,11 +362,15 @@ def test_the_cache_is_where_it_was_told_to_be(tmp_path, monkeypatch):
 
 
 def test_a_file_that_could_not_be_opened_once_is_tried_again(tmp_path, monkeypatch):
-    def too_many(*args: object) -> Any:
-        raise OSError(24, "Too many open files")
+    opened = os.open
+
+    def too_many(path: Any, *args: Any, **kwargs: Any) -> int:
+        if os.fsencode(path).endswith(b".jpg"):
+            raise OSError(24, "Too many open files")
+        return opened(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(headers, "open", too_many, raising=False)
+        patch.setattr(os, "open", too_many)
         first = files(tmp_path, encoded())
     assert first.problems == {0: "Too many open files"}
     assert scan("data", first.paths).problems == {}
@@ -382,7 +387,10 @@ def test_a_long_scan_is_announced_once(tmp_path, monkeypatch, capsys, wording):
     scan("unannounced", paths, announce=False)
     assert capsys.readouterr().err == ""
     scan("announced", paths)
-    wording(capsys.readouterr().err)
+    notice, bar = capsys.readouterr().err.split("\n", 1)
+    wording(notice)
+    assert "0/3" in bar
+    assert "3/3" in bar
     scan("announced", paths)
     assert capsys.readouterr().err == ""
 
@@ -482,7 +490,8 @@ def test_what_dali_and_pillow_read_differently_is_named(tmp_path, content, wordi
     wording(found.problems[0])
 
 
-def test_of_a_shard_only_the_heads_and_ends_of_its_images_are_read(tmp_path):
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "Pillow"])
+def test_of_a_shard_only_the_heads_and_ends_of_its_images_are_read(quick, tmp_path, monkeypatch):
     whole, cut = encoded(size=(600, 500)), encoded(size=(300, 200))[:-1]
     shard = tmp_path / "a.tar"
     shard.write_bytes(b"before" + whole + cut + b"after")
@@ -490,8 +499,16 @@ def test_of_a_shard_only_the_heads_and_ends_of_its_images_are_read(tmp_path):
     paths = [str(shard)] * 2
     assert scan("shard", paths, spans, ["whole", "cut"]).sizes[0].tolist() == [500, 600]
     assert scan("shard", paths, spans, ["whole", "cut"]).problems == {1: "truncated"}
-    with open(shard, "rb", buffering=0) as file:
-        window = headers._Window(file, 6, len(whole))
-        reader = io.BufferedReader(window)
-        assert headers.examine_header(reader) == (500, 600, 1, "")
-        assert window.taken < len(whole) / 2
+    if not quick:
+        monkeypatch.setattr(headers, "quick_header", lambda read, length: None)
+    taken, read = [], os.read
+
+    def counted(file: int, count: int) -> bytes:
+        data = read(file, count)
+        taken.append(len(data))
+        return data
+
+    found = Files.unread(paths, spans, ["whole", "cut"])
+    monkeypatch.setattr(os, "read", counted)
+    assert headers.examine(found, 0) == Header(500, 600, 1, 8, 3)
+    assert 0 < sum(taken) < len(whole) / 2

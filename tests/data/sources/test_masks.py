@@ -90,13 +90,32 @@ def test_images_and_masks_of_the_same_names_are_pairs(folders, val, tmp_path):
         images, masks = folders.format(phase, phase).split()
         pair(root, images, masks, name, value, 0)
     source = opened(root)
-    assert (source.name, source.channels, source.native_size, source.remarks) == ("streets", 3, None, ())
+    assert (source.name, source.channels, source.native_size) == ("streets", 3, None)
+    assert len(source.remarks) == (val == "test")
     assert source.class_names == ("class 0", "class 1", "class 2")
     assert names(source.train) == ["b", "a"]
     assert names(source.val) == ["c"]
     assert source.train.labels.tolist() == [0, 0]
     assert source.train.sizes.tolist() == [[3, 4], [3, 4]]
     assert [first_values(source.train, i, 2) for i in (0, 1)] == [[1, 0], [2, 0]]
+
+
+def test_masks_of_test_images_beside_those_of_validation_are_held_out(tmp_path):
+    for phase, name, value in (("Training", "a", 1), ("valid", "b", 1), ("TEST", "c", 1)):
+        pair(tmp_path, f"{phase}/Images", f"{phase}/masks", name, value, 0)
+    source = opened(tmp_path)
+    assert source.test is not None
+    assert [names(split) for split in (source.train, source.val, source.test)] == [["a"], ["b"], ["c"]]
+    assert first_values(source.test, 0, 2) == [1, 0]
+
+
+def test_a_share_of_images_with_masks_is_held_out(tmp_path):
+    for i in range(10):
+        pair(tmp_path, "images", "masks", str(i), i)
+    source = mask_source(DataSettings(data=str(tmp_path), val_split=0.2, test_split=0.3), seed=0)
+    assert source.test is not None
+    assert (len(source.train), len(source.val), len(source.test)) == (5, 2, 3)
+    assert [str(first_values(source.test, i, 1)[0]) for i in range(3)] == names(source.test)
 
 
 def test_images_and_masks_without_train_and_val_are_shared_by_the_seed(tmp_path):
@@ -318,7 +337,7 @@ def test_a_bad_mask_stays_bad_without_being_examined_again(root, examined):
 def test_a_long_examination_is_announced(root, monkeypatch, capsys, wording):
     monkeypatch.setattr(masks, "SLOW_MASKS", 1)
     opened(root)
-    wording(capsys.readouterr().err)
+    wording(capsys.readouterr().err.splitlines()[0])
 
 
 # Named sets

@@ -134,6 +134,31 @@ def test_an_image_folder_in_which_its_archive_was_left_is_an_image_folder(photos
     assert len(read(tmp_path).train) == 23
 
 
+def test_leftovers_beside_tars_are_passed_over(tmp_path):
+    train_and_val(tmp_path)
+    for name in ("@eaDir", ".cache", "lost+found"):
+        (tmp_path / name).mkdir()
+    assert is_shards(str(tmp_path))
+
+
+def test_test_shards_beside_those_of_validation_are_held_out(tmp_path):
+    write(train_and_val(tmp_path) / "TEST-0.tar", samples({"d": 1, "e": 0}))
+    source = read(tmp_path)
+    assert source.test is not None
+    assert [len(split) for split in (source.train, source.val, source.test)] == [2, 1, 2]
+    assert source.test.labels.tolist() == [1, 0]
+
+
+def test_members_of_a_group_are_on_one_side(tmp_path):
+    names_of = [f"patient{p}_{i}" for p in range(10) for i in range(3)]
+    write(tmp_path / "train-0.tar", samples({name: i % 2 for i, name in enumerate(names_of)}))
+    settings = DataSettings(data=str(tmp_path), val_split=0.2, group_by=r"patient\d")
+    source = open_source(settings, seed=0)
+    patients = [{name.rsplit("/")[-1][:8] for name in names(split)} for split in (source.train, source.val)]
+    assert [len(side) for side in patients] == [8, 2]
+    assert not patients[0] & patients[1]
+
+
 def test_a_folder_of_tars_is_read(tmp_path):
     write(tmp_path / "shards" / "train-1.tar", samples({"c": 1, "d": 0}))
     write(tmp_path / "shards" / "train-0.tar", samples({"a": 0, "b": 1}))
@@ -447,7 +472,7 @@ def test_shards_are_loaded_as_the_files_in_them(backend, crop, photos, photo_sha
 
     source = read(photo_shards)
     assert source.class_names == ("cat", "dog")
-    from_shards, from_files = batches(source), batches(read_folder(photos, None, 0))
+    from_shards, from_files = batches(source), batches(read_folder(photos, DataSettings(), 0))
     assert len(from_shards) == len(from_files) == 5 + 2
     for ours, theirs in zip(from_shards, from_files):
         assert all(torch.equal(a, b) for a, b in zip(ours[:3], theirs[:3]))

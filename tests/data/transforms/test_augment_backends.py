@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcnn.config.settings import LoaderSettings
+from fastcnn.config.settings import DataSettings, LoaderSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.cached import CachedLoader
@@ -80,7 +80,7 @@ def small(photos: Path) -> Source:
         images = [np.asarray(Image.open(f).convert("RGB").resize((32, 32))) for f in split.files.paths]
         return Split(np.arange(len(split)), images=np.stack(images))
 
-    files = read_folder(photos, None, 0)
+    files = read_folder(photos, DataSettings(), 0)
     return Source(
         name="small", train=decode(files.train), val=decode(files.val), class_names=files.class_names
     )
@@ -124,7 +124,7 @@ def each_augmentation(default: Iterable[str]) -> list[Any]:
 def test_a_seed_decides_and_a_restored_loader_goes_on_with_the_same_pixels(
     loaders, small, photos, backend, name, files
 ):
-    source = read_folder(photos, None, 0) if files else small
+    source = read_folder(photos, DataSettings(), 0) if files else small
     transform = transform_of(name, "random-resized" if files else "pad")
     whole = epochs(loaders(source, backend, transform))
     interrupted = loaders(source, backend, transform)
@@ -146,7 +146,7 @@ def test_a_seed_decides_and_a_restored_loader_goes_on_with_the_same_pixels(
 )
 def test_all_backends_make_the_same_samples(loaders, small, photos, name, files):
     """Bounds in values of 255: the crops are resampled within 2, and an operation may multiply that."""
-    source = read_folder(photos, None, 0) if files else small
+    source = read_folder(photos, DataSettings(), 0) if files else small
     transform = transform_of(name, "random-resized" if files else "pad")
     kinds = ["torch", "cached", *(["dali"] if has_dali() else [])]
     of_one, *of_others = (epochs(loaders(source, kind, transform)) for kind in kinds)
@@ -217,7 +217,7 @@ def test_repeated_samples_go_to_different_ranks_each_augmented_anew(loaders, sma
 def test_a_random_crop_is_one_of_those_of_torchvision(loaders, photos, backend):
     from torchvision.transforms import v2
 
-    source = read_folder(photos, None, 0)
+    source = read_folder(photos, DataSettings(), 0)
     train = Split(np.arange(len(source.train)), source.train.files)
     numbered = Source(name="numbered", train=train, val=source.val, class_names=source.class_names)
     transform = dataclasses.replace(transform_of("random"), hflip=0.0)

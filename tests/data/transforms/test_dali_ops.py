@@ -12,6 +12,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import LoaderArgs
@@ -240,7 +241,7 @@ def test_a_pipeline_that_is_built_anew_for_a_bad_file_goes_on_with_the_same_pixe
     from fastcnn.data.loaders.dali import DaliLoader, Tuning
 
     root = shutil.copytree(photos, tmp_path / "photos")
-    source = read_folder(root, None, 0)
+    source = read_folder(root, DataSettings(), 0)
     assert source.train.files is not None
     spoilt = Path(source.train.files.paths[5])
     spoilt.write_bytes(spoilt.read_bytes()[:500])  # after its header was read

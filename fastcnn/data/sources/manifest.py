@@ -1,0 +1,220 @@
+"""Facts about files, such as their headers: examined once by threads, then kept in the cache.
+
+A file is examined again if its size or modification time has changed. Both are read at every start, for every
+file: the time of a folder does not change when a file in it is rewritten in place, as image tools do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL
+from PIL import Image
+from tqdm import tqdm
+
+from fastcnn.data.cache import cache_root, keep
+from fastcnn.data.sources.names import Names
+from fastcnn.version import __version__
+
+SCAN_THREADS = 16
+"""More than cores, as a scan of a network file system mostly waits."""
+PART = 64
+"""Files that a thread takes at a time."""
+SAVE_EVERY = 30.0
+"""Seconds after which the facts found so far are kept during a long scan."""
+FORMAT = 2
+"""Version of the cache's entries."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def examine_once(
+    key: str,
+    names: Sequence[str],
+    stamps: np.ndarray,
+    *,
+    columns: int,
+    examine: Callable[[int], tuple[Any, ...]],
+    notice: str,
+    slow: int,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Examine N files by threads; results of unchanged files come from the cache.
+
+    What is found is kept every `SAVE_EVERY` seconds and at Ctrl-C, so that the next start continues there.
+
+    Args:
+        key: cache key.
+        names: N names.
+        stamps: int64 [N, S]; a changed row means a changed file.
+        columns: numbers per file.
+        examine: returns these numbers for the i-th file, then its problem ("" if none).
+        notice: printed before more than `slow` files are examined, with their number for {}; a progress bar
+            follows.
+
+    Returns:
+        The numbers, int32 [N, columns], and the problems by file.
+    """
+    manifest = Manifest(key, Names.of(names), stamps, columns)
+    missing = np.flatnonzero(~manifest.known).tolist()
+    if missing:
+        if len(missing) > slow:
+            print(notice.format(len(missing)), file=sys.stderr, flush=True)
+        results = zip(missing, in_threads(examine, missing))
+        try:
+            with warnings.catch_warnings(), _bar(results, len(missing), shown=len(missing) > slow) as bar:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                saved = time.monotonic()
+                for i, (*found, problem) in bar:
+                    manifest.add(i, found, problem)
+                    if time.monotonic() - saved > SAVE_EVERY:
+                        manifest.save()
+                        saved = time.monotonic()
+        except KeyboardInterrupt:
+            print("interrupted; the next start continues here", file=sys.stderr, flush=True)
+            raise
+        finally:
+            manifest.save()
+    elif manifest.outdated:
+        manifest.save()
+    return manifest.facts, manifest.problems
+
+
+def _bar(results: Iterable[Item], count: int, *, shown: bool) -> tqdm[Item]:
+    """Return a progress bar on stderr: in a terminal, or else a line every half minute."""
+    seconds = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        results, total=count, disable=not shown, unit=" files", mininterval=seconds, dynamic_ncols=True
+    )
+
+
+class Manifest:
+    """Facts about N files, partly from the cache.
+
+    Args:
+        key, names, stamps, columns: see `examine_once`.
+    """
+
+    def __init__(self, key: str, names: Names, stamps: np.ndarray, columns: int) -> None:
+        digest = hashlib.sha256(os.fsencode(key)).hexdigest()
+        self.path = cache_root() / "manifests" / f"{digest[:24]}.npz"
+        self.names, self.stamps = names, stamps
+        self.facts = np.zeros((len(names), columns), dtype=np.int32)
+        self.problems: dict[int, str] = {}
+        self.known = np.zeros(len(names), dtype=bool)
+        self.outdated = True
+        """The cache has no entry of exactly these files."""
+        self._recall()
+
+    def add(self, index: int, facts: Sequence[int], problem: str) -> None:
+        """Add the facts of a file, and its problem ("" if none)."""
+        self.facts[index] = facts
+        self.known[index] = True
+        if problem:
+            self.problems[index] = problem
+
+    def save(self) -> None:
+        """Keep the facts in the cache; files that could not be read for now are examined anew next time."""
+        passing = {os.strerror(code) for code in errno.errorcode}  # errors of the machine, not of the file
+        stamps = np.where(self.known[:, None], self.stamps, -1)
+        stamps[[i for i, problem in self.problems.items() if problem in passing]] = -1
+        keep(
+            self.path,
+            "files are examined anew next time",
+            format=FORMAT,
+            reader=reader(),
+            names=self.names.joined(),
+            stamps=stamps,
+            facts=self.facts,
+            bad=np.array(list(self.problems), dtype=np.int64),
+            problems=Names.of(self.problems.values()).joined(),
+        )
+
+    def _recall(self) -> None:
+        """Take over what the cache knows of unchanged files."""
+        try:
+            with np.load(self.path, allow_pickle=False) as kept:
+                stamps, facts, bad, text = (kept[name] for name in ("stamps", "facts", "bad", "names"))
+                names = Names.split(text, len(stamps))
+                problems = dict(zip(bad.tolist(), Names.split(kept["problems"], len(bad))))
+                fits = kept["format"] == FORMAT and facts.shape[1:] == self.facts.shape[1:]
+                if not fits or stamps.shape[1:] != self.stamps.shape[1:] or len(facts) != len(stamps):
+                    return
+                if kept["reader"] != reader():  # another version may read more
+                    stamps[bad] = -1
+        except Exception:  # missing, truncated or of another version: rebuilt
+            return
+        if np.array_equal(text, self.names.joined()):
+            self.outdated = False
+            rows = np.arange(len(names))
+        else:
+            place = {name: row for row, name in enumerate(names.encoded())}
+            found = (place.get(name, -1) for name in self.names.encoded())
+            rows = np.fromiter(found, np.int64, len(self.names))
+        if not len(names):
+            return
+        self.known = (rows >= 0) & (stamps[rows] == self.stamps).all(axis=1)
+        self.facts[self.known] = facts[rows[self.known]]
+        for i in np.flatnonzero(self.known & np.isin(rows, bad)).tolist():
+            self.problems[i] = problems[int(rows[i])]
+
+
+def reader() -> str:
+    """Return what decides which images can be read."""
+    return f"fastcnn {__version__}, Pillow {PIL.__version__}"
+
+
+def file_stamps(paths: Sequence[str]) -> np.ndarray:
+    """Return size in bytes and modification time in ns of each file, int64 [N, 2]; 0 if missing."""
+    names = Names.of(paths)
+    parts = (names[i : i + 1000] for i in range(0, len(names), 1000))
+    return np.concatenate([np.zeros((0, 2), dtype=np.int64), *_map(_stamps, parts)])
+
+
+def _stamps(names: Names) -> np.ndarray:
+    paths = names.as_bytes()
+    place = {path: i for i, path in enumerate(dict.fromkeys(paths))}  # shards repeat
+    found = [_stat(path) for path in place]
+    stamps = np.empty((len(found), 2), dtype=np.int64)
+    stamps[:, 0] = [0 if status is None else status.st_size for status in found]
+    stamps[:, 1] = [0 if status is None else status.st_mtime_ns for status in found]
+    return stamps if len(place) == len(paths) else stamps[[place[path] for path in paths]]
+
+
+def _stat(path: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Map `work` over the items by threads, in order; for work that mostly waits for files."""
+    parts = (items[i : i + PART] for i in range(0, len(items), PART))
+    for found in _map(lambda part: [work(item) for item in part], parts):
+        yield from found
+
+
+def _map(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Map `work` over items by threads, in order, and not far ahead, so that Ctrl-C ends it at once."""
+    pool = ThreadPoolExecutor(SCAN_THREADS)
+    running: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            if len(running) == 2 * SCAN_THREADS:
+                yield running.popleft().result()
+            running.append(pool.submit(work, item))
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
