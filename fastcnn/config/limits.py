@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,17 @@ def ascending(values: tuple[float, ...]) -> bool:
 
 def are_rising_sizes(values: tuple[int, ...]) -> bool:
     return len(values) > 1 and values[0] >= 8 and list(values) == sorted(set(values))
+
+
+def are_mask_values(values: tuple[int, ...]) -> bool:
+    return (
+        2 <= len(values) <= 255 and len(set(values)) == len(values) and 0 <= min(values) <= max(values) <= 255
+    )
+
+
+def are_colors(values: tuple[str, ...]) -> bool:
+    known = {value.lower().removeprefix("#") for value in values if re.fullmatch("#?[0-9a-fA-F]{6}", value)}
+    return 2 <= len(values) <= 255 and len(known) == len(values)
 
 
 def is_jitter(values: tuple[float, ...]) -> bool:

@@ -19,6 +19,8 @@ from tyro.conf import Suppress, arg
 
 from fastcnn.config.limits import (
     Limit,
+    are_colors,
+    are_mask_values,
     are_rising_sizes,
     are_sides,
     are_strides,
@@ -107,6 +109,14 @@ class DataSettings:
     """EXIF orientation: turn images upright, or ignore it as torchvision does."""
     ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "use 0 to 255")] = 255
     """Mask value of pixels excluded from loss and metrics."""
+    mask_values: Annotated[
+        tuple[int, ...] | None, Limit(are_mask_values, "use two or more different values from 0 to 255")
+    ] = None
+    """Mask values of the classes in order, such as 0 128; smoothed borders count as the nearest one."""
+    mask_colors: Annotated[
+        tuple[str, ...] | None, Limit(are_colors, "use different colors RRGGBB, such as 000000 ff0000")
+    ] = None
+    """Colors of the classes in masks of colors, in order, such as 000000 ff0000."""
     bad_labels: Literal["stop", "skip"] = "stop"
     """Invalid masks, boxes and label files: stop with a list, or skip them with a warning."""
 

@@ -114,7 +114,7 @@ def _idle_in_task(config: Config) -> Idle:
         "label_smoothing": no_classes,
         "seg_loss": no_masks,
         "class_weights": no_masks or (config.seg_loss == "dice" and "Dice takes none"),
-        "ignore_index": no_masks,
+        **dict.fromkeys(("ignore_index", "mask_values", "mask_colors"), no_masks),
         "anchors": not has_anchors(config.arch) and "it belongs to yolo",
         "strides": task != "detection" and "it belongs to detection",
         "bad_labels": task == "classification" and "it belongs to masks and boxes",
@@ -158,6 +158,8 @@ def _check_data(config: Config) -> None:
                     f"{flag(name)} {getattr(config, name)}: it does not move masks and boxes, and "
                     f"{config.arch} is for {task_of(config.arch)}; omit it"
                 )
+    if config.mask_values is not None and config.mask_colors is not None:
+        raise UserError("--mask-values and --mask-colors: use only one of them")
     _check_splits(config)
     parse_policy(config.aa)
     check_progressive(config)

@@ -11,9 +11,8 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
-from fastcnn.data.decode import DecodeError
+from fastcnn.data.mask_files import StoredMasks
 from fastcnn.data.transforms.geometry import Geometry
 
 IGNORE = 255
@@ -64,21 +63,16 @@ class Masks:
 
     table: np.ndarray
     """Class number or `IGNORE` of each stored value, uint8 [256]."""
-    paths: tuple[str, ...] = ()
-    """N mask files: palette or gray images with one byte per pixel."""
-    arrays: Sequence[np.ndarray] | None = None
-    """N masks in memory, uint8 [H, W] each, instead of files."""
+    stored: StoredMasks
+    """N masks: files, arrays or outlines."""
     threads = True
 
     def take(self, indices: np.ndarray) -> Masks:
-        chosen = indices.tolist()
-        arrays = None if self.arrays is None else [self.arrays[i] for i in chosen]
-        return Masks(self.table, tuple(self.paths[i] for i in chosen) if self.paths else (), arrays)
+        return Masks(self.table, self.stored.take(indices))
 
     def read(self, index: int) -> np.ndarray:
         """Return the class numbers of a mask, uint8 [H, W]; DecodeError if it is unreadable."""
-        values = self.arrays[index] if self.arrays is not None else read_mask(self.paths[index])
-        return self.table[values]
+        return self.table[self.stored.read(index)]
 
     def load(self, images: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
         masks = np.full((len(images), size, size), IGNORE, dtype=np.uint8)
@@ -124,26 +118,6 @@ class Boxes:
             moved = move_boxes(self.of(image), geometry, i, size)
             boxes[i, : len(moved)] = moved
         return boxes
-
-
-def read_mask(path: str) -> np.ndarray:
-    """Read the stored values of a mask, uint8 [H, W]; for a palette image the indices, not the colors.
-
-    Raises:
-        DecodeError: missing, not an image, or more than one byte per pixel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise DecodeError(
-                    f"an image of mode {image.mode}; a mask is a PNG of class numbers, palette or 8-bit grey"
-                )
-            return np.asarray(image, dtype=np.uint8)
-    except DecodeError:
-        raise
-    except Exception as error:  # a decoder may raise anything on corrupt bytes
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise DecodeError(reason) from error
 
 
 def move_mask(mask: np.ndarray, geometry: Geometry, i: int, out: np.ndarray) -> None:

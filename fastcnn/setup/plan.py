@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -33,7 +32,7 @@ from fastcnn.setup.observe import observe_data, observe_environment, observe_sta
 from fastcnn.setup.run_folder import check_resumable
 from fastcnn.setup.shape_check import check_shapes
 from fastcnn.setup.transforms import transform_of
-from fastcnn.tasks.detection.anchors import kmeans_anchors
+from fastcnn.tasks.detection.anchors import box_sides, kmeans_anchors
 from fastcnn.transfer.freeze import describe_frozen
 
 Choice = tuple[Config, dict[str, str]]
@@ -236,12 +235,11 @@ def _probe(
 
 def _with_anchors(config: Config, reasons: dict[str, str], source: Source) -> Choice:
     """Choose anchors for the training boxes, three for each stride."""
-    boxes, size = source.train.annotations, int(config.img_size)
+    boxes = source.train.annotations
     assert isinstance(boxes, Boxes)
-    longest = np.repeat(source.train.sizes.max(axis=1), np.diff(boxes.first)).clip(min=1)
-    sides = (boxes.values[:, 3:5] - boxes.values[:, 1:3]) * (size / longest)[:, None]
-    anchors, overlap = kmeans_anchors(sides[boxes.values[:, 5] == 0], 3 * len(config.strides), config.seed)
-    rounded = tuple(round(float(side), 1) for side in anchors.flatten())
+    sides = box_sides(boxes, source.train.sizes, int(config.img_size))
+    anchors, overlap = kmeans_anchors(sides, 3 * len(config.strides), config.seed)
+    rounded = tuple(float(f"{side:.4g}") for side in anchors.flatten())  # never 0, however small a box is
     why = f"k-means over {len(sides):,} training boxes, mean IoU {overlap:.2f}"
     return dataclasses.replace(config, anchors=rounded), {**reasons, "anchors": why}
 

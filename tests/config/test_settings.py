@@ -272,7 +272,11 @@ def test_what_is_written_is_no_setting_itself():
 # YAML files
 
 
-@pytest.mark.parametrize("config", [Config(), Config(**CHANGED)], ids=["defaults", "changed"])
+@pytest.mark.parametrize(
+    "config",
+    [Config(), Config(**CHANGED), Config(mask_colors=("000000", "012345", "1e1000"))],
+    ids=["defaults", "changed", "colors of digits"],
+)
 def test_settings_survive_being_written_to_a_file_and_read_back(config, yaml):
     path = yaml(to_yaml(config))
     assert parse(["--config", path]) == dataclasses.replace(config, config=path)
@@ -443,6 +447,14 @@ def shown(value: dict[str, Any] | list[str]) -> str:
         {"epochs": 3, "time_budget": "10m"},
         {"arch": "unet", "rotate": 10.0},
         {"arch": "yolo", "mixup": 0.2},
+        {"mask_values": (0,)},
+        {"mask_values": (0, 0)},
+        {"mask_values": (-1, 0)},
+        {"mask_values": (0, 256)},
+        {"mask_colors": ("000000",)},
+        {"mask_colors": ("ff0000", "#FF0000")},
+        {"mask_colors": ("000000", "red")},
+        {"mask_values": (0, 1), "mask_colors": ("000000", "ff0000")},
         {"img_size": 7},
         {"log_interval": 0},
         {"checkpoint_interval": 0},
@@ -549,6 +561,8 @@ def test_no_setting_takes_what_is_not_finite(number):
         {"device": "cpu", "amp_dtype": "bf16"},
         {"layer_decay": 1.0, "backbone_lr_scale": 0.0},
         {"freeze": "backbone", "unfreeze_epoch": 2},
+        {"mask_values": (255, 0)},
+        {"mask_colors": ("#000000", "FF0000", "123456")},
     ],
     ids=str,
 )
@@ -573,6 +587,9 @@ def test_the_outermost_possible_settings_are_taken(settings):
         ({"decay_rate": 0.5, "sched": "multistep"}, []),
         ({"min_lr": 0.1, "sched": "step"}, ["min_lr"]),
         ({"min_lr": 0.1}, []),
+        ({"mask_values": (0, 1)}, ["mask_values"]),
+        ({"mask_colors": ("000000", "ff0000"), "arch": "yolo"}, ["mask_colors"]),
+        ({"mask_values": (0, 1), "arch": "unet"}, []),
         ({"train_crop": "pad", "scale": (0.5, 1.0), "ratio": (1.0, 1.0)}, ["scale", "ratio"]),
         ({"train_crop": "random-resized", "scale": (0.5, 1.0)}, []),
         ({"head_hidden": 64}, ["head_hidden"]),

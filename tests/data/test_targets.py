@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fastcnn.config.settings import LoaderSettings
-from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.build import build_loaders
 from fastcnn.data.loaders.registry import has_dali
+from fastcnn.data.mask_files import MaskArrays, MaskFiles
 from fastcnn.data.sources.dataset import Source, Split
-from fastcnn.data.targets import IGNORE, MIN_VISIBLE, NO_BOX, Boxes, Masks, move_boxes, read_mask
+from fastcnn.data.targets import IGNORE, MIN_VISIBLE, NO_BOX, Boxes, Masks, move_boxes
 from fastcnn.data.transforms.geometry import eval_geometry, train_geometry
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.runtime.distributed import Ranks
@@ -49,7 +49,7 @@ def with_boxes(images: list[np.ndarray], boxes: np.ndarray) -> Split:
 
 
 def with_masks(images: list[np.ndarray]) -> Split:
-    masks = Masks(IDENTITY, arrays=[(image[..., 0] > 0).astype(np.uint8) for image in images])
+    masks = Masks(IDENTITY, MaskArrays([(image[..., 0] > 0).astype(np.uint8) for image in images]))
     return Split(np.zeros(len(images), dtype=np.int64), None, images, masks)
 
 
@@ -182,7 +182,7 @@ def test_a_flip_mirrors_boxes_and_masks():
     moved = move_boxes(np.array([[0, 1, 2, 5, 8, 0]], dtype=np.float32), still, 0, 16)
     assert moved.tolist() == [[0, 11, 2, 15, 8, 0]]
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16) % 250
-    loaded = Masks(IDENTITY, arrays=[mask]).load(np.array([0]), still, 16)
+    loaded = Masks(IDENTITY, MaskArrays([mask])).load(np.array([0]), still, 16)
     assert (loaded[0] == mask[:, ::-1]).all()
 
 
@@ -195,15 +195,5 @@ def test_a_table_says_which_class_a_value_is(tmp_path):
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[[0, 1]] = 1, 0
     for name in ("palette.png", "grey.png"):
-        masks = Masks(table, (str(tmp_path / name),))
+        masks = Masks(table, MaskFiles(paths=(str(tmp_path / name),)))
         assert masks.read(0).tolist() == [[1, 0], [IGNORE, IGNORE]]
-
-
-def test_a_mask_of_colours_says_what_it_should_be(tmp_path, wording):
-    Image.new("RGB", (4, 4)).save(tmp_path / "colours.png")
-    with pytest.raises(DecodeError) as caught:
-        read_mask(str(tmp_path / "colours.png"))
-    wording(caught.value)
-    with pytest.raises(DecodeError) as caught:
-        read_mask(str(tmp_path / "missing.png"))
-    wording(caught.value)

@@ -16,6 +16,7 @@ from fastcnn.runtime.distributed import Ranks
 from fastcnn.setup import transforms
 from fastcnn.setup.build import build
 from fastcnn.setup.plan import make_plan
+from small_boxes import picture, text
 
 CPU = torch.device("cpu")
 
@@ -57,3 +58,22 @@ def test_the_colours_of_training_images_are_looked_at_once_by_the_first_rank(
 def test_synthetic_images_have_no_colours_to_look_at(one_core: None):
     plan = make_plan(config_of("synthetic"), Ranks(), CPU)
     assert np.allclose(plan.transform.augment.lighting_components, IMAGENET_COMPONENTS)
+
+
+@pytest.mark.parametrize(
+    "boxes", [["0 0.5 0.5 0.0015 0.0015"], ["0 0.5 0.5 0.002 0.9", "0 0.5 0.5 0.9 0.002"]]
+)
+def test_anchors_of_the_smallest_boxes_are_never_0(tmp_path: Path, one_core: None, boxes: list[str]):
+    for phase in ("train", "val"):
+        for i in range(2):
+            picture(tmp_path / "images" / phase / f"{i}.jpg", (1000, 1000))
+            text(tmp_path / "labels" / phase / f"{i}.txt", *boxes)
+    text(tmp_path / "classes.txt", "speck")
+    settings: dict[str, Any] = {"amp_dtype": "fp32", "channels_last": "on", "compile": "off", "workers": 1}
+    config = Config(
+        arch="yolo/lenet5", strides=(4,), data=str(tmp_path), img_size=32, data_backend="torch", **settings
+    )
+    plan = make_plan(config, Ranks(), CPU)
+    assert isinstance(plan.config.anchors, tuple)
+    assert len(plan.config.anchors) == 6
+    assert min(plan.config.anchors) > 0

@@ -21,6 +21,7 @@ from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderArgs, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
 from fastcnn.data.loaders.torch_loader import TorchLoader
+from fastcnn.data.mask_files import MaskArrays
 from fastcnn.data.sources.dataset import Split, native_size
 from fastcnn.data.targets import Masks
 from fastcnn.data.transforms.augment import operations
@@ -98,7 +99,7 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
     if isinstance(annotations, Masks):
         with pool_for(split, workers) as pool:
             arrays = list(pool.map(annotations.read, range(len(split))))
-        annotations = Masks(np.arange(256, dtype=np.uint8), arrays=arrays)
+        annotations = Masks(np.arange(256, dtype=np.uint8), MaskArrays(arrays))
     return dataclasses.replace(split, images=images, annotations=annotations)
 
 

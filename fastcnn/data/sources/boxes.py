@@ -1,235 +1,238 @@
-"""Sources with boxes: folders in YOLO's layout, COCO's JSON, PASCAL VOC, the demo set."""
+"""Sources with boxes: folders of label files in any usual format, PASCAL VOC, the demo set."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from fastcnn.config.settings import DataSettings
-from fastcnn.data.sources.box_files import Coco, Rows, checked, coco_rows, read_coco, read_voc, read_yolo
+from fastcnn.data.sources.box_coco import read_coco_set
+from fastcnn.data.sources.box_csv import read_csv_set
+from fastcnn.data.sources.box_files import BoxSet, LabeledImages, Rows, checked
+from fastcnn.data.sources.box_labelme import read_labelme_set
+from fastcnn.data.sources.box_sizes import fit_to_images
+from fastcnn.data.sources.box_voc import read_voc, read_voc_set
+from fastcnn.data.sources.box_yolo import read_yolo_set
+from fastcnn.data.sources.coco import ANNOTATION_FOLDERS
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.label_files import (
-    VAL,
+    PHASE_NAMES,
     VOC_CLASSES,
     BadLabels,
     check_name,
-    find_folders,
+    check_parts,
     make_source,
     open_voc,
-    read_class_names,
+    plain,
 )
-from fastcnn.data.sources.layout import Phase
-from fastcnn.data.sources.splits import check_shares
-from fastcnn.data.sources.walk import and_more, image_files
+from fastcnn.data.sources.layout import PHASES, Phase, folders, phase_of
+from fastcnn.data.sources.walk import and_more
+from fastcnn.data.sources.yolo_places import YAML_SUFFIXES
 from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
 
 BOXES_NAMED = ("demo", "synthetic", "voc2007", "voc2012")
-ROBOFLOW = "_annotations.coco.json"
+Reader = Callable[[Path, Path | None, BadLabels], BoxSet | None]
+"""Read the set in a folder, or the one that a file describes; None if it is not of the reader's format."""
+READERS: tuple[Reader, ...] = (read_coco_set, read_labelme_set, read_voc_set, read_csv_set, read_yolo_set)
+OF_FILE: dict[str, Reader] = {".json": read_coco_set, **dict.fromkeys(YAML_SUFFIXES, read_yolo_set)}
+"""Readers of a file as `--data`."""
 
 
 def box_source(settings: DataSettings, *, seed: int) -> Source:
     """Open `--data` as a source whose targets are boxes.
 
     Args:
-        settings: `data` is a name in `BOXES_NAMED`, or a folder in the layout of YOLO or COCO.
+        settings: `data` is a name in `BOXES_NAMED`, a folder that `READERS` know, or a file of `OF_FILE`.
         seed: seed of the validation split.
 
     Raises:
-        UserError: no such data, a folder with an unexpected layout, or invalid boxes with
+        UserError: no such data, a folder with an unexpected layout, no boxes, or invalid boxes with
             `--bad-labels stop`.
     """
     data = settings.data
-    root = check_name(data, BOXES_NAMED, settings.val_split)
+    path = check_name(data, BOXES_NAMED, settings.val_split, suffixes=tuple(OF_FILE))
     if data == "synthetic":
         return synthetic_box_source()
     bad = BadLabels()
-    remarks: tuple[str, ...] = ()
-    name = data
-    phases: Iterable[Phase] = ("train", "val")
-    if data == "demo":
-        splits, class_names = _demo(bad), CLASS_NAMES
-    elif data in BOXES_NAMED:
-        splits, class_names = _voc(data, Path(settings.data_root), bad), VOC_CLASSES
-    else:
-        name = root.resolve().name
-        coco = _coco_files(root)
-        if coco:
-            val = str(coco[1].relative_to(root)) if len(coco) > 1 else ""
-            check_shares(settings, val=val)
-            splits, class_names = _coco(root, coco, bad)
-        else:
-            folders = find_folders(root, "labels", settings)
-            if not folders:
-                raise UserError(
-                    f"--data {data}: no images with boxes; expected YOLO's {root}/images/train and "
-                    f"{root}/labels/train, or {root}/train/images and {root}/train/labels, each with val "
-                    f"beside train, or {root}/images and {root}/labels with --val-split 0.1; or COCO's "
-                    f"{root}/annotations/*train*.json and *val*.json, or {root}/train/{ROBOFLOW}"
-                )
-            class_names = _yolo_names(root)
-            splits, remarks = _yolo(folders.values(), len(class_names), bad)
-            phases = folders
-    return make_source(
-        name,
-        dict(zip(phases, splits)),
-        class_names,
+    root, found = _open(path, settings, bad)
+    check_parts(path, found.parts, settings)
+    splits: dict[Phase, Split] = {}
+    remarks = [*found.remarks, *_alike(found.class_names)]
+    for phase, part in sorted(found.parts.items(), key=lambda item: PHASES.index(item[0])):
+        splits[phase], said = _split(part, PHASE_NAMES[phase], len(found.class_names), settings, bad)
+        remarks += said
+    remarks = [*bad.apply(settings.bad_labels), *remarks]
+    if len(splits["train"]) and not _countable(splits["train"]):
+        raise UserError(_no_boxes(data, found.parts["train"], splits["train"]))
+    held_out = "val" in splits or settings.val_split is not None
+    if "test" in splits and held_out and not _countable(splits["test"]):
+        del splits["test"]
+        remarks.append("the test images are not used")
+    source = make_source(
+        data if data in BOXES_NAMED else root.resolve().name,
+        splits,
+        found.class_names,
         settings=settings,
         seed=seed,
-        remarks=remarks + bad.apply(settings.bad_labels),
+        remarks=tuple(remarks),
+    )
+    if not _countable(source.train):
+        raise UserError(
+            f"--data {data}: no box is left for training; split off less, or use another --split-seed"
+        )
+    return source
+
+
+def _open(path: Path, settings: DataSettings, bad: BadLabels) -> tuple[Path, BoxSet]:
+    """Return the set of `--data`, and its folder."""
+    if settings.data == "demo":
+        return path, _demo()
+    if settings.data in BOXES_NAMED:
+        return path, _voc(settings.data, Path(settings.data_root))
+    return _read(path, bad)
+
+
+def _read(path: Path, bad: BadLabels) -> tuple[Path, BoxSet]:
+    """Return the set of a folder or file, and its folder."""
+    if path.is_file():
+        root = path.parent.parent if path.parent.name.lower() in ANNOTATION_FOLDERS else path.parent
+        found = OF_FILE[path.suffix.lower()](root, path, bad)
+        if found is not None:
+            return root, found
+        raise UserError(f"--data {path}: no images with boxes in {root}; correct the places in the file")
+    for root in _wrapped(path):
+        for read in READERS:
+            found = read(root, None, bad)
+            if found is not None:
+                return root, found
+    raise UserError(
+        f"--data {path}: no images with boxes; expected {path}/train/images and {path}/train/labels (YOLO's "
+        f"texts), or images/train and labels/train, or texts beside the images; annotations/*train*.json "
+        f"(COCO); JPEGImages and Annotations (VOC); images with LabelMe's JSON or VOC's XML beside them; or "
+        f"train/_annotations.csv: each with val beside train, or one set with --val-split 0.1"
     )
 
 
-def _split(key: str, images: Sequence[str], rows: Rows, num_classes: int, bad: BadLabels) -> Split:
-    """Return the images with their valid boxes; headers are cached under `key`."""
-    files = scan(key, images)
-    boxes = checked(rows, files.sizes, num_classes, bad)
-    split = Split(np.zeros(len(images), dtype=np.int64), files, annotations=boxes)
+def _wrapped(path: Path) -> Iterator[Path]:
+    """Yield a folder, the only folder within it, and the only one within that."""
+    for _ in range(3):
+        yield path
+        inner = folders(path)
+        if len(inner) != 1 or phase_of(inner[0].name) is not None:
+            return
+        path = inner[0]
+
+
+def _split(
+    labeled: LabeledImages, role: str, num_classes: int, settings: DataSettings, bad: BadLabels
+) -> tuple[Split, list[str]]:
+    """Return the images with their valid boxes, and remarks."""
+    upright = settings.exif == "upright"
+    files = scan(labeled.key, labeled.images, upright=upright)
+    rows, table = labeled.rows, labeled.rows.table
+    remarks = [f"{labeled.looked}: {remark}" for remark in rows.remarks]
+    remarks += fit_to_images(labeled, table, files, bad, upright=upright)
+    boxes, duplicates = checked(rows, table, files.sizes, num_classes, bad)
+    split = Split(np.zeros(len(files), dtype=np.int64), files, annotations=boxes)
     if rows.unread:
-        split = split.take(np.setdiff1d(np.arange(len(images)), list(rows.unread)))
-    return split
+        split = split.take(np.setdiff1d(np.arange(len(files)), list(rows.unread)))
+    if duplicates:
+        remarks.append(f"{labeled.looked}: duplicate boxes dropped: {duplicates:,}")
+    if not upright:
+        turned = scan(labeled.key, labeled.images).orientations
+        if turned is not None:
+            remarks.append(
+                f"warning: --exif ignore: {(turned > 1).sum():,} {role} images are stored rotated, and most "
+                f"labeling tools show them upright; omit it unless their boxes are for the stored images"
+            )
+    return split, remarks + _about_missing(labeled, role, boxes)
 
 
-def _yolo(
-    folders: Iterable[tuple[Path, Path]], num_classes: int, bad: BadLabels
-) -> tuple[list[Split], tuple[str, ...]]:
-    splits, remarks = [], []
-    for images, labels in folders:
-        found = image_files(images)
-        names = [os.path.splitext(path)[0][len(str(images)) :] + ".txt" for path in found]
-        present = {path[len(str(labels)) :] for path in image_files(labels, (".txt",))} - {"/classes.txt"}
-        rows = read_yolo([f"{labels}{name}" if name in present else None for name in names])
-        splits.append(_split(f"{images.resolve()} {labels.resolve()}", found, rows, num_classes, bad))
-        left = sorted(present - set(names))
-        if left:
-            remarks.append(f"skipped: {labels}{left[0]} has no image in {images}" + and_more(left))
-    return splits, tuple(remarks)
+def _about_missing(labeled: LabeledImages, role: str, boxes: Boxes) -> list[str]:
+    """Return remarks on images without boxes and on label files without images."""
+    missing, left, count = list(labeled.unlabeled), list(labeled.left), len(labeled.images)
+    remarks = []
+    if left and 2 * len(missing) > count:
+        remarks.append(
+            f"warning: {len(missing):,} of {count:,} {role} images have no label file, such as "
+            f"{labeled.images[missing[0]]}, and {len(left):,} label files have no image, such as {left[0]}: "
+            f"are the names the same?"
+        )
+    elif left:
+        remarks.append(f"skipped: {left[0]} has no image" + and_more(left))
+    bare = int((np.diff(boxes.first) == 0).sum())
+    if count and bare == count:
+        remarks.append(
+            f"warning: the {role} images have no boxes; labels were looked for in {labeled.looked}"
+        )
+    elif bare:
+        without = f", {len(missing):,} of them without a label file" if missing else ""
+        remarks.append(f"{bare:,} of {count:,} {role} images have no boxes{without}")
+    return remarks
 
 
-def _yolo_names(root: Path) -> tuple[str, ...]:
-    """Read the class names from data.yaml, another YAML file or classes.txt."""
-    own = root / "data.yaml"
-    for path in [own] if own.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-        names = content.get("names") if isinstance(content, dict) else None
-        if isinstance(names, dict):
-            if set(names) != set(range(len(names))):
-                raise UserError(f"{path}: names must be numbered from 0 on, without gaps")
-            names = [names[i] for i in range(len(names))]
-        if isinstance(names, list) and names:
-            return tuple(str(name) for name in names)
-    listed = read_class_names(root / "classes.txt") or read_class_names(root / "labels" / "classes.txt")
-    if not listed:
-        raise UserError(f"--data {root}: no class names; add {own} with `names: [cat, dog]`, or classes.txt")
-    return listed
+def _alike(class_names: Sequence[str]) -> list[str]:
+    """Return a warning if two classes differ in case or spaces only."""
+    known: dict[str, str] = {}
+    for name in class_names:
+        other = known.setdefault("".join(plain(name).split()), name)
+        if other != name:
+            return [f"warning: classes {other!r} and {name!r} differ in case or spaces only"]
+    return []
 
 
-def _coco_files(root: Path) -> list[Path]:
-    """Return COCO's training file and, if present, its validation file; none without a training file."""
-    if (root / "train" / ROBOFLOW).is_file():
-        val = [root / name / ROBOFLOW for name in VAL]
-        return [root / "train" / ROBOFLOW, *[path for path in val if path.is_file()][:1]]
-    found = sorted((root / "annotations").glob("*.json"))
-    phases = [
-        [path for path in found if "train" in path.name],
-        [path for path in found if "val" in path.name and "train" not in path.name],
-    ]
-    files = []
-    for paths in phases:
-        paths = [path for path in paths if path.name.startswith("instances")] or paths
-        if len(paths) > 1:
-            raise UserError(f"{paths[0]}: {paths[1].name} is beside it; keep one of them")
-        files += paths
-    return files if phases[0] else []
+def _countable(split: Split) -> bool:
+    """Return whether a split has boxes other than crowds."""
+    assert isinstance(split.annotations, Boxes)
+    return bool((split.annotations.values[:, 5] == 0).any())
 
 
-def _coco(root: Path, paths: list[Path], bad: BadLabels) -> tuple[list[Split], tuple[str, ...]]:
-    files = [read_coco(path) for path in paths]
-    categories = files[0].categories
-    if not categories:
-        raise UserError(f"{paths[0]}: no categories; list the classes there")
-    for key, name in files[-1].categories.items():
-        if categories.get(key, name) != name:
-            raise UserError(f"{paths[-1]}: category {key} is {name!r}, but {categories[key]!r} in {paths[0]}")
-    classes = {key: i for i, key in enumerate(categories)}
-    splits = [_coco_split(root, coco, phase, classes, bad) for coco, phase in zip(files, ("train", "val"))]
-    return splits, tuple(categories.values())
+def _no_boxes(data: str, labeled: LabeledImages, split: Split) -> str:
+    assert isinstance(split.annotations, Boxes)
+    message = f"--data {data}: the {len(split):,} training images have no boxes"
+    if len(split.annotations.values):
+        return f"{message} but those of crowds and difficult objects, which are not learned; label others"
+    message += f"; labels were looked for in {labeled.looked}"
+    if labeled.left and labeled.unlabeled:
+        image = labeled.images[labeled.unlabeled[0]]
+        return f"{message}, but their names differ, such as {image} and {labeled.left[0]}; rename them"
+    if len(labeled.unlabeled) == len(labeled.images):
+        return f"{message}, where no image has a label file; add them, named as the images"
+    return f"{message}, where the files list none; label the images"
 
 
-def _coco_split(root: Path, coco: Coco, phase: str, classes: dict[Any, int], bad: BadLabels) -> Split:
-    if coco.path.name == ROBOFLOW:
-        folders = [coco.path.parent]
-    else:
-        folders = [
-            *sorted(root.glob(f"{phase}*")),
-            *sorted(root.glob(f"images/{phase}*")),
-            root / "images",
-            root,
-        ]
-        folders = [folder for folder in folders if folder.is_dir()]
-    paths = _locate(folders, list(coco.images.values()))
-    for (key, name), path in zip(coco.images.items(), paths):
-        if path is None:
-            bad.add(f"{coco.path}, image {key}", f"{name} is not in {folders[0]}")
-    places = iter(range(len(paths)))
-    index = {key: None if path is None else next(places) for key, path in zip(coco.images, paths)}
-    found = [path for path in paths if path is not None]
-    return _split(str(coco.path.resolve()), found, coco_rows(coco, index, classes), len(classes), bad)
-
-
-def _locate(folders: Sequence[Path], names: Sequence[str]) -> list[str | None]:
-    """Return the path of each file in the first folder that has it, else None."""
-    places: dict[str, str] = {}
-    wanted = set(names)
-    for folder in folders:
-        if not wanted:
-            break
-        for path in image_files(folder):
-            name = path[len(str(folder)) + 1 :]
-            if name in wanted:
-                places[name] = path
-        wanted -= places.keys()
-    return [places.get(name) for name in names]
-
-
-def _voc(name: str, data_root: Path, bad: BadLabels) -> list[Split]:
+def _voc(name: str, data_root: Path) -> BoxSet:
     from torchvision.datasets import VOCDetection
 
-    return [
-        _split(
-            f"{data_root.resolve()} {name} {found.image_set} boxes",
-            found.images,
-            read_voc(found.annotations, VOC_CLASSES),
-            len(VOC_CLASSES),
-            bad,
+    parts = {}
+    for phase, found in zip(("train", "val"), open_voc(name, VOCDetection, data_root)):
+        parts[phase] = LabeledImages(
+            key=f"{data_root.resolve()} {name} {found.image_set} boxes",
+            images=found.images,
+            rows=read_voc(found.annotations, VOC_CLASSES),
+            looked=str(data_root),
         )
-        for found in open_voc(name, VOCDetection, data_root)
-    ]
+    return BoxSet(parts=parts, class_names=VOC_CLASSES)  # type: ignore[arg-type]
 
 
-def _demo(bad: BadLabels) -> list[Split]:
+def _demo() -> BoxSet:
     root = ensure_demo()
     index = json.loads((root / "boxes.json").read_text(encoding="utf-8"))
 
-    def split(phase: str) -> Split:
+    def part(phase: str) -> LabeledImages:
         names = [name for name in index if name.startswith(f"{phase}/")]
         rows = Rows(lambda image, _: f"{root / 'boxes.json'}, {names[image]}")
         rows.values = [(i, 0, index[name]["label"], *index[name]["box"], 0) for i, name in enumerate(names)]
         paths = [str(root / name) for name in names]
-        return _split(f"{root} {phase} boxes", paths, rows, len(CLASS_NAMES), bad)
+        return LabeledImages(key=f"{root} {phase} boxes", images=paths, rows=rows, looked=str(root))
 
-    return [split("train"), split("val")]
+    return BoxSet(parts={"train": part("train"), "val": part("val")}, class_names=CLASS_NAMES)
 
 
 def synthetic_box_source(train: int = 12_800, val: int = 1_280, classes: int = 80) -> Source:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastcnn.data.sources.dataset import Source, Split
-from fastcnn.data.sources.headers import Files, examine_once, file_stamps
+from fastcnn.data.sources.headers import Files
+from fastcnn.data.sources.manifest import examine_once, file_stamps
 
 NAMED_CLASSES = 10
 """Number of classes up to which all are named."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
 
 MAX_BOXES = 20_000
@@ -12,6 +13,20 @@ STARTS = 8
 """Number of initializations; the best result is used."""
 MAX_ROUNDS = 100
 """Maximum number of k-means iterations from one initialization."""
+
+
+def box_sides(boxes: Boxes, sizes: np.ndarray, size: int) -> np.ndarray:
+    """Return widths and heights [K, 2] of boxes in samples whose longer side is `size` pixels.
+
+    Crowds and boxes of unreadable images are left out.
+
+    Args:
+        sizes: height and width of the images, [N, 2]; 0 if unreadable.
+    """
+    longest = np.repeat(sizes.max(axis=1), np.diff(boxes.first))
+    counted = (longest > 0) & (boxes.values[:, 5] == 0)
+    sides = boxes.values[counted, 3:5] - boxes.values[counted, 1:3]
+    return sides * (size / longest[counted])[:, None]
 
 
 def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, float]:
@@ -32,7 +47,9 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> tuple[np.nda
         UserError: no boxes.
     """
     if not len(sizes):
-        raise UserError("--anchors: there are no boxes to find anchors for; use width and height of each")
+        raise UserError(
+            "--anchors: no readable training image has boxes to find anchors for; correct images or labels"
+        )
     rng = np.random.default_rng(seed)
     sizes = np.asarray(sizes, dtype=np.float64)
     if len(sizes) > MAX_BOXES:

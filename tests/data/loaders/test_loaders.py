@@ -28,6 +28,7 @@ from fastcnn.data.loaders.cached import free_memory
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.loaders.threads import pool_for
 from fastcnn.data.loaders.torch_loader import TorchLoader
+from fastcnn.data.mask_files import MaskArrays
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.folder import read_folder
 from fastcnn.data.targets import IGNORE, NO_BOX, Boxes, Masks
@@ -54,7 +55,7 @@ def numbered(source: Source, targets: str = "labels") -> Source:
         annotations: Masks | Boxes
         if targets == "masks":
             annotations = Masks(
-                np.arange(256, dtype=np.uint8), arrays=[quarters(i, *size) for i, size in sizes]
+                np.arange(256, dtype=np.uint8), MaskArrays([quarters(i, *size) for i, size in sizes])
             )
         else:
             annotations = Boxes.of_images([tiles(i, *size) for i, size in sizes])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.sources import boxes as box_sources
-from fastcnn.data.sources.boxes import BOXES_NAMED, box_source
-from fastcnn.data.sources.dataset import Source, Split
+from fastcnn.data.sources.boxes import BOXES_NAMED
 from fastcnn.data.sources.demo import CLASS_NAMES
 from fastcnn.data.targets import NO_BOX, Boxes
 from fastcnn.data.transforms.transform import Transform
-from small_sources import message_of, names
+from small_boxes import ANNOTATIONS, boxes, coco, opened, picture, refusal, text, voc
+from small_sources import names
 
 
 @pytest.fixture(autouse=True)
@@ -30,40 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
 
 
-def picture(path: Path, size: tuple[int, int] = (200, 100)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path, format="JPEG")
-
-
-def opened(
-    root: object, val_split: float | None = None, skip: bool = False, data_root: object = ""
-) -> Source:
-    settings = DataSettings(
-        data=str(root),
-        data_root=str(data_root),
-        val_split=val_split,
-        bad_labels="skip" if skip else "stop",
-    )
-    return box_source(settings, seed=0)
-
-
-def refusal(root: object, val_split: float | None = None, skip: bool = False, data_root: object = "") -> str:
-    return message_of(lambda: opened(root, val_split, skip, data_root))
-
-
-def boxes(split: Split) -> list[list[list[float]]]:
-    """Of each image, rounded to a thousandth of a pixel."""
-    assert isinstance(split.annotations, Boxes)
-    assert split.annotations.values.dtype == np.float32
-    return [split.annotations.of(i).astype(np.float64).round(3).tolist() for i in range(len(split))]
-
-
 # YOLO
-
-
-def text(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 @pytest.fixture
@@ -110,7 +75,7 @@ def test_boxes_of_test_images_beside_those_of_validation_are_held_out(tmp_path):
 def test_yolo_folders_without_train_and_val_are_shared_by_the_seed(tmp_path):
     for i in range(10):
         picture(tmp_path / "images" / f"{i}.jpg")
-        text(tmp_path / "labels" / f"{i}.txt", *["0 0.5 0.5 0.1 0.1"] * i)
+        text(tmp_path / "labels" / f"{i}.txt", *[f"0 0.5 0.{j + 1} 0.1 0.1" for j in range(i)])
     text(tmp_path / "labels" / "classes.txt", "cat")
     source = opened(tmp_path, val_split=0.3)
     assert (len(source.train), len(source.val)) == (7, 3)
@@ -119,11 +84,16 @@ def test_yolo_folders_without_train_and_val_are_shared_by_the_seed(tmp_path):
     assert names(opened(tmp_path, val_split=0.3).val) == names(source.val)
 
 
-def test_an_image_without_a_text_or_with_an_empty_one_has_no_boxes(yolo):
-    (yolo / "labels" / "train" / "a.txt").unlink()
-    text(yolo / "labels" / "train" / "b.txt")
+def test_an_image_without_a_text_or_with_an_empty_one_has_no_boxes(yolo, wording):
+    for name in ("e", "f"):
+        picture(yolo / "images" / "train" / f"{name}.jpg")
+    text(yolo / "labels" / "train" / "e.txt")
     source = opened(yolo)
-    assert (names(source.train), boxes(source.train)) == (["a", "b"], [[], []])
+    assert names(source.train) == ["a", "b", "e", "f"]
+    assert [len(found) for found in boxes(source.train)] == [2, 2, 0, 0]
+    (remark,) = source.remarks
+    assert re.findall(r"\d+", remark) == ["2", "4", "1"]
+    wording(remark)
 
 
 def test_a_text_without_an_image_is_left_out_with_a_remark(yolo, wording):
@@ -218,12 +188,12 @@ def test_all_bad_lines_are_named_together_in_their_order_and_counted(yolo, wordi
     remarks = opened(yolo, skip=True).remarks
     assert remarks[0].startswith("--bad-labels")
     wording(remarks[0])
-    assert len(remarks) == 51
+    assert sum(remark.startswith("skipped: ") for remark in remarks) == 50
 
 
 def test_boxes_of_an_image_that_cannot_be_read_are_not_checked(yolo):
     (yolo / "images" / "train" / "a.jpg").write_bytes(b"")
-    text(yolo / "labels" / "train" / "a.txt", "1 7 7 0 0")
+    text(yolo / "labels" / "train" / "a.txt", "1 1.5 1.5 0 0")
     source = opened(yolo)
     assert source.train.problems == {0: "empty"}
     assert len(boxes(source.train)[0]) == 1
@@ -249,21 +219,6 @@ def test_missing_parts_of_a_folder_are_told(yolo, tmp_path, wording):
 
 # COCO
 
-CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}]
-ANNOTATIONS = [
-    {"id": 11, "image_id": 7, "category_id": 90, "bbox": [10, 20, 30.5, 40], "iscrowd": 0},
-    {"id": 12, "image_id": 5, "category_id": 3, "bbox": [0, 0, 200, 100], "segmentation": [[1, 2]]},
-    {"id": 13, "image_id": 7, "category_id": 3, "bbox": [-0.5, 90, 20, 10.7], "iscrowd": 1},
-]
-
-
-def coco(path: Path, files: Sequence[str], annotations: Sequence[Any] = (), **others: Any) -> None:
-    """Images 5, 6, 7, ... with these names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"id": 5 + i, "file_name": name} for i, name in enumerate(files)]
-    content = {"images": images, "annotations": list(annotations), "categories": CATEGORIES, **others}
-    path.write_text(json.dumps(content))
-
 
 def coco_set(root: Path, folder: str = "{}2017", annotations: Sequence[Any] = ANNOTATIONS) -> Path:
     for phase, found in (("train", "abc"), ("val", "d")):
@@ -279,7 +234,10 @@ def test_coco_files_are_read_with_their_images_wherever_they_lie(folder, tmp_pat
     root = coco_set(tmp_path / "coco", folder)
     coco(root / "annotations" / "captions_train2017.json", [])
     source = opened(root)
-    assert (source.name, source.class_names, source.remarks) == ("coco", ("car", "toothbrush"), ())
+    assert (source.name, source.class_names) == ("coco", ("car", "toothbrush"))
+    bare, warning = source.remarks
+    assert re.findall(r"\b\d+ of \d+ training", bare) == ["1 of 3 training"]
+    assert warning.startswith("warning: ")
     assert (names(source.train), names(source.val)) == (["a", "b", "c"], ["d"])
     assert boxes(source.val) == [[]]
     assert boxes(source.train) == [
@@ -292,7 +250,9 @@ def test_coco_files_are_read_with_their_images_wherever_they_lie(folder, tmp_pat
 def test_names_in_coco_files_may_have_folders(tmp_path):
     root = coco_set(tmp_path)
     picture(root / "train2017" / "deep" / "e.jpg")
-    coco(root / "annotations" / "instances_train2017.json", ["train2017/a.jpg", "deep/e.jpg"])
+    coco(
+        root / "annotations" / "instances_train2017.json", ["train2017/a.jpg", "deep/e.jpg"], ANNOTATIONS[1:2]
+    )
     assert names(opened(root).train) == ["a", "e"]
 
 
@@ -371,8 +331,9 @@ def test_an_image_that_is_listed_and_not_there_is_named_and_left_out(tmp_path, w
         '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
         '"categories": [], "annotations": []}',
         '{"images": [], "categories": [], "annotations": []}',
+        '{"images": [], "categories": [], "annotations": null}',
     ],
-    ids=["not JSON", "no images", "a list", "no file name", "two of one id", "no categories"],
+    ids=["not JSON", "no images", "a list", "no file name", "two of one id", "no categories", "no list"],
 )
 def test_a_file_that_is_not_cocos_is_refused(content, tmp_path, wording):
     path = coco_set(tmp_path) / "annotations" / "instances_train2017.json"
@@ -396,21 +357,6 @@ def test_two_files_of_one_phase_or_other_categories_are_refused(tmp_path, wordin
 # Named sets
 
 
-def voc(root: Path, name: str, *objects: tuple[str, int, Sequence[object]]) -> Path:
-    """An image with objects: class, difficult, xmin, ymin, xmax, ymax."""
-    picture(root / "JPEGImages" / f"{name}.jpg")
-    items = "".join(
-        f"<object><name>{kind}</name><difficult>{difficult}</difficult><part><name>head</name></part><bndbox>"
-        + "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
-        + "</bndbox></object>\n"
-        for kind, difficult, box in objects
-    )
-    path = root / "Annotations" / f"{name}.xml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"<annotation><filename>{name}.jpg</filename>\n{items}</annotation>")
-    return path
-
-
 @pytest.fixture
 def voc2007(tmp_path: Path) -> Path:
     root = tmp_path / "VOCdevkit" / "VOC2007"
@@ -423,7 +369,7 @@ def voc2007(tmp_path: Path) -> Path:
 
 
 def test_vocs_pixels_begin_at_one_and_end_with_the_last(voc2007, tmp_path):
-    source = opened("voc2007", data_root=tmp_path)
+    source = opened("voc2007", data_root=str(tmp_path))
     assert (source.name, len(source.class_names)) == ("voc2007", 20)
     assert (names(source.train), names(source.val)) == (["000001"], ["000002"])
     assert boxes(source.train) == [[[11, 0, 0, 200, 100, 0], [14, 10.5, 20, 30, 40, 1]]]
@@ -436,7 +382,7 @@ def test_voc2012_is_trained_on_its_train_and_validated_on_its_val(tmp_path):
     for phase in ("train", "val"):
         voc(root, f"2008_{phase}", ("cow", 0, (1, 1, 9, 9)))
         (root / "ImageSets" / "Main" / f"{phase}.txt").write_text(f"2008_{phase}\n")
-    source = opened("voc2012", data_root=tmp_path)
+    source = opened("voc2012", data_root=str(tmp_path))
     assert (names(source.train), names(source.val)) == (["2008_train"], ["2008_val"])
 
 
@@ -449,11 +395,11 @@ def test_bad_objects_of_voc_are_named_and_can_be_left_out(voc2007, tmp_path, wor
         ("cat", 0, (1, 1, "wide", 20)),
         ("cat", 0, (30, 1, 20, 20)),
     )
-    message = refusal("voc2007", data_root=tmp_path)
+    message = refusal("voc2007", data_root=str(tmp_path))
     assert message.startswith(f"{path}, ")
     assert re.findall(r"object (\d+): ", message) == ["2", "3", "4"]
     wording(message)
-    assert boxes(opened("voc2007", skip=True, data_root=tmp_path).train) == [[[11, 0, 0, 20, 20, 0]]]
+    assert boxes(opened("voc2007", skip=True, data_root=str(tmp_path)).train) == [[[11, 0, 0, 20, 20, 0]]]
 
 
 def test_broken_xml_takes_its_image_along(voc2007, tmp_path, wording):
@@ -461,10 +407,10 @@ def test_broken_xml_takes_its_image_along(voc2007, tmp_path, wording):
     (voc2007 / "ImageSets" / "Main" / "trainval.txt").write_text("000001\n000003\n")
     path = voc2007 / "Annotations" / "000001.xml"
     path.write_text("<annotation><object>")
-    message = refusal("voc2007", data_root=tmp_path)
+    message = refusal("voc2007", data_root=str(tmp_path))
     assert message.startswith(f"{path}: ")
     wording(message.partition(" (")[0])  # the rest is Python's
-    source = opened("voc2007", skip=True, data_root=tmp_path)
+    source = opened("voc2007", skip=True, data_root=str(tmp_path))
     assert (names(source.train), boxes(source.train)) == (["000003"], [[[9, 0, 0, 9, 9, 0]]])
 
 

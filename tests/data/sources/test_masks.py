@@ -15,36 +15,19 @@ from PIL import Image
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
+from fastcnn.data.mask_files import MaskFiles
 from fastcnn.data.sources import masks
-from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES
 from fastcnn.data.sources.masks import MASKS_NAMED, mask_source
 from fastcnn.data.targets import IGNORE, Masks
 from fastcnn.data.transforms.transform import Transform
-from small_sources import message_of, names
+from small_masks import first_values, mask, opened, pair, picture, refusal
+from small_sources import names
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
-
-
-def picture(path: Path, size: tuple[int, int] = (4, 3)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path, format="JPEG")
-
-
-def mask(path: Path, *values: int, size: tuple[int, int] = (4, 3)) -> None:
-    """A mask that begins with these values and goes on with the last one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full(size[0] * size[1], values[-1], dtype=np.uint8)
-    pixels[: len(values)] = values
-    Image.fromarray(pixels.reshape(size[::-1])).save(path)
-
-
-def pair(root: Path, images: str, masks: str, name: str, *values: int) -> None:
-    picture(root / images / f"{name}.jpg")
-    mask(root / masks / f"{name}.png", *values)
 
 
 @pytest.fixture
@@ -55,28 +38,6 @@ def root(tmp_path: Path) -> Path:
     pair(root, "train/images", "train/masks", "b", 1)
     pair(root, "val/images", "val/masks", "c", 2, 0)
     return root
-
-
-def opened(
-    root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False
-) -> Source:
-    settings = DataSettings(
-        data=str(root),
-        data_root="",
-        val_split=val_split,
-        ignore_index=ignore_index,
-        bad_labels="skip" if skip else "stop",
-    )
-    return mask_source(settings, seed=0)
-
-
-def refusal(root: object, val_split: float | None = None, ignore_index: int = 255, skip: bool = False) -> str:
-    return message_of(lambda: opened(root, val_split, ignore_index, skip))
-
-
-def first_values(split: Split, index: int, count: int = 4) -> list[int]:
-    assert isinstance(split.annotations, Masks)
-    return split.annotations.read(index).ravel()[:count].tolist()
 
 
 # Layouts
@@ -91,7 +52,8 @@ def test_images_and_masks_of_the_same_names_are_pairs(folders, val, tmp_path):
         pair(root, images, masks, name, value, 0)
     source = opened(root)
     assert (source.name, source.channels, source.native_size) == ("streets", 3, None)
-    assert len(source.remarks) == (val == "test")
+    assert source.remarks[0] == "training pixels: class 0 91.7%, class 1 4.2%, class 2 4.2%"
+    assert len(source.remarks) == 1 + (val == "test")
     assert source.class_names == ("class 0", "class 1", "class 2")
     assert names(source.train) == ["b", "a"]
     assert names(source.val) == ["c"]
@@ -204,23 +166,11 @@ def test_masks_may_be_palettes_of_any_colours(root):
     assert first_values(opened(root).train, 0) == [0, 1, 2, IGNORE]
 
 
-def test_masks_of_one_class_are_refused(root, wording):
-    for path in sorted((root / "train" / "masks").iterdir()):
-        mask(path, 0, 255)
-    wording(refusal(root))
-
-
-def test_a_number_that_marks_what_is_ignored_cannot_be_a_class(root, wording):
-    message = refusal(root, ignore_index=7)
-    assert message.startswith(f"{root}/train/masks/a.png: ")
-    wording(message)
-
-
 # Bad masks
 
 BAD = {
     "a mask that is missing": (lambda path: path.unlink(), "image"),
-    "a mask of colours": (lambda path: Image.new("RGB", (4, 3)).save(path), "mask"),
+    "a mask of colours": (lambda path: Image.new("RGB", (4, 3), "red").save(path), "mask"),
     "a mask that is no image": (lambda path: path.write_bytes(b"nothing"), "mask"),
     "a mask of another size": (
         lambda path: mask(path, 0, size=(3, 4)),
@@ -246,7 +196,7 @@ def test_a_bad_mask_is_named_and_its_image_can_be_left_out(kind, phase, root, wo
     assert source.remarks[0].startswith("--bad-labels")
     wording(source.remarks[0])
     assert message.startswith(source.remarks[1].removeprefix("skipped: "))
-    assert len(source.remarks) == 2
+    assert len(source.remarks) == 3
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -272,7 +222,7 @@ def test_all_bad_masks_are_named_together_and_counted(root, wording):
     source = opened(root, skip=True)
     assert source.remarks[0].startswith("--bad-labels")
     wording(source.remarks[0])
-    assert len(source.remarks) == 51
+    assert len(source.remarks) == 52
     assert (names(source.train), names(source.val)) == (["a", "b"], ["d"])
 
 
@@ -286,8 +236,7 @@ def test_an_image_that_cannot_be_read_itself_is_not_a_masks_business(root):
 def test_a_mask_without_an_image_is_left_out_with_a_remark(root, wording):
     mask(root / "train" / "masks" / "x.png", 99)
     mask(root / "train" / "masks" / "deep" / "y.png", 99)
-    (remark,) = opened(root).remarks
-    wording(remark)
+    wording(opened(root).remarks[0])
 
 
 def test_when_all_are_bad_nothing_is_left_to_train_on(root, wording):
@@ -306,9 +255,9 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the masks that are examined."""
     seen = []
 
-    def examine(path: str) -> tuple[int | str, ...]:
-        seen.append(Path(path).name)
-        return examine_mask(path)
+    def examine(stored: MaskFiles, index: int) -> tuple[int | str, ...]:
+        seen.append(Path(stored.paths[index]).name)
+        return examine_mask(stored, index)
 
     examine_mask = masks.examine_mask
     monkeypatch.setattr(masks, "examine_mask", examine)

@@ -76,7 +76,9 @@ def test_names_may_hold_any_bytes(tmp_path):
 # Leftovers
 
 
-@pytest.mark.parametrize("folder", [*sorted(LEFTOVERS), "__MACOSX", "@eaDir", ".ipynb_checkpoints", ".thumbnails"])
+@pytest.mark.parametrize(
+    "folder", [*sorted(LEFTOVERS), "__MACOSX", "@eaDir", ".ipynb_checkpoints", ".thumbnails"]
+)
 def test_a_folder_that_no_person_made_is_passed_over_and_named(folder, tmp_path):
     make(tmp_path, "cat/0.jpg", f"cat/{folder}/0.jpg", f"cat/deep/{folder}/1.jpg")
     listing = list_images([tmp_path / "cat"])

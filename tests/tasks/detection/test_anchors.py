@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
-from fastcnn.tasks.detection.anchors import kmeans_anchors, shape_iou
+from fastcnn.tasks.detection.anchors import box_sides, kmeans_anchors, shape_iou
 
 CLUSTERS = np.array([[8.0, 10.0], [40.0, 20.0], [90.0, 120.0]])
 
@@ -71,3 +72,15 @@ def test_no_boxes_is_the_user_s_mistake():
 def test_no_torch_is_needed():
     code = "import sys, fastcnn.tasks.detection.anchors; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_sides_are_those_in_samples_without_crowds_and_unreadable_images():
+    boxes = Boxes.of_images(
+        [
+            np.array([[0, 0, 0, 20, 10, 0], [1, 5, 5, 6, 6, 1]]),
+            np.array([[0, 0, 0, 0, 0, 0]]),
+            np.zeros((0, 6)),
+        ]
+    )
+    sides = box_sides(boxes, np.array([[100, 200], [0, 0], [9, 9]]), 50)
+    np.testing.assert_array_equal(sides, [[5, 2.5]])
