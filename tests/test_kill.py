@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from fastcnn.data.loaders.registry import has_dali
+from labeled_images import write_imbalanced, write_tagged
 from ranks import command
 
 KILLS = int(os.environ.get("KILLS", "7"))
@@ -29,11 +30,15 @@ CASES = [
     ("lenet5", "cached", KILLS),
     pytest.param("unet/lenet5", "dali", (KILLS + 1) // 2, marks=needs_dali),
     ("yolo/lenet5", "torch", (KILLS + 1) // 2),
+    ("balanced", "torch", (KILLS + 1) // 2),
+    ("several labels", "torch", (KILLS + 1) // 2),
 ]
 FLAGS = {
-    "lenet5": ["--lr", "0.05"],
-    "unet/lenet5": ["--img-size", "32", "--lr", "0.05"],
-    "yolo/lenet5": ["--img-size", "32", "--lr", "0.01", "--strides", "4"],
+    "lenet5": ["--arch", "lenet5", "--lr", "0.05"],
+    "unet/lenet5": ["--arch", "unet/lenet5", "--img-size", "32", "--lr", "0.05"],
+    "yolo/lenet5": ["--arch", "yolo/lenet5", "--img-size", "32", "--lr", "0.01", "--strides", "4"],
+    "balanced": ["--arch", "lenet5", "--lr", "0.05", "--sampler", "balanced"],
+    "several labels": ["--arch", "lenet5", "--lr", "0.05", "--labels", "tags.csv", "--val-split", "0.2"],
 }
 
 pytestmark = [
@@ -44,22 +49,31 @@ pytestmark = [
 ]
 
 
-def start(folder: Path, data: Path, arch: str, backend: str) -> AbstractContextManager[BaseProcess]:
-    flags = ["--arch", arch, "--data", str(data), "--data-backend", backend, "--workers", "1", *FLAGS[arch]]
+def start(folder: Path, data: Path, kind: str, backend: str) -> AbstractContextManager[BaseProcess]:
+    flags = [*FLAGS[kind], "--data", str(data), "--data-backend", backend, "--workers", "1"]
     flags += ["--amp-dtype", "fp32", "--deterministic", "--epochs", "4", "--batch-size", "16"]
     flags += ["--log-interval", "3", "--checkpoint-steps", "1", "--resume", "auto", "--output-dir", "run"]
     return command(folder, *flags)
 
 
-def finish(folder: Path, data: Path, arch: str, backend: str) -> None:
-    with start(folder, data, arch, backend) as process:
+def finish(folder: Path, data: Path, kind: str, backend: str) -> None:
+    with start(folder, data, kind, backend) as process:
         process.join(300)
         assert process.exitcode == 0, (folder / "out.txt").read_text()
 
 
-@pytest.mark.parametrize(("arch", "backend", "kills"), CASES)
-def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, annotated, arch, backend, kills):
-    case = (demo if arch == "lenet5" else annotated), arch, backend
+def data_of(kind: str, folder: Path, demo: Path, annotated: Path) -> Path:
+    """Return data with 160 images for training."""
+    if kind == "balanced":
+        return write_imbalanced(folder / "imbalanced", (120, 30, 10))
+    if kind == "several labels":
+        return write_tagged(folder / "tagged", 200)
+    return demo if kind == "lenet5" else annotated
+
+
+@pytest.mark.parametrize(("kind", "backend", "kills"), CASES)
+def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, annotated, kind, backend, kills):
+    case = data_of(kind, tmp_path, demo, annotated), kind, backend
     (tmp_path / "whole").mkdir()
     finish(tmp_path / "whole", *case)  # fills caches
     whole = torch.load(tmp_path / "whole" / "run" / "last.pt")
@@ -68,7 +82,7 @@ def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, annot
     finish(tmp_path / "timed", *case)
     seconds = time.monotonic() - begin
 
-    instants = random.Random(f"{arch} {backend} {kills}")
+    instants = random.Random(f"{kind} {backend} {kills}")
     killed = in_a_save = before_the_first = 0
     while killed < kills:
         folder = tmp_path / f"killed-{killed}-{instants.random()}"
@@ -91,6 +105,6 @@ def test_a_run_killed_at_any_instant_ends_in_the_same_bits(tmp_path, demo, annot
         best = [torch.load(path / "run" / "best.pt")["weights"] for path in (folder, tmp_path / "whole")]
         assert all(torch.equal(tensor, best[0][name]) for name, tensor in best[1].items())
     print(
-        f"\n{arch}, {backend}: {killed} runs of {seconds:.1f} s were killed, {in_a_save} in the middle of a "
+        f"\n{kind}, {backend}: {killed} runs of {seconds:.1f} s were killed, {in_a_save} in the middle of a "
         f"save and {before_the_first} before the first, and resumed: all ended in the same weights"
     )

@@ -89,6 +89,12 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("-b", "--batch-size", type=_positive, default=16, help="images (%(default)s)")
     parser.add_argument("-j", "--workers", type=_positive, default=2, help="loading threads (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    parser.add_argument(
+        "--threshold",
+        type=parse_share,
+        metavar="SHARE",
+        help="lowest probability of a printed label, if an image may have several (0.5)",
+    )
     flags = parser.parse_args(argv)
     from fastcnn.cli.predict import predict as run
 
@@ -99,6 +105,7 @@ def predict(argv: Sequence[str]) -> int:
         batch_size=flags.batch_size,
         workers=flags.workers,
         device=flags.device,
+        threshold=flags.threshold,
     )
     return 1 if bad else 0
 

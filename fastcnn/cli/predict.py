@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,21 @@ from fastcnn.engine import checkpoint
 from fastcnn.engine.state import Normalized
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.tasks.base import Task
 from fastcnn.tasks.build import build_task
 from fastcnn.tasks.gallery import rgb
+from fastcnn.tasks.multilabel import MultiLabelClassification
 
 
 def predict(
-    path: Path, images: Path, *, output: Path | None, batch_size: int, workers: int, device: str
+    path: Path,
+    images: Path,
+    *,
+    output: Path | None,
+    batch_size: int,
+    workers: int,
+    device: str,
+    threshold: float | None = None,
 ) -> int:
     """Draw the predictions for each image into a folder, and print a line for each.
 
@@ -43,6 +53,7 @@ def predict(
         output: folder of the pictures; None: predictions, then predictions-2, ...
         workers: loader threads.
         device: value of `--device`.
+        threshold: minimum probability of the shown labels, 0 to 1; for a network of several labels an image.
 
     Returns:
         The number of undecodable images; they are named on stderr.
@@ -52,12 +63,11 @@ def predict(
             pictures.
     """
     content = checkpoint.load(path, "fastcnn predict")
+    task = _task(content, threshold)
     network = checkpoint.load_network(path)
     where = choose_device(device, Ranks())
     root, names = _names(images)
-    existing = [name for name in names if output is not None and (output / f"{name}.png").exists()]
-    if existing:
-        raise UserError(f"--output-dir {output}: holds {existing[0]}.png already; use another folder")
+    _check_free(output, names)
     files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
     split = Split(np.zeros(len(names), dtype=np.int64), files)
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
@@ -79,22 +89,25 @@ def predict(
     model = Normalized(network, content["mean"], content["std"]).to(where).eval()
     folder = _new_folder() if output is None else output
     try:
-        _predict_batches(loader, model, content, names, folder)
+        _predict_batches(loader, model, task, _class_names(content), names=names, folder=folder)
     finally:
         loader.close()
-    for line in bad.lines():
-        print(f"warning: undecodable image: {line}", file=sys.stderr)
-    print(f"wrote {folder}", file=sys.stderr)
+    lines = [f"warning: undecodable image: {line}" for line in bad.lines()]
+    print(*lines, f"wrote {folder}", sep="\n", file=sys.stderr)
     return len(bad)
 
 
 @torch.inference_mode()
 def _predict_batches(
-    loader: ImageLoader, model: nn.Module, content: dict[str, Any], names: list[str], folder: Path
+    loader: ImageLoader,
+    model: nn.Module,
+    task: Task,
+    class_names: Sequence[str],
+    *,
+    names: list[str],
+    folder: Path,
 ) -> None:
     """Print and draw the predictions for all decodable images; `names` in the loader's order."""
-    task = build_task(content["arch"], LossSettings(), content["num_classes"])
-    class_names = content["class_names"]
     remaining = iter(names)
     for batch in loader:
         predictions = task.predict(model(batch.images))
@@ -103,6 +116,31 @@ def _predict_batches(
             if real:
                 print(f"{name}: {task.format_prediction(prediction, class_names)}", flush=True)
                 _save(task.draw(rgb(pixels), prediction, class_names), folder / f"{name}.png")
+
+
+def _check_free(output: Path | None, names: list[str]) -> None:
+    """Raise UserError if the folder holds a picture of one of these names."""
+    existing = [name for name in names if output is not None and (output / f"{name}.png").exists()]
+    if existing:
+        raise UserError(f"--output-dir {output}: holds {existing[0]}.png already; use another folder")
+
+
+def _task(content: dict[str, Any], threshold: float | None) -> Task:
+    """Return the task of a checkpoint's network; UserError for a threshold without effect."""
+    multi_label = content.get("multi_label", False)  # absent in older checkpoints
+    settings = LossSettings(cls_loss=content["config"].get("cls_loss", "ce"))
+    task = build_task(content["arch"], settings, content["num_classes"], multi_label=multi_label)
+    if threshold is not None:
+        if not isinstance(task, MultiLabelClassification):
+            raise UserError("--threshold: for networks of several labels an image, and this is none; omit it")
+        task.threshold = threshold
+    return task
+
+
+def _class_names(content: dict[str, Any]) -> list[str]:
+    """Return the names of a checkpoint's classes; numbers for those that its data did not have."""
+    names = content["class_names"]
+    return [*names, *(f"class {i}" for i in range(len(names), content["num_classes"]))]
 
 
 def _names(images: Path) -> tuple[Path, list[str]]:

@@ -24,7 +24,7 @@ from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.setup.plan import resolved
 from fastcnn.setup.transforms import transform_of
-from fastcnn.tasks.build import build_task
+from fastcnn.tasks.build import task_for
 from fastcnn.tasks.gallery import rgb
 from fastcnn.viz.pictures import grid
 
@@ -69,7 +69,7 @@ def preview(config: Config, output: Path) -> None:
         raise UserError(f"--data-backend {backend}: {reason}")
 
     columns = _load(config, _sample(config, source), transform_of(config, source, reasons), device)
-    task = build_task(config.arch, config, int(config.num_classes))
+    task = task_for(config, source)
     pictures = [
         [
             task.draw_truth(rgb(image), target.cpu().numpy(), source.class_names)

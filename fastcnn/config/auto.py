@@ -48,6 +48,8 @@ class Environment:
     world_size: int
     cores: int
     """Processor cores for each process of this node."""
+    multi_label: bool = False
+    """An image may have several labels, or none."""
 
 
 class _Choices:
@@ -113,6 +115,10 @@ def _resolve_images(config: Config, environment: Environment, choose: _Choices) 
     choose("train_crop", "pad" if small else "random-resized", "small images" if small else "photos")
     task = task_of(config.arch)
     classifies = task == "classification"
+    if classifies and environment.multi_label:
+        choose("cls_loss", "bce", "several labels an image")
+    elif classifies:
+        choose("cls_loss", "ce", "one label an image")
     choose("scale", (0.08, 1.0) if classifies else (0.5, 1.0), task)
     if config.train_crop == "random":
         choose("crop_mode", "center", "as --train-crop random")

@@ -135,9 +135,11 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
     """Convert Python keywords to a Config; raise ValueError for an unknown or ill-typed one."""
     _check_names(settings, "fit()")
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    for name in ("data", "data_root", "weights", "output_dir", "resume", "config"):
+    for name in ("data", "data_root", "labels", "weights", "output_dir", "resume", "config"):
         if isinstance(values.get(name), Path):
             values[name] = str(values[name])
+    if isinstance(values.get("label_column"), str):
+        values["label_column"] = (values["label_column"],)
     base = from_recipe(values["recipe"]) if values.get("recipe") else Config()
     if values.get("config"):
         base = from_yaml(values["config"], base)

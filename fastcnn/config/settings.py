@@ -104,7 +104,15 @@ class DataSettings:
     split_seed: Annotated[int | None, Ge(0)] = None
     """Seed of --val-split and --test-split; by default --seed."""
     group_by: str | None = None
-    """Regular expression on the path of an image: images with the same match are on one side of a split."""
+    """Images on one side of a split: the same match of a regular expression, or value of a table's column."""
+    labels: str | None = None
+    """Table of a folder's images and labels: .csv, .tsv, .jsonl or .parquet."""
+    file_column: str | None = None
+    """Column of the table with the images' file names; by default guessed."""
+    label_column: tuple[str, ...] | None = None
+    """Column of the table with the labels, or one 0/1 column for each class; by default guessed."""
+    split_column: str | None = None
+    """Column of the table with train, val or test; by default guessed."""
     exif: Literal["upright", "ignore"] = "upright"
     """EXIF orientation: turn images upright, or ignore it as torchvision does."""
     ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "use 0 to 255")] = 255
@@ -118,7 +126,7 @@ class DataSettings:
     ] = None
     """Colors of the classes in masks of colors, in order, such as 000000 ff0000."""
     bad_labels: Literal["stop", "skip"] = "stop"
-    """Invalid masks, boxes and label files: stop with a list, or skip them with a warning."""
+    """Invalid masks, boxes and rows of labels: stop with a list, or skip them with a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +143,8 @@ class LoaderSettings:
     """Tolerated fraction of undecodable images; replaced in training, skipped in validation."""
     aug_repeats: Annotated[int, Ge(1), arg(aliases=["--ra-reps"])] = 1
     """Repeated augmentation: uses of each image per epoch; the epoch keeps its length."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Training order: each image once, or each class equally often in an epoch of the same length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,14 +224,19 @@ class AugmentationSettings:
 class LossSettings:
     """The loss of each task."""
 
+    cls_loss: Literal["auto", "ce", "bce", "focal"] = "auto"
+    """Classification loss: cross-entropy, binary cross-entropy, focal; auto: ce, with several labels bce."""
+    focal_gamma: Annotated[float, Ge(0)] = 2.0
+    """Focusing parameter of --cls-loss focal; 0 is cross-entropy."""
     label_smoothing: Annotated[float, Interval(ge=0, lt=1), arg(aliases=["--smoothing"])] = 0.0
     """Label smoothing, 0 to 1."""
     seg_loss: Literal["ce", "dice", "ce-dice"] = "ce-dice"
     """Segmentation loss: cross-entropy, Dice, or their sum."""
     class_weights: Annotated[
-        tuple[float, ...] | None, Limit(are_weights, "use a weight for each class, 0 or more")
+        tuple[float, ...] | Literal["balanced", "effective"] | None,
+        Limit(are_weights, "use a weight for each class, 0 or more"),
     ] = None
-    """Class weights of the segmentation cross-entropy."""
+    """Class weights: a number each; for classification also balanced, or effective (number of samples)."""
 
 
 @dataclass(frozen=True, kw_only=True)

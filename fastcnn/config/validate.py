@@ -16,7 +16,7 @@ from fastcnn.errors import UserError
 LOADING = (
     *("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction", "crop_padding", "pad_mode"),
     *("hflip_mode", "aa", "color_jitter", "grayscale_prob", "lighting", "rotate", "reprob", "cutout"),
-    "aug_repeats",
+    *("aug_repeats", "sampler"),
 )
 """Settings of image loading, without effect on synthetic images."""
 GEOMETRIC = ("aa", "rotate", "reprob", "cutout", "mixup", "cutmix", "tta", "pad_mode")
@@ -110,14 +110,15 @@ def _idle_in_task(config: Config) -> Idle:
     task = task_of(config.arch)
     no_classes = task != "classification" and f"it belongs to classification, and {config.arch} is for {task}"
     no_masks = task != "segmentation" and "it belongs to segmentation"
+    dice = task == "segmentation" and config.seg_loss == "dice" and "Dice takes none"
     return {
-        "label_smoothing": no_classes,
+        **dict.fromkeys(("label_smoothing", "cls_loss"), no_classes),
+        "focal_gamma": no_classes or (config.cls_loss != "focal" and "it belongs to --cls-loss focal"),
         "seg_loss": no_masks,
-        "class_weights": no_masks or (config.seg_loss == "dice" and "Dice takes none"),
         **dict.fromkeys(("ignore_index", "mask_values", "mask_colors"), no_masks),
+        "class_weights": (task == "detection" and "it belongs to classification and segmentation") or dice,
         "anchors": not has_anchors(config.arch) and "it belongs to yolo",
         "strides": task != "detection" and "it belongs to detection",
-        "bad_labels": task == "classification" and "it belongs to masks and boxes",
     }
 
 
@@ -161,6 +162,7 @@ def _check_data(config: Config) -> None:
     if config.mask_values is not None and config.mask_colors is not None:
         raise UserError("--mask-values and --mask-colors: use only one of them")
     _check_splits(config)
+    _check_classes(config)
     parse_policy(config.aa)
     check_progressive(config)
     if config.pad_mode == "reflect" and config.crop_mode == "border":
@@ -195,6 +197,30 @@ def _check_splits(config: Config) -> None:
                 f"--group-by {config.group_by!r}: not a regular expression ({error}); "
                 "use one such as '(patient[0-9]+)'"
             ) from error
+
+
+def _check_classes(config: Config) -> None:
+    """Raise UserError for labels, weights and samplers of classes that the task does not have."""
+    task = task_of(config.arch)
+    if task != "classification":
+        for name in ("labels", "file_column", "label_column", "split_column"):
+            if getattr(config, name) is not None:
+                raise UserError(
+                    f"{flag(name)}: it belongs to classification, and {config.arch} is for {task}; omit it"
+                )
+        if config.sampler == "balanced":
+            raise UserError(
+                f"--sampler balanced: it belongs to classification, and {config.arch} is for {task}; omit it"
+            )
+    if task == "segmentation" and isinstance(config.class_weights, str):
+        raise UserError(
+            f"--class-weights {config.class_weights}: segmentation takes numbers, one for each class"
+        )
+    if config.sampler == "balanced" and config.aug_repeats > 1:
+        raise UserError(
+            f"--sampler balanced and --aug-repeats {config.aug_repeats}: use only one of them, since both "
+            "repeat images"
+        )
 
 
 def _check_optimization(config: Config) -> None:

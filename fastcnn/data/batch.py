@@ -9,7 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fastcnn.data.transforms.random_numbers import uniforms
 from fastcnn.errors import UserError
+
+_BALANCED = 1_000
+"""Stream of the random numbers of `balanced_order`."""
 
 
 class Batch(NamedTuple):
@@ -20,7 +24,8 @@ class Batch(NamedTuple):
     targets: Tensor
     """Targets of the task, see `fastcnn.data.targets`.
 
-    Classification: class numbers, int64 [N]. Segmentation: the class number of each pixel or `IGNORE`, uint8
+    Classification: class numbers, int64 [N]; with several labels an image, 1 for its classes and 0 for the
+    others, uint8 [N, num_classes]. Segmentation: the class number of each pixel or `IGNORE`, uint8
     [N, H, W]. Detection: one box per row, float32 [N, M, 6]: class (-1 for padding rows), left, top, right,
     bottom in pixels of `images`, and 1 for a crowd or a difficult object that is not counted, else 0."""
     mask: Tensor
@@ -32,6 +37,35 @@ class Batch(NamedTuple):
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return a permutation of `count` samples that depends only on the seed and the epoch."""
     return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
+    """Return the draws of an epoch in which all classes are equally frequent, a function of its arguments.
+
+    An epoch has as many draws as samples. Each class has an endless sequence of shuffled passes over its
+    samples, and every epoch takes the next part of it. So over all epochs classes are drawn equally often,
+    and samples within a class too, both to within one draw.
+
+    Args:
+        labels: class numbers, int64 [N].
+
+    Returns:
+        Draw ids, int64 [N]: sample + k * N for the k-th use of a sample in the epoch.
+    """
+    count = len(labels)
+    by_class = np.argsort(labels, kind="stable")
+    members = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
+    draws = []
+    for i, samples in enumerate(members):
+        start, end = ((e * count + i) // len(members) for e in (epoch, epoch + 1))
+        first, last = start // len(samples), -(-end // len(samples))
+        passes = np.arange(first, last)
+        # One sort key for each pass and sample.
+        keys = uniforms(seed, i, np.arange(first * len(samples), last * len(samples)), 1, stream=(_BALANCED,))
+        order = samples[keys.reshape(len(passes), len(samples)).argsort(axis=1, kind="stable")]
+        ids = order + (passes - first)[:, None] * count
+        draws.append(ids.ravel()[start - first * len(samples) :][: end - start])
+    return np.concatenate(draws)[epoch_order(seed, epoch, count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +83,9 @@ class ShardedSampler:
     repeats: int = 1
     """Uses of each training sample per epoch, consecutive in the order and so on different ranks. The epoch
     keeps its length (Hoffer et al. 2020)."""
+    labels: np.ndarray | None = None
+    """Class number of each training sample, int64 [count], to draw all classes equally often
+    (`balanced_order`); None: each sample once."""
 
     @property
     def steps(self) -> int:
@@ -75,14 +112,19 @@ class ShardedSampler:
         """Return this rank's samples in the rest of an epoch, possibly more than it uses.
 
         All ranks together always consume a prefix of the epoch's order, so a run can resume with another
-        number of ranks. The k-th repetition of a sample has the number sample + k * count."""
+        number of ranks. The k-th use of a sample has the number sample + k * count."""
         if self.train:
-            order = epoch_order(self.seed, epoch, self.count)
-            if self.repeats > 1:
-                copies = np.arange(self.repeats) * self.count
-                order = (order[: -(-self.count // self.repeats), None] + copies).ravel()[: self.count]
-            return order[consumed:][self.rank :: self.world_size]
+            return self._epoch_order(epoch)[consumed:][self.rank :: self.world_size]
         return np.arange(*self.bounds)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self.labels is not None:
+            return balanced_order(self.seed, epoch, self.labels)
+        order = epoch_order(self.seed, epoch, self.count)
+        if self.repeats > 1:
+            copies = np.arange(self.repeats) * self.count
+            order = (order[: -(-self.count // self.repeats), None] + copies).ravel()[: self.count]
+        return order
 
     def indices(self, order: np.ndarray, step: int) -> np.ndarray:
         """Return the samples of a batch; padding of an evaluation batch repeats the last sample."""

@@ -1,4 +1,4 @@
-"""Targets of samples: class numbers, masks and boxes, transformed with the image's geometry.
+"""Targets of samples: class numbers, sets of classes, masks and boxes, transformed with the image's geometry.
 
 Targets are a pure function of the images and their geometry, so they are the same for all backends.
 """
@@ -52,6 +52,21 @@ class Labels:
 
     def take(self, indices: np.ndarray) -> Labels:
         return Labels(self.values[indices])
+
+    def load(self, images: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
+        return self.values[images]
+
+
+@dataclass(frozen=True)
+class MultiLabels:
+    """Any number of classes per image."""
+
+    values: np.ndarray
+    """1 for each class of an image, else 0, uint8 [N, C]."""
+    threads = False
+
+    def take(self, indices: np.ndarray) -> MultiLabels:
+        return MultiLabels(self.values[indices])
 
     def load(self, images: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
         return self.values[images]

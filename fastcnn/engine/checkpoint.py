@@ -111,6 +111,7 @@ def pack(
         "img_size": config.img_size,
         "val_img_size": config.val_img_size,
         "class_names": list(source.class_names),
+        "multi_label": source.multi_label,
         "mean": list(source.mean),
         "std": list(source.std),
         "config": to_plain(config),

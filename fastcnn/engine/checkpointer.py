@@ -112,9 +112,10 @@ class Checkpointer:
         self.since_best = content.get("since_best", 0)
         if "average" in content:
             self.average.load_state_dict(content["average"])
+        before = {"--sampler": "shuffle", **content["order"]}  # absent in older checkpoints
         changed = [
             f"{name} {old}, now {self._order()[name]}"
-            for name, old in content["order"].items()
+            for name, old in before.items()
             if old != self._order()[name]
         ]
         accum, schedule = self.state.options.accum_steps, self.state.schedule
@@ -200,5 +201,6 @@ class Checkpointer:
         return {
             "--seed": self.config.seed,
             "--aug-repeats": self.config.aug_repeats,
+            "--sampler": self.config.sampler,
             "training images": self.source.train.fingerprint,
         }

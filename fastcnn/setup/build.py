@@ -20,7 +20,7 @@ from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, on_every_rank
 from fastcnn.setup.plan import Plan
 from fastcnn.tasks.base import Task
-from fastcnn.tasks.build import build_task
+from fastcnn.tasks.build import task_for
 from fastcnn.tasks.metrics import Metrics
 from fastcnn.transfer.freeze import Frozen, lr_scales
 
@@ -71,6 +71,7 @@ def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
         ValueError: fewer images than one batch or one update.
     """
     config = plan.config
+    task = task_for(config, plan.source)
     state, loader, val_loader = build(plan, ranks, device)
     checkpointer = Checkpointer(
         folder=plan.folder,
@@ -82,7 +83,6 @@ def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
         val_loader=val_loader,
         chosen=tuple(plan.reasons),
     )
-    task = build_task(config.arch, config, int(config.num_classes))
     metrics = task.metrics(device)
     training = Training(plan=plan, ranks=ranks, task=task, checkpointer=checkpointer, epoch_metrics=metrics)
     try:

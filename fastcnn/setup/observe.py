@@ -91,4 +91,5 @@ def observe_environment(config: Config, source: Source, ranks: Ranks, device: to
         has_compiler=machine.has_compiler(),
         world_size=ranks.world_size,
         cores=machine.cores_per_process(ranks),
+        multi_label=source.multi_label,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcnn.config import Config, has_anchors
+from fastcnn.config import Config, has_anchors, task_of
 from fastcnn.config.auto import resolve
 from fastcnn.config.progressive import never_reached
 from fastcnn.data.loaders.autoselect import MEMORY_SHARE, choose_backend
@@ -32,6 +32,7 @@ from fastcnn.setup.observe import observe_data, observe_environment, observe_sta
 from fastcnn.setup.run_folder import check_resumable
 from fastcnn.setup.shape_check import check_shapes
 from fastcnn.setup.transforms import transform_of
+from fastcnn.tasks.class_weights import class_weights, describe_weights
 from fastcnn.tasks.detection.anchors import box_sides, kmeans_anchors
 from fastcnn.transfer.freeze import describe_frozen
 
@@ -82,6 +83,7 @@ class Plan:
             lines.append(f"no checkpoint in {self.folder} yet: starting from scratch")
         if self.source.name == "synthetic":
             lines.append("synthetic images and labels are random: only the speed is meaningful")
+        lines += self._remarks_on_balance()
         lines += filter(None, [never_reached(self.config, state.schedule.epochs)])
         if self.config.amp_dtype == "bf16" and not machine.is_native("bf16", state.device):
             lines.append(
@@ -102,6 +104,21 @@ class Plan:
             f"warning: other training images than before, {now} in place of {before}: some may have been "
             "validated on, and others trained on; keep the files and the split to compare accuracies"
         ]
+
+    def _remarks_on_balance(self) -> list[str]:
+        """Return lines about class weights that were computed from the data."""
+        weighting, source = self.config.class_weights, self.source
+        if not isinstance(weighting, str) or task_of(self.config.arch) != "classification":
+            return []
+        weights = class_weights(weighting, int(self.config.num_classes), source.train)
+        assert weights is not None
+        lines = [describe_weights(weights[: len(source.class_names)], source.class_names)]
+        if self.config.sampler == "balanced":
+            lines.append(
+                f"warning: --sampler balanced and --class-weights {weighting} correct the imbalance twice; "
+                "omit one"
+            )
+        return lines
 
     def room(self, ranks: Ranks) -> Headroom:
         """Return the options left to try against a bottleneck."""
@@ -145,7 +162,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
         config, reasons = _with_anchors(config, reasons, source)
     if content is not None and start.checkpoint_path is not None:
         check_resumable(content, config, source, start.checkpoint_path)
-    source = source.with_channels(int(config.in_chans))
+    source = source.with_channels(int(config.in_chans)).with_classes(int(config.num_classes))
     if "data_backend" in start.kept and not all(gather_to_all(_can_load(config, source, ranks))):
         config = dataclasses.replace(config, data_backend="auto")  # chosen on another machine
 

@@ -49,6 +49,12 @@ def check_resumable(content: dict[str, Any], config: Config, source: Source, pat
         then, now = content["config"].get(name, FIELDS[name].default), to_plain(config)[name]
         if then != now:
             raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; use the same")
+    if content.get("multi_label", False) != source.multi_label:
+        kinds = {True: "several labels", False: "one label"}
+        raise UserError(
+            f"--resume {path}: its images have {kinds[not source.multi_label]} each, those of --data "
+            f"{config.data} {kinds[source.multi_label]}; use the same"
+        )
     if content["class_names"] != list(source.class_names):
         raise UserError(f"--resume {path}: its classes are not those of --data {config.data}; use the same")
 

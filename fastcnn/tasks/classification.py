@@ -1,4 +1,4 @@
-"""Classification: cross-entropy, top-1 and top-5 accuracy."""
+"""Classification with one label an image: its losses, top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -6,44 +6,67 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.transforms.mixing import weighed
-from fastcnn.models.base import Outputs
+from fastcnn.tasks.class_losses import (
+    ONE_LABEL,
+    LossName,
+    LossTerms,
+    mean_over_outputs,
+    mean_over_samples,
+    split_outputs,
+)
 from fastcnn.tasks.metrics import MeanLoss
 from fastcnn.viz.pictures import enlarged, with_caption
-
-AUX_WEIGHT = 0.3
-"""Weight of an auxiliary classifier's loss (Szegedy et al. 2015, section 5)."""
 
 
 class Classification:
     """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`.
 
-    The loss of mixed images is the weighted sum for both targets, equal to that of the mixed one-hot target.
+    The loss of mixed images is the weighted sum for both targets; with "ce" it is equal to that of the mixed
+    one-hot target.
 
     Args:
         num_classes: number of classes.
         label_smoothing: label smoothing in training.
+        loss: "ce", "bce" or "focal", see `fastcnn.tasks.class_losses`.
+        gamma: focusing parameter of "focal".
+        class_weights: weights of the classes in training; the loss is a weighted mean, as torch's.
     """
 
     best_metric = "acc1"
     pictured = False
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        *,
+        loss: LossName = "ce",
+        gamma: float = 2.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         self.num_classes = num_classes
+        self.kind = loss
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
         self.label_smoothing = label_smoothing
+        self.gamma = gamma
 
     def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
+        weights = None
+        if train and self.class_weights is not None:
+            weights = self.class_weights = self.class_weights.to(batch.targets.device)
         smoothing = self.label_smoothing if train else 0.0
-        logits, aux = _split(outputs)
-        loss = _cross_entropy(logits, batch, smoothing)
-        for auxiliary in aux:
-            loss = loss + AUX_WEIGHT * _cross_entropy(auxiliary, batch, smoothing)
-        return loss
+        terms = LossTerms(label_smoothing=smoothing, gamma=self.gamma, weights=weights)
+        of_sample = None if weights is None else lambda targets: weights[targets]
+        loss = ONE_LABEL[self.kind]
+        return mean_over_outputs(
+            outputs,
+            lambda logits: mean_over_samples(lambda targets: loss(logits, targets, terms), batch, of_sample),
+        )
 
     def metrics(self, device: torch.device, *, train: bool = True) -> ClassificationMetrics:
         return ClassificationMetrics(self.num_classes, device)
@@ -53,8 +76,9 @@ class Classification:
 
     def predict(self, outputs: object) -> list[np.ndarray]:
         """Return probabilities, float32 [num_classes] for each sample."""
-        logits, _ = _split(outputs)
-        return list(logits.float().softmax(1).cpu().numpy())
+        logits = split_outputs(outputs)[0].float()
+        probabilities = logits.sigmoid() if self.kind == "bce" else logits.softmax(1)
+        return list(probabilities.cpu().numpy())
 
     def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
         return ", ".join(_best(predictions, class_names))
@@ -79,7 +103,7 @@ class ClassificationMetrics(MeanLoss):
 
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
-        logits, _ = _split(outputs)
+        logits, _ = split_outputs(outputs)
         top_classes = logits.topk(self.top).indices
         hits = top_classes.eq(batch.targets[:, None]) & batch.mask[:, None]
         if batch.mix is not None:
@@ -101,20 +125,3 @@ def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
     """Return the three most probable classes, such as "cat 98.0%"."""
     best = np.argsort(-probabilities, kind="stable")[:3].tolist()
     return [f"{class_names[i]} {100 * probabilities[i]:.1f}%" for i in best]
-
-
-def _split(outputs: object) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if isinstance(outputs, Outputs):
-        return outputs.logits, outputs.aux
-    assert isinstance(outputs, Tensor)
-    return outputs, ()
-
-
-def _cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    def losses_for(targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
-
-    losses = losses_for(batch.targets)
-    if batch.mix is not None:
-        losses = weighed(losses, losses_for(batch.targets.flip(0)), batch.mix)
-    return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.targets import IGNORE
-from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import all_reduce_sum
 from fastcnn.tasks.metrics import MeanLoss
 from fastcnn.viz.pictures import with_mask
@@ -30,9 +29,6 @@ class Segmentation:
         num_classes: number of classes.
         loss: cross-entropy, Dice, or their sum.
         class_weights: weights of the classes in the cross-entropy.
-
-    Raises:
-        UserError: the number of weights is not `num_classes`.
     """
 
     best_metric = "miou"
@@ -41,10 +37,6 @@ class Segmentation:
     def __init__(
         self, num_classes: int, loss: SegLoss = "ce-dice", class_weights: Sequence[float] | None = None
     ) -> None:
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise UserError(
-                f"--class-weights: {len(class_weights)} of them for {num_classes} classes; use one for each"
-            )
         self.num_classes = num_classes
         self.kind = loss
         self.class_weights = torch.tensor(class_weights or [1.0] * num_classes)

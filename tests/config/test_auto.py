@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from fastcnn.config import FIELDS, Config, flag, to_plain
+from fastcnn.config import FIELDS, Config, flag, task_of, to_plain
 from fastcnn.config.auto import NOT_CARRIED, describe, ignored_on_resume, merge_resumed_config, resolve
 from small_facts import facts, resolved
 
 AUTO = {name for name, field in FIELDS.items() if field.default == "auto"}
 TOLD: dict[str, Any] = {
+    "cls_loss": "focal",
     "num_classes": 200,
     "in_chans": 1,
     "img_size": 96,
@@ -92,6 +93,9 @@ def shown(value: Any) -> str:
         ({"train_images": 20}, {"batch_size": 20}),
         ({"train_images": 100, "world_size": 4}, {"batch_size": 25}),
         ({"train_images": 1}, {"batch_size": 1}),
+        # The loss
+        ({}, {"cls_loss": "ce"}),
+        ({"multi_label": True}, {"cls_loss": "bce"}),
         # The length
         ({}, {"epochs": 30, "warmup_epochs": 3.0}),
         ({"train_images": 1_281_167}, {"epochs": 90, "warmup_epochs": 5.0}),
@@ -176,6 +180,7 @@ def test_every_choice_and_nothing_else_has_a_reason(device, arch):
     config, reasons = resolve(Config(arch=arch), facts(device=device))
     left = {name for name in AUTO if getattr(config, name) == "auto"}
     later = {"output_dir", "data_backend", "anchors"} | ({"strides"} if arch != "yolo" else set())
+    later |= {"cls_loss"} if task_of(arch) != "classification" else set()
     probed = {"amp_dtype", "channels_last", "compile"} if device == "cpu" else set()
     assert left == later | probed
     assert set(reasons) == AUTO - left

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcnn.config import LossSettings
 from fastcnn.data.batch import Batch
 from fastcnn.data.targets import IGNORE
 from fastcnn.errors import UserError
+from fastcnn.tasks.build import build_task
 from fastcnn.tasks.segmentation import Segmentation
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
@@ -122,7 +124,7 @@ def test_a_batch_without_a_pixel_that_counts_has_no_loss_and_no_gradient():
 
 def test_weights_are_one_for_each_class(wording):
     with pytest.raises(UserError, match="^--class-weights:") as caught:
-        Segmentation(CLASSES, "ce", (1.0, 2.0))
+        build_task("unet", LossSettings(class_weights=(1.0, 2.0)), CLASSES)
     wording(caught.value)
 
 

@@ -120,6 +120,7 @@ def _phase_args(
         train=phase == "training",
         seed=seed,
         repeats=settings.aug_repeats if phase == "training" else 1,
+        labels=split.labels if phase == "training" and settings.sampler == "balanced" else None,
     )
     sampler.check()
     return LoaderArgs(

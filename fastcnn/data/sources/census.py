@@ -41,14 +41,14 @@ def count_lines(source: Source) -> list[str]:
     if source.test is not None:
         images += f", {len(source.test):,} held out for the test"
     line = f"{len(names):,} classes{shown}"
-    if train.annotations is not None:
+    if train.annotations is not None and not source.multi_label:
         return [f"{line}: {images}"]
-    counts = np.bincount(train.labels, minlength=len(names))
+    counts = train.class_counts(len(names))
     least, most = int(counts.argmin()), int(counts.argmax())
     spread = f"{counts[most]:,}"
     if counts[least] < counts[most]:
         spread = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]})"
-    in_val = np.bincount(val.labels, minlength=len(names))
+    in_val = val.class_counts(len(names))
     rare = {
         "without training images": counts == 0,
         "with one training image only": counts == 1,

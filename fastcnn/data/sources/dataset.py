@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fastcnn.data.sources.headers import Files
-from fastcnn.data.targets import Boxes, Labels, Masks, Targets
+from fastcnn.data.targets import Boxes, Labels, Masks, MultiLabels, Targets
 
 NAMED = ("demo", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist")
 """Named data sets for classification."""
@@ -33,8 +33,16 @@ class Split:
     """N image files."""
     images: np.ndarray | Sequence[np.ndarray] | None = None
     """N decoded images, uint8 [H, W, C] each; one array [N, H, W, C] if all have the same size."""
-    annotations: Masks | Boxes | None = None
-    """N masks or lists of boxes. The labels, by which replacements are chosen, are all 0 then."""
+    annotations: Masks | Boxes | MultiLabels | None = None
+    """N masks, lists of boxes or sets of classes. The labels, by which replacements are chosen, are all 0
+    then; with sets of classes the rarest one of each image."""
+
+    def class_counts(self, num_classes: int) -> np.ndarray:
+        """Return the number of images with each class, int64 [num_classes]."""
+        if isinstance(self.annotations, MultiLabels):
+            counts = self.annotations.values.sum(axis=0, dtype=np.int64)
+            return np.pad(counts, (0, num_classes - len(counts)))
+        return np.bincount(self.labels, minlength=num_classes)
 
     @property
     def targets(self) -> Targets:
@@ -112,6 +120,22 @@ class Source:
     remarks: tuple[str, ...] = ()
     """Messages about skipped files."""
 
+    @property
+    def multi_label(self) -> bool:
+        """Return whether an image may have several classes, or none."""
+        return isinstance(self.train.annotations, MultiLabels)
+
+    def with_classes(self, count: int) -> Source:
+        """Return the same images with targets of `count` classes, of which the last ones may have no name."""
+        if not self.multi_label:
+            return self
+        return dataclasses.replace(
+            self,
+            train=_with_classes(self.train, count),
+            val=_with_classes(self.val, count),
+            test=None if self.test is None else _with_classes(self.test, count),
+        )
+
     def with_channels(self, channels: int) -> Source:
         """Return the same images with 1 (gray) or 3 (RGB) channels."""
         if channels == self.channels:
@@ -125,6 +149,13 @@ class Source:
             mean=(sum(self.mean) / len(self.mean),) * channels,
             std=(sum(self.std) / len(self.std),) * channels,
         )
+
+
+def _with_classes(split: Split, count: int) -> Split:
+    assert isinstance(split.annotations, MultiLabels)
+    values = split.annotations.values
+    padded = np.pad(values, ((0, 0), (0, count - values.shape[1])))
+    return dataclasses.replace(split, annotations=MultiLabels(padded))
 
 
 def _with_channels(split: Split, channels: int) -> Split:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from fastcnn.config.settings import DataSettings, TaskName
+from fastcnn.config.settings import DataSettings, TaskName, flag
 from fastcnn.data.sources.census import with_census
 from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.data.sources.demo import ensure_demo
@@ -53,6 +53,8 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
     from fastcnn.data.sources.shards import is_shards, read_shards
 
     data = settings.data
+    if settings.labels is not None and (data in NAMED or is_shards(data)):
+        raise UserError(f"--labels: {data} has its own labels; omit it, or use the folder of the images")
     if settings.val_split is not None and data in NAMED:
         raise UserError(f"--val-split: {data} has its own validation images; omit it")
     if data == "demo":
@@ -73,4 +75,20 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
         )
     if not path.is_dir():
         raise UserError(f"--data {data}: a file; use the folder that holds train/ and val/")
-    return read_folder(path, settings, seed)
+    return _read_images(path, settings, seed)
+
+
+def _read_images(path: Path, settings: DataSettings, seed: int) -> Source:
+    """Read a folder of images with their labels: in a table, in metadata, or by class folders."""
+    from fastcnn.data.sources.tables import read_labels_file, read_metadata
+
+    if settings.labels is not None:
+        return read_labels_file(path, settings, seed)
+    found = read_metadata(path, settings, seed)
+    if isinstance(found, Source):
+        return found
+    for name in ("label_column", "file_column", "split_column"):
+        if getattr(settings, name) is not None:
+            raise UserError(f"{flag(name)}: {path} has no table of labels; name one by --labels FILE")
+    source = read_folder(path, settings, seed)
+    return dataclasses.replace(source, remarks=(*found, *source.remarks))
