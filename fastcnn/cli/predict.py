@@ -5,6 +5,7 @@ fastcnn predict runs/yolo-demo/best.pt photos/
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from fastcnn.config import LossSettings
+from fastcnn.config.auto import FORMER
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
@@ -68,7 +70,11 @@ def predict(
     where = choose_device(device, Ranks())
     root, names = _names(images)
     _check_free(output, names)
-    files = scan(f"predict {root.resolve()}", [str(root / name) for name in names])
+    config = {**FORMER, **content["config"]}
+    paths, upright = [str(root / name) for name in names], config["exif"] == "upright"
+    files = scan(f"predict {root.resolve()}", paths, upright=upright)
+    if config["levels"] != "auto":
+        files = dataclasses.replace(files, levels=tuple(config["levels"]))
     split = Split(np.zeros(len(names), dtype=np.int64), files)
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
     if len(bad) == len(split):
@@ -164,6 +170,7 @@ def _transform(content: dict[str, Any]) -> Transform:
         train_crop=config["train_crop"],
         crop_pct=config["crop_pct"],
         crop_mode=config.get("crop_mode", "center"),  # likewise
+        dct_scaling=config.get("dct_scaling", True),
     )
 
 

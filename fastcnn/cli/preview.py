@@ -22,6 +22,7 @@ from fastcnn.data.transforms.mixing import Mixing, mix_of, mixed
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.setup.pixels import resolve_normalization
 from fastcnn.setup.plan import resolved
 from fastcnn.setup.transforms import transform_of
 from fastcnn.tasks.build import task_for
@@ -61,7 +62,7 @@ def preview(config: Config, output: Path) -> None:
     config, reasons, source = resolved(config, ranks, device)
     if source.name == "synthetic" or backend == "synthetic":
         raise UserError("fastcnn preview: synthetic images are not loaded; use another --data or loader")
-    source = source.with_channels(int(config.in_chans))
+    config, _, source = resolve_normalization(config, source.with_channels(int(config.in_chans)), None)
     reason = why_not(
         backend, source, channels=int(config.in_chans), workers=int(config.workers), local_world_size=1
     )

@@ -104,7 +104,7 @@ def resolve(config: Config, environment: Environment) -> tuple[Config, dict[str,
 def _resolve_images(config: Config, environment: Environment, choose: _Choices) -> int:
     """Choose network shapes, image sizes, crops and the loader; return the training image size."""
     choose("num_classes", environment.num_classes, "of the data")
-    choose("in_chans", environment.channels, "of the data")
+    _check_channels(config, environment, choose("in_chans", environment.channels, "of the data"))
     size = choose("img_size", *_image_size(config, environment))
     _check_sizes(config, environment, size, "--img-size")
     _check_sizes(config, environment, choose("val_img_size", size, "--img-size"), "--val-img-size")
@@ -189,6 +189,8 @@ def _resolve_compute(config: Config, environment: Environment, choose: _Choices)
     choose("log_interval", 50 if device == "cuda" else 10, f"steps on {device}")
 
 
+FORMER = {"exif": "ignore", "levels": [0, 65_535]}
+"""Behavior of versions that did not have these settings, for their checkpoints."""
 NOT_CARRIED = (
     *("device", "workers", "log_interval"),  # specific to the machine
     *("output_dir", "resume", "test_only", "config"),  # specific to this start
@@ -212,6 +214,7 @@ def merge_resumed_config(
     Returns:
         The settings, and the reasons of the "auto" settings that are kept.
     """
+    saved = {**FORMER, **saved}
     overrides = {name for name, field in FIELDS.items() if getattr(config, name) != field.default}
     overrides |= config.written
     if config.lr == "find":  # the checkpoint has its result
@@ -292,7 +295,9 @@ def describe(config: Config, reasons: dict[str, str]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(_shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+    return str(value)
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -335,6 +340,31 @@ def warmup_of(sched: SchedName, epochs: float) -> tuple[float, str]:
     if sched == "triangular":
         return epochs / 2, "half of the epochs"
     return min(5.0, epochs / 10), "a tenth of the epochs, 5 at most"
+
+
+def _check_channels(config: Config, environment: Environment, channels: int) -> None:
+    """Raise UserError for other channels than the images have, or augmentation of RGB for others."""
+    stored = environment.channels
+    if environment.data_name != "synthetic" and channels != stored and not {channels, stored} <= {1, 3}:
+        wanted = "1 or 3" if stored in (1, 3) else f"{stored}, or omit it"
+        raise UserError(f"--in-chans {channels}: the data's number is {stored}; use {wanted}")
+    if channels in (1, 3):
+        return
+    jitter = config.color_jitter or ()
+    of_rgb = {
+        "aa": config.aa != "none",
+        "color_jitter": len(jitter) == 1 or any(jitter[2:]),
+        "grayscale_prob": config.grayscale_prob > 0,
+        "lighting": config.lighting > 0,
+    }
+    for name in (name for name, used in of_rgb.items() if used):
+        instead = "omit it"
+        if name == "color_jitter":
+            instead = f"use brightness and contrast alone: {_shown((*jitter, *jitter)[:2])} 0"
+        raise UserError(
+            f"{_as_flag(name, getattr(config, name))}: for RGB, and the images have {channels} channels; "
+            f"{instead}"
+        )
 
 
 def _check_sizes(config: Config, environment: Environment, size: int, source_flag: str) -> None:

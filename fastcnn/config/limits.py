@@ -82,6 +82,14 @@ def is_jitter(values: tuple[float, ...]) -> bool:
     return len(values) in (1, 3, 4) and all(v >= 0 for v in values) and max(values[3:], default=0) <= 0.5
 
 
+def are_shares(values: tuple[float, ...]) -> bool:
+    return len(values) > 0 and all(0 <= v <= 1 for v in values)
+
+
+def are_deviations(values: tuple[float, ...]) -> bool:
+    return are_shares(values) and min(values) > 0
+
+
 def are_weights(values: tuple[float, ...]) -> bool:
     return all(v >= 0 for v in values) and sum(values) > 0
 

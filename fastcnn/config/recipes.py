@@ -84,6 +84,7 @@ def _ffcv(epochs: int, milestone: int, top1: float, minutes: float) -> Recipe:
     return Recipe(
         settings={
             "arch": "resnet50_blur",
+            "exif": "ignore",
             "epochs": epochs,
             "batch_size": 512,
             "lr_base": 1.7,
@@ -172,6 +173,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-resnet50-600": Recipe(
         settings={
             "arch": "resnet50",
+            "exif": "ignore",
             "lr_base": 0.5,
             "lr_base_size": 1024,
             "weight_decay": 2e-5,
@@ -185,6 +187,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-alexnet": Recipe(
         settings={
             "arch": "alexnet",
+            "exif": "ignore",
             "epochs": 90,
             "batch_size": 128,
             "lr": 0.01,
@@ -203,6 +206,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-vgg16": Recipe(
         settings={
             "arch": "vgg16",
+            "exif": "ignore",
             "epochs": 74,
             "batch_size": 256,
             "lr": 0.01,
@@ -221,6 +225,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-mobilenet-v2": Recipe(
         settings={
             "arch": "mobilenet_v2",
+            "exif": "ignore",
             "epochs": 300,
             "batch_size": 32,
             "lr_base": 0.045,
@@ -239,6 +244,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-efficientnet-b0": Recipe(
         settings={
             "arch": "efficientnet_b0",
+            "exif": "ignore",
             "epochs": 450,
             "batch_size": 384,
             "opt": "rmsproptf",
@@ -268,6 +274,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-convnext-tiny": Recipe(
         settings={
             "arch": "convnext_tiny",
+            "exif": "ignore",
             "opt": "adamw",
             "lr_base": 1e-3,
             "lr_base_size": 1024,
@@ -282,6 +289,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet-vit-s-16": Recipe(
         settings={
             "arch": "vit_s_16",
+            "exif": "ignore",
             "epochs": 300,
             "batch_size": 128,
             "opt": "adamw",

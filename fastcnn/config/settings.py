@@ -20,8 +20,10 @@ from tyro.conf import Suppress, arg
 from fastcnn.config.limits import (
     Limit,
     are_colors,
+    are_deviations,
     are_mask_values,
     are_rising_sizes,
+    are_shares,
     are_sides,
     are_strides,
     are_weights,
@@ -30,6 +32,7 @@ from fastcnn.config.limits import (
 )
 
 Auto = Literal["auto"]
+Measured = Literal["auto", "data"]
 TaskName = Literal["classification", "segmentation", "detection"]
 OptName = Literal["sgd", "nesterov", "adamw", "rmsproptf", "muon"]
 SchedName = Literal["cosine", "step", "multistep", "polynomial", "onecycle", "triangular", "constant"]
@@ -65,8 +68,8 @@ class NetworkSettings:
     """Network: resnet50, unet, unet/resnet50, yolo/resnet18, timm/NAME, torchvision/NAME, MODULE:FACTORY."""
     num_classes: Annotated[int | Auto, Ge(1)] = "auto"
     """Number of classes; auto: from the data."""
-    in_chans: Annotated[int | Auto, Limit(lambda v: v in (1, 3), "use 1 (grey) or 3 (RGB)")] = "auto"
-    """Input channels, 1 or 3; auto: from the data."""
+    in_chans: Annotated[int | Auto, Interval(ge=1, le=255)] = "auto"
+    """Input channels: 1 (gray), 3 (RGB), or as many as the images have; auto: from the data."""
     head: Literal["linear", "mlp"] = "linear"
     """Classifier: one linear layer, or an MLP with one hidden layer."""
     head_hidden: Annotated[int, Ge(1)] = 512
@@ -115,6 +118,19 @@ class DataSettings:
     """Column of the table with train, val or test; by default guessed."""
     exif: Literal["upright", "ignore"] = "upright"
     """EXIF orientation: turn images upright, or ignore it as torchvision does."""
+    levels: Annotated[
+        tuple[float, float] | Auto, Limit(lambda v: v[0] != v[1], "use two values, such as 0 4095")
+    ] = "auto"
+    """Values that become black and white in images of more than 8 bits; auto: by the bits in use."""
+    mean: Annotated[
+        tuple[float, ...] | Measured, Limit(are_shares, "use a number from 0 to 1 for each channel")
+    ] = "auto"
+    """Mean per channel, for values from 0 to 1; data: measured; auto: of the data set or the weights."""
+    std: Annotated[
+        tuple[float, ...] | Measured,
+        Limit(are_deviations, "use a number above 0, up to 1, for each channel"),
+    ] = "auto"
+    """Standard deviation per channel, as --mean."""
     ignore_index: Annotated[int, Limit(lambda v: 0 <= v <= 255, "use 0 to 255")] = 255
     """Mask value of pixels excluded from loss and metrics."""
     mask_values: Annotated[
@@ -139,6 +155,8 @@ class LoaderSettings:
     """Images per process in a forward pass; auto: usual, limited by GPU memory; max: largest that fits."""
     workers: Annotated[int | Auto, Ge(0), arg(aliases=["-j"])] = "auto"
     """Loader threads per process."""
+    dct_scaling: bool = True
+    """Decode JPEGs at 1/2, 1/4 or 1/8 if twice the wanted size is left; of --data-backend torch."""
     max_bad_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Tolerated fraction of undecodable images; replaced in training, skipped in validation."""
     aug_repeats: Annotated[int, Ge(1), arg(aliases=["--ra-reps"])] = 1

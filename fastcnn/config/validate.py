@@ -16,7 +16,7 @@ from fastcnn.errors import UserError
 LOADING = (
     *("scale", "ratio", "crop_pct", "crop_mode", "max_bad_fraction", "crop_padding", "pad_mode"),
     *("hflip_mode", "aa", "color_jitter", "grayscale_prob", "lighting", "rotate", "reprob", "cutout"),
-    *("aug_repeats", "sampler"),
+    *("aug_repeats", "sampler", "dct_scaling"),
 )
 """Settings of image loading, without effect on synthetic images."""
 GEOMETRIC = ("aa", "rotate", "reprob", "cutout", "mixup", "cutmix", "tta", "pad_mode")
@@ -101,6 +101,8 @@ def _idle_in_images(config: Config) -> Idle:
             or (config.crop_mode == "border" and "it belongs to --crop-mode center")
         ),
     }
+    if config.data_backend in ("dali", "cached"):
+        idle["dct_scaling"] = "it belongs to --data-backend torch"
     if config.data_backend == "synthetic":
         idle |= dict.fromkeys(LOADING, "synthetic images are not loaded")
     return idle

@@ -1,19 +1,34 @@
 """Decode images with Pillow, to the same pixels as DALI.
 
-Alpha is dropped, as in torchvision. Images are turned upright by their EXIF orientation, if one is given.
+Alpha is dropped, as in torchvision. Images are turned upright by their EXIF orientation, if one is given. A
+TIFF's orientation is not EXIF: Pillow always applies it. Of an animation the first frame is taken.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""Formats decoded by every backend, with Pillow's names. MPO is a JPEG followed by a second one."""
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit: a file of a few bytes can declare billions of pixels."""
+from fastcnn.data.arrays import (
+    FULL,
+    Levels,
+    array_kind,
+    deep_color,
+    is_deep_color,
+    is_wide,
+    mapped,
+    read_array,
+    to_bytes,
+)
+
+SHARED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+"""Formats decoded by DALI too, with Pillow's names. MPO is a JPEG followed by a second one."""
+OTHER_FORMATS = ("GIF", "JPEG2000", "AVIF", "HEIF")
+"""Formats decoded by Pillow alone; HEIF by its plugin pillow-heif, AVIF from Pillow 11.3 on."""
 
 TRANSPOSED = 5
 """EXIF orientations from here on exchange height and width."""
@@ -28,7 +43,17 @@ _TURNS = {
 }
 """How Pillow turns an image of each EXIF orientation upright."""
 
-_DECODERS = tuple(name for name in FORMATS if name != "MPO")  # Pillow opens MPO as JPEG
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Return the formats that can be decoded here, with Pillow's names to open them."""
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    # Pillow opens MPO as JPEG.
+    return tuple(name for name in SHARED_FORMATS + OTHER_FORMATS if name in Image.OPEN and name != "MPO")
 
 
 class DecodeError(ValueError):
@@ -42,27 +67,40 @@ def decode(
     region: tuple[int, int, int, int] | None = None,
     *,
     orientation: int = 1,
+    levels: Levels | None = None,
 ) -> np.ndarray:
     """Decode bytes, uint8 [length], to pixels, uint8 [H, W, channels].
 
     Args:
-        channels: 3 (RGB) or 1 (gray).
+        channels: 3 (RGB), 1 (gray), or the number of an array's channels.
         size: expected height and width, upright.
         region: top, left, height and width of the region to return, upright; None: the whole image.
         orientation: EXIF orientation by which the image is turned upright; 1: as stored.
+        levels: levels of an image of more than 8 bits; None: its own.
 
     Raises:
-        DecodeError: undecodable, or of another size.
+        DecodeError: undecodable, or of another size or number of channels.
     """
     mode = "L" if channels == 1 else "RGB"
+    encoded = data.tobytes()
     try:
-        image: Image.Image = Image.open(io.BytesIO(data.tobytes()), formats=_DECODERS)
+        kind = array_kind(encoded)
+        if kind is not None:
+            values = read_array(encoded, kind, window=levels is None)
+            return _fitted(mapped(values, levels), channels, size, region)
+        if channels not in (1, 3):
+            raise DecodeError(f"an image of gray or color, not of {channels} channels")
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=formats())
         turned = orientation >= TRANSPOSED
-        if size is not None and image.size != (size if turned else size[::-1]):
-            raise DecodeError("changed since its header was read")
+        if image.format != "TIFF":
+            _check_size(image, size[::-1] if turned and size is not None else size)
         if mode == "L":
             image.draft("L", image.size)  # a JPEG's luma channel, as in DALI
+        if levels not in (None, FULL) and is_deep_color(image):
+            image = Image.fromarray(to_bytes(deep_color(encoded, formats()), levels))
         image.load()
+        if image.format == "TIFF":  # which load() has turned
+            _check_size(image, size)
         image.info.pop("transparency", None)  # alpha is dropped; a palette's makes Pillow warn
     except DecodeError:
         raise
@@ -73,12 +111,68 @@ def decode(
     if region is not None:
         top, left, height, width = stored_region(region, image.size, orientation)
         image = image.crop((left, top, left + width, top + height))
-    if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip at 255
-        wide = np.asarray(image).astype(np.uint32).clip(max=65_535)
-        image = Image.fromarray(((wide * 255 + 32_767) // 65_535).astype(np.uint8))
+    if is_wide(image):  # Pillow would clip at 255
+        image = Image.fromarray(to_bytes(np.asarray(image), levels or FULL))
     image = image if image.mode == mode else image.convert(mode)
-    pixels = np.asarray(image.transpose(_TURNS[orientation]) if orientation in _TURNS else image)
+    pixels = np.asarray(turned_upright(image, orientation))
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image, or a part of it, turned by its EXIF orientation."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def value_range(data: np.ndarray) -> tuple[float, float, bool, bool]:
+    """Return the smallest and largest value of an encoded image of more than 8 bits.
+
+    Returns:
+        Both, whether values are whole numbers, and whether the file has a window of its own.
+
+    Raises:
+        DecodeError: undecodable.
+    """
+    encoded = data.tobytes()
+    window = False
+    try:
+        kind = array_kind(encoded)
+        if kind is not None:
+            pixels, _, _, window = read_array(encoded, kind, window=False)
+        else:
+            with Image.open(io.BytesIO(encoded), formats=formats()) as image:
+                pixels = deep_color(encoded, formats()) if is_deep_color(image) else np.asarray(image)
+        finite = pixels[np.isfinite(pixels)]
+        whole = pixels.dtype.kind != "f" or bool((finite == np.rint(finite)).all() and abs(finite).max() > 1)
+        return float(finite.min()), float(finite.max()), whole, window
+    except Exception as error:  # a decoder may raise anything on corrupt bytes
+        raise DecodeError(str(error)) from error
+
+
+def _check_size(image: Image.Image, size: tuple[int, int] | None) -> None:
+    """Raise DecodeError if an image does not have the expected height and width."""
+    if size is not None and image.size != size[::-1]:
+        raise DecodeError("changed since its header was read")
+
+
+def _fitted(
+    pixels: np.ndarray,
+    channels: int,
+    size: tuple[int, int] | None,
+    region: tuple[int, int, int, int] | None,
+) -> np.ndarray:
+    """Return an array, uint8 [H, W, C], or a region of it, with other channels if it is gray or color."""
+    if size is not None and pixels.shape[:2] != size:
+        raise DecodeError("changed since its header was read")
+    top, left, height, width = region or (0, 0, *pixels.shape[:2])
+    pixels = pixels[top : top + height, left : left + width]
+    bands = pixels.shape[2]
+    if bands == channels:
+        return np.ascontiguousarray(pixels)
+    if bands == 1 and channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if bands == 3 and channels == 1:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+    raise DecodeError(f"an image of {bands} channels, not of {channels}")
 
 
 def orientation_of(image: Image.Image) -> int:

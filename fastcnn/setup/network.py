@@ -61,7 +61,11 @@ def load_initial_weights(
     mean, std = weights.mean, weights.std
     if len(mean) != source.channels:  # gray images with weights for RGB, or vice versa
         mean, std = (((sum(values) / len(values),) * source.channels) for values in (mean, std))
-    return dataclasses.replace(source, mean=mean, std=std), remarks
+    if config.mean == "auto":
+        source = dataclasses.replace(source, mean=mean)
+    if config.std == "auto":
+        source = dataclasses.replace(source, std=std)
+    return source, remarks
 
 
 def initialize_from_images(network: nn.Module, config: Config, source: Source, transform: Transform) -> None:

@@ -29,6 +29,7 @@ from fastcnn.setup.batch_size import find_batch_size
 from fastcnn.setup.cpu_trials import Arithmetic, probe_arithmetic, probe_compile
 from fastcnn.setup.network import create_network, initialize_from_images, load_initial_weights
 from fastcnn.setup.observe import observe_data, observe_environment, observe_start
+from fastcnn.setup.pixels import resolve_levels, resolve_normalization
 from fastcnn.setup.run_folder import check_resumable
 from fastcnn.setup.shape_check import check_shapes
 from fastcnn.setup.transforms import transform_of
@@ -163,6 +164,8 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     if content is not None and start.checkpoint_path is not None:
         check_resumable(content, config, source, start.checkpoint_path)
     source = source.with_channels(int(config.in_chans)).with_classes(int(config.num_classes))
+    config, measured, source = resolve_normalization(config, source, content)
+    reasons |= measured
     if "data_backend" in start.kept and not all(gather_to_all(_can_load(config, source, ranks))):
         config = dataclasses.replace(config, data_backend="auto")  # chosen on another machine
 
@@ -171,9 +174,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
     network, frozen = create_network(config)
     check_shapes(network, config, ranks.world_size)
     loaded: list[str] = []
-    if content is not None:
-        source = dataclasses.replace(source, mean=tuple(content["mean"]), std=tuple(content["std"]))
-    elif config.pretrained or config.weights is not None:
+    if content is None and (config.pretrained or config.weights is not None):
         source, loaded = load_initial_weights(network, config, source, ranks)
     transform = transform_of(config, source, reasons)
     if config.data_backend == "auto":
@@ -211,10 +212,11 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
         UserError: no such data, or settings that do not fit it.
     """
     image_sizes(config.arch)  # an unknown network is an error before the data is opened
-    source = observe_data(config, ranks)
+    config, measured, source = resolve_levels(config, observe_data(config, ranks))
     environment = observe_environment(config, source, ranks, device)
     if device.type != "cuda" or config.batch_size not in ("auto", "max"):
-        return *resolve(config, environment), source
+        config, reasons = resolve(config, environment)
+        return config, {**measured, **reasons}, source
 
     # The batch size is limited by the GPU's memory.
     usual, reasons = resolve(dataclasses.replace(config, batch_size="auto"), environment)
@@ -224,7 +226,7 @@ def resolved(config: Config, ranks: Ranks, device: torch.device) -> tuple[Config
     size = find_batch_size(lambda: create_network(usual)[0], usual, cap, device, ranks)
     why = reasons["batch_size"] if size == cap == usual.batch_size else "the most that fits the GPU"
     config, reasons = resolve(dataclasses.replace(config, batch_size=size), environment)
-    return config, {**reasons, "batch_size": why}, source
+    return config, {**measured, **reasons, "batch_size": why}, source
 
 
 def _probe(

@@ -54,6 +54,7 @@ def transform_of(config: Config, source: Source, chosen: Collection[str]) -> Tra
         hflip=float(config.hflip),
         hflip_mode=config.hflip_mode,
         augment=_augment(config, source),
+        dct_scaling=config.dct_scaling,
         progressive=config.progressive is not None,
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,  # type: ignore[arg-type]

@@ -56,6 +56,6 @@ class Gallery:
 
 
 def rgb(image: Tensor) -> np.ndarray:
-    """Convert an image uint8 [C, H, W] on any device, with 1 or 3 channels, to [H, W, 3]."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
+    """Convert an image uint8 [C, H, W] on any device to [H, W, 3]: its first three channels, or its first."""
+    pixels = image[: 3 if len(image) > 2 else 1].permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fastcnn
 from fastcnn.cli.main import main
 from fastcnn.data.sources.demo import VERSION
 from networks import each
+from odd_images import RECTANGLE, iou, png16, red_box, scene, turned
 
 ARCHS = {
     "classification": ("--arch", "lenet5"),
@@ -134,3 +137,44 @@ def test_a_mistake_gives_one_line_and_status_2(
     assert error.startswith(f"fastcnn: error: {named}")
     assert error.count("\n") == 1
     wording(error)
+
+
+def as_trained_with(checkpoint: Path, path: Path, **settings: object) -> Path:
+    """The checkpoint as if its run had had these settings."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["config"] = {**content["config"], **settings}
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("exif", ["upright", "ignore"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pictures_are_turned_as_in_training(trained, tmp_path, monkeypatch, kind, exif):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = as_trained_with(trained, tmp_path / "best.pt", exif=exif, crop_mode="border")
+    Path("images").mkdir()
+    for orientation in range(10):
+        Path(f"images/{orientation}.jpg").write_bytes(turned(scene(), orientation, kind))
+    assert main(["predict", str(checkpoint), "images"]) == 0
+    for orientation in range(10):
+        with Image.open(f"predictions/{orientation}.jpg.png") as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        pixels = pixels[: pixels.shape[1]]  # without the caption
+        stored = Image.open(io.BytesIO(turned(scene(), orientation, "PNG"))) if exif == "ignore" else scene()
+        side = max(stored.size)
+        left, top = ((side - length) / 2 for length in stored.size)
+        box = np.array(red_box(np.asarray(stored))) + (left, top, left, top)
+        assert iou(np.array(red_box(pixels)) / len(pixels) * side, box) > 0.85
+    assert red_box(np.asarray(scene())) == RECTANGLE
+
+
+def test_values_are_scaled_as_in_training(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    Path("images/a.png").write_bytes(png16(np.full((32, 32, 1), 2048, dtype=np.uint16)))
+    for levels, expected in (([0, 4095], 128), ([1024, 2048], 255), ("auto", 8)):
+        checkpoint = as_trained_with(trained, tmp_path / "best.pt", levels=levels)
+        folder = f"of {levels}"
+        assert main(["predict", str(checkpoint), "images", "--output-dir", folder]) == 0
+        with Image.open(Path(folder, "a.png.png")) as picture:
+            assert picture.convert("L").getpixel((9, 9)) == expected

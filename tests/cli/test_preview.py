@@ -25,6 +25,7 @@ from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.viz.pictures import FONT_SIZE, GAP, class_color
 from networks import each
+from odd_images import RECTANGLE, iou, red_box, scene, turned
 
 SIDE, ENLARGED = 32, 224
 BASE = ("--arch", "lenet5", "--workers", "1", "--device", "cpu", "--img-size", str(SIDE))
@@ -209,3 +210,31 @@ def test_images_of_which_none_can_be_decoded_are_named(tmp_path, wording):
     with pytest.raises(UserError) as caught:
         draw(tmp_path, "--data", tmp_path / "bad")
     wording(caught.value)
+
+
+def test_boxes_are_drawn_on_the_object_of_a_turned_photo(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / part).mkdir(parents=True)
+        for orientation in range(1, 9):
+            (root / "images" / part / f"{orientation}.jpg").write_bytes(
+                turned(scene(), orientation, quality=95, subsampling=0)
+            )
+            left, top, right, bottom = (v / side for v, side in zip(RECTANGLE, (48, 96, 48, 96)))
+            row = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+            (root / "labels" / part / f"{orientation}.txt").write_text(f"0 {' '.join(map(str, row))}\n")
+    (root / "data.yaml").write_text("names: [red]\n")
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def with_boxes(image: np.ndarray, boxes: np.ndarray, *names: Any, **options: Any) -> Image.Image:
+        drawn.append((image, boxes))
+        return Image.fromarray(image).resize((ENLARGED, ENLARGED))
+
+    monkeypatch.setattr("fastcnn.tasks.detection.task.with_boxes", with_boxes)
+    flags = ("--arch", "yolo/lenet5", "--strides", "4", "--img-size", "96", "--scale", "0.9", "1")
+    preview(parse([*BASE, *flags, "--data", str(root)]), tmp_path / "preview.png")
+    assert len(drawn) == 8 * (1 + EPOCHS)
+    for image, boxes in drawn:
+        for box in boxes[boxes[:, 0] >= 0]:
+            assert iou(box[1:5], red_box(image)) > 0.85

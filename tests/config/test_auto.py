@@ -15,6 +15,9 @@ from small_facts import facts, resolved
 AUTO = {name for name, field in FIELDS.items() if field.default == "auto"}
 TOLD: dict[str, Any] = {
     "cls_loss": "focal",
+    "levels": (0, 4095),
+    "mean": (0.5,),
+    "std": (0.25,),
     "num_classes": 200,
     "in_chans": 1,
     "img_size": 96,
@@ -179,7 +182,8 @@ def test_deterministic_runs_on_the_cpu_do_not_choose_their_arithmetic_by_the_clo
 def test_every_choice_and_nothing_else_has_a_reason(device, arch):
     config, reasons = resolve(Config(arch=arch), facts(device=device))
     left = {name for name in AUTO if getattr(config, name) == "auto"}
-    later = {"output_dir", "data_backend", "anchors"} | ({"strides"} if arch != "yolo" else set())
+    later = {"output_dir", "data_backend", "anchors", "levels", "mean", "std"}
+    later |= {"strides"} if arch != "yolo" else set()
     later |= {"cls_loss"} if task_of(arch) != "classification" else set()
     probed = {"amp_dtype", "channels_last", "compile"} if device == "cpu" else set()
     assert left == later | probed
@@ -321,9 +325,9 @@ def test_a_recorded_step_is_kept_on_the_same_kind_of_device(device, expected):
 )
 def test_a_resumed_run_takes_one_of_two_settings_that_exclude_each_other(told, saved):
     config, _ = merge_resumed_config(
-        Config(**told), {"device": "cpu", **saved}, (), same_ranks=True, device="cpu"
+        Config(**told), {**vars(Config(device="cpu")), **saved}, (), same_ranks=True, device="cpu"
     )
-    assert config == Config(**told)
+    assert config == dataclasses.replace(Config(**told), device=config.device)
 
 
 def test_a_switch_that_has_become_a_choice_is_read():
@@ -431,3 +435,50 @@ def test_the_description_gives_what_was_told():
 
 def test_the_description_of_a_run_without_choices_is_one_line():
     assert describe(Config(lr=0.5), {}) == "resnet50 on demo: --lr 0.5"
+
+
+def test_a_checkpoint_from_before_there_were_orientation_and_levels_goes_on_as_it_was():
+    saved = {name: value for name, value in SAVED.items() if name not in ("exif", "levels")}
+    config, _ = merge_resumed_config(Config(), saved, (), same_ranks=True, device="cuda")
+    assert (config.exif, config.levels) == ("ignore", (0, 65_535))
+    config, _ = merge_resumed_config(Config(), SAVED, (), same_ranks=True, device="cuda")
+    assert (config.exif, config.levels) == ("upright", SAVED["levels"])
+    told = Config(levels=(0, 9))
+    assert merge_resumed_config(told, saved, (), same_ranks=True, device="cuda")[0].levels == (0, 9)
+
+
+@pytest.mark.parametrize(
+    ("channels", "told"),
+    [(3, {"in_chans": 4}), (3, {"in_chans": 2}), (1, {"in_chans": 5}), (8, {"in_chans": 3})],
+    ids=str,
+)
+def test_channels_that_the_images_do_not_have_are_refused(channels, told, wording):
+    with pytest.raises(ValueError) as caught:
+        resolve(Config(**told), facts(channels=channels))
+    wording(caught.value)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"aa": "ra"},
+        {"color_jitter": (0.4,)},
+        {"color_jitter": (0.4, 0.3, 0.2)},
+        {"color_jitter": (0.4, 0.3, 0.0, 0.1)},
+        {"grayscale_prob": 0.2},
+        {"lighting": 0.1},
+    ],
+    ids=str,
+)
+def test_augmentation_of_color_is_refused_for_other_channels(told, wording):
+    assert resolve(Config(**told), facts(channels=3))
+    with pytest.raises(ValueError) as caught:
+        resolve(Config(**told), facts(channels=8))
+    wording(caught.value)
+
+
+def test_the_advised_jitter_and_what_is_not_about_color_are_accepted_for_any_channels():
+    settings: dict[str, Any] = {"color_jitter": (0.4, 0.4, 0.0), "rotate": 9.0, "reprob": 0.5, "mixup": 0.1}
+    assert resolve(Config(**settings), facts(channels=8))[0].in_chans == 8
+    assert resolve(Config(in_chans=8), facts(channels=8))[0].in_chans == 8
+    assert resolve(Config(in_chans=8), facts(data_name="synthetic", channels=3))[0].in_chans == 8

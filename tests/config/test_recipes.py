@@ -11,7 +11,7 @@ from fastcnn import models
 from fastcnn.cli.main import main
 from fastcnn.config import FIELDS, Config, flag, recipes, to_yaml
 from fastcnn.config.parse import from_settings, parse
-from fastcnn.config.recipes import RECIPES, as_flags, from_recipe
+from fastcnn.config.recipes import IMAGENET, RECIPES, as_flags, from_recipe
 from fastcnn.config.validate import check, ineffective
 from fastcnn.errors import UserError
 from small_facts import resolved
@@ -118,3 +118,10 @@ def test_a_setting_is_written_as_its_flag():
     assert as_flags(recipe) == "--progressive 160 192 --model-ema --lr 0.5"
     assert flag("model_ema") in as_flags(recipe)
     assert Config().recipe is None
+
+
+def test_recipes_of_imagenet_read_its_photos_as_torchvision_does():
+    of_imagenet = [recipe for recipe in RECIPES.values() if recipe.data == IMAGENET]
+    assert len(of_imagenet) > 10
+    assert all(recipe.settings["exif"] == "ignore" for recipe in of_imagenet)
+    assert all("exif" not in recipe.settings for recipe in RECIPES.values() if recipe.data != IMAGENET)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from fastcnn.data.decode import DecodeError, decode
 from fastcnn.data.loaders.registry import has_dali
+from odd_images import png16
 
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 
@@ -33,21 +33,6 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
-
-
-def png16(wide: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write in colour."""
-    height, width, channels = wide.shape
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in wide.astype(">u2"))
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks)
 
 
 def turned(orientation: int = 6) -> Image.Exif:

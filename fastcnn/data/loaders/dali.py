@@ -70,6 +70,7 @@ class DaliLoader(ImageLoader):
     def _start(self, position: LoaderPosition) -> None:
         self._stop()
         t, split, train = self.transform, self.split, self.sampler.train
+        self._special = split.files.special if split.files is not None else None
         self._resizing: deque[tuple[BatchRequest, Tensor, list[Future[None]]]] = deque()
         self._being_copied: deque[tuple[torch.cuda.Event, Any]] = deque()
         self._steps = draw_steps(t.augment, t.size, 0, 0, np.arange(1)) if train else ()
@@ -103,7 +104,7 @@ class DaliLoader(ImageLoader):
         self._source = self._requests(position)
         graph = Graph(
             fields=self._fields,
-            read_files=self.split.images is None and files is not None and files.spans is None,
+            read_files=self._reads_files,
             steps=[(step.kinds, list(fields_of(step, t.size, t.channels))) for step in self._steps],
             size=t.size,
             channels=t.channels,
@@ -134,19 +135,30 @@ class DaliLoader(ImageLoader):
             fields += fields_of(step, t.size, t.channels).values()
         return (images, *[f.astype(np.int32) if f.dtype == bool else f for f in fields])  # DALI has no bool
 
+    @property
+    def _reads_files(self) -> bool:
+        """DALI reads the files; otherwise it is fed with bytes or pixels."""
+        files = self.split.files if self.split.images is None else None
+        return files is not None and files.spans is None and self._special is None
+
     def _encoded(self, request: BatchRequest, i: int) -> np.ndarray:
-        """Return the i-th image for DALI: cropped pixels, encoded bytes, or the bytes of its path."""
+        """Return the i-th image for DALI: cropped pixels, encoded bytes, or the bytes of its path.
+
+        Images that DALI would decode differently are decoded here, and encoded as PPM."""
         index = int(request.images[i])
         if self.split.images is not None:
             (y, x), (h, w) = request.geometry.start[i], request.geometry.shape[i]
             return np.ascontiguousarray(self.split.images[index][y : y + h, x : x + w])
-        assert self.split.files is not None
-        if self.split.files.spans is not None:
-            try:
-                return self.split.files.read(index)
-            except OSError:
-                return np.zeros(1, dtype=np.uint8)  # rejected by DALI's decoder
-        return np.frombuffer(os.fsencode(self.split.files.paths[index]), dtype=np.uint8)
+        files = self.split.files
+        assert files is not None
+        if self._reads_files:
+            return np.frombuffer(os.fsencode(files.paths[index]), dtype=np.uint8)
+        try:
+            if self._special is not None and self._special[index]:
+                return _as_ppm(files.decode(index, self.transform.channels))
+            return files.read(index)
+        except (OSError, DecodeError):
+            return np.zeros(1, dtype=np.uint8)  # rejected by DALI's decoder
 
     def _next(self) -> tuple[BatchRequest, Tensor]:
         if self._pool is None:
@@ -295,8 +307,21 @@ def batch_pipeline(feed: Any, graph: Graph) -> DataNode:
     return apply_steps(images, operations, graph.size, graph.fill, gpu=graph.gpu)
 
 
+def _as_ppm(pixels: np.ndarray) -> np.ndarray:
+    """Encode pixels, uint8 [H, W, 1 or 3], as PGM or PPM; uint8 [length]."""
+    height, width, channels = pixels.shape
+    header = f"P{5 if channels == 1 else 6}\n{width} {height}\n255\n".encode()
+    return np.concatenate([np.frombuffer(header, dtype=np.uint8), pixels.reshape(-1)])
+
+
 def _why_undecodable(files: Files, image: int, channels: int, device: torch.device) -> str:
     """Return the error of an image by the decoder that failed, "" if it can be decoded."""
+    if files.special is not None and files.special[image]:
+        try:
+            files.decode(image, channels)
+        except DecodeError as reason:
+            return str(reason)
+        return ""
     try:
         data = files.read(image)
     except OSError as error:

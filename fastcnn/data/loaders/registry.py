@@ -62,6 +62,8 @@ def why_not(
             return 'DALI is not installed; pip install "fastcnn[dali]" (Linux), or use --data-backend torch'
         if workers == 0:
             return "DALI needs a thread; use --workers 1 or more"
+        if channels not in (1, 3):
+            return f"DALI decodes 1 or 3 channels, and the images have {channels}; use --data-backend auto"
     if backend == "cached":
         from fastcnn.data.loaders.cached import cached_bytes, free_memory
 

@@ -18,7 +18,6 @@ from torchvision.transforms.v2 import functional as F
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
-from fastcnn.data.transforms.geometry import Geometry
 from fastcnn.data.transforms.torch_ops import apply_to_image
 
 _PREFETCH = 2  # batches
@@ -90,45 +89,48 @@ class TorchLoader(ImageLoader):
     def _load(self, request: BatchRequest, i: int, out: np.ndarray) -> None:
         """Load one sample of a batch into `out`, [size, size, channels]."""
         image, g, t = int(request.images[i]), request.geometry, self.transform
-        if self.sampler.train and t.train_crop == "random-resized":
-            (top, left), (height, width) = g.start[i].tolist(), g.shape[i].tolist()
-            pixels = resize(self._pixels(image, (top, left, height, width)), t.size, t.size)
+        random_resized = self.sampler.train and t.train_crop == "random-resized"
+        if random_resized or t.crop_mode == "border":
+            pixels = self._resized(image, g.start[i], g.shape[i], g.resized[i])
+        elif self.sampler.train and t.train_crop == "random":
+            pixels = self._window(image, g.start[i] + g.roi_start[i])
         else:
-            if t.crop_mode == "border":
-                pixels = resize(self._pixels(image), *g.resized[i].tolist())
-            elif self.sampler.train and t.train_crop == "random":
-                pixels = self._window(image, g, i)
-            else:
-                pixels = _resize_and_crop(self._pixels(image), t.resize, t.size)
-            up, left = g.shift[i].tolist()
-            pixels = _shifted(
-                pixels, up, left, t.size, reflect=t.pad_mode == "reflect" and self.sampler.train
-            )
+            pixels = self._window(image, None)
+        up, left = g.shift[i].tolist()  # none after random-resized
+        reflect = t.pad_mode == "reflect" and self.sampler.train
+        pixels = _shifted(pixels, up, left, t.size, reflect=reflect)
         pixels = pixels[:, ::-1] if g.flip[i] else pixels
         out[:] = apply_to_image(pixels, request.steps, i, t.fill) if request.steps else pixels
 
-    def _window(self, image: int, geometry: Geometry, i: int) -> np.ndarray:
-        """Apply torchvision's Resize and the crop of the geometry."""
-        t, pixels = self.transform, self._pixels(image)
-        sides = np.array(pixels.shape[:2])
-        corner = geometry.start[i] + geometry.roi_start[i]
-        most = _LONGEST * sides.min()
-        if sides.max() > most:  # a strip: keep the part around the window
-            first = (corner.astype(int) - most // 2).clip(0, (sides - most).clip(min=0))
-            pixels = pixels[first[0] :, first[1] :][:most, :most]
-            sides, corner = np.array(pixels.shape[:2]), corner - first
-        scaled = sides * t.resize // sides.min()
-        y, x = np.rint(corner * scaled / sides).astype(int).tolist()
-        return resize(pixels, *scaled.tolist())[y : y + t.size, x : x + t.size]
+    def _window(self, image: int, corner: np.ndarray | None) -> np.ndarray:
+        """Apply torchvision's Resize, and cut out the center or the window at a corner of the whole image."""
+        t, sides = self.transform, self.split.sizes[image].astype(np.int64)
+        most = _LONGEST * sides.min()  # of a strip only the part around the window is resized
+        kept = np.minimum(sides, most)
+        scaled = kept * t.resize // sides.min()
+        if corner is None:
+            first = (sides - kept) // 2
+            window = (scaled - t.size) / 2
+        else:
+            first = (corner.astype(int) - most // 2).clip(0, sides - kept)
+            window = (corner - first) * scaled / kept
+        y, x = np.rint(window).astype(int).tolist()
+        return self._resized(image, first, kept, scaled)[y : y + t.size, x : x + t.size]
 
-    def _pixels(self, image: int, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """Return an image, or a region of it (top, left, height, width)."""
+    def _resized(self, image: int, start: np.ndarray, sides: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        """Return a region of an image (corner, height and width), resized to a shape."""
+        (top, left), (height, width), wanted = start.tolist(), sides.tolist(), tuple(shape.tolist())
         if self.split.images is not None:
-            pixels = self.split.images[image]
-            top, left, height, width = region or (0, 0, *pixels.shape[:2])
-            return pixels[top : top + height, left : left + width]
-        assert self.split.files is not None
-        return self.split.files.decode(image, self.transform.channels, region)
+            pixels = self.split.images[image][top : top + height, left : left + width]
+        else:
+            assert self.split.files is not None
+            pixels = self.split.files.decode(
+                image,
+                self.transform.channels,
+                (top, left, height, width),
+                shape=wanted if self.transform.dct_scaling else None,
+            )
+        return resize(pixels, *wanted)
 
     def _drop(self) -> None:
         """Cancel prefetched batches."""
@@ -150,19 +152,6 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         return pixels
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
     return F.resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
-
-
-def _resize_and_crop(pixels: np.ndarray, short: int, size: int) -> np.ndarray:
-    """Apply torchvision's Resize(short) and CenterCrop(size)."""
-    height, width = pixels.shape[:2]
-    most = _LONGEST * min(height, width)
-    if max(height, width) > most:
-        y, x = max(0, (height - most) // 2), max(0, (width - most) // 2)
-        pixels = pixels[y : y + most, x : x + most]
-    height, width = (side * short // min(pixels.shape[:2]) for side in pixels.shape[:2])
-    pixels = resize(pixels, height, width)
-    y, x = round((height - size) / 2), round((width - size) / 2)
-    return pixels[y : y + size, x : x + size]
 
 
 def _shifted(pixels: np.ndarray, up: int, left: int, size: int, *, reflect: bool) -> np.ndarray:

@@ -78,8 +78,8 @@ class Split:
         """Digest of the images' names, labels and order, independent of the folder's location."""
         digest = hashlib.sha256(self.labels.tobytes())
         if self.files is not None:
-            names = ("/".join(self.name(i).rsplit("/", 2)[-2:]) for i in range(len(self)))
-            digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
+            names = (b"/".join(name.rsplit(b"/", 2)[-2:]) for name in self.files.names.encoded())
+            digest.update(b"\0".join(names))
         return f"{len(self)} ({digest.hexdigest()[:8]})"
 
     def name(self, index: int) -> str:
@@ -109,7 +109,7 @@ class Source:
     """Held-out images, validated once at the end with the best weights."""
     class_names: tuple[str, ...]
     channels: int = 3
-    """3 (RGB) or 1 (gray)."""
+    """3 (RGB), 1 (gray), or the number of channels of all images."""
     native_size: int | None = None
     """Side in pixels if all images are small squares of one size, else None."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -137,7 +137,7 @@ class Source:
         )
 
     def with_channels(self, channels: int) -> Source:
-        """Return the same images with 1 (gray) or 3 (RGB) channels."""
+        """Return the same images with 1 (gray) or 3 (RGB) channels, or as many as their files have."""
         if channels == self.channels:
             return self
         return dataclasses.replace(

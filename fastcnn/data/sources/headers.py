@@ -10,15 +10,18 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
-from fastcnn.data.decode import FORMATS, MAX_PIXELS, TRANSPOSED, DecodeError, decode, orientation_of
+from fastcnn.data.arrays import FULL, MAX_PIXELS, SHARED, Header, Levels
+from fastcnn.data.decode import TRANSPOSED, DecodeError, decode
+from fastcnn.data.header import examine_header
+from fastcnn.data.jpeg import decode_reduced, is_jpeg, reduction
 from fastcnn.data.sources.manifest import examine_once, file_stamps
 from fastcnn.data.sources.names import Names
-from fastcnn.data.sources.quick_headers import Header, quick_header
+from fastcnn.data.sources.quick_headers import quick_header
 
 SLOW_SCAN = 50_000
 """Number of files above which a scan is announced."""
@@ -44,6 +47,10 @@ class Files:
     """Channels as stored, uint8 [N]: 1 for gray and palettes, 2 or 4 with alpha; 0 if unknown."""
     lengths: np.ndarray | None = None
     """Number of encoded bytes, int64 [N]; 0 for missing files, None if unknown."""
+    readers: np.ndarray
+    """What decodes each image, uint8 [N]: `SHARED`, `PILLOW` or `ARRAY`."""
+    levels: Levels | None = None
+    """Levels of images of more than 8 bits; None: each its own."""
     spans: np.ndarray | None = None
     """First byte and number of bytes in the shard, int64 [N, 2]; None for files."""
     members: Names | None = None
@@ -59,6 +66,7 @@ class Files:
             sizes=np.zeros((len(paths), 2), dtype=np.int32),
             bits=np.zeros(len(paths), dtype=np.uint8),
             bands=np.zeros(len(paths), dtype=np.uint8),
+            readers=np.zeros(len(paths), dtype=np.uint8),
             spans=spans,
             members=None if members is None else Names.of(members),
         )
@@ -84,16 +92,41 @@ class Files:
         return np.fromfile(self.paths[index], dtype=np.uint8, count=length, offset=offset)
 
     def decode(
-        self, index: int, channels: int, region: tuple[int, int, int, int] | None = None
+        self,
+        index: int,
+        channels: int,
+        region: tuple[int, int, int, int] | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Decode an image by `fastcnn.data.decode.decode`; DecodeError if that fails."""
+        """Decode an image by `fastcnn.data.decode.decode`; DecodeError if that fails.
+
+        Args:
+            shape: height and width to which the caller resizes the pixels. A JPEG of several times that size
+                is decoded at a reduced scale and returned in this shape.
+        """
         try:
             data = self.read(index)
         except OSError as error:
             raise DecodeError(error.strerror or str(error)) from error
         height, width = self.sizes[index].tolist()
         orientation = 1 if self.orientations is None else int(self.orientations[index])
-        return decode(data, channels, (height, width), region, orientation=orientation)
+        whole = (0, 0, height, width)
+        region = None if region == whole else region
+        reduces = shape is not None and channels in (1, 3) and reduction((region or whole)[2:], shape) > 1
+        if shape is not None and reduces and is_jpeg(data):
+            return decode_reduced(
+                data, channels, (height, width), region or whole, shape, orientation=orientation
+            )
+        return decode(data, channels, (height, width), region, orientation=orientation, levels=self.levels)
+
+    @property
+    def special(self) -> np.ndarray | None:
+        """Images that DALI would decode differently, bool [N]; None: there are none."""
+        special = self.readers != SHARED
+        if self.levels not in (None, FULL):
+            special |= self.bits > 8
+        return special if special.any() else None
 
     def take(self, indices: np.ndarray) -> Files:
         """Return the images at `indices`, in that order."""
@@ -105,6 +138,8 @@ class Files:
             lengths=None if self.lengths is None else self.lengths[indices],
             bits=self.bits[indices],
             bands=self.bands[indices],
+            readers=self.readers[indices],
+            levels=self.levels,
             problems={new: self.problems[int(indices[new])] for new in bad.tolist()},
             spans=None if self.spans is None else self.spans[indices],
             members=None if self.members is None else self.members.take(indices),
@@ -136,7 +171,7 @@ def scan(
         root,
         encoded.names,
         stamps,
-        columns=5,
+        columns=6,
         examine=lambda i: examine(encoded, i),
         notice="reading the headers of {:,} images, once",
         slow=SLOW_SCAN if announce else len(paths),
@@ -145,7 +180,7 @@ def scan(
     if upright and (facts[:, 2] > 1).any():
         orientations = facts[:, 2].astype(np.uint8)
         sizes = np.where((orientations >= TRANSPOSED)[:, None], sizes[:, ::-1], sizes)
-    bits, bands = facts[:, 3:].T.astype(np.uint8)
+    bits, bands, readers = facts[:, 3:].T.astype(np.uint8)
     return dataclasses.replace(
         encoded,
         sizes=sizes,
@@ -153,6 +188,7 @@ def scan(
         bits=bits,
         bands=bands,
         lengths=stamps[:, 0] if spans is None else spans[:, 1],
+        readers=readers,
         problems=problems,
     )
 
@@ -177,63 +213,12 @@ def examine(files: Files, index: int) -> Header:
         return Header(problem=f"not an image that Pillow reads: {error}")
 
 
-def examine_header(stream: BinaryIO) -> Header:
-    end = stream.seek(0, os.SEEK_END)
-    if end == 0:
-        return Header(problem="empty")
-    stream.seek(0)
-    with Image.open(stream) as image:
-        width, height = image.size
-        if image.format not in FORMATS:
-            return Header(problem=f"{image.format} is not read; convert it to PNG")
-        if _is_rare(image):
-            return Header(problem=f"a rare kind of {image.format}, which is not read; convert it to PNG")
-        if width * height > MAX_PIXELS:
-            return Header(problem=f"declares {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
-        orientation, bands, bits = orientation_of(image), len(image.getbands()), _bits(image)
-        # A truncated file lacks the end marker.
-        stream.seek(max(0, end - 16))
-        tail = stream.read()
-        jpeg = tail.endswith(b"\xff\xd9")
-        ends = {"JPEG": jpeg, "MPO": jpeg, "PNG": tail.endswith(b"IEND\xaeB`\x82")}
-        if not ends.get(image.format, True):  # trailing bytes are harmless
-            stream.seek(0)
-            try:
-                image.load()
-                stream.seek(0)
-                if image.format == "PNG" and b"IEND\xaeB`\x82" not in stream.read():
-                    return Header(problem="truncated")
-            except (OSError, SyntaxError):
-                return Header(problem="truncated")
-    return Header(height, width, orientation, bits, bands)
-
-
-def _bits(image: ImageFile.ImageFile) -> int:
-    """Return the bits per channel of an image as stored."""
-    if image.format == "PNG":
-        stream = image.fp
-        assert stream is not None
-        stream.seek(24)
-        return stream.read(1)[0]
-    if image.format == "TIFF":
-        return int(image.tag_v2.get(258, (1,))[0])  # type: ignore[attr-defined]
-    return {"1": 1, "I": 16, "F": 32}.get(image.mode.partition(";")[0], 8)
-
-
-def _is_rare(image: ImageFile.ImageFile) -> bool:
-    """Return whether DALI and Pillow decode an image differently."""
-    if image.format == "TIFF":
-        return orientation_of(image) != 1 or image.mode in ("1", "I", "F")
-    if image.format == "PPM":
-        return image.tile[0][0] != "raw"  # text, or a maximum other than 255 and 65,535
-    return False
-
-
 class _Span(io.RawIOBase):
     """A byte range of an open file, as a file of its own."""
 
     def __init__(self, file: int, first: int, length: int) -> None:
         self.file, self.first, self.length, self.at = file, first, length, 0
+        self.name = ""  # pydicom and tifffile read it
 
     def read_at(self, place: int, count: int) -> bytes:
         """Return at most `count` bytes from `place` on."""

@@ -22,6 +22,7 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
+from fastcnn.data.arrays import NO_PACKAGE
 from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.sources.names import Names
 from fastcnn.version import __version__
@@ -127,7 +128,9 @@ class Manifest:
         """Keep the facts in the cache; files that could not be read for now are examined anew next time."""
         passing = {os.strerror(code) for code in errno.errorcode}  # errors of the machine, not of the file
         stamps = np.where(self.known[:, None], self.stamps, -1)
-        stamps[[i for i, problem in self.problems.items() if problem in passing]] = -1
+        stamps[
+            [i for i, problem in self.problems.items() if problem in passing or NO_PACKAGE in problem]
+        ] = -1
         keep(
             self.path,
             "files are examined anew next time",

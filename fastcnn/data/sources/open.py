@@ -11,6 +11,7 @@ from fastcnn.data.sources.census import with_census
 from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.data.sources.demo import ensure_demo
 from fastcnn.data.sources.folder import read_folder
+from fastcnn.data.sources.pixels import with_channels_of_files
 from fastcnn.data.sources.splits import split_off
 from fastcnn.data.sources.torchvision import synthetic_source, torchvision_source
 from fastcnn.errors import UserError
@@ -37,7 +38,7 @@ def open_data(settings: DataSettings, *, task: TaskName, seed: int) -> Source:
         source = open_source(settings, seed=seed)
     if settings.data == "synthetic":
         return source
-    return with_census(source, f"{os.path.abspath(settings.data)} {task}")
+    return with_census(with_channels_of_files(source), f"{os.path.abspath(settings.data)} {task}")
 
 
 def open_source(settings: DataSettings, *, seed: int) -> Source:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from fastcnn.data.decode import MAX_PIXELS
+from fastcnn.data.arrays import MAX_PIXELS, Header
 
 Read = Callable[[int, int], bytes]
 """Read from this byte of an image on, at most so many bytes."""
@@ -21,22 +20,6 @@ TAIL = 16
 """Bytes to read at the end."""
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-
-
-class Header(NamedTuple):
-    """Facts of an image from its header."""
-
-    height: int = 0
-    """Height and width in pixels, as stored."""
-    width: int = 0
-    orientation: int = 1
-    """EXIF orientation, 1 to 8."""
-    bits: int = 0
-    """Bits per channel."""
-    bands: int = 0
-    """Channels."""
-    problem: str = ""
-    """Reason why the image cannot be decoded."""
 
 
 def quick_header(read: Read, length: int) -> Header | None:

@@ -29,6 +29,7 @@ from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.layout import Phase, folders
+from fastcnn.data.sources.names import Names
 from fastcnn.data.sources.splits import check_shares, split_off
 from fastcnn.data.sources.walk import IMAGE_SUFFIXES
 from fastcnn.errors import UserError
@@ -42,10 +43,12 @@ INDEX_THREADS = 8
 class Index(NamedTuple):
     """Samples of a shard, in its order."""
 
-    members: list[str]
+    members: Names
     """Names of the image members."""
-    classes: list[str]
-    """Contents of their .cls members."""
+    words: list[str]
+    """Different contents of their .cls members."""
+    classes: np.ndarray
+    """Number of each member's word, int64 [N]."""
     spans: np.ndarray
     """First byte and number of bytes, int64 [N, 2]."""
 
@@ -79,21 +82,21 @@ def read_shards(settings: DataSettings, seed: int) -> Source:
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         local = list(pool.map(partial(_local, data_root=data_root), names))
         indices = list(pool.map(_index, local))
-    class_names, numbered = _class_names(indices, data)
-    label = {name: i for i, name in enumerate(class_names)}
+    numbers, class_names = _classes(data, indices)
     phases = [_phase(name) for name in names]
 
     def split(phase: Phase) -> Split | None:
-        chosen = [(path, index) for path, index, p in zip(local, indices, phases) if p == phase]
-        paths = [path for path, index in chosen for _ in index.members]
-        members = [member for _, index in chosen for member in index.members]
-        spans = np.concatenate([np.empty((0, 2), np.int64), *(index.spans for _, index in chosen)])
-        labels = [label[str(int(w)) if numbered else w] for _, index in chosen for w in index.classes]
-        root = " ".join(os.path.abspath(path) for path, _ in chosen)
-        if not labels:
+        chosen = [(path, index) for path, index, of in zip(local, indices, phases) if of == phase]
+        counts = [len(index.members) for _, index in chosen]
+        if not sum(counts):
             return None
+        paths = Names.of([path for path, _ in chosen]).take(np.repeat(np.arange(len(chosen)), counts))
+        members = Names.join([index.members for _, index in chosen])
+        spans = np.concatenate([index.spans for _, index in chosen])
+        labels = [np.array([numbers[w] for w in i.words], dtype=np.int64)[i.classes] for _, i in chosen]
+        root = " ".join(os.path.abspath(path) for path, _ in chosen)
         files = scan(root, paths, spans, members, upright=settings.exif == "upright")
-        return Split(np.asarray(labels, dtype=np.int64), files)
+        return Split(np.concatenate(labels), files)
 
     train, val, test = split("train"), split("val"), split("test")
     if train is None:
@@ -119,15 +122,18 @@ def read_shards(settings: DataSettings, seed: int) -> Source:
     )
 
 
-def _class_names(indices: Sequence[Index], data: str) -> tuple[tuple[str, ...], bool]:
-    """Return the names, and whether they are numbers: all .cls are numbers; else they are sorted."""
-    words = {word for index in indices for word in index.classes}
-    numbered = all(word.isdecimal() for word in words)
-    count = max((int(word) for word in words), default=0) + 1 if numbered else len(words)
-    names = tuple(str(i) for i in range(count)) if numbered else tuple(sorted(words))
+def _classes(data: str, indices: Sequence[Index]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of each class as it is written in the shards, and the names of the classes."""
+    words = {word for index in indices for word in index.words}
+    if all(word.isdecimal() for word in words):
+        numbers = {word: int(word) for word in words}
+        names = [str(i) for i in range(max(numbers.values(), default=0) + 1)]
+    else:
+        names = sorted(words)
+        numbers = {name: i for i, name in enumerate(names)}
     if len(names) < 2:
         raise UserError(f"--data {data}: one class only; classification needs two")
-    return names, numbered
+    return numbers, tuple(names)
 
 
 def _phase(name: str) -> Phase:
@@ -204,13 +210,15 @@ def _index(path: str) -> Index:
     entry = cache_root() / "shards" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:24] + ".npz")
     try:
         with np.load(entry, allow_pickle=False) as kept:
-            return Index(kept["members"].tolist(), kept["classes"].tolist(), kept["spans"])
+            members = Names.split(kept["members"], len(kept["spans"]))
+            return Index(members, kept["words"].tolist(), kept["classes"], kept["spans"])
     except Exception:  # missing or truncated: rebuilt
         index = read_index(path)
     keep(
         entry,
         "shards are indexed anew next time",
-        members=index.members,
+        members=index.members.joined(),
+        words=index.words,
         classes=index.classes,
         spans=index.spans,
     )
@@ -232,7 +240,7 @@ def read_index(path: str) -> Index:
                     content = tar.extractfile(member)
                     assert content is not None
                     classes[key] = content.read().decode().strip()
-                elif name.lower().endswith(IMAGE_SUFFIXES):
+                elif name.lower().endswith(IMAGE_SUFFIXES) and not name.lower().endswith(".npy"):
                     if key in images:
                         raise UserError(f"--data {path}: {key} has more than one image; keep one")
                     images[key] = member
@@ -253,4 +261,5 @@ def read_index(path: str) -> Index:
         raise UserError(f"--data {path}: {lonely[0]} has no {missing}; every sample needs both")
     members: Sequence[tarfile.TarInfo] = list(images.values())
     spans = np.array([(m.offset_data, m.size) for m in members], dtype=np.int64).reshape(-1, 2)
-    return Index([m.name for m in members], [classes[key] for key in images], spans)
+    words, numbers = np.unique([classes[key] for key in images], return_inverse=True)
+    return Index(Names.of(m.name for m in members), words.tolist(), numbers, spans)

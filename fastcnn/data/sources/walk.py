@@ -16,7 +16,7 @@ from fastcnn.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
-    *(".gif", ".avif", ".heic", ".heif", ".jp2"),  # not decoded, but reported
+    *(".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".dcm", ".dicom", ".npy"),
 )
 
 

@@ -36,6 +36,8 @@ class Transform:
     the size and adds black borders."""
     augment: Augment = field(default_factory=Augment)
     """Augmentation of pixels in training, after crop and flip."""
+    dct_scaling: bool = True
+    """Large JPEGs may be decoded at a reduced scale (`fastcnn.data.jpeg`)."""
     progressive: bool = False
     """The size changes during the training, by `Loader.resize`."""
 

@@ -455,7 +455,7 @@ def odd_images(folder: Path) -> dict[str, Path]:
     paths = {
         name.partition(".")[0]: folder / name
         for name in (
-            *("bad_truncated.jpg", "bad_empty.jpg", "bad_text.jpg", "bad_gif.jpg", "bad_bomb.jpg"),
+            *("bad_truncated.jpg", "bad_empty.jpg", "bad_text.jpg", "bad_tga.jpg", "bad_bomb.jpg"),
             *("bad_pixels.png", "cmyk.jpg", "grey.jpg", "exif.jpg", "deep.png", "palette.png", "alpha.png"),
             *("tiny.png", "strip.png"),
         )
@@ -466,7 +466,7 @@ def odd_images(folder: Path) -> dict[str, Path]:
     paths["bad_truncated"].write_bytes(jpeg[: len(jpeg) // 2])
     paths["bad_empty"].write_bytes(b"")
     paths["bad_text"].write_text("not an image at all")
-    picture.save(paths["bad_gif"], "GIF")
+    picture.save(paths["bad_tga"], "TGA")
     place = jpeg.index(b"\xff\xc0") + 5  # of height and width in the frame header
     paths["bad_bomb"].write_bytes(jpeg[:place] + b"\xff\xdc\xff\xdc" + jpeg[place + 4 :])
     buffer = io.BytesIO()

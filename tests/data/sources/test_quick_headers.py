@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastcnn.data.decode import MAX_PIXELS
+from fastcnn.data.arrays import MAX_PIXELS
 from fastcnn.data.sources.headers import examine_header
 from fastcnn.data.sources.quick_headers import Header, quick_header
 

@@ -199,6 +199,15 @@ def test_shards_to_validate_on_are_known_by_their_names(name, tmp_path):
     assert (len(source.train), len(source.val)) == (2, 1)
 
 
+def test_an_empty_shard_adds_nothing(tmp_path):
+    train_and_val(tmp_path)
+    write(tmp_path / "train-1.tar", {})
+    for _ in range(2):  # the second time from the cache
+        source = read(tmp_path)
+        assert source.train.labels.tolist() == [0, 1]
+        assert source.train.labels.dtype == np.int64
+
+
 def test_a_share_is_taken_where_no_shard_is_for_validation(tmp_path):
     write(tmp_path / "part-0.tar", samples({f"{i:02}": i % 2 for i in range(10)}))
     write(tmp_path / "part-1.tar", samples({f"{i:02}": i % 2 for i in range(10, 20)}))
