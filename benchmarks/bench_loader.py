@@ -3,6 +3,7 @@
     python -m pytest benchmarks/bench_loader.py                           # the demo set, as JPEG files
     python -m pytest benchmarks/bench_loader.py --data /path/to/photos    # class folders, or train/ with them
     python -m pytest benchmarks/bench_loader.py --data /path/to/photos --quick
+    python -m pytest benchmarks/bench_loader.py --data /path/to/photos -k big_photos
 
 Photos are cropped by random-resized-crop, small images of one size by pad-crop (benchmarks/sizes.py). All
 sides have a worker per core, and crops and flips of the same distribution:
@@ -12,6 +13,11 @@ sides have a worker per core, and crops and flips of the same distribution:
   timm                       timm's create_dataset and create_loader: normalized floats
   fastcnn dali, torch, cached    fastcnn's loaders; cached decodes all images in advance, timed separately
   dali ...                   on a GPU, DALI with other settings of its decoder and queue
+
+test_big_photos measures 200 photos of 12 megapixels, enlarged from those of --data, smooth and with grain. It
+has two more sides:
+  DALI alone                 reader, random crop in decoding, resize and flip of DALI, without fastcnn
+  fastcnn torch, full decoding    with --no-dct-scaling
 
 The loaders stay alive between turns, and their epochs follow each other without a gap. The first batches of
 a turn are not timed, since some were prefetched; a turn starts when the previous loader has finished
@@ -30,7 +36,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,7 @@ import numpy as np
 import pytest
 import torch
 
+import big_photos
 from comparison import Comparison
 from fastcnn.bench import timing
 from fastcnn.config.settings import LoaderSettings
@@ -47,24 +54,35 @@ from fastcnn.data.loaders.base import ImageLoader
 from fastcnn.data.loaders.registry import MAKERS, why_not
 from fastcnn.data.sources import demo
 from fastcnn.data.sources.dataset import Source
+from fastcnn.data.sources.walk import image_files
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, choose_device
 from loader_sides import (
+    DALI_ALONE,
+    FULL_DECODING,
     PROCESSES,
     TUNED,
     Job,
     choose_load,
+    dali_batches,
     open_folder,
     own_batches,
     own_loader,
     process_batches,
     read,
 )
-from sizes import LOAD, Load
+from sizes import BIG_LOAD, LOAD, Load
 
 BASELINE = PROCESSES[0]
 OWN = tuple(f"fastcnn {backend}" for backend in MAKERS)
 SIDES = (*PROCESSES, *OWN, *TUNED)
+BIG_SIDES = (
+    *("torchvision PIL", "torchvision decode_image", DALI_ALONE),
+    *("fastcnn dali", "fastcnn torch", FULL_DECODING),
+)
+BIG_COUNT = 200
+BIG_PHOTOS = {"big-photos": 0.0, "big-photos-grain": 4.0}
+"""Grain of each row, in levels of 255: enlarged photos are smoother than those of a phone."""
 AHEAD = 3
 """Untimed first batches per worker: DataLoader prefetches 2 for each."""
 OWN_AHEAD = 6
@@ -116,6 +134,7 @@ def left_out(source: Source, workers: int, device: torch.device) -> dict[str, st
         f"fastcnn {backend}": why_not(backend, source, channels=3, workers=workers, local_world_size=1)
         for backend in MAKERS
     }
+    reasons[DALI_ALONE] = reasons["fastcnn dali"]
     for name in TUNED:
         reasons[name] = reasons["fastcnn dali"] if device.type == "cuda" else "needs a CUDA GPU"
     if importlib.util.find_spec("timm") is None:
@@ -131,6 +150,7 @@ def measure(
     rounds: int,
     images: int | None,
     share: float,
+    names: Sequence[str] = SIDES,
 ) -> Comparison:
     """Time all sides in turn on the images of a folder.
 
@@ -139,19 +159,24 @@ def measure(
         rounds: timed turns of each side.
         images: use this many images, chosen at random.
         share: share of a turn's images, for a quick look.
+        names: the sides.
     """
     workers = machine.cores_per_process(Ranks())
     torch.set_num_threads(workers)  # as in training; a worker of any side has one thread
     torch.manual_seed(0)
     job = prepare(root, loads, device, images)
     source, load = job.source, job.load
-    absent = left_out(source, workers, device)
+    absent = {name: why for name, why in left_out(source, workers, device).items() if name in names}
+    present = [name for name in names if name not in absent]
 
     # Processes are forked before there are threads.
-    sides = {name: process_batches(name, job) for name in PROCESSES if name not in absent}
+    sides = {name: process_batches(name, job) for name in present if name in PROCESSES}
     wait_for_quiet()
     auto = choose_auto(job)
-    loaders, build_seconds = build_own_loaders(job, absent)
+    if DALI_ALONE in present:
+        sides[DALI_ALONE] = dali_batches(job)
+    own = [name for name in present if name not in sides]
+    loaders, build_seconds = build_own_loaders(job, own)
     sides |= {name: own_batches(loader) for name, loader in loaders.items()}
 
     # Each worker makes the same number of batches, so all are at the same point when the clock stops.
@@ -163,11 +188,13 @@ def measure(
     gc.collect()
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    auto["share_of_fastest"] = min(medians.values()) / medians[f"fastcnn {auto['choice']}"]
+    if f"fastcnn {auto['choice']}" in medians:
+        auto["share_of_fastest"] = min(medians.values()) / medians[f"fastcnn {auto['choice']}"]
     settings = {
         "data": source.name,
         "images": len(source.train),
         "median_height_and_width": np.median(source.train.sizes, axis=0).tolist(),
+        "mean_bytes": statistics.mean(os.path.getsize(path) for path, _ in job.samples),
         **load._asdict(),
         "img_size": job.size,
         "workers": workers,
@@ -206,14 +233,13 @@ def choose_auto(job: Job) -> dict[str, Any]:
     return {"choice": choice, "why": why, "seconds": time.perf_counter() - start}
 
 
-def build_own_loaders(job: Job, absent: Mapping[str, str]) -> tuple[dict[str, ImageLoader], dict[str, float]]:
+def build_own_loaders(job: Job, names: Sequence[str]) -> tuple[dict[str, ImageLoader], dict[str, float]]:
     """fastcnn's loaders, and the seconds to build each."""
     loaders, seconds = {}, {}
-    for name in (*OWN, *TUNED):
-        if name not in absent:
-            start = time.perf_counter()
-            loaders[name] = own_loader(name, job)
-            seconds[name] = time.perf_counter() - start
+    for name in names:
+        start = time.perf_counter()
+        loaders[name] = own_loader(name, job)
+        seconds[name] = time.perf_counter() - start
     return loaders, seconds
 
 
@@ -241,7 +267,7 @@ def facts_of(gives: dict[str, str], build_seconds: dict[str, float]) -> dict[str
     facts: dict[str, dict[str, Any]] = {
         name: {"gives": dtype, **TUNED.get(name, {})} for name, dtype in gives.items()
     }
-    if "fastcnn cached" in facts:
+    if "fastcnn cached" in build_seconds:
         facts["fastcnn cached"]["decoding_seconds"] = build_seconds["fastcnn cached"]
     return facts
 
@@ -265,6 +291,30 @@ def comparison(request, tmp_path_factory, quick, save) -> Comparison:
     found = measure(root, loads, DEVICE, rounds=rounds, images=images, share=share)
     save(found)
     return found
+
+
+@pytest.fixture(scope="module")
+def row(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def big_comparison(request, row, tmp_path_factory, quick, save) -> Comparison:
+    data = request.config.getoption("--data")
+    photos = image_files(Path(data).expanduser()) if data else ()
+    root = tmp_path_factory.mktemp("data") / row
+    big_photos.write(root, 24 if quick else BIG_COUNT, photos, grain=BIG_PHOTOS[row])
+    load = BIG_LOAD["cuda" if DEVICE.type == "cuda" else "cpu"]
+    rounds, share = (3, 0.2) if quick else (5, 1.0)
+    found = measure(root, (load, load), DEVICE, rounds=rounds, images=None, share=share, names=BIG_SIDES)
+    save(found)
+    return found
+
+
+@pytest.mark.parametrize("side", BIG_SIDES)
+@pytest.mark.parametrize("row", BIG_PHOTOS, indirect=True)
+def test_big_photos(row, side, big_comparison, play):
+    play(big_comparison, side)
 
 
 @pytest.mark.parametrize("side", SIDES)

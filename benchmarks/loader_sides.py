@@ -5,6 +5,7 @@ A DataLoader lets its workers idle between two epochs, so the sides run across e
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ from sizes import Load
 
 PROCESSES = ("torchvision PIL", "torchvision float recipe", "torchvision decode_image", "timm")
 """Sides that load in worker processes."""
+DALI_ALONE = "DALI alone"
+"""A pipeline as in DALI's own examples."""
+FULL_DECODING = "fastcnn torch, full decoding"
+"""The loader in threads without decoding at a reduced scale."""
 TUNED: dict[str, dict[str, Any]] = {
     "dali hw 0": {"hw_decoder_load": 0.0},
     "dali hw 0.5": {"hw_decoder_load": 0.5},
@@ -187,21 +192,50 @@ def _on_device(batches: Iterator[Any], device: torch.device) -> Iterator[object]
     return ([tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches)
 
 
+def dali_batches(job: Job) -> Iterator[object]:
+    """Batches of DALI's reader, random crop in decoding, resize and flip."""
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    on_gpu = job.device.type == "cuda"
+
+    @pipeline_def(
+        batch_size=job.load.batch_size,
+        num_threads=job.workers,
+        device_id=torch.cuda.current_device() if on_gpu else None,
+    )
+    def pipeline() -> tuple[Any, Any]:
+        paths, labels = zip(*job.samples)
+        data, label = fn.readers.file(files=paths, labels=labels, random_shuffle=True)
+        images = fn.decoders.image_random_crop(
+            data,
+            device="mixed" if on_gpu else "cpu",
+            random_area=list(job.transform.scale),
+            random_aspect_ratio=list(job.transform.ratio),
+        )
+        images = fn.resize(images, size=[job.size, job.size], antialias=True)
+        return fn.flip(images, horizontal=fn.random.coin_flip()), label
+
+    batches = DALIGenericIterator(pipeline(), ["images", "labels"], size=-1)
+    return ((batch["images"], batch["labels"]) for (batch,) in batches)
+
+
 def own_loader(name: str, job: Job) -> ImageLoader:
-    """Loader of the side "fastcnn BACKEND" or of a side in `TUNED`."""
+    """Loader of the side "fastcnn BACKEND" , `FULL_DECODING`, or of a side in `TUNED`."""
     split = job.split
     sampler = ShardedSampler(
         count=len(split), batch_size=job.load.batch_size, rank=0, world_size=1, train=True
     )
     args = LoaderArgs(
         split=split,
-        transform=job.transform,
+        transform=dataclasses.replace(job.transform, dct_scaling=name != FULL_DECODING),
         sampler=sampler,
         device=job.device,
         workers=job.workers,
         bad=BadFiles(split, "training", 1),
     )
     if name not in TUNED:
+        name = name.partition(",")[0]
         return {f"fastcnn {backend}": make for backend, make in MAKERS.items()}[name](args)
     from fastcnn.data.loaders.dali import DaliLoader, Tuning
 

@@ -54,6 +54,11 @@ LOAD = {
     "cuda": (Load(224, 256, "random-resized", 12_288), Load(None, 512, "pad", 51_200)),
 }
 """Settings for photos, and for small images of one size."""
+BIG_LOAD = {
+    "cpu": Load(224, 16, "random-resized", 192),
+    "cuda": Load(224, 64, "random-resized", 1_024),
+}
+"""Settings for photos of 12 megapixels."""
 
 
 class Layer(NamedTuple):

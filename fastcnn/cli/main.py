@@ -27,6 +27,7 @@ commands:
   summary  list the layers of a network: size, cost, receptive field, optionally times
   models   list the networks
   preview  draw training images as they are augmented
+  pack     shrink the images of a folder and pack them into WebDataset shards
   recipes  list named settings with their published results
   bench    run an ablation of the training step, from eager PyTorch on
 
@@ -136,6 +137,45 @@ def preview(argv: Sequence[str]) -> int:
     return 0
 
 
+def pack(argv: Sequence[str]) -> int:
+    from fastcnn.config.parse import parse
+
+    parser = Parser(
+        "fastcnn pack",
+        usage="%(prog)s [-h] [FLAGS] FOLDER SHARDS",
+        description="Shrink the images of a folder and pack them into WebDataset shards. A stopped run is "
+        "completed by the same command.",
+        epilog="Flags of fastcnn train that say how FOLDER is read, such as --val-split 0.1, and --workers "
+        "work here too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="images, as for fastcnn train --data")
+    parser.add_argument("shards", metavar="SHARDS", type=Path, help="folder of the shards")
+    parser.add_argument(
+        "--max-size",
+        type=_positive,
+        default=500,
+        metavar="PIXELS",
+        help="maximum long side; larger images are shrunk (%(default)s)",
+    )
+    parser.add_argument(
+        "--quality",
+        type=_quality,
+        default=90,
+        help="maximum JPEG quality; JPEGs within size and quality are copied byte for byte (%(default)s)",
+    )
+    parser.add_argument(
+        "--shard-images", type=_positive, default=1000, metavar="N", help="images in a shard (%(default)s)"
+    )
+    args, others = parser.parse_known_args(argv)
+    config = parse(["--data", args.folder, *others], "fastcnn pack")
+    from fastcnn.cli.pack import pack as run
+    from fastcnn.data.pack import PackSettings
+
+    settings = PackSettings(max_size=args.max_size, quality=args.quality, shard_images=args.shard_images)
+    return 1 if run(config, args.shards, settings) else 0
+
+
 def models(argv: Sequence[str]) -> int:
     Parser("fastcnn models", description="List the networks.").parse_args(argv)
     print(NETWORKS.read_text(), end="")
@@ -204,6 +244,12 @@ def _minutes(text: str) -> float:
     return value
 
 
+def _quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 95:
+        raise argparse.ArgumentTypeError(f"{text!r}: use 1 to 95")
+    return int(text)
+
+
 def parse_share(text: str) -> float:
     try:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
@@ -224,6 +270,7 @@ COMMANDS = {
     "train": train,
     "predict": predict,
     "preview": preview,
+    "pack": pack,
     "summary": summary,
     "models": models,
     "recipes": recipes,

@@ -63,22 +63,23 @@ def decode_reduced(
     stored = size if turned else size[::-1]  # width and height
     factor = reduction(region[2:], shape)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data.tobytes()), formats=("JPEG",))
+        image = Image.open(io.BytesIO(data.tobytes()), formats=("JPEG",))
         if image.size != stored:
             raise ValueError("changed since its header was read")
         image.draft(mode, (stored[0] // factor, stored[1] // factor))
+        image.decodermaxblock = len(data)  # one block: the decoder repeats a row that a block cuts
         image.load()
     except Exception:  # full decoding succeeds or names the reason
         return decode(data, channels, size, region, orientation=orientation)
     top, left, height, width = (side / factor for side in stored_region(region, stored, orientation))
     x, y = int(left), int(top)
     # Cut as full decoding does, outwards to whole pixels; the rest of the way is the resize's.
-    image = image.crop((x, y, int(np.ceil(left + width)), int(np.ceil(top + height))))
-    image = image if image.mode == mode else image.convert(mode)
-    image = image.resize(
+    part = image.crop((x, y, int(np.ceil(left + width)), int(np.ceil(top + height))))
+    part = part if part.mode == mode else part.convert(mode)
+    part = part.resize(
         shape if turned else shape[::-1],
         Image.Resampling.BILINEAR,
         box=(left - x, top - y, left - x + width, top - y + height),
     )
-    pixels = np.asarray(turned_upright(image, orientation))
+    pixels = np.asarray(turned_upright(part, orientation))
     return pixels if pixels.ndim == 3 else pixels[..., None]

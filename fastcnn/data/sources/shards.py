@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import posixpath
 import re
@@ -31,10 +32,13 @@ from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.layout import Phase, folders
 from fastcnn.data.sources.names import Names
 from fastcnn.data.sources.splits import check_shares, split_off
-from fastcnn.data.sources.walk import IMAGE_SUFFIXES
+from fastcnn.data.sources.walk import IMAGE_SUFFIXES, and_more
 from fastcnn.errors import UserError
 
 REMOTE = ("s3://", "gs://")
+CLASS_LIST = "classes.txt"
+MANIFEST = "pack.json"
+"""File of `fastcnn pack` (`fastcnn.data.pack`) that lists the shards."""
 PREFIXES: tuple[Phase, ...] = ("val", "test")
 """Beginnings of the names of shards that are not for training."""
 INDEX_THREADS = 8
@@ -76,13 +80,15 @@ def read_shards(settings: DataSettings, seed: int) -> Source:
     """
     data, data_root = settings.data, Path(settings.data_root)
     folder = Path(data).expanduser()
+    if folder.is_dir():
+        _check_complete(data, folder)
     names = sorted(map(str, folder.glob("*.tar"))) if folder.is_dir() else list(expand(data))
     if not names:
         raise UserError(f"--data {data}: stands for no shard; correct the pattern")
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         local = list(pool.map(partial(_local, data_root=data_root), names))
         indices = list(pool.map(_index, local))
-    numbers, class_names = _classes(data, indices)
+    numbers, class_names = _classes(data, Path(local[0]).parent / CLASS_LIST, indices)
     phases = [_phase(name) for name in names]
 
     def split(phase: Phase) -> Split | None:
@@ -122,18 +128,43 @@ def read_shards(settings: DataSettings, seed: int) -> Source:
     )
 
 
-def _classes(data: str, indices: Sequence[Index]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the number of each class as it is written in the shards, and the names of the classes."""
+def _classes(data: str, listed: Path, indices: Sequence[Index]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of each class as it is written in the shards, and the names of the classes.
+
+    Numbers have the names of the list if there is one. Other words are sorted names.
+    """
     words = {word for index in indices for word in index.words}
     if all(word.isdecimal() for word in words):
         numbers = {word: int(word) for word in words}
-        names = [str(i) for i in range(max(numbers.values(), default=0) + 1)]
+        count = max(numbers.values(), default=0) + 1
+        names = [str(i) for i in range(count)]
+        if listed.is_file():
+            names = listed.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+            names = [name.removesuffix("\r") for name in names[: None if names[-1] else -1]]
+            if len(names) < count:
+                raise UserError(
+                    f"{listed}: names {len(names)} classes, and the shards number them up to {count - 1}; "
+                    "complete it"
+                )
     else:
         names = sorted(words)
         numbers = {name: i for i, name in enumerate(names)}
     if len(names) < 2:
         raise UserError(f"--data {data}: one class only; classification needs two")
     return numbers, tuple(names)
+
+
+def _check_complete(data: str, folder: Path) -> None:
+    """Raise UserError if `fastcnn pack` was stopped in the middle."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["shards"]
+        missing = [str(name) for name in listed if not (folder / str(name)).is_file()]
+    except (OSError, ValueError, LookupError, TypeError):  # no manifest of fastcnn pack
+        return
+    if missing:
+        raise UserError(
+            f"--data {data}: {missing[0]} is not there{and_more(missing)}; finish fastcnn pack first"
+        )
 
 
 def _phase(name: str) -> Phase:
