@@ -293,9 +293,10 @@ def page(machines: dict[str, Files]) -> str:
             if content["what"] == "kernels":
                 parts += ["### Kernels\n", f"`{KERNELS_COMMAND}`\n", kernel_summary(content)]
                 parts += ["\nSingle layers: [kernels/README.md](../kernels/README.md).\n"]
-        others = [
-            p for p, c in files.items() if c["what"] not in ("ladder", "kernels") and "baseline" not in c
-        ]
+            if content["what"] == "million-files":
+                parts += million_files_section(content)
+        shown = ("ladder", "kernels", "million-files")
+        others = [p for p, c in files.items() if c["what"] not in shown and "baseline" not in c]
         if others:
             listed = ", ".join(f"[{path.stem}](results/{machine}/{path.name})" for path in others)
             parts.append(f"Other files: {listed}.\n")
@@ -318,6 +319,25 @@ def ablation_section(path: Path, content: Content) -> list[str]:
     if "costs" in content:
         parts += ["```", *ablation_report.cost_lines(content), "```\n"]
     return parts
+
+
+def million_files_section(content: Content) -> list[str]:
+    """Table of `million_files.py`: one row per side."""
+    rows = [
+        [
+            side,
+            f"{found['cpu_seconds']:.1f} s",
+            f"{found['reading_seconds']:.1f} s",
+            f"{found['peak_bytes'] / 2**20:,.0f} MiB",
+        ]
+        for side, found in content["sides"].items()
+    ]
+    return [
+        f"### Start of {content['settings']['images']:,} files\n",
+        "`python benchmarks/million_files.py measure FOLDER`\n",
+        table(["", "processor time", "of this, reading", "peak memory"], rows),
+        f"\nWhole processes, with imports; of two ranks the sum of the times. {describe(content)}.\n",
+    ]
 
 
 def missing_steps(machines: dict[str, Files]) -> list[str]:

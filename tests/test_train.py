@@ -384,8 +384,8 @@ def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_pa
     assert train(*flags) == 0
     assert f"runs/{name}-demo" in capsys.readouterr().out
     monkeypatch.setattr("fastcnn.data.sources.torchvision.synthetic_source.__defaults__", (64, 16, 10))
-    monkeypatch.setattr("fastcnn.data.sources.masks.synthetic_mask_source.__defaults__", (64, 16, 10))
-    monkeypatch.setattr("fastcnn.data.sources.boxes.synthetic_box_source.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.sources.masks.source.synthetic_mask_source.__defaults__", (64, 16, 10))
+    monkeypatch.setattr("fastcnn.data.sources.boxes.source.synthetic_box_source.__defaults__", (64, 16, 10))
     assert train(*flags, "--data", "synthetic") == 0
     assert f"runs/{name}-synthetic" in capsys.readouterr().out
 

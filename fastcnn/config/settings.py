@@ -156,7 +156,7 @@ class LoaderSettings:
     workers: Annotated[int | Auto, Ge(0), arg(aliases=["-j"])] = "auto"
     """Loader threads per process."""
     dct_scaling: bool = True
-    """Decode JPEGs at 1/2, 1/4 or 1/8 if twice the wanted size is left; of --data-backend torch."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 if twice the wanted size is left; not of DALI."""
     max_bad_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Tolerated fraction of undecodable images; replaced in training, skipped in validation."""
     aug_repeats: Annotated[int, Ge(1), arg(aliases=["--ra-reps"])] = 1

@@ -101,8 +101,8 @@ def _idle_in_images(config: Config) -> Idle:
             or (config.crop_mode == "border" and "it belongs to --crop-mode center")
         ),
     }
-    if config.data_backend in ("dali", "cached"):
-        idle["dct_scaling"] = "it belongs to --data-backend torch"
+    if config.data_backend == "dali":
+        idle["dct_scaling"] = "it belongs to --data-backend torch and cached"
     if config.data_backend == "synthetic":
         idle |= dict.fromkeys(LOADING, "synthetic images are not loaded")
     return idle

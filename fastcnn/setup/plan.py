@@ -95,17 +95,6 @@ class Plan:
             lines.append("compiling the network: the first steps take long")
         return lines
 
-    def _changed_images(self) -> list[str]:
-        """Return a warning if a resumed run trains on other images than before."""
-        assert self.checkpoint is not None
-        before, now = self.checkpoint["order"]["training images"], self.source.train.fingerprint
-        if before == now:
-            return []
-        return [
-            f"warning: other training images than before, {now} in place of {before}: some may have been "
-            "validated on, and others trained on; keep the files and the split to compare accuracies"
-        ]
-
     def _remarks_on_balance(self) -> list[str]:
         """Return lines about class weights that were computed from the data."""
         weighting, source = self.config.class_weights, self.source
@@ -120,6 +109,17 @@ class Plan:
                 "omit one"
             )
         return lines
+
+    def _changed_images(self) -> list[str]:
+        """Return a warning if a resumed run trains on other images than before."""
+        assert self.checkpoint is not None
+        before, now = self.checkpoint["order"]["training images"], self.source.train.fingerprint
+        if before == now:
+            return []
+        return [
+            f"warning: other training images than before, {now} in place of {before}: some may have been "
+            "validated on, and others trained on; keep the files and the split to compare accuracies"
+        ]
 
     def room(self, ranks: Ranks) -> Headroom:
         """Return the options left to try against a bottleneck."""

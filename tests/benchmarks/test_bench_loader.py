@@ -185,3 +185,59 @@ def test_dalis_settings_do_not_change_a_pixel(photos, crop):
             assert torch.equal(one.images, other.images)
     for loader in (tuned, plain, val):
         loader.close()
+
+
+@pytest.mark.parametrize("grain", [0.0, 4.0])
+def test_big_photos_are_measured_beside_dalis_own_pipeline(tmp_path, monkeypatch, grain):
+    big_photos = importlib.import_module("big_photos")
+    big_photos.write(tmp_path / "big", 8, grain=grain, size=(400, 300))
+    monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.01)
+    monkeypatch.setattr(bench_loader, "wait_for_quiet", lambda: None)
+    monkeypatch.setattr("fastcnn.runtime.machine.cores_per_process", lambda ranks: 1)
+    loads = (PHOTOS, PHOTOS)
+    found = bench_loader.measure(
+        tmp_path / "big", loads, CPU, rounds=2, images=None, share=0.5, names=bench_loader.BIG_SIDES
+    )
+    assert set(found.seconds) | set(found.left_out) == set(bench_loader.BIG_SIDES)
+    assert found.settings["images"] == 8
+    assert found.settings["median_height_and_width"] == [300, 400]
+
+
+def test_an_enlarged_photo_shows_the_photo(photos, tmp_path):
+    from PIL import Image
+
+    big_photos = importlib.import_module("big_photos")
+    paths = [str(path) for path in sorted((photos / "train").rglob("*")) if path.suffix in (".jpg", ".png")]
+    big_photos.write(tmp_path / "big", len(paths), paths, grain=2.0, size=(400, 300))
+    written = sorted((tmp_path / "big").rglob("*.jpg"), key=lambda path: path.name)
+    for path, big in zip(paths, written, strict=True):
+        with Image.open(path) as small, Image.open(big) as large:
+            assert large.size == (400, 300)
+            shown = np.asarray(large.resize(small.size, Image.Resampling.BOX)).astype(int)
+            assert np.abs(shown - np.asarray(small.convert("RGB"))).mean() < 12
+
+
+@needs_dali
+@pytest.mark.parametrize("job", ["photos"], indirect=True)
+def test_dalis_own_pipeline_gives_batches_of_all_images(job):
+    seen: set[int] = set()
+    batches = sides.dali_batches(job)
+    for _ in range(2 * (len(job.split) // 4 + 1)):
+        images, labels = next(batches)
+        assert images.shape == (4, 24, 24, 3)
+        assert images.dtype == torch.uint8
+        seen |= set(labels.flatten().tolist())
+    assert seen == set(job.split.labels.tolist())
+
+
+def test_full_decoding_is_a_side_of_its_own(tmp_path):
+    big_photos = importlib.import_module("big_photos")
+    big_photos.write(tmp_path / "big", 8, grain=0.0, size=(400, 300))
+    folder = sides.open_folder(tmp_path / "big")
+    job = sides.Job(folder=folder, source=sides.read(folder), load=PHOTOS, workers=1, device=CPU)
+    scaled, full = (
+        next(sides.own_batches(sides.own_loader(name, job))).images
+        for name in ("fastcnn torch", sides.FULL_DECODING)
+    )
+    difference = (scaled.int() - full.int()).abs().float().mean()
+    assert 0 < difference < 1

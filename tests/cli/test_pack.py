@@ -350,7 +350,7 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     "change", ["max_size", "quality", "shard_images", "a new image", "an edited image", "a renamed class"]
 )
-def test_other_settings_or_images_are_refused_by_a_begun_pack(tmp_path, capsys, change):
+def test_other_settings_or_images_are_refused_by_a_begun_pack(tmp_path, capsys, wording, change):
     folder, shards = draw(tmp_path / "photos"), tmp_path / "shards"
     pack(folder, shards)
     before = content(shards)
@@ -367,6 +367,7 @@ def test_other_settings_or_images_are_refused_by_a_begun_pack(tmp_path, capsys, 
         for phase in ("train", "val"):
             (folder / phase / "cat").rename(folder / phase / "dog")
     line = refusal(capsys, folder, shards, *flags.get(change, []))
+    wording(line)
     if change in flags:
         flag = "--" + change.replace("_", "-")
         kept = json.loads(before["pack.json"])[change]
@@ -378,18 +379,24 @@ def test_other_settings_or_images_are_refused_by_a_begun_pack(tmp_path, capsys, 
     assert content(shards) == before
 
 
-def test_a_folder_with_something_else_is_refused(tmp_path, capsys):
+def test_a_folder_with_something_else_is_refused(tmp_path, capsys, wording):
     folder = draw(tmp_path / "photos")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
-    assert "thesis.txt" in refusal(capsys, folder, tmp_path / "full")
+    lines = [refusal(capsys, folder, tmp_path / "full")]
+    assert "thesis.txt" in lines[-1]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pack.json").write_text("{}")
-    assert "is not of fastcnn pack" in refusal(capsys, folder, tmp_path / "other")
+    lines.append(refusal(capsys, folder, tmp_path / "other"))
+    assert "is not of fastcnn pack" in lines[-1]
     (tmp_path / "file").write_text("")
-    assert "file: File exists" in refusal(capsys, folder, tmp_path / "file")
+    lines.append(refusal(capsys, folder, tmp_path / "file"))
+    assert "file: File exists" in lines[-1]
     for inside in (folder / "shards", folder):
-        assert "use a folder beside it" in refusal(capsys, folder, inside)
+        lines.append(refusal(capsys, folder, inside))
+        assert "use a folder beside it" in lines[-1]
+    for line in lines:
+        wording(line)
     (tmp_path / "empty").mkdir()
     assert pack(folder, tmp_path / "empty") == 0
 
@@ -406,8 +413,10 @@ def test_a_folder_with_something_else_is_refused(tmp_path, capsys):
         (["--max-sise", "3"], "no such flag"),
     ],
 )
-def test_flags_that_do_nothing_here_are_refused(tmp_path, capsys, flags, message):
-    assert message in refusal(capsys, tmp_path, tmp_path / "shards", *flags)
+def test_flags_that_do_nothing_here_are_refused(tmp_path, capsys, wording, flags, message):
+    line = refusal(capsys, tmp_path, tmp_path / "shards", *flags)
+    assert message in line
+    wording(line)
     assert not (tmp_path / "shards").exists()
 
 

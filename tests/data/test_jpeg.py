@@ -20,7 +20,9 @@ from fastcnn.data.decode import DecodeError, decode
 from fastcnn.data.jpeg import FACTORS, PIXELS_LEFT, decode_reduced, is_jpeg, reduction
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import LoaderArgs
-from fastcnn.data.loaders.torch_loader import TorchLoader, resize
+from fastcnn.data.loaders.cached import decode_all
+from fastcnn.data.loaders.registry import MAKERS, Backend
+from fastcnn.data.loaders.torch_loader import resize, shapes_of_whole
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.headers import Files, scan
 from fastcnn.data.transforms.transform import Transform
@@ -181,8 +183,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return scan(str(folder), [str(folder / name) for name in ("a.jpg", "b.jpg", "c.png")])
 
 
-def batches(files: Files, *, train: bool, epochs: int = 1, **changes: Any) -> torch.Tensor:
-    """All images of some epochs, by the loader in threads, sorted by sample."""
+def batches(
+    files: Files, *, train: bool, epochs: int = 1, backend: Backend = "torch", **changes: Any
+) -> torch.Tensor:
+    """All images of some epochs, sorted by sample."""
     split = Split(np.arange(len(files)), files)
     args = LoaderArgs(
         split=split,
@@ -192,7 +196,7 @@ def batches(files: Files, *, train: bool, epochs: int = 1, **changes: Any) -> to
         workers=2,
         bad=BadFiles(split, "training", max_fraction=0),
     )
-    loader, images = TorchLoader(args), []
+    loader, images = MAKERS[backend](args), []
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         (batch,) = loader
@@ -212,6 +216,45 @@ def test_the_loader_gives_the_crops_of_full_decoding(files, mode, train):
     assert 0 < difference[0] < PARITY
     assert 0 < difference[1] < PARITY
     assert difference[2] == 0  # a PNG has no reduced scale
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("train", [True, False])
+def test_images_in_memory_give_what_files_give(files, mode, train):
+    """To the same bits where an image is resized as a whole; other images are kept whole."""
+    kept, read = (
+        batches(files, train=train, epochs=3, backend=backend, **MODES[mode]).int()
+        for backend in ("cached", "torch")
+    )
+    crops_first = train and mode in ("random-resized", "gray")
+    limit = PARITY if crops_first else 0
+    assert (kept - read).abs().float().mean() <= limit
+
+
+def test_photos_of_the_validation_are_kept_in_the_size_that_is_cropped(files):
+    split = Split(np.arange(len(files)), files)
+    t = Transform(size=SIZE)
+    bad = BadFiles(split, "validation", max_fraction=0)
+    assert shapes_of_whole(t, split.sizes, train=True) is None
+    found = decode_all(split, 3, 1, bad, shapes=shapes_of_whole(t, split.sizes, train=False))
+    assert found.images is not None
+    assert {min(image.shape[:2]) for image in found.images} == {t.resize}
+    whole = decode_all(split, 3, 1, bad)
+    assert whole.images is not None
+    assert [image.shape[:2] for image in whole.images] == [(603, 805), (805, 603), (603, 805)]
+
+
+def test_small_and_narrow_images_are_kept_as_they_are(tmp_path):
+    for name, size in (("a", (20, 30)), ("b", (300, 20)), ("c", (64, 64))):
+        photo().resize(size).save(tmp_path / f"{name}.png")
+    files = scan(str(tmp_path), [str(tmp_path / f"{name}.png") for name in "abc"])
+    split = Split(np.arange(3), files)
+    shapes = shapes_of_whole(Transform(size=SIZE), split.sizes, train=False)
+    found = decode_all(split, 3, 1, BadFiles(split, "validation", max_fraction=0), shapes=shapes)
+    assert found.images is not None
+    assert [image.shape[:2] for image in found.images] == [(30, 20), (20, 300), (27, 27)]
+    kept, read = (batches(files, train=False, backend=backend) for backend in ("cached", "torch"))
+    assert torch.equal(kept, read)
 
 
 def test_the_same_bits_in_every_run(files):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastcnn.config.settings import DataSettings
-from fastcnn.data.sources.boxes import box_source
+from fastcnn.data.sources.boxes.source import box_source
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.targets import Boxes
 from small_sources import message_of

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Source, Split
-from fastcnn.data.sources.masks import mask_source
+from fastcnn.data.sources.masks.source import mask_source
 from fastcnn.data.targets import Masks
 from small_sources import message_of
 

@@ -1,7 +1,8 @@
 """Loader for data sets that fit into memory: images are decoded once.
 
 Small images of one size stay on the training device, where a batch is one gather. Others are cropped and
-resized from memory by `fastcnn.data.loaders.torch_loader`.
+resized from memory by `fastcnn.data.loaders.torch_loader`. Images that are resized in the same way in every
+epoch, as those of the validation, are kept in that size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderArgs, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
-from fastcnn.data.loaders.torch_loader import TorchLoader
+from fastcnn.data.loaders.torch_loader import TorchLoader, resize
 from fastcnn.data.mask_files import MaskArrays
 from fastcnn.data.sources.dataset import Split, native_size
 from fastcnn.data.targets import Masks
@@ -64,8 +65,20 @@ def free_memory() -> int:
     return free
 
 
-def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Split:
+def decode_all(
+    split: Split,
+    channels: int,
+    workers: int,
+    bad: BadFiles,
+    *,
+    shapes: np.ndarray | None = None,
+    dct_scaling: bool = True,
+) -> Split:
     """Return a split with its images in memory; undecodable ones are added to `bad` and stay black.
+
+    Args:
+        shapes: height and width to which larger images are shrunk, [N, 2]; None: all keep their size.
+        dct_scaling: large JPEGs may be decoded at a reduced scale.
 
     Raises:
         UserError: more undecodable images than allowed.
@@ -74,7 +87,12 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
         return split
     files = split.files
     assert files is not None
-    size = split.common_size
+    sizes = split.sizes
+    if shapes is None:
+        shapes = sizes
+    else:
+        shapes = np.where((shapes <= sizes).all(axis=1, keepdims=True), shapes, sizes)
+    size = split.common_size if (shapes == sizes).all() else None
     images = (
         np.zeros((len(split), *size, channels), dtype=np.uint8)
         if size is not None
@@ -85,7 +103,9 @@ def decode_all(split: Split, channels: int, workers: int, bad: BadFiles) -> Spli
         problems = {}
         for i in part:
             try:
-                images[i] = files.decode(i, channels)
+                shape = tuple(shapes[i].tolist())
+                pixels = files.decode(i, channels, shape=shape if dct_scaling else None)
+                images[i] = resize(pixels, *shape)
             except DecodeError as error:
                 problems[i] = str(error)
         return problems

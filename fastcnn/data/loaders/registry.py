@@ -35,8 +35,17 @@ def _torch(args: LoaderArgs) -> ImageLoader:
 
 def _cached(args: LoaderArgs) -> ImageLoader:
     from fastcnn.data.loaders.cached import cached_loader, decode_all
+    from fastcnn.data.loaders.torch_loader import shapes_of_whole
 
-    split = decode_all(args.split, args.transform.channels, args.workers, args.bad)
+    t = args.transform
+    split = decode_all(
+        args.split,
+        t.channels,
+        args.workers,
+        args.bad,
+        shapes=shapes_of_whole(t, args.split.sizes, train=args.sampler.train),
+        dct_scaling=t.dct_scaling,
+    )
     return cached_loader(dataclasses.replace(args, split=split))
 
 

@@ -18,7 +18,9 @@ from torchvision.transforms.v2 import functional as F
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
+from fastcnn.data.transforms.geometry import eval_geometry
 from fastcnn.data.transforms.torch_ops import apply_to_image
+from fastcnn.data.transforms.transform import Transform
 
 _PREFETCH = 2  # batches
 _LONGEST = 8
@@ -144,6 +146,21 @@ class TorchLoader(ImageLoader):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
+
+
+def shapes_of_whole(t: Transform, sizes: np.ndarray, *, train: bool) -> np.ndarray | None:
+    """Return the height and width to which images are resized before they are cropped, int64 [N, 2].
+
+    None if they are cropped before, or to a shape that changes.
+    """
+    if t.progressive or (train and t.train_crop == "random-resized"):
+        return None
+    sizes = sizes.astype(np.int64).clip(min=1)  # 0 of unreadable images
+    if t.crop_mode == "border":
+        return eval_geometry(t, sizes).resized.astype(np.int64)
+    short = sizes.min(axis=1, keepdims=True)
+    strips = sizes.max(axis=1, keepdims=True) > _LONGEST * short  # cropped before
+    return np.where(strips, sizes, sizes * t.resize // short)
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.headers import Files
 from fastcnn.data.sources.manifest import examine_once, file_stamps
+from fastcnn.data.targets import Boxes, Masks
 
 NAMED_CLASSES = 10
 """Number of classes up to which all are named."""
@@ -40,26 +41,35 @@ def count_lines(source: Source) -> list[str]:
     images = f"{len(train):,} images for training, {len(val):,} for validation"
     if source.test is not None:
         images += f", {len(source.test):,} held out for the test"
-    line = f"{len(names):,} classes{shown}"
-    if train.annotations is not None and not source.multi_label:
+    line = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}{shown}"
+    if isinstance(train.annotations, Masks):
         return [f"{line}: {images}"]
-    counts = train.class_counts(len(names))
+    one, what = ("box", "boxes") if isinstance(train.annotations, Boxes) else ("image", "images")
+    counts, in_val = (_per_class(split, len(names)) for split in (train, val))
     least, most = int(counts.argmin()), int(counts.argmax())
     spread = f"{counts[most]:,}"
     if counts[least] < counts[most]:
         spread = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]})"
-    in_val = val.class_counts(len(names))
     rare = {
-        "without training images": counts == 0,
-        "with one training image only": counts == 1,
-        "without validation images": in_val == 0,
+        f"without training {what}": counts == 0,
+        f"with one training {one} only": counts == 1,
+        f"without validation {what}": in_val == 0,
     }
     warnings = [
         f"warning: {_counted(np.flatnonzero(found).tolist(), names)} {why}"
         for why, found in rare.items()
         if found.any()
     ]
-    return [f"{line}: {spread} training images each; {images}", *warnings]
+    each = "" if len(names) == 1 else " each"
+    return [f"{line}: {spread} training {what}{each}; {images}", *warnings]
+
+
+def _per_class(split: Split, count: int) -> np.ndarray:
+    """Return the number of images, or of boxes that are no crowds, of each class, [count]."""
+    if not isinstance(split.annotations, Boxes):
+        return split.class_counts(count)
+    values = split.annotations.values
+    return np.bincount(values[values[:, 5] == 0, 0].astype(np.int64), minlength=count)
 
 
 def _counted(numbers: Sequence[int], names: Sequence[str]) -> str:

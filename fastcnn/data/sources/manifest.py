@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import os
 import sys
 import time
@@ -69,11 +70,12 @@ def examine_once(
     manifest = Manifest(key, Names.of(names), stamps, columns)
     missing = np.flatnonzero(~manifest.known).tolist()
     if missing:
-        if len(missing) > slow:
+        shown = len(missing) > slow
+        if shown:
             print(notice.format(len(missing)), file=sys.stderr, flush=True)
         results = zip(missing, in_threads(examine, missing))
         try:
-            with warnings.catch_warnings(), _bar(results, len(missing), shown=len(missing) > slow) as bar:
+            with warnings.catch_warnings(), _bar(results, len(missing), shown=shown) as bar:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 saved = time.monotonic()
                 for i, (*found, problem) in bar:
@@ -82,7 +84,8 @@ def examine_once(
                         manifest.save()
                         saved = time.monotonic()
         except KeyboardInterrupt:
-            print("interrupted; the next start continues here", file=sys.stderr, flush=True)
+            if shown:
+                print("interrupted; the next start continues here", file=sys.stderr, flush=True)
             raise
         finally:
             manifest.save()
@@ -173,8 +176,9 @@ class Manifest:
 
 
 def reader() -> str:
-    """Return what decides which images can be read."""
-    return f"fastcnn {__version__}, Pillow {PIL.__version__}"
+    """Return the versions and optional packages that decide which images can be read."""
+    packages = [name for name in ("pillow_heif", "pydicom") if importlib.util.find_spec(name) is not None]
+    return " ".join((f"fastcnn {__version__}, Pillow {PIL.__version__}", *packages))
 
 
 def file_stamps(paths: Sequence[str]) -> np.ndarray:

@@ -27,11 +27,11 @@ def open_data(settings: DataSettings, *, task: TaskName, seed: int) -> Source:
         UserError: no such data, or data that is not laid out for the task.
     """
     if task == "segmentation":
-        from fastcnn.data.sources.masks import mask_source
+        from fastcnn.data.sources.masks.source import mask_source
 
         source = mask_source(settings, seed=seed)
     elif task == "detection":
-        from fastcnn.data.sources.boxes import box_source
+        from fastcnn.data.sources.boxes.source import box_source
 
         source = box_source(settings, seed=seed)
     else:
@@ -81,7 +81,7 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
 
 def _read_images(path: Path, settings: DataSettings, seed: int) -> Source:
     """Read a folder of images with their labels: in a table, in metadata, or by class folders."""
-    from fastcnn.data.sources.tables import read_labels_file, read_metadata
+    from fastcnn.data.sources.tables.source import read_labels_file, read_metadata
 
     if settings.labels is not None:
         return read_labels_file(path, settings, seed)

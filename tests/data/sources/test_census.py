@@ -15,6 +15,7 @@ from fastcnn.data.sources.census import count_lines, same_images
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.headers import Files, scan
 from fastcnn.data.sources.open import open_data
+from small_boxes import text
 
 
 @pytest.fixture(autouse=True)
@@ -216,3 +217,22 @@ def test_masks_and_boxes_count_their_images_and_compare_them(pets, tmp_path, wor
     assert len(lines) >= 2
     wording(next(line for line in lines if line.startswith("2 classes")))
     assert [line for line in lines if "is also a training image" in line]
+
+
+def test_boxes_of_each_class_are_counted_and_rare_classes_named(tmp_path, wording):
+    for part in ("train", "val"):
+        for i in range(3):
+            picture(tmp_path / part / "images" / f"{i}.bmp", i if part == "train" else 10 + i)
+            lines = ["0 0.5 0.5 0.5 0.5", "0 0.4 0.4 0.5 0.5"] + ["1 0.5 0.5 0.5 0.5"] * (i == 0)
+            text(tmp_path / part / "labels" / f"{i}.txt", *lines)
+    text(tmp_path / "classes.txt", "cat", "dog", "cow")
+    first, *others = opened(tmp_path, "detection").remarks
+    assert "0 (cow) to 6 (cat) training boxes each" in first
+    assert len(others) == 3
+    wording(first)
+    for line in others:
+        wording(line)
+    text(tmp_path / "classes.txt", "cat")
+    text(tmp_path / "train" / "labels" / "0.txt")
+    text(tmp_path / "val" / "labels" / "0.txt")
+    wording(opened(tmp_path, "detection").remarks[0])

@@ -169,6 +169,12 @@ def test_a_missing_file_and_a_folder_are_problems_and_no_errors(tmp_path):
     assert found.sizes.tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_is_a_problem_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert list(scan("data", [str(tmp_path / "pipe.jpg")]).problems) == [0]
+
+
 @pytest.mark.parametrize(
     "data",
     [

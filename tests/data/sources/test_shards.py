@@ -208,6 +208,16 @@ def test_an_empty_shard_adds_nothing(tmp_path):
         assert source.train.labels.dtype == np.int64
 
 
+def test_shards_to_test_on_are_held_out_beside_shards_to_validate_on(tmp_path):
+    train_and_val(tmp_path)
+    write(tmp_path / "test-0.tar", samples({"d": 1, "e": 0}))
+    source = read(tmp_path)
+    assert (len(source.train), len(source.val)) == (2, 1)
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 0]
+    assert read(tmp_path / "{train,val}-0.tar").test is None
+
+
 def test_a_share_is_taken_where_no_shard_is_for_validation(tmp_path):
     write(tmp_path / "part-0.tar", samples({f"{i:02}": i % 2 for i in range(10)}))
     write(tmp_path / "part-1.tar", samples({f"{i:02}": i % 2 for i in range(10, 20)}))
@@ -251,6 +261,64 @@ def test_a_class_that_only_validation_has_counts(tmp_path):
     write(tmp_path / "train-0.tar", samples({"a": 0, "b": 1}))
     write(tmp_path / "val-0.tar", samples({"c": 4}))
     assert len(read(tmp_path).class_names) == 5
+
+
+@pytest.mark.parametrize(
+    "listed",
+    ["ant\nbee\ncat dog\n", "ant\nbee\ncat dog", "ant\r\nbee\r\ncat dog\r\n", "\ufeffant\nbee\ncat dog\n"],
+    ids=["lines", "no last line end", "Windows line ends", "byte-order mark"],
+)
+def test_numbers_have_the_names_of_the_list_beside_the_shards(listed, tmp_path):
+    train_and_val(tmp_path, a=1, b=0)
+    (tmp_path / "classes.txt").write_bytes(listed.encode())
+    source = read(tmp_path)
+    assert source.class_names == ("ant", "bee", "cat dog")
+    assert source.train.labels.tolist() == [1, 0]
+    assert read(tmp_path / "{train,val}-0.tar").class_names == source.class_names
+
+
+def test_names_in_the_shards_need_no_list(tmp_path):
+    write(tmp_path / "train-0.tar", samples({"a": "dog", "b": "cat"}))
+    write(tmp_path / "val-0.tar", samples({"c": "dog"}))
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    assert read(tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_list_that_is_too_short_is_refused(tmp_path, wording):
+    train_and_val(tmp_path, a=0, b=2)
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path}/classes.txt: names 2 classes")
+    wording(message)
+
+
+def test_a_pack_that_is_not_finished_is_refused(tmp_path, wording):
+    train_and_val(tmp_path)
+    (tmp_path / "pack.json").write_text(json.dumps({"shards": ["train-0.tar", "train-1.tar", "val-0.tar"]}))
+    message = refusal(tmp_path)
+    assert message == f"--data {tmp_path}: train-1.tar is not there; finish fastcnn pack first"
+    wording(message)
+    write(tmp_path / "train-1.tar", samples({"d": 0}))
+    assert len(read(tmp_path).train) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"shards": 3}', "text"])
+def test_another_file_of_that_name_does_not_matter(text, tmp_path):
+    train_and_val(tmp_path)
+    (tmp_path / "pack.json").write_text(text)
+    assert len(read(tmp_path).train) == 2
+
+
+def test_orientation_is_of_the_setting(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(stream, "JPEG", exif=exif)
+    write(tmp_path / "train-0.tar", {**samples({"a": 0, "b": 1}), "a.jpg": stream.getvalue()})
+    write(tmp_path / "val-0.tar", samples({"c": 0}))
+    for exif_setting, size in (("upright", [8, 4]), ("ignore", [4, 8])):
+        settings = DataSettings(data=str(tmp_path), exif=exif_setting)  # type: ignore[arg-type]
+        assert open_source(settings, seed=0).train.sizes[0].tolist() == size
 
 
 def test_a_sample_is_known_by_its_name_up_to_the_first_dot_in_its_folder(tmp_path):

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fastcnn.config.settings import DataSettings
+from fastcnn.data.sources.dataset import Split
+from fastcnn.data.sources.headers import Files
 from fastcnn.data.sources.layout import LEFTOVERS
+from fastcnn.data.sources.open import open_source
 from fastcnn.data.sources.walk import Listing, image_files, list_images
 from fastcnn.errors import UserError
 
@@ -208,3 +214,38 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch, wording
     with pytest.raises(UserError) as error:
         image_files(tmp_path / "cat")
     wording(error.value)
+
+
+# In a data set
+
+
+def test_a_data_set_that_links_to_itself_has_each_image_once_and_the_link_is_named(tmp_path):
+    """A link in a class to the folder of all classes gave it the images of every class."""
+    root = tmp_path / "data"
+    for phase in ("train", "val"):
+        for i, name in enumerate(("cat", "dog")):
+            (root / phase / name).mkdir(parents=True)
+            for number in range(8):
+                shade = Image.new("RGB", (8, 8), (16 * number, 255 * i, 0))
+                shade.save(root / phase / name / f"{number}.png")
+    link(root / "train" / "cat" / "all", "..")
+    source = open_source(DataSettings(data=str(root)), seed=0)
+    assert np.bincount(source.train.labels).tolist() == [8, 8]
+    assert np.bincount(source.val.labels).tolist() == [8, 8]
+    (remark,) = source.remarks
+    assert str(root / "train" / "cat" / "all") in remark
+
+
+def test_a_fingerprint_is_of_folders_names_labels_and_order(tmp_path):
+    """Checkpoints hold it: it stays the same whatever the way to compute it."""
+    names = ["cat/0.jpg", "cat/caf\u00e9.jpg", os.fsdecode(b"dog/\xff.jpg")]
+    labels = np.array([0, 0, 1])
+    split = Split(labels, Files.unread([f"/data/train/{name}" for name in names]))
+    assert split.fingerprint == "3 (79261119)"
+    assert (
+        Split(labels, Files.unread([f"elsewhere/{name}" for name in names])).fingerprint == split.fingerprint
+    )
+    spans = np.zeros((3, 2), dtype=np.int64)
+    members = ["a.jpg", "deep/b.jpg", "very/deep/c.jpg"]
+    shards = Split(labels, Files.unread(["/data/0.tar", "/data/0.tar", "/data/1.tar"], spans, members))
+    assert shards.fingerprint == "3 (cafa1025)"

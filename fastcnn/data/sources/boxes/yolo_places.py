@@ -26,7 +26,9 @@ from fastcnn.errors import UserError
 YAML_SUFFIXES = (".yaml", ".yml")
 NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels.txt", "_darknet.labels")
 """Files with a class name a line, of YOLO's many tools."""
-OTHER_TEXTS = frozenset((*NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "test.txt"))
+LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")
+"""Darknet's lists of images."""
+OTHER_TEXTS = frozenset((*NAME_FILES, "readme.txt", "license.txt", *LISTS))
 """Text files beside label files."""
 
 
@@ -40,7 +42,7 @@ def read_description(root: Path, file: Path | None) -> tuple[Path, dict[str, Any
         UserError: not YAML, or `file` describes no set.
     """
     own = file or child(root, ("data.yaml", "data.yml", "dataset.yaml"))
-    others = sorted(path for path in root.iterdir() if path.suffix.lower() in YAML_SUFFIXES)
+    others = sorted(p for p in root.iterdir() if p.suffix.lower() in YAML_SUFFIXES and p.is_file())
     for path in others if own is None else [own]:
         try:
             content = yaml.load(read_text_any(path), Loader=yaml.BaseLoader)
@@ -59,10 +61,8 @@ def _darknet(root: Path) -> tuple[Path, dict[str, Any]]:
     if path is not None:
         pairs = [line.split("=", 1) for line in lines_of(path) if "=" in line]
         return path, {key.strip(): os.path.basename(value.strip()) for key, value in pairs}
-    lists = {phase: child(root, (f"{phase}.txt",)) for phase in ("train", "val", "valid", "test")}
-    return root, {
-        phase: path.name for phase, path in lists.items() if path is not None and _lists_images(path)
-    }
+    lists = filter(None, (child(root, (name,)) for name in LISTS))
+    return root, {path.stem: path.name for path in lists if _lists_images(path)}
 
 
 def _lists_images(path: Path) -> bool:

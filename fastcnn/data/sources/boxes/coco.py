@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.data.sources.box_files import BoxSet, LabeledImages, Rows
+from fastcnn.data.sources.boxes.rows import BoxSet, LabeledImages, Rows
 from fastcnn.data.sources.coco import Coco, find_coco, locate, read_coco_files
 from fastcnn.data.sources.label_files import BadLabels
 from fastcnn.data.sources.layout import Phase

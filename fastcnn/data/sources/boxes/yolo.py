@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcnn.data.sources.box_files import BoxSet, Rows, read_bytes, with_boxes
-from fastcnn.data.sources.label_files import BadLabels, read_class_names
-from fastcnn.data.sources.layout import child
-from fastcnn.data.sources.manifest import in_threads
-from fastcnn.data.sources.text import decode_text
-from fastcnn.data.sources.yolo_places import (
+from fastcnn.data.sources.boxes.rows import BoxSet, Rows, read_bytes, with_boxes
+from fastcnn.data.sources.boxes.yolo_places import (
     NAME_FILES,
     described_images,
     images_by_layout,
     missing_places,
     read_description,
 )
+from fastcnn.data.sources.label_files import BadLabels, read_class_names
+from fastcnn.data.sources.layout import child
+from fastcnn.data.sources.manifest import in_threads
+from fastcnn.data.sources.text import decode_text
 from fastcnn.errors import UserError
 
 

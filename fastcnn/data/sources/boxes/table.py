@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcnn.data.sources.box_files import BoxSet, LabeledImages, Rows
+from fastcnn.data.sources.boxes.rows import BoxSet, LabeledImages, Rows
 from fastcnn.data.sources.label_files import IMAGE_FOLDERS, BadLabels, listed_classes, plain
 from fastcnn.data.sources.layout import PHASE_WORDS, Phase, child, phases
 from fastcnn.data.sources.text import read_text_any
 from fastcnn.data.sources.walk import image_files
+from fastcnn.errors import UserError
 
 COLUMNS = {
     "file": ("filename", "file_name", "file", "image", "image_id", "imageid", "path", "image_path"),
@@ -64,13 +65,18 @@ def _only_table(folder: Path) -> Path | None:
 
 
 def _csv_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith("."))
+    return sorted(
+        p for p in folder.iterdir() if p.suffix.lower() == ".csv" and p.name[0] != "." and p.is_file()
+    )
 
 
 def _columns(path: Path) -> dict[str, str]:
     """Return the name of each of `COLUMNS` in a table; none if one of them is missing."""
-    with open(path, "rb") as file:
-        head = file.read(4096).decode("utf-8-sig", "replace").split("\n")[0].strip()
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096).decode("utf-8-sig", "replace").split("\n")[0].strip()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; correct its permissions") from error
     names = {name.strip().strip('"').lower(): name.strip().strip('"') for name in head.split(",")}
     found = {key: next((names[n] for n in usual if n in names), "") for key, usual in COLUMNS.items()}
     return found if all(found.values()) else {}
@@ -79,7 +85,10 @@ def _columns(path: Path) -> dict[str, str]:
 def _read(path: Path) -> list[dict[str, str]]:
     """Return the rows of a table by the keys of `COLUMNS`, with height and width if they are there."""
     columns = _columns(path)
-    rows = list(csv.DictReader(io.StringIO(read_text_any(path)), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text_any(path)), skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table ({error})") from error
     present = {name.lower(): name for name in (rows[0] if rows else ()) if name}
     for usual in SIZE:
         columns[usual[0]] = next((present[name] for name in usual if name in present), "")

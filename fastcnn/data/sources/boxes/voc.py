@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from fastcnn.data.sources.box_files import BoxSet, Rows, read_bytes, with_boxes
+from fastcnn.data.sources.boxes.rows import BoxSet, Rows, read_bytes, with_boxes
 from fastcnn.data.sources.label_files import BadLabels, LabelFiles, find_labels, listed_classes, plain
 from fastcnn.data.sources.layout import Phase, child, phase_of
 from fastcnn.data.sources.manifest import in_threads

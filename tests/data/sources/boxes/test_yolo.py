@@ -186,6 +186,7 @@ def test_a_set_may_be_wrapped_in_two_folders(root, tmp_path):
     root.rename(tmp_path / "outer" / "inner" / "set")
     source = opened(tmp_path / "outer")
     assert (source.name, boxes(source.train)) == ("set", [[BOX]] * 2)
+    assert source.remarks == (f"--data {tmp_path}/outer: reading {tmp_path}/outer/inner/set",)
 
 
 def test_test_images_beside_validation_images_are_held_out(root):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from fastcnn.data.sources.dataset import Split
-from fastcnn.data.sources.outlines import (
+from fastcnn.data.sources.masks.outlines import (
     Outlines,
     Polygons,
     Region,
@@ -298,6 +298,8 @@ BAD: dict[str, tuple[Any, dict[str, Any]]] = {
     "negative runs": ({"size": [30, 40], "counts": [-100, 1300]}, {}),
     "damaged runs": ({"size": [30, 40], "counts": "zz"}, {}),
     "an unknown category": ([square(2, 2, 10)], {"category_id": 99}),
+    "a category that is a list": ([square(2, 2, 10)], {"category_id": [3]}),
+    "an image that is a list": ([square(2, 2, 10)], {"image_id": [10]}),
     "an unknown image": ([square(2, 2, 10)], {"image_id": 99}),
 }
 
@@ -311,7 +313,7 @@ def test_a_bad_outline_is_named_and_its_image_can_be_left_out(kind, root, wordin
     message = refusal(root)
     assert message.startswith(f"{root}/annotations/instances_train.json, annotation 102: ")
     wording(message)
-    kept = ["0", "1", "2"] if kind == "an unknown image" else ["0", "1"]
+    kept = ["0", "1", "2"] if "image" in kind else ["0", "1"]
     assert names(opened(root, skip=True).train) == kept
 
 
@@ -319,6 +321,39 @@ def test_a_file_of_boxes_alone_is_refused(root, wording):
     for phase in ("train", "val"):
         file, folder = (part.format(phase) for part in PLAIN)
         coco(root, file, folder, [[(3, [], {"bbox": [1, 1, 5, 5]})]])
+    wording(refusal(root))
+
+
+def test_more_classes_than_masks_can_have_are_refused_and_fewer_work(root, wording):
+    for count in (255, 254):
+        for phase in ("train", "val"):
+            file, folder = (part.format(phase) for part in PLAIN)
+            last = 3 + 4 * (count - 1)
+            categories = tuple(f"c{i}" for i in range(count))
+            coco(root, file, folder, [[(last, [square(2, 2, 10)], {})]], categories=categories)
+        if count == 255:
+            wording(refusal(root))
+    assert class_pixels(opened(root).train) == {0: 1100, 254: 100}
+
+
+def test_categories_of_one_name_are_one_class(root):
+    for phase in ("train", "val"):
+        file, folder = (part.format(phase) for part in PLAIN)
+        coco(root, file, folder, ONE, categories=("cat", "cat"))
+    assert opened(root).class_names == ("background", "cat")
+
+
+def test_a_test_file_without_annotations_is_not_used(root):
+    for phase in ("train", "val", "test"):
+        file, folder = (part.format(phase) for part in PLAIN)
+        coco(root, file, folder, [[], []] if phase == "test" else ONE)
+    assert opened(root).test is None
+
+
+def test_outlines_without_their_package_name_it(root, monkeypatch, wording):
+    for phase in ("train", "val"):
+        labelme(root / phase / "0.json", [shape("cat", CORNERS)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     wording(refusal(root))
 
 
@@ -372,8 +407,7 @@ def test_labelme_shapes_are_drawn_in_the_order_of_the_file(root):
 
 def test_labelme_masks_and_its_names_of_background_and_ignored_pixels(root):
     data = io.BytesIO()
-    Image.fromarray(np.eye(5, dtype=np.uint8)).convert("1").save(data, "PNG")
-    Image.fromarray(np.eye(5) > 0).save(data := io.BytesIO(), "PNG")
+    Image.fromarray(np.eye(5) > 0).save(data, "PNG")
     encoded = base64.b64encode(data.getvalue()).decode()
     for phase in ("train", "val"):
         labelme(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ class FileIndex:
         self.preferred = preferred
         self._prefix = os.path.join(root, "")
         self._relative = [self.relative(path) for path in paths]
+        self._by_end: dict[tuple[int | None, bool], dict[str, list[int]]] = {}
 
     def find(self, cell: Any) -> tuple[str, str]:
         """Return the path of the image that a cell names, or "" and the reason for none.
@@ -43,9 +43,7 @@ class FileIndex:
         if exact is not None:
             return self.paths[exact], ""
         parts = [part for part in _folded(name).split("/") if part not in ("", ".", "..")]
-        found = [i for i in self._candidates(parts) if _share_end(parts, self._parts(i, parts))]
-        if len(found) > 1:
-            found = [i for i in found if self._parts(i, parts) == parts] or found
+        found = self._matches(parts, stems=False) or self._matches(parts, stems=True)
         if len(found) > 1 and self.preferred is not None:
             found = [i for i in found if phase_of_path(self._relative[i]) == self.preferred] or found
         if len(found) > 1:
@@ -61,33 +59,44 @@ class FileIndex:
         """Return the path of an image within the folder, with "/"."""
         return path.removeprefix(self._prefix).replace(os.sep, "/")
 
-    def _candidates(self, parts: Sequence[str]) -> list[int]:
-        """Return the files whose name, or whose name without suffix, is that of `parts`."""
-        if not parts:
+    def _matches(self, parts: Sequence[str], *, stems: bool) -> list[int]:
+        """Return the files whose paths end with `parts`, else those with whose path `parts` end."""
+        depth = len(parts)
+        if depth == 0:
             return []
-        return self._by_name.get(parts[-1]) or self._by_stem.get(parts[-1], [])
+        found = self._ends(depth, stems=stems).get("/".join(parts), [])
+        if found:
+            return [i for i in found if self._relative[i].count("/") == depth - 1] or found
+        shorter = ("/".join(parts[-count:]) for count in range(depth - 1, 0, -1))
+        return next(filter(None, (self._ends(None, stems=stems).get(end) for end in shorter)), [])
 
-    def _parts(self, i: int, parts: Sequence[str]) -> list[str]:
-        """Return the folders of a file, and the name by which it was found."""
-        return [*_folded(self._relative[i]).split("/")[:-1], parts[-1]]
+    def _ends(self, depth: int | None, *, stems: bool) -> dict[str, list[int]]:
+        """Return the files by the last `depth` parts of their paths, or by whole paths.
+
+        Args:
+            stems: leave suffixes out.
+        """
+        key = depth, stems
+        if key not in self._by_end:
+            found: dict[str, list[int]] = {}
+            for i, path in enumerate(self._stems if stems else self._folded):
+                parts = path.split("/")
+                if depth is None or len(parts) >= depth:
+                    found.setdefault("/".join(parts[-depth:] if depth else parts), []).append(i)
+            self._by_end[key] = found
+        return self._by_end[key]
 
     @cached_property
     def _exact(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self._relative)}
 
     @cached_property
-    def _by_name(self) -> dict[str, list[int]]:
-        found = defaultdict(list)
-        for i, name in enumerate(self._relative):
-            found[_folded(name).rpartition("/")[2]].append(i)
-        return found
+    def _folded(self) -> list[str]:
+        return [_folded(name) for name in self._relative]
 
     @cached_property
-    def _by_stem(self) -> dict[str, list[int]]:
-        found = defaultdict(list)
-        for name, images in self._by_name.items():
-            found[name.rpartition(".")[0]].extend(images)
-        return found
+    def _stems(self) -> list[str]:
+        return [name.rpartition(".")[0] for name in self._folded]
 
 
 def as_name(cell: Any) -> str:
@@ -111,8 +120,3 @@ def is_image_name(cell: Any) -> bool:
 
 def _folded(name: str) -> str:
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
-
-
-def _share_end(a: Sequence[str], b: Sequence[str]) -> bool:
-    length = min(len(a), len(b))
-    return a[-length:] == b[-length:]

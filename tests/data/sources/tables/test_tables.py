@@ -192,6 +192,16 @@ def test_ids_back_slashes_folders_and_paths_of_other_machines_are_found(tmp_path
     assert len(source.train) + len(source.val) == len(cells)
 
 
+def test_equal_names_in_many_folders_are_told_apart(tmp_path):
+    files = [f"{phase}/patient{i}/study1/view.png" for phase in ("train", "valid") for i in range(4)]
+    root = draw(tmp_path / "d", *files)
+    rows = [(f"/other/d-small/{file}", "ab"[i % 2]) for i, file in enumerate(files)]
+    write(root / "labels.csv", [("Path", "label"), *rows])
+    source = read(root, val_split=None)
+    assert (len(source.train), len(source.val)) == (4, 4)
+    assert [path[-len(files[0]) :] for path in source.train.files.paths] == files[:4]  # type: ignore[union-attr]
+
+
 def test_a_path_of_another_folder_is_no_match(tmp_path, wording):
     root = draw(
         tmp_path / "d", *(f"train/{i}.png" for i in range(4)), "val/1.png", "val/9.png", "a/t.png", "b/t.png"
@@ -367,12 +377,21 @@ def test_a_named_column_that_holds_no_phases_is_named(root, wording):
     wording(message_of(lambda: read(root, val_split=None, split_column="fold", label_column=("label",))))
 
 
+def test_other_words_beside_phases_are_an_error_and_its_advice_works(root, wording):
+    rows = [(f"{i}.png", c, ["train", "val", "", "none"][i // 2]) for i, c in enumerate(CELLS)]
+    write(root / "labels.csv", [(*HEADER, "split"), *rows])
+    wording(message_of(lambda: read(root, val_split=None)))
+    source = read(root, val_split=None, split_column="split", bad_labels="skip")
+    assert (names(source.train), names(source.val)) == (["0", "1"], ["2", "3"])
+
+
 def test_images_in_folders_of_phases_belong_to_them(tmp_path):
     files = [f"{phase}/{i}.png" for phase in ("train", "val") for i in range(4)]
     root = draw(tmp_path / "d", *files)
     write(root / "labels.csv", [HEADER, *((f, "ab"[i % 2]) for i, f in enumerate(files))])
     source = read(root, val_split=None)
     assert (len(source.train), len(source.val)) == (4, 4)
+    assert "labels.csv: phases by the folders of the images" in source.remarks
     assert all("/val/" in path for path in source.val.files.paths)  # type: ignore[union-attr]
 
 
@@ -510,6 +529,15 @@ def test_metadata_without_labels_leaves_the_class_folders(tmp_path):
     assert any("metadata.csv has no column label, among file_name, caption" in r for r in source.remarks)
     write(root / "metadata.csv", [("name", "label"), *((f"{i}.png", "x") for i in range(4))])
     assert any("metadata.csv has no column file_name" in remark for remark in read(root, None).remarks)
+
+
+def test_metadata_of_a_test_folder_alone_leaves_the_class_folders(tmp_path):
+    files = [f"{phase}/{c}/{i}.png" for phase in ("train", "val") for c in ("cat", "dog") for i in range(4)]
+    root = draw(tmp_path / "d", *files, "test/0.png")
+    write(root / "test" / "metadata.csv", [("file_name", "label"), ("0.png", "cat")])
+    source = read(root, None, val_split=None)
+    assert (source.class_names, len(source.train)) == (("cat", "dog"), 8)
+    assert any("there is none for training" in remark for remark in source.remarks)
 
 
 def test_metadata_of_a_test_folder_without_labels_is_left_out(tmp_path):

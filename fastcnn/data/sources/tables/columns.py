@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastcnn.config.settings import DataSettings
-from fastcnn.data.sources.file_index import FileIndex, is_image_name
-from fastcnn.data.sources.label_columns import is_flag_column
 from fastcnn.data.sources.layout import Phase, phase_of
-from fastcnn.data.sources.table_files import Table
+from fastcnn.data.sources.tables.file_index import FileIndex, is_image_name
+from fastcnn.data.sources.tables.files import Table
+from fastcnn.data.sources.tables.label_columns import is_flag_column
 from fastcnn.errors import UserError
 
 FILE_NAMES = (
@@ -146,11 +146,20 @@ def _guessed_file(table: Table, index: FileIndex, others: Sequence[str | None]) 
 
 
 def _guessed_split(table: Table, others: Sequence[str]) -> str | None:
-    """Return a column of a usual name that holds phases only."""
+    """Return the column of a usual name that holds phases; UserError if it holds something else too."""
     for name, cells in table.columns.items():
-        is_named = name not in others and _plain(name) in SPLIT_NAMES
-        if is_named and all(phase_in(cell, name) for cell in set(map(str, cells))):
-            return name
+        if name in others or _plain(name) not in SPLIT_NAMES:
+            continue
+        phases = {cell: phase_in(cell, name) for cell in dict.fromkeys(map(str, cells))}
+        if not any(phases.values()):
+            continue
+        other = next((cell for cell, phase in phases.items() if phase is None), None)
+        if other is not None:
+            raise UserError(
+                f"{table.path}: column {name} holds {other!r} beside phases; use --split-column {name} with "
+                "--bad-labels skip to leave it out, or rename the column"
+            )
+        return name
     return None
 
 

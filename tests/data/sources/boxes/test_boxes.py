@@ -14,8 +14,8 @@ from PIL import Image
 
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
-from fastcnn.data.sources import boxes as box_sources
-from fastcnn.data.sources.boxes import BOXES_NAMED
+from fastcnn.data.sources.boxes import source as box_sources
+from fastcnn.data.sources.boxes.source import BOXES_NAMED
 from fastcnn.data.sources.demo import CLASS_NAMES
 from fastcnn.data.targets import NO_BOX, Boxes
 from fastcnn.data.transforms.transform import Transform

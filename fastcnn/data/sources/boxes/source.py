@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from fastcnn.config.settings import DataSettings
-from fastcnn.data.sources.box_coco import read_coco_set
-from fastcnn.data.sources.box_csv import read_csv_set
-from fastcnn.data.sources.box_files import BoxSet, LabeledImages, Rows, checked
-from fastcnn.data.sources.box_labelme import read_labelme_set
-from fastcnn.data.sources.box_sizes import fit_to_images
-from fastcnn.data.sources.box_voc import read_voc, read_voc_set
-from fastcnn.data.sources.box_yolo import read_yolo_set
+from fastcnn.data.sources.boxes.coco import read_coco_set
+from fastcnn.data.sources.boxes.labelme import read_labelme_set
+from fastcnn.data.sources.boxes.rows import BoxSet, LabeledImages, Rows, checked
+from fastcnn.data.sources.boxes.sizes import fit_to_images
+from fastcnn.data.sources.boxes.table import read_csv_set
+from fastcnn.data.sources.boxes.voc import read_voc, read_voc_set
+from fastcnn.data.sources.boxes.yolo import read_yolo_set
+from fastcnn.data.sources.boxes.yolo_places import YAML_SUFFIXES
 from fastcnn.data.sources.coco import ANNOTATION_FOLDERS
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
@@ -32,7 +33,6 @@ from fastcnn.data.sources.label_files import (
 )
 from fastcnn.data.sources.layout import PHASES, Phase, folders, phase_of
 from fastcnn.data.sources.walk import and_more
-from fastcnn.data.sources.yolo_places import YAML_SUFFIXES
 from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
 
@@ -109,6 +109,8 @@ def _read(path: Path, bad: BadLabels) -> tuple[Path, BoxSet]:
     for root in _wrapped(path):
         for read in READERS:
             found = read(root, None, bad)
+            if found is not None and root != path:
+                found.remarks = (f"--data {path}: reading {root}", *found.remarks)
             if found is not None:
                 return root, found
     raise UserError(

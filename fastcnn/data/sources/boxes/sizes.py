@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastcnn.data.decode import TRANSPOSED
-from fastcnn.data.sources.box_files import LabeledImages
+from fastcnn.data.sources.boxes.rows import LabeledImages
 from fastcnn.data.sources.headers import Files
 from fastcnn.data.sources.label_files import BadLabels
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcnn.data.sources.class_list import ClassList, find_class_list, read_class_list
+from fastcnn.data.sources.masks.class_list import ClassList, find_class_list, read_class_list
 from fastcnn.errors import UserError
 
 NAMES = ("background", "side walk", "car")

@@ -108,7 +108,14 @@ def test_a_bad_row_is_named_and_can_be_left_out(row, root, wording):
     assert sum(map(len, boxes(source.train) + boxes(source.val))) == 2
 
 
+def test_a_broken_table_is_told(root):
+    picture(root / "images" / "a.jpg")
+    table(root / "boxes.csv", "a.jpg,200,100," + "x" * 200_000 + ",1,2,3,4")
+    assert refusal(root, val_split=0.5).startswith(f"{root}/boxes.csv: not a table (")
+
+
 def test_other_tables_are_no_boxes(root):
+    (root / "folder.csv").mkdir(parents=True)
     picture(root / "train" / "cat" / "a.jpg")
     table(root / "train.csv", "a,1", head="id,label")
     table(root / "empty.csv", head="")

@@ -12,15 +12,15 @@ import numpy as np
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Source, Split, native_size
-from fastcnn.data.sources.file_index import FileIndex, phase_of_path
 from fastcnn.data.sources.headers import scan
-from fastcnn.data.sources.label_columns import LabelSets, rarest, read_labels, targets_of
 from fastcnn.data.sources.label_files import BadLabels
 from fastcnn.data.sources.layout import Phase, child, folders, phase_of, phases
 from fastcnn.data.sources.parts import unwrap
 from fastcnn.data.sources.splits import check_shares, split_off
-from fastcnn.data.sources.table_columns import Columns, choose_columns, guessed_labels, phase_in
-from fastcnn.data.sources.table_files import Table, read_table
+from fastcnn.data.sources.tables.columns import Columns, choose_columns, guessed_labels, phase_in
+from fastcnn.data.sources.tables.file_index import FileIndex, phase_of_path
+from fastcnn.data.sources.tables.files import Table, read_table
+from fastcnn.data.sources.tables.label_columns import LabelSets, rarest, read_labels, targets_of
 from fastcnn.data.sources.walk import and_more, image_files
 from fastcnn.data.targets import MultiLabels
 from fastcnn.errors import UserError
@@ -94,20 +94,20 @@ def read_metadata(root: Path, settings: DataSettings, seed: int) -> Source | tup
     if not tables:
         return ()
     tables.sort(key=lambda table: table[1] != "train")
-    first = tables[0][0]
+    first, phase = tables[0]
+    if phase not in (None, "train"):
+        return (f"skipped: {first.path}: there is none for training",)
     if settings.file_column is None and "file_name" not in first.columns:
         return (f"skipped: {first.path} has no column file_name",)
     has_labels = settings.label_column or guessed_labels(first, ("file_name",), only_by_name=True)
     if not has_labels and any(folders(table.path.parent) for table, _ in tables):
         return (f"skipped: {first.path} has no column label, among {first.names()}",)
     settings = dataclasses.replace(settings, file_column=settings.file_column or "file_name")
-    indices = [
-        FileIndex(folder, image_files(folder)) for folder in (table.path.parent for table, _ in tables)
-    ]
+    indices = [FileIndex(path.parent, image_files(path.parent)) for path in (t.path for t, _ in tables)]
     columns = choose_columns(first, indices[0], settings)
     parts = [
-        Part(table=table, index=index, columns=columns, phase=phase)
-        for (table, phase), index in zip(tables, indices)
+        Part(table=table, index=index, columns=columns, phase=of_table)
+        for (table, of_table), index in zip(tables, indices)
     ]
     return _source(root, parts, bad, settings, seed)
 
@@ -125,6 +125,8 @@ def _source(root: Path, parts: Sequence[Part], bad: BadLabels, settings: DataSet
     chosen, remarks = _choose_rows(rows, labels, bad)
     remarks = [columns.describe(table), *labels.remarks, *remarks, *bad.apply(settings.bad_labels)]
     remarks += _unlisted(parts, rows)
+    if columns.split is None and len({row.phase for row in rows}) > 1:
+        remarks.append(f"{table.path.name}: phases by the folders of the images")
 
     place = {phase: [k for k, i in enumerate(chosen) if rows[i].phase == phase] for phase in PHASES}
     if not place["train"]:

@@ -61,8 +61,8 @@ class Pairing:
     folder: Path
     """Folder of the images."""
     masks_folder: Path
-    images: list[str]
-    masks: list[str]
+    images: Sequence[str]
+    masks: Sequence[str]
     """Path of the mask of each image; a missing one's path if there is none."""
     remarks: list[str] = field(default_factory=list)
 
@@ -107,7 +107,7 @@ def bases(root: Path) -> Iterator[Path]:
 def _by_phase(base: Path) -> dict[Phase, Both]:
     found: dict[Phase, Both] = {}
     for phase, folder in sorted(phases(base).items(), key=_order):
-        both = _within(folder) or _beside(base, folder)
+        both = next(filter(None, map(_within, bases(folder))), None) or _beside(base, folder)
         if both is None and pair_files(folder, folder).images:
             both = folder, folder
         if both:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastcnn.data.sources.mask_folders import FORMS, IMAGE_FOLDERS, MASK_FOLDERS
+from fastcnn.data.sources.masks.folders import FORMS, IMAGE_FOLDERS, MASK_FOLDERS
 from fastcnn.data.targets import Masks
 from small_masks import first_values, mask, opened, pair, picture, refusal
 from small_sources import names
@@ -46,6 +46,7 @@ LAYOUTS = {
     "years": ("images/train2017", "masks/train2017", "images/val2017", "masks/val2017"),
     "wrapped once": ("set/train/images", "set/train/masks", "set/val/images", "set/val/masks"),
     "wrapped twice": ("a/a/train/images", "a/a/train/masks", "a/a/val/images", "a/a/val/masks"),
+    "phases repeated": ("train/train/images", "train/train/masks", "val/val/images", "val/val/masks"),
     "Cityscapes": ("leftImg8bit/train", "gtFine/train", "leftImg8bit/val", "gtFine/val"),
 }
 

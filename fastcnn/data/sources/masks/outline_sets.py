@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib.util
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fastcnn.data.sources.label_files import BadLabels, LabelFiles, find_labels,
 from fastcnn.data.sources.labelme import NO_AREA, LabelMe, Shape, read_labelme
 from fastcnn.data.sources.layout import PHASES, Phase
 from fastcnn.data.sources.manifest import in_threads
-from fastcnn.data.sources.outlines import (
+from fastcnn.data.sources.masks.outlines import (
     Outlines,
     Polygons,
     Region,
@@ -38,6 +40,8 @@ IGNORED = "__ignore__"
 ROUNDING_PX = 1
 """Tolerated difference of a resized image's sides."""
 CIRCLE_CORNERS = 64
+ID = (int, float, str)
+"""Types of ids in JSON."""
 NO_OUTLINES = "no outlines (segmentation); draw them, or train a detector on boxes, such as --arch yolo"
 
 
@@ -75,12 +79,19 @@ def read_outline_set(root: Path, bad: BadLabels, *, upright: bool) -> OutlineSet
     """
     files = find_coco(root)
     if files:
+        _check_package(root)
         return _read_coco_set(root, read_coco_files(files, outlines=True), bad, upright=upright)
     found = find_labels(root, "json", ".json", bad)
     read = {phase: list(in_threads(_read_labelme, own.labels)) for phase, own in found.items()}
     if not any(isinstance(content, LabelMe) for contents in read.values() for content in contents):
         return None
+    _check_package(root)
     return _read_labelme_set(root, found, read, bad, upright=upright)
+
+
+def _check_package(root: Path) -> None:
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        raise UserError(f"--data {root}: drawing outlines needs a package: pip install faster-coco-eval")
 
 
 # COCO
@@ -88,16 +99,17 @@ def read_outline_set(root: Path, bad: BadLabels, *, upright: bool) -> OutlineSet
 
 def _read_coco_set(root: Path, read: dict[Phase, Coco], bad: BadLabels, *, upright: bool) -> OutlineSet:
     categories = read["train"].categories
-    class_names = _with_background(tuple(categories.values()))
+    class_names = _with_background(read["train"].path, categories.values())
     classes = {
         key: 0 if name.lower() in BACKGROUND else class_names.index(name) for key, name in categories.items()
     }
     parts = {}
     for phase in sorted(read, key=PHASES.index):
         coco = read[phase]
-        if not any(isinstance(a, dict) and a.get("segmentation") for a in coco.annotations):
+        if any(isinstance(a, dict) and a.get("segmentation") for a in coco.annotations):
+            parts[phase] = _coco_part(root, coco, phase, classes, bad, upright=upright)
+        elif phase != "test" or coco.annotations:
             raise UserError(f"{coco.path}: {NO_OUTLINES}")
-        parts[phase] = _coco_part(root, coco, phase, classes, bad, upright=upright)
     return OutlineSet(parts=parts, class_names=class_names)
 
 
@@ -117,11 +129,10 @@ def _coco_part(
         fields = annotation if isinstance(annotation, dict) else {}
         where = f"{coco.path}, annotation {fields.get('id', f'at place {number}')}"
         key = fields.get("image_id")
-        if key not in coco.images:
+        if not isinstance(key, ID) or key not in coco.images:
             bad.add(where, f"image {key}, which is not listed")
         elif key in place:
-            image = place[key]
-            part.add(image, where, lambda frame: _coco_object(fields, classes, frame))  # noqa: B023
+            part.add(place[key], where, partial(_coco_object, fields, classes))
     # The order in the file has no meaning; a crowd or a large object must not hide a smaller one on it.
     outlined = part.outlined(by_area=True)
     if located.guessed:
@@ -137,9 +148,10 @@ Object = Polygons | Region | None
 
 def _coco_object(fields: dict[str, Any], classes: dict[Any, int], frame: tuple[int, int]) -> Object:
     """Return the object of an annotation; ValueError with the reason if it is invalid."""
-    label, outline = classes.get(fields.get("category_id")), fields.get("segmentation")
+    category, outline = fields.get("category_id"), fields.get("segmentation")
+    label = classes.get(category) if isinstance(category, ID) else None
     if label is None:
-        raise ValueError(f"category {fields.get('category_id')}, which is none of the {len(classes)}")
+        raise ValueError(f"category {category}, which is none of the {len(classes)}")
     if not outline:
         raise ValueError(NO_OUTLINES)
     if isinstance(outline, dict):
@@ -184,7 +196,7 @@ def _read_labelme_set(
         for shape in content.shapes
         if shape.kind not in NO_AREA
     }
-    class_names = _with_background(listed_classes(root) or tuple(sorted(labels - {""})))
+    class_names = _with_background(root, listed_classes(root) or sorted(labels - {""}))
     classes = (
         {name: i for i, name in enumerate(class_names)} | dict.fromkeys(BACKGROUND, 0) | {IGNORED: IGNORE}
     )
@@ -205,11 +217,7 @@ def _read_labelme_set(
                 if shape.kind in NO_AREA:
                     without_area += 1
                     continue
-                part.add(
-                    image,
-                    f"{path}, shape {number}",
-                    lambda frame: _shape_object(shape, classes, frame),  # noqa: B023
-                )
+                part.add(image, f"{path}, shape {number}", partial(_shape_object, shape, classes))
         parts[phase] = part.outlined(by_area=False)
         if without_area:
             parts[phase].remarks.append(f"points and lines skipped, which have no area: {without_area:,}")
@@ -249,10 +257,16 @@ def _shape_object(shape: Shape, classes: dict[str, int], frame: tuple[int, int])
 # Both
 
 
-def _with_background(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names after that of the background."""
+def _with_background(place: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the background's name, then the other class names; UserError if there are too many."""
+    names = dict.fromkeys(name for name in names if name != IGNORED)
     own = next((name for name in names if name.lower() in BACKGROUND), BACKGROUND[0])
-    return (own, *(name for name in names if name.lower() not in BACKGROUND and name != IGNORED))
+    classes = (own, *(name for name in names if name.lower() not in BACKGROUND))
+    if len(classes) > IGNORE:
+        raise UserError(
+            f"{place}: {len(classes)} classes with the background; masks have {IGNORE} at most: merge some"
+        )
+    return classes
 
 
 @dataclass(kw_only=True)

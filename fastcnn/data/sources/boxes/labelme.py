@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastcnn.data.sources.box_files import BoxSet, Rows, with_boxes
+from fastcnn.data.sources.boxes.rows import BoxSet, Rows, with_boxes
 from fastcnn.data.sources.label_files import BadLabels, find_labels, listed_classes
 from fastcnn.data.sources.labelme import NO_AREA, LabelMe, bounds, read_labelme
 from fastcnn.data.sources.manifest import in_threads

@@ -16,9 +16,9 @@ from fastcnn.config.settings import DataSettings
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.synthetic import SyntheticLoader
 from fastcnn.data.mask_files import MaskFiles
-from fastcnn.data.sources import masks
 from fastcnn.data.sources.demo import CLASS_NAMES
-from fastcnn.data.sources.masks import MASKS_NAMED, mask_source
+from fastcnn.data.sources.masks import source as masks
+from fastcnn.data.sources.masks.source import MASKS_NAMED, mask_source
 from fastcnn.data.targets import IGNORE, Masks
 from fastcnn.data.transforms.transform import Transform
 from small_masks import first_values, mask, opened, pair, picture, refusal

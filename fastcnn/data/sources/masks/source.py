@@ -21,7 +21,6 @@ from PIL import Image
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.decode import TRANSPOSED, DecodeError
 from fastcnn.data.mask_files import COLOR_PROBLEM, MaskArrays, MaskFiles, Palette, colors_of
-from fastcnn.data.sources.class_list import ClassList, find_class_list
 from fastcnn.data.sources.dataset import SYNTHETIC_SIZE, Source, Split
 from fastcnn.data.sources.demo import CLASS_NAMES, ensure_demo
 from fastcnn.data.sources.headers import Files, scan
@@ -35,9 +34,10 @@ from fastcnn.data.sources.label_files import (
 )
 from fastcnn.data.sources.layout import Phase
 from fastcnn.data.sources.manifest import examine_once, file_stamps
-from fastcnn.data.sources.mask_folders import MaskFolders, bases, find_masks, pair_files
-from fastcnn.data.sources.mask_outlines import OutlineSet, read_outline_set
-from fastcnn.data.sources.mask_values import (
+from fastcnn.data.sources.masks.class_list import ClassList, find_class_list
+from fastcnn.data.sources.masks.folders import MaskFolders, bases, find_masks, pair_files
+from fastcnn.data.sources.masks.outline_sets import OutlineSet, read_outline_set
+from fastcnn.data.sources.masks.values import (
     MAX_DRAWN,
     Census,
     MaskClasses,
@@ -326,11 +326,25 @@ def _classes(
         origin = "--mask-values" if settings.mask_values else str(listed.path)
         every = Census.of([part.census() for part in pairs.values()])
         return listed_classes(values, names, ignored, every, origin)
+    _check_mixed(pairs["train"], data)
     if names:
         return named_classes(names, ignored, train, data)
     if not train.counts.any():  # all masks are invalid, which is reported later
         return numbered_classes([f"class {i}" for i in range(IGNORE)], ignored)
     return found_classes(ignored, train, data)
+
+
+def _check_mixed(train: Pairs, data: str) -> None:
+    """Raise UserError if some masks are of 0 and 1, and others of 0 and 255."""
+    present = train.counts > 0
+    ones, full = present[:, 1], present[:, 255]
+    if train.census().present != [0, 1, 255] or (ones & full).any():
+        return
+    first = [train.stored.paths[int(found.argmax())] for found in (ones, full)]
+    raise UserError(
+        f"{data}: {first[0]} has 0 and 1, but {first[1]} has 0 and 255; save all with the same two values, "
+        f"or write --mask-values 0 1 if 255 marks pixels to ignore"
+    )
 
 
 def _good(pairs: Pairs, classes: MaskClasses, bad: BadLabels, *, advice: bool = True) -> Split:

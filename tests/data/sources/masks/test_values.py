@@ -211,6 +211,19 @@ def test_gray_photos_in_the_place_of_masks_are_refused(root, wording):
     wording(refusal(root))
 
 
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_masks_of_0_and_1_beside_others_of_0_and_255_are_refused_and_the_advices_work(mode, root, wording):
+    both(root, 0, 1)
+    for phase in ("train", "val"):
+        Image.fromarray(disk_mask(0, (0, 255))).convert(mode).save(root / phase / "masks" / "2.png")
+    message = refusal(root)
+    wording(message)
+    assert advised_values(message) == [(0, 1)]
+    assert set(class_pixels(opened(root, mask_values=(0, 1)).train, 2)) == {0, IGNORE}
+    both(root, 0, 1)
+    assert set(class_pixels(opened(root).train, 2)) == {0, 1}
+
+
 # Names and listed values
 
 

@@ -1,0 +1,1 @@
+"""Sources with boxes: one reader per format."""

@@ -1,0 +1,1 @@
+"""Sources with masks: files, and outlines that are drawn."""
