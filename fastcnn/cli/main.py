@@ -168,6 +168,10 @@ def pack(argv: Sequence[str]) -> int:
         "--shard-images", type=_positive, default=1000, metavar="N", help="images in a shard (%(default)s)"
     )
     args, others = parser.parse_known_args(argv)
+    for word in others:  # a misspelled flag of this command, not of fastcnn train
+        near = difflib.get_close_matches(word, ("--max-size", "--quality", "--shard-images"), n=1, cutoff=0.8)
+        if near:
+            raise UserError(f"{word}: no such flag; did you mean {near[0]}?")
     config = parse(["--data", args.folder, *others], "fastcnn pack")
     from fastcnn.cli.pack import pack as run
     from fastcnn.data.pack import PackSettings

@@ -70,12 +70,7 @@ def predict(
     where = choose_device(device, Ranks())
     root, names = _names(images)
     _check_free(output, names)
-    config = {**FORMER, **content["config"]}
-    paths, upright = [str(root / name) for name in names], config["exif"] == "upright"
-    files = scan(f"predict {root.resolve()}", paths, upright=upright)
-    if config["levels"] != "auto":
-        files = dataclasses.replace(files, levels=tuple(config["levels"]))
-    split = Split(np.zeros(len(names), dtype=np.int64), files)
+    split = _open(root, names, content["config"])
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
     if len(bad) == len(split):
         raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); use another folder")
@@ -101,6 +96,16 @@ def predict(
     lines = [f"warning: undecodable image: {line}" for line in bad.lines()]
     print(*lines, f"wrote {folder}", sep="\n", file=sys.stderr)
     return len(bad)
+
+
+def _open(root: Path, names: Sequence[str], config: dict[str, Any]) -> Split:
+    """Return the images, decoded by the settings of a checkpoint."""
+    config = {**FORMER, **config}
+    paths, upright = [str(root / name) for name in names], config["exif"] == "upright"
+    files = scan(f"predict {root.resolve()}", paths, upright=upright)
+    if config["levels"] != "auto":
+        files = dataclasses.replace(files, levels=tuple(config["levels"]))
+    return Split(np.zeros(len(names), dtype=np.int64), files)
 
 
 @torch.inference_mode()
@@ -163,14 +168,14 @@ def _names(images: Path) -> tuple[Path, list[str]]:
 
 def _transform(content: dict[str, Any]) -> Transform:
     """Return the transform of the validation."""
-    config = content["config"]
+    config = {**FORMER, **content["config"]}
     return Transform(
         size=content.get("val_img_size", content["img_size"]),  # absent in older checkpoints
         channels=content["in_chans"],
         train_crop=config["train_crop"],
         crop_pct=config["crop_pct"],
         crop_mode=config.get("crop_mode", "center"),  # likewise
-        dct_scaling=config.get("dct_scaling", True),
+        dct_scaling=config["dct_scaling"],
     )
 
 

@@ -189,7 +189,7 @@ def _resolve_compute(config: Config, environment: Environment, choose: _Choices)
     choose("log_interval", 50 if device == "cuda" else 10, f"steps on {device}")
 
 
-FORMER = {"exif": "ignore", "levels": [0, 65_535]}
+FORMER = {"exif": "ignore", "levels": [0, 65_535], "dct_scaling": False}
 """Behavior of versions that did not have these settings, for their checkpoints."""
 NOT_CARRIED = (
     *("device", "workers", "log_interval"),  # specific to the machine

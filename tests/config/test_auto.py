@@ -438,11 +438,11 @@ def test_the_description_of_a_run_without_choices_is_one_line():
 
 
 def test_a_checkpoint_from_before_there_were_orientation_and_levels_goes_on_as_it_was():
-    saved = {name: value for name, value in SAVED.items() if name not in ("exif", "levels")}
+    saved = {name: value for name, value in SAVED.items() if name not in ("exif", "levels", "dct_scaling")}
     config, _ = merge_resumed_config(Config(), saved, (), same_ranks=True, device="cuda")
-    assert (config.exif, config.levels) == ("ignore", (0, 65_535))
+    assert (config.exif, config.levels, config.dct_scaling) == ("ignore", (0, 65_535), False)
     config, _ = merge_resumed_config(Config(), SAVED, (), same_ranks=True, device="cuda")
-    assert (config.exif, config.levels) == ("upright", SAVED["levels"])
+    assert (config.exif, config.levels, config.dct_scaling) == ("upright", (0, 4095), True)
     told = Config(levels=(0, 9))
     assert merge_resumed_config(told, saved, (), same_ranks=True, device="cuda")[0].levels == (0, 9)
 

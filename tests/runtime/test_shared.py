@@ -23,7 +23,7 @@ def shared(value: object) -> object:
 @pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
 @pytest.mark.parametrize("data", ["demo", "synthetic"])
 def test_a_data_set_is_the_same_after_it(task, data, demo, monkeypatch):
-    for module in ("open", "masks", "boxes"):
+    for module in ("open", "masks.source", "boxes.source"):
         monkeypatch.setattr(f"fastcnn.data.sources.{module}.ensure_demo", lambda: demo)
     source = open_data(DataSettings(data=data), task=task, seed=0)
     found = shared(source)

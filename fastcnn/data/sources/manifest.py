@@ -32,6 +32,10 @@ SCAN_THREADS = 16
 """More than cores, as a scan of a network file system mostly waits."""
 PART = 64
 """Files that a thread takes at a time."""
+ALONE, TRIAL = 4, 2 * SCAN_THREADS
+"""Parts by which one thread and all of them are timed; the fastest counts, as the first ones are slow."""
+MIN_GAIN = 0.9
+"""Threads are used for the rest if they take less than this fraction of one thread's time."""
 SAVE_EVERY = 30.0
 """Seconds after which the facts found so far are kept during a long scan."""
 FORMAT = 2
@@ -184,8 +188,8 @@ def reader() -> str:
 def file_stamps(paths: Sequence[str]) -> np.ndarray:
     """Return size in bytes and modification time in ns of each file, int64 [N, 2]; 0 if missing."""
     names = Names.of(paths)
-    parts = (names[i : i + 1000] for i in range(0, len(names), 1000))
-    return np.concatenate([np.zeros((0, 2), dtype=np.int64), *_map(_stamps, parts)])
+    parts = [names[i : i + 1000] for i in range(0, len(names), 1000)]
+    return np.concatenate([np.zeros((0, 2), dtype=np.int64), *_map_parts(_stamps, parts)])
 
 
 def _stamps(names: Names) -> np.ndarray:
@@ -206,10 +210,31 @@ def _stat(path: bytes) -> os.stat_result | None:
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Map `work` over the items by threads, in order; for work that mostly waits for files."""
-    parts = (items[i : i + PART] for i in range(0, len(items), PART))
-    for found in _map(lambda part: [work(item) for item in part], parts):
+    """Map `work` over the items in order, by threads where they are faster than one."""
+    parts = [items[i : i + PART] for i in range(0, len(items), PART)]
+    for found in _map_parts(lambda part: [work(item) for item in part], parts):
         yield from found
+
+
+def _map_parts(work: Callable[[Item], Result], parts: Sequence[Item]) -> Iterator[Result]:
+    """Map `work` over parts of equal length in order, by threads where they are faster than one.
+
+    They are for files of a network and for decoders, and are not where each result takes some microseconds of
+    Python. So the first parts are timed in this thread, and the next ones by threads.
+    """
+    alone, together, rest = parts[:ALONE], parts[ALONE : ALONE + TRIAL], parts[ALONE + TRIAL :]
+    seconds = []
+    for part in alone:
+        start = time.perf_counter()
+        result = work(part)
+        seconds.append(time.perf_counter() - start)
+        yield result
+    start = time.perf_counter()
+    results = list(_map(work, together))
+    elapsed = time.perf_counter() - start
+    yield from results
+    use_threads = bool(rest) and elapsed < MIN_GAIN * min(seconds) * len(together)
+    yield from _map(work, rest) if use_threads else map(work, rest)
 
 
 def _map(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

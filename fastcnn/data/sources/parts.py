@@ -24,6 +24,9 @@ MAX_WRAPPERS = 4
 """Folders in each other that hold nothing but the next one: an archive's own, twice, and `images`."""
 COMPANIONS = frozenset(("masks", "labels", "annotations"))
 """Usual folders beside the images, which hold other targets."""
+IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages"))
+ANNOTATION_FOLDERS = COMPANIONS | {"mask", "label", "segmentationclass", "gt", "groundtruth"}
+"""Folders of data for other tasks; together with one of images they are no classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,17 @@ def _check_ambiguous(root: Path, found: dict[Phase, Path], others: list[Path]) -
 
 
 def check_classes(classes: Sequence[Path]) -> None:
-    """Raise UserError if a part's name stands for a class folder, or if the parts lie within the classes."""
+    """Raise UserError if a part's name stands for a class folder, or if the parts lie within the classes.
+
+    Folders of images and of masks are no classes either.
+    """
+    names = {folder.name.lower(): folder for folder in classes}
+    images, annotations = sorted(names.keys() & IMAGE_FOLDERS), sorted(names.keys() & ANNOTATION_FOLDERS)
+    if images and annotations:
+        raise UserError(
+            f"{names[images[0]]} and {names[annotations[0]].name}/ beside it: no classes; use --arch unet "
+            "for masks or --arch yolo for boxes, or rename them if they are classes"
+        )
     part = next((folder for folder in classes if phase_of(folder.name)), None)
     if part is not None:
         raise UserError(f"{part}: the name of a part of the data in place of a class; move or rename it")

@@ -372,3 +372,15 @@ def test_an_image_listed_twice_is_refused(tmp_path, wording):
 def test_a_folder_without_parts_is_for_training(tmp_path):
     parts = find_parts(classes(tmp_path))
     assert (parts.train, parts.val, parts.test, parts.remarks) == (tmp_path, None, None, ())
+
+
+@pytest.mark.parametrize(
+    "names", [("images", "masks"), ("Images", "labels"), ("JPEGImages", "SegmentationClass")]
+)
+@pytest.mark.parametrize("phases", [("train", "val"), ("",)])
+def test_masks_beside_images_are_not_two_classes(tmp_path, wording, names, phases):
+    for phase in phases:
+        classes(tmp_path / "data" / phase, names=names)
+    line = refusal(tmp_path / "data", 0.5 if len(phases) == 1 else None)
+    assert "no classes; use --arch unet" in line
+    wording(line)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +182,28 @@ def test_threads_keep_the_order_and_do_not_run_far_ahead():
     results = in_threads(work, range(100_000))
     assert [next(results) for _ in range(10)] == [-i for i in range(10)]
     results.close()  # type: ignore[attr-defined]
-    assert len(seen) <= manifest.PART * (2 * manifest.SCAN_THREADS + 1)
+    assert len(seen) <= manifest.PART
+    results = in_threads(work, range(100_000))
+    timed = manifest.PART * (manifest.ALONE + manifest.TRIAL)
+    seen.clear()
+    assert [next(results) for _ in range(timed + 1)] == [-i for i in range(timed + 1)]
+    assert len(seen) <= timed + manifest.PART * (2 * manifest.SCAN_THREADS + 1)
     assert list(in_threads(work, range(1000))) == [-i for i in range(1000)]
     assert list(in_threads(work, [])) == []
+
+
+@pytest.mark.parametrize(("waits", "expected"), [(True, True), (False, False)])
+def test_threads_are_used_where_they_are_faster(waits, expected, monkeypatch):
+    monkeypatch.setattr(manifest, "PART", 4)
+    threads: set[int] = set()
+
+    def work(index: int) -> int:
+        if waits:
+            time.sleep(0.001)
+        if index >= 4 * (manifest.ALONE + manifest.TRIAL):
+            threads.add(threading.get_ident())
+        return index
+
+    count = 4 * (manifest.ALONE + manifest.TRIAL) + 400
+    assert list(in_threads(work, range(count))) == list(range(count))
+    assert (threads != {threading.get_ident()}) is expected
