@@ -192,6 +192,7 @@ def test_too_many_unreadable_test_images_stop_before_the_training(train, data, c
     assert not (FOLDER / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_every_held_out_image_once(data, tmp_path):
     flags = [*SHORT, "--data-backend", "torch", "--batch-size", "8", "--device", "cpu"]
     (first, out, err), (second, _, _) = run_ranks(worker_fits.command, str(tmp_path), *flags)

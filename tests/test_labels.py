@@ -152,6 +152,7 @@ def test_balanced_draws_and_weights_together_are_a_warning(train: Train, imbalan
     assert "warning: --sampler balanced and --class-weights effective correct the imbalance twice" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "bce", "focal"])
 def test_every_loss_learns_the_rare_classes_with_weights(train: Train, imbalanced, loss, capsys):
     flags = (*FAST, "--data", imbalanced, "--class-weights", "balanced", "--cls-loss", loss)

@@ -8,6 +8,7 @@ import pytest
 
 from wording import TESTS, Wording, load
 
+GOLDEN = load()
 RECORDED = {"test_a.py": {"test_b": ["--lr -1: write 0 or more", "--epochs 0: write more than 0"]}}
 
 
@@ -54,7 +55,7 @@ def test_recording_takes_what_was_seen_once_the_test_has_passed():
     assert golden == {"test_a.py": {"test_b": ["new"]}}
 
 
-@pytest.mark.parametrize("file", load())
+@pytest.mark.parametrize("file", GOLDEN)
 def test_each_entry_belongs_to_a_test_that_compares(file):
     functions = [
         node for node in ast.walk(ast.parse((TESTS / file).read_text())) if isinstance(node, ast.FunctionDef)
@@ -62,9 +63,9 @@ def test_each_entry_belongs_to_a_test_that_compares(file):
     comparing = {
         node.name for node in functions if "wording" in [argument.arg for argument in node.args.args]
     }
-    assert {test.partition("[")[0] for test in load()[file]} <= comparing
+    assert {test.partition("[")[0] for test in GOLDEN[file]} <= comparing
 
 
 def test_no_entry_holds_what_differs_from_run_to_run():
-    said = [message for tests in load().values() for messages in tests.values() for message in messages]
+    said = [message for tests in GOLDEN.values() for messages in tests.values() for message in messages]
     assert not [message for message in said if "/tmp/" in message or "pytest-" in message]

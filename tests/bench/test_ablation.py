@@ -130,6 +130,7 @@ def test_a_start_or_an_answer_beyond_the_limit_ends_the_process():
     assert time.monotonic() - begin < 30
 
 
+@pytest.mark.slow
 def test_first_calls_that_take_long_are_fewer():
     with Worker(partial(sleeping, 1.1), CPU, first_calls=10) as worker:
         assert len(worker.start.first_seconds) == 3

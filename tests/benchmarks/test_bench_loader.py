@@ -187,6 +187,7 @@ def test_dalis_settings_do_not_change_a_pixel(photos, crop):
         loader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grain", [0.0, 4.0])
 def test_big_photos_are_measured_beside_dalis_own_pipeline(tmp_path, monkeypatch, grain):
     big_photos = importlib.import_module("big_photos")

@@ -6,6 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -14,6 +15,7 @@ bench_pack, bench_loader, big_photos, sizes = map(
 )
 
 
+@pytest.mark.slow
 def test_a_folder_and_its_shards_are_timed_in_turn(tmp_path, monkeypatch):
     big_photos.write(tmp_path / "photos", 12, grain=4.0, size=(1200, 900))
     load = sizes.Load(32, 4, "random-resized", 8)

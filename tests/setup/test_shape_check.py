@@ -28,14 +28,8 @@ def check(config: Config, network: nn.Module | None = None, world_size: int = 1)
     check_shapes(network or build_network(config), config, world_size)
 
 
-NORMED = [
-    "resnet18",
-    "mobilenet_v2",
-    "efficientnet_b0",
-    "densenet121",
-    "unet/resnet18",
-    "timm/resnet18",
-]
+OTHERS = "mobilenet_v2", "efficientnet_b0", "densenet121", "timm/resnet18"
+NORMED = ["resnet18", "unet/resnet18", *(pytest.param(arch, marks=pytest.mark.slow) for arch in OTHERS)]
 HEADS: dict[str, Any] = {
     "yolo": {"anchors": tuple(map(float, range(1, 19))), "strides": (8, 16, 32)},
     "yolov1": {"strides": (32,)},
