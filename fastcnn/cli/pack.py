@@ -17,6 +17,7 @@ from fastcnn.data.sources.open import open_data
 from fastcnn.errors import UserError
 from fastcnn.runtime.distributed import Ranks
 from fastcnn.runtime.machine import cores_per_process
+from fastcnn.setup.pixels import resolve_levels
 
 OWN = {field.name for field in dataclasses.fields(DataSettings)} | {"seed", "workers"}
 """Settings of a training that matter here."""
@@ -36,7 +37,11 @@ def pack(config: Config, shards: Path, settings: PackSettings) -> int:
     """
     _check(config, shards)
     source = open_data(config, task="classification", seed=config.seed)
-    for remark in source.remarks:
+    config, reasons, source = resolve_levels(config, source)
+    for remark in (
+        *source.remarks,
+        *(f"--levels {_shown(config.levels)}: {why}" for why in reasons.values()),
+    ):
         print(remark, file=sys.stderr)
     workers = cores_per_process(Ranks()) if config.workers == "auto" else max(1, config.workers)
     try:
@@ -53,6 +58,10 @@ def pack(config: Config, shards: Path, settings: PackSettings) -> int:
     left_out = f", {len(bad):,} left out" if bad else ""
     print(f"wrote {shards}: {counts} images{left_out}, {len(tars)} shards, {size:,.1f} MB")
     return len(bad)
+
+
+def _shown(levels: object) -> str:
+    return " ".join(f"{level:g}" for level in levels) if isinstance(levels, tuple) else str(levels)
 
 
 def _check(config: Config, shards: Path) -> None:

@@ -58,7 +58,9 @@ def examine_header(stream: BinaryIO) -> Header:
                 stream.seek(0)
                 if image.format == "PNG" and b"IEND\xaeB`\x82" not in stream.read():
                     return Header(problem="truncated")
-            except (OSError, SyntaxError):
+            except (OSError, SyntaxError) as error:
+                if getattr(error, "errno", None):  # of the machine, not of the file
+                    raise
                 return Header(problem="truncated")
     return header
 

@@ -93,7 +93,7 @@ def read_mask(path: str, palette: Palette | None = None, *, upright: bool = True
             turned = ImageOps.exif_transpose(image) if upright and orientation_of(image) > 1 else image
             turned.info.pop("transparency", None)  # of a palette or a single color; both are values here
             return _values(turned) if palette is None else _places(turned, palette, image.format)
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything on corrupt bytes
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

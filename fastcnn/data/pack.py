@@ -87,6 +87,7 @@ def pack(source: Source, data: str, folder: Path, settings: PackSettings, *, wor
         **asdict(settings),
         "encoder": f"Pillow {Image.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}",
         "images": {phase: len(split) for phase, split in splits.items()},
+        "levels": _levels(splits["train"]),
         "data": _digest(splits, source.class_names),
         "shards": [shard.name for shard in shards],
     }
@@ -160,6 +161,12 @@ def _digest(splits: dict[str, Split], class_names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def _levels(split: Split) -> list[float] | None:
+    """Return the levels of deep images; None if each has its own."""
+    assert split.files is not None
+    return None if split.files.levels is None else list(split.files.levels)
+
+
 def _stamp(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
@@ -207,10 +214,11 @@ def _begin(folder: Path, manifest: dict[str, object], class_names: Sequence[str]
 
 
 def _compare(folder: Path, before: dict[str, object], now: dict[str, object], data: str) -> None:
-    for name in ("max_size", "quality", "shard_images"):
+    for name in ("max_size", "quality", "shard_images", "levels"):
         if before.get(name) != now[name]:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{folder}: was begun with {flag} {before.get(name)}; use that, or a new folder")
+            flag, value = "--" + name.replace("_", "-"), before.get(name)
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise UserError(f"{folder}: was begun with {flag} {shown}; use that, or a new folder")
     if before.get("encoder") != now["encoder"]:
         raise UserError(f"{folder}: was begun with {before.get('encoder')}; use a new folder")
     if before != now:

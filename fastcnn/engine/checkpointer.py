@@ -149,13 +149,16 @@ class Checkpointer:
     def restore_best(self) -> bool:
         """Load the weights of the best epoch; `last.pt` stays. All ranks call it.
 
+        Rank 0 reads them for all: other nodes may not see its folder.
+
         Returns:
             Whether the folder has them; otherwise the last weights stay.
         """
         path = self.folder / BEST
-        if not (path.exists() and self.best):
+        weights = from_main(lambda: checkpoint.load(path)["weights"] if path.exists() and self.best else None)
+        if weights is None:
             return False
-        self.state.network.load_state_dict(checkpoint.load(path)["weights"])
+        self.state.network.load_state_dict(weights)
         if self.state.ema is not None:
             self.state.ema.restart()
         return True

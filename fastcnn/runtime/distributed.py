@@ -189,10 +189,11 @@ def read_once_per_node(compute: Callable[[], T], ranks: Ranks) -> T:
             return value  # type: ignore[return-value]
         return compute() if path is None else map_shared(path)
 
-    value = on_every_rank(obtain)
-    if first and path is not None:
-        os.remove(path)
-    return value
+    try:
+        return on_every_rank(obtain)
+    finally:
+        if first and path is not None:
+            os.remove(path)
 
 
 def on_every_rank(compute: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import pickle
 import tempfile
 from typing import Any
@@ -20,10 +21,15 @@ def write_shared(value: Any) -> str:
     arrays: list[pickle.PickleBuffer] = []
     content = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
     with tempfile.NamedTemporaryFile(prefix="fastcnn-", delete=False) as file:
-        pickle.dump((content, [array.raw().nbytes for array in arrays]), file)
-        for array in arrays:
-            file.seek(_aligned(file.tell()))
-            file.write(array.raw())
+        try:
+            pickle.dump((content, [array.raw().nbytes for array in arrays]), file)
+            for array in arrays:
+                file.seek(_aligned(file.tell()))
+                file.write(array.raw())
+            file.flush()
+        except BaseException:  # such as a full disk
+            os.remove(file.name)
+            raise
     return file.name
 
 

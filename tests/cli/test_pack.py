@@ -421,6 +421,28 @@ def test_flags_that_do_nothing_here_are_refused(tmp_path, capsys, wording, flags
     assert not (tmp_path / "shards").exists()
 
 
+def test_deep_images_are_packed_by_the_levels_of_a_training(tmp_path, capsys, wording):
+    rng = np.random.default_rng(0)
+    for phase in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / "deep" / phase / name).mkdir(parents=True)
+            for i in range(3):
+                values = np.full((8, 8), rng.integers(4096), dtype=np.uint16)
+                values[0, 0] = 4095
+                Image.fromarray(values).save(tmp_path / "deep" / phase / name / f"{i}.png")
+    assert pack(tmp_path / "deep", tmp_path / "shards") == 0
+    wording.line(capsys.readouterr().err, "--levels")
+    deep, packed = read(tmp_path / "deep"), read(tmp_path / "shards")
+    for i in range(6):
+        stored = np.asarray(Image.open(deep.train.name(i))).astype(float)[4:, 4:].mean()
+        assert packed.train.files is not None
+        assert abs(packed.train.files.decode(i, 3)[4:, 4:].mean() - stored * 255 / 4095) < 2
+    line = refusal(capsys, tmp_path / "deep", tmp_path / "shards", "--levels", "0", "65535")
+    wording(line)
+    assert pack(tmp_path / "deep", tmp_path / "others", "--levels", "0", "65535") == 0
+    assert read(tmp_path / "others").train.files.decode(0, 3).max() < 20  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("data", ["synthetic", "missing"])
 def test_data_without_files_is_refused(tmp_path, capsys, data):
     assert data in refusal(capsys, data, tmp_path / "shards")

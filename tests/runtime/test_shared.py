@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.open import open_data
+from fastcnn.runtime import shared as shared_module
 from fastcnn.runtime.shared import map_shared, write_shared
 
 
@@ -57,3 +59,15 @@ def test_the_file_is_its_users_alone():
     path = write_shared(np.arange(3))
     assert os.stat(path).st_mode & 0o077 == 0
     os.remove(path)
+
+
+def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_module.tempfile, "tempdir", str(tmp_path))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shared_module.pickle, "dump", full)
+    with pytest.raises(OSError, match="space"):
+        write_shared(np.arange(10))
+    assert not list(tmp_path.iterdir())

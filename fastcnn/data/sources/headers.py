@@ -209,6 +209,8 @@ def examine(files: Files, index: int) -> Header:
         return Header(problem=f"declares more than {MAX_PIXELS:,} pixels")
     except OSError as error:
         return Header(problem=error.strerror or "not an image")
+    except MemoryError:  # of the machine, not of the file
+        raise
     except Exception as error:  # Pillow's parsers may raise anything on corrupt bytes
         return Header(problem=f"not an image that Pillow reads: {error}")
 

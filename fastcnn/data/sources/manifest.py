@@ -160,8 +160,8 @@ class Manifest:
                 fits = kept["format"] == FORMAT and facts.shape[1:] == self.facts.shape[1:]
                 if not fits or stamps.shape[1:] != self.stamps.shape[1:] or len(facts) != len(stamps):
                     return
-                if kept["reader"] != reader():  # another version may read more
-                    stamps[bad] = -1
+                if kept["reader"] != reader():  # which may read other files, and some differently
+                    return
         except Exception:  # missing, truncated or of another version: rebuilt
             return
         if np.array_equal(text, self.names.joined()):
@@ -181,7 +181,9 @@ class Manifest:
 
 def reader() -> str:
     """Return the versions and optional packages that decide which images can be read."""
-    packages = [name for name in ("pillow_heif", "pydicom") if importlib.util.find_spec(name) is not None]
+    packages = [
+        name for name in ("pillow_heif", "pydicom", "tifffile") if importlib.util.find_spec(name) is not None
+    ]
     return " ".join((f"fastcnn {__version__}, Pillow {PIL.__version__}", *packages))
 
 

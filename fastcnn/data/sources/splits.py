@@ -17,6 +17,7 @@ import numpy as np
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.walk import and_more
+from fastcnn.data.targets import MultiLabels
 from fastcnn.errors import UserError
 
 
@@ -84,7 +85,8 @@ def split_off(
         groups = _groups(train, settings)
     group_of = _numbered(groups) if groups is not None else None
     seed = settings.split_seed if settings.split_seed is not None else seed
-    parts = _assign(train.labels, group_of, shares, seed)
+    several = train.annotations.values if isinstance(train.annotations, MultiLabels) else None
+    parts = _assign(train.labels, group_of, shares, seed, several=several)
     _check_parts(parts, settings, group_of)
     taken = [train.take(np.flatnonzero(parts == part)) for part in range(3)]
     return Splits(
@@ -96,7 +98,12 @@ def split_off(
 
 
 def _assign(
-    labels: np.ndarray, group_of: np.ndarray | None, shares: tuple[float, float], seed: int
+    labels: np.ndarray,
+    group_of: np.ndarray | None,
+    shares: tuple[float, float],
+    seed: int,
+    *,
+    several: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the part of each image: 0 training, 1 validation, 2 test; int8 [N].
 
@@ -104,6 +111,7 @@ def _assign(
         labels: classes, int64 [N].
         group_of: group numbers, int64 [N]; None: each image is a group.
         shares: fractions of the images for validation and test.
+        several: all labels of each image, 0 or 1, [N, C], of which `labels` is one.
     """
     rng = np.random.default_rng(seed)
     classes = labels if group_of is None else _main_classes(labels, group_of)
@@ -121,6 +129,10 @@ def _assign(
     by_place = np.lexsort((place[group_of], labels))
     last = np.flatnonzero(np.append(np.diff(labels[by_place]) != 0, True))
     is_kept[group_of[by_place[last]]] = True
+    for column in several.T if several is not None else ():
+        groups = group_of[column > 0]
+        if len(groups) and not is_kept[groups].any():
+            is_kept[groups[place[groups].argmax()]] = True
     order = np.argsort(place, kind="stable")
     free = order[~is_kept[order]].tolist()
 

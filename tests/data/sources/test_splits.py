@@ -13,6 +13,7 @@ from fastcnn.config.validate import check, ineffective
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.headers import Files
 from fastcnn.data.sources.splits import Splits, check_shares, split_off
+from fastcnn.data.targets import MultiLabels
 from fastcnn.errors import UserError
 
 
@@ -252,3 +253,20 @@ def test_a_pattern_without_a_share_has_no_effect_and_is_said(wording):
     for line in ineffective(Config(group_by="x", split_seed=1)):
         wording(line)
     assert not any("group-by" in line for line in ineffective(Config(group_by="x", test_split=0.1)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_of_images_with_several_labels_keeps_a_training_image(seed):
+    values = np.zeros((60, 4), dtype=np.uint8)
+    values[:, 0] = 1
+    values[:30, 1] = 1
+    values[[0, 40], 2] = 1  # never the rarest label of its images
+    values[[0, 40, 41], 3] = [1, 1, 0]
+    labels = np.where(values[:, 1] > 0, 1, 0)
+    split = Split(
+        labels, Files.unread([f"/data/{i}.jpg" for i in range(60)]), annotations=MultiLabels(values)
+    )
+    found = split_off(split, settings(val_split=0.5), seed)
+    assert isinstance(found.train.annotations, MultiLabels)
+    assert found.train.annotations.values.any(axis=0).all()
+    assert len(found.val) == 30
