@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastcnn.data.sources.label_files import IMAGE_FOLDERS, plain
-from fastcnn.data.sources.layout import PHASE_WORDS, Phase, child, folders, phase_of, phases
-from fastcnn.data.sources.text import decode_text
+from fastcnn.data.sources.layout import PHASE_WORDS, Phase, check_unique, child, folders, phase_of, phases
+from fastcnn.data.sources.text import decode_text, stated_side
 from fastcnn.data.sources.walk import image_files
 from fastcnn.errors import UserError
 
@@ -48,7 +49,7 @@ def read_coco(path: Path, *, outlines: bool = False) -> Coco:
         content = json.loads(decode_text(path.read_bytes()), object_hook=hook)
         images = {image["id"]: str(image["file_name"]) for image in content["images"]}
         sizes = {
-            image["id"]: (_pixels(image.get("height")), _pixels(image.get("width")))
+            image["id"]: (stated_side(image.get("height")), stated_side(image.get("width")))
             for image in content["images"]
         }
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
@@ -103,10 +104,6 @@ def _without_outlines(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _pixels(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else 0
-
-
 def find_coco(root: Path) -> dict[Phase, Path]:
     """Return the COCO files of a folder by phase; one file without a phase counts as training.
 
@@ -114,7 +111,7 @@ def find_coco(root: Path) -> dict[Phase, Path]:
     file.
 
     Raises:
-        UserError: two files of one phase.
+        UserError: two files of one phase, or two of its folders.
     """
     annotations = child(root, ANNOTATION_FOLDERS)
     if annotations is not None and annotations.is_dir():
@@ -127,6 +124,7 @@ def find_coco(root: Path) -> dict[Phase, Path]:
         if paths:
             beside[phase] = _only(paths)
     if "train" in beside:
+        check_unique(root, (path.parent for path in beside.values()))
         return beside
     return _by_phase([path for path in _json_files(root) if _has_keys(path)])
 
@@ -135,10 +133,7 @@ def _by_phase(paths: Sequence[Path]) -> dict[Phase, Path]:
     """Sort files by the phase in their names; none without a training file."""
     of_phase: dict[Phase | None, list[Path]] = {}
     for path in paths:
-        words = {
-            PHASE_WORDS[word] for word in re.findall(r"[a-z]+", path.stem.lower()) if word in PHASE_WORDS
-        }
-        of_phase.setdefault(words.pop() if len(words) == 1 else None, []).append(path)
+        of_phase.setdefault(_named_phase(path), []).append(path)
     whole = of_phase.pop(None, [])
     if not of_phase:
         of_phase = {"train": whole}
@@ -147,6 +142,12 @@ def _by_phase(paths: Sequence[Path]) -> dict[Phase, Path]:
         if phase is not None and same and (phase != "test" or _has_keys(_only(same))):
             found[phase] = _only(same)
     return found if "train" in found else {}
+
+
+def _named_phase(path: Path) -> Phase | None:
+    """Return the only phase among the words of a file's name."""
+    words = {PHASE_WORDS[word] for word in re.findall(r"[a-z]+", path.stem.lower()) if word in PHASE_WORDS}
+    return words.pop() if len(words) == 1 else None
 
 
 def _only(paths: Sequence[Path]) -> Path:
@@ -200,9 +201,11 @@ def locate(root: Path, coco: Coco, phase: Phase) -> Located:
     """Find the images of a COCO file in the folders where they usually lie.
 
     A name is a path within a folder, in any case and with slashes of any system. Otherwise its last part
-    counts, if one image alone has it: leading folders may be those of another machine.
+    counts, if one image alone has it: leading folders may be those of another machine. Folders of another
+    phase than the one that the file names are left out of that.
     """
-    looked = _image_folders(root, coco.path, phase)
+    own = phase_of(coco.path.parent.name) or _named_phase(coco.path)
+    looked = _image_folders(root, coco.path, own or phase)
     names = [name.replace("\\", "/").removeprefix("./") for name in coco.images.values()]
     wanted = set(names)
     known: dict[str, str] = {}
@@ -211,11 +214,16 @@ def locate(root: Path, coco: Coco, phase: Phase) -> Located:
             known.setdefault(path[len(str(folder)) + 1 :], path)
         if wanted <= known.keys():
             return Located([known[name] for name in names], looked, 0)
+
+    @functools.cache
+    def fits(inner: str) -> bool:
+        return all(phase_of(part) in (None, own) for part in inner.split("/"))
+
     alike: dict[str, str] = {}
     ends: dict[str, set[str]] = {}
     for name, path in known.items():
         alike.setdefault(plain(name), path)
-        if Path(path).is_relative_to(looked[0]):
+        if Path(path).is_relative_to(looked[0]) and (own is None or fits(os.path.dirname(name))):
             ends.setdefault(_end(name), set()).add(path)
     counts = Counter(map(_end, names))
     paths: list[str | None] = []

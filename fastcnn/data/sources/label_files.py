@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Source, Split, native_size
-from fastcnn.data.sources.layout import PHASES, Phase, child, phases
+from fastcnn.data.sources.layout import PHASES, Phase, check_unique, child, phases
 from fastcnn.data.sources.splits import check_shares, split_off
 from fastcnn.data.sources.text import lines_of
 from fastcnn.data.sources.torchvision import open_torchvision
@@ -148,6 +148,9 @@ def find_labels(root: Path, kind: str, suffix: str, bad: BadLabels) -> dict[Phas
     """Find images and their label files by phase; none if no image has one. See `match_labels`.
 
     They lie in pairs of folders, see `find_pairs`, or side by side in the folders of the phases or in `root`.
+
+    Raises:
+        UserError: two folders of one phase.
     """
     layouts = list(find_pairs(root, kind))
     layouts.append({phase: (folder, folder) for phase, folder in phases(root).items()})
@@ -156,6 +159,7 @@ def find_labels(root: Path, kind: str, suffix: str, bad: BadLabels) -> dict[Phas
         listed = {phase: image_files(pair[1], (suffix,)) for phase, pair in pairs.items()}
         if not any(listed.values()):
             continue
+        check_unique(root, (folder for pair in pairs.values() for folder in pair))
         found = {
             phase: match_labels(image_files(pair[0]), pair, listed[phase], bad)
             for phase, pair in pairs.items()
@@ -177,7 +181,7 @@ def match_labels(
         images: paths within the first folder.
         folders: folder of the images, folder of the labels.
         labels: paths within the second folder.
-        bad: collects images with several label files.
+        bad: collects images with several label files, and images that share one, of which the first counts.
     """
     stems = [_stem(image, folders[0]) for image in images]
     exact: dict[str, str] = {}
@@ -187,14 +191,24 @@ def match_labels(
     if not exact.keys() >= set(stems):
         for path in labels:
             alike.setdefault(plain(_stem(path, folders[1])), []).append(path)
-    matched: list[str | None] = []
+    owners: dict[str, str] = {}
+    matched: list[tuple[str, str | None]] = []
     for image, stem in zip(images, stems):
         found = [exact[stem]] if stem in exact else alike.get(plain(stem), [])
         if len(found) > 1:
             bad.add(image, f"{found[0]} and {found[1]} differ in case only; keep one of them")
-        matched.append(found[0] if found else None)
-    used = set(matched)
-    return LabelFiles(list(images), matched, [path for path in labels if path not in used], folders[1])
+        label = found[0] if found else None
+        owner = image if label is None else owners.setdefault(label, image)
+        if owner == image:
+            matched.append((image, label))
+        else:
+            bad.add(image, f"{owner} has the same label file {label}; rename one")
+    return LabelFiles(
+        [image for image, _ in matched],
+        [label for _, label in matched],
+        [path for path in labels if path not in owners],
+        folders[1],
+    )
 
 
 def plain(name: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastcnn.data.sources.text import stated_side
+
 NO_AREA = ("point", "points", "line", "linestrip")
 """Kinds of shapes that cover no area, and so are neither boxes nor regions of a mask."""
 
@@ -55,8 +57,8 @@ def read_labelme(path: str | Path) -> LabelMe:
         raise ValueError("not LabelMe's JSON: no list of shapes")
     return LabelMe(
         str(content.get("imagePath") or ""),
-        _pixels(content.get("imageHeight")),
-        _pixels(content.get("imageWidth")),
+        stated_side(content.get("imageHeight")),
+        stated_side(content.get("imageWidth")),
         [_shape(shape) for shape in shapes],
     )
 
@@ -90,7 +92,3 @@ def _shape(content: Any) -> Shape:
         points,
         str(fields.get("mask") or ""),
     )
-
-
-def _pixels(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else 0

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from fastcnn.errors import UserError
+
 Phase = Literal["train", "val", "test"]
 PHASES: tuple[Phase, ...] = ("train", "val", "test")
 
@@ -72,6 +74,29 @@ def phases(root: Path) -> dict[Phase, Path]:
         if phase is not None:
             found.setdefault(phase, folder)
     return found
+
+
+def check_unique(root: Path, used: Iterable[Path]) -> None:
+    """Check that no other folder within `root` is of the same phase as a folder in use, or one around it.
+
+    Raises:
+        UserError: both folders hold files, such as `train2007` and `train2012`.
+    """
+    for folder in used:
+        inner = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
+        for depth, name in enumerate(inner, 1):
+            own = root.joinpath(*inner[:depth])
+            phase = phase_of(name)
+            for other in folders(own.parent) if phase is not None else ():
+                if other != own and phase_of(other.name) == phase and _holds_files(other):
+                    raise UserError(
+                        f"{own}: {other.name}/ beside it is of the same part ({phase}), and only one would "
+                        f"be read; move the files of both into one folder, or move one of them out of {root}"
+                    )
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(not is_leftover(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def child(root: Path, names: Iterable[str]) -> Path | None:

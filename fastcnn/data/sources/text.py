@@ -65,3 +65,10 @@ def decode_text(data: bytes) -> str:
         except UnicodeDecodeError:
             continue
     return data.decode("latin-1")
+
+
+def stated_side(value: object) -> int:
+    """Return the height or width in pixels that a label file states; 0 if it is none below 2**31."""
+    if isinstance(value, str):
+        value = float(value) if value.isdecimal() else 0
+    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else 0

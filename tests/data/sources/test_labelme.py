@@ -56,7 +56,7 @@ def test_a_shape_without_a_kind_is_a_polygon_as_in_old_files(tmp_path):
 
 
 def test_missing_sizes_and_malformed_shapes_do_not_hide_the_others(tmp_path):
-    path = labelme(tmp_path / "a.json", "cat", {}, imageHeight=None, imageWidth="200", imagePath=None)
+    path = labelme(tmp_path / "a.json", "cat", {}, imageHeight=None, imageWidth="wide", imagePath=None)
     found = read_labelme(path)
     assert (found.image_path, found.height, found.width) == ("", 0, 0)
     assert [(shape.label, len(shape.points)) for shape in found.shapes] == [("", 0)] * 2

@@ -36,7 +36,7 @@ def _labeled(root: Path, coco: Coco, phase: Phase, classes: dict[Any, int], bad:
             bad.add(f"{coco.path}, image {key}", f"{name} is not in {located.looked[0]}")
     keys = [key for key, path in zip(coco.images, located.paths) if path is not None]
     index: dict[Any, int | None] = {**dict.fromkeys(coco.images), **{key: i for i, key in enumerate(keys)}}
-    rows = coco_rows(coco, index, classes)
+    rows = coco_rows(coco, index, classes, bad)
     if located.guessed:
         rows.remarks.append(
             f"images found in {located.looked[0]} by the last part of their names: {located.guessed:,}"
@@ -51,12 +51,13 @@ def _labeled(root: Path, coco: Coco, phase: Phase, classes: dict[Any, int], bad:
     )
 
 
-def coco_rows(coco: Coco, index: dict[Any, int | None], classes: dict[Any, int]) -> Rows:
+def coco_rows(coco: Coco, index: dict[Any, int | None], classes: dict[Any, int], bad: BadLabels) -> Rows:
     """Return the boxes of a COCO file.
 
     Args:
         index: image numbers by image id; None for a skipped image.
         classes: class numbers by category id.
+        bad: collects the annotations of no image.
     """
 
     def where(image: int, number: int) -> str:
@@ -69,7 +70,7 @@ def coco_rows(coco: Coco, index: dict[Any, int | None], classes: dict[Any, int])
         try:
             image, category = annotation["image_id"], annotation["category_id"]
             if image not in index:
-                rows.add_broken(0, number, f"image {image}, which is not listed")
+                bad.add(where(0, number), f"image {image}, which is not listed")
                 continue
             place = index[image]
             if place is None:
@@ -80,7 +81,7 @@ def coco_rows(coco: Coco, index: dict[Any, int | None], classes: dict[Any, int])
             left, top, width, height = map(float, annotation["bbox"])
             crowd = bool(annotation.get("iscrowd", 0))
         except (KeyError, TypeError, ValueError, OverflowError):
-            rows.add_broken(0, number, "not image_id, category_id and a bbox of four numbers")
+            bad.add(where(0, number), "not image_id, category_id and a bbox of four numbers")
             continue
         rows.values.append((place, number, classes[category], left, top, left + width, top + height, crowd))
     return rows

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastcnn.data.sources.boxes.rows import BoxSet, LabeledImages, Rows
 from fastcnn.data.sources.label_files import IMAGE_FOLDERS, BadLabels, listed_classes, plain
-from fastcnn.data.sources.layout import PHASE_WORDS, Phase, child, phases
-from fastcnn.data.sources.text import read_text_any
+from fastcnn.data.sources.layout import PHASE_WORDS, Phase, check_unique, child, phases
+from fastcnn.data.sources.text import read_text_any, stated_side
 from fastcnn.data.sources.walk import image_files
 from fastcnn.errors import UserError
 
@@ -38,7 +38,10 @@ def read_csv_set(root: Path, file: Path | None, bad: BadLabels) -> BoxSet | None
     read = {phase: _read(path) for phase, path in tables.items()}
     names = {row["class"] for rows in read.values() for row in rows}
     class_names = listed_classes(root) or tuple(sorted(names - {""}))
-    parts = {phase: _labeled(root, path, phase, read[phase], class_names) for phase, path in tables.items()}
+    parts = {
+        phase: _labeled(root, path, phase, read[phase], class_names, bad=bad)
+        for phase, path in tables.items()
+    }
     return BoxSet(parts=parts, class_names=class_names)
 
 
@@ -46,6 +49,7 @@ def _tables(root: Path) -> dict[Phase, Path]:
     """Return the tables of boxes by phase: in the phases' folders, else in the folder itself."""
     found = {phase: table for phase, folder in phases(root).items() if (table := _only_table(folder))}
     if "train" in found:
+        check_unique(root, (table.parent for table in found.values()))
         return found
     tables = [path for path in _csv_files(root) if _columns(path)]
     of_phase: dict[Phase, Path] = {}
@@ -96,7 +100,13 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _labeled(
-    root: Path, path: Path, phase: Phase, rows: Sequence[dict[str, str]], class_names: Sequence[str]
+    root: Path,
+    path: Path,
+    phase: Phase,
+    rows: Sequence[dict[str, str]],
+    class_names: Sequence[str],
+    *,
+    bad: BadLabels,
 ) -> LabeledImages:
     folder, own = _image_folder(root, path, phase)
     images = list(image_files(folder))
@@ -110,11 +120,13 @@ def _labeled(
     row_of: dict[int, int] = {}
     for number, (row, place) in enumerate(zip(rows, places), 2):
         if place is None:
-            found.add_broken(0, number, f"{row['file']} is not in {folder}, or several images have its name")
+            bad.add(
+                found.where(0, number), f"{row['file']} is not in {folder}, or several images have its name"
+            )
             continue
         i = index[place]
         row_of.setdefault(i, number)
-        stated[i] = [int(row[side]) if row[side].isdecimal() else 0 for side in ("height", "width")]
+        stated[i] = [stated_side(row[side]) for side in ("height", "width")]
         corners = [row[side] for side in ("left", "top", "right", "bottom")]
         if not any(corners):  # an image without objects
             continue
@@ -147,6 +159,7 @@ def _image_folder(root: Path, path: Path, phase: Phase) -> tuple[Path, bool]:
     for place in (images, root):
         own = phases(place).get(phase)
         if own is not None:
+            check_unique(root, [own])
             return own, True
     return images, len(_tables(root)) == 1
 

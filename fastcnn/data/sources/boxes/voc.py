@@ -13,7 +13,7 @@ from fastcnn.data.sources.boxes.rows import BoxSet, Rows, read_bytes, with_boxes
 from fastcnn.data.sources.label_files import BadLabels, LabelFiles, find_labels, listed_classes, plain
 from fastcnn.data.sources.layout import Phase, child, phase_of
 from fastcnn.data.sources.manifest import in_threads
-from fastcnn.data.sources.text import lines_of
+from fastcnn.data.sources.text import lines_of, stated_side
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -106,12 +106,8 @@ def _parse(content: bytes | OSError) -> VocFile:
             box = tuple(float(item.findtext(f"bndbox/{side}", "")) for side in SIDES)
         difficult = item.findtext("difficult", "0").strip() == "1"
         objects.append(VocObject(item.findtext("name", "").strip(), box, difficult))
-    return VocFile(objects, (_pixels(root, "height"), _pixels(root, "width")))
-
-
-def _pixels(root: ElementTree.Element, side: str) -> int:
-    text = root.findtext(f"size/{side}", "").strip()
-    return int(text) if text.isascii() and text.isdecimal() else 0
+    height, width = (stated_side(root.findtext(f"size/{side}", "").strip()) for side in ("height", "width"))
+    return VocFile(objects, (height, width))
 
 
 def _by_image_sets(root: Path, whole: LabelFiles, bad: BadLabels) -> dict[Phase, LabelFiles]:

@@ -18,7 +18,7 @@ from fastcnn.data.sources.label_files import (
     find_pairs,
     match_labels,
 )
-from fastcnn.data.sources.layout import PHASE_WORDS, Phase, child
+from fastcnn.data.sources.layout import PHASE_WORDS, Phase, check_unique, child
 from fastcnn.data.sources.text import lines_of, read_text_any
 from fastcnn.data.sources.walk import IMAGE_SUFFIXES, image_files
 from fastcnn.errors import UserError
@@ -185,6 +185,7 @@ def images_by_layout(root: Path, bad: BadLabels) -> dict[Phase, LabelFiles]:
     found = find_labels(root, "labels", ".txt", bad)
     if not found:
         pairs = next(find_pairs(root, "labels"), {})
+        check_unique(root, (folder for pair in pairs.values() for folder in pair))
         found = {phase: _match(image_files(pair[0]), pair, bad) for phase, pair in pairs.items()}
     return {
         phase: files._replace(left=[path for path in files.left if _is_label(path)])

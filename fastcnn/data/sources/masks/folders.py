@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastcnn.data.sources.layout import PHASES, Phase, folders, phases
+from fastcnn.data.sources.layout import PHASES, Phase, check_unique, folders, phases
 from fastcnn.data.sources.text import lines_of
 from fastcnn.data.sources.walk import IMAGE_SUFFIXES, and_more, image_files
 from fastcnn.errors import UserError
@@ -82,6 +82,7 @@ def find_masks(root: Path) -> MaskFolders | None:
     for base in bases(root):
         found = _by_phase(base) or _by_kind(base)
         if found:
+            check_unique(root, (folder for both in found.values() for folder in both))
             pairs = {phase: pair_files(*both) for phase, both in found.items()}
             return MaskFolders(base, _voc_lists(base, pairs["train"]) or pairs)
     for base in bases(root):

@@ -157,7 +157,7 @@ def _coco_object(fields: dict[str, Any], classes: dict[Any, int], frame: tuple[i
     if isinstance(outline, dict):
         try:
             height, width = (int(side) for side in outline["size"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError("run lengths without size and counts") from None
         if (height, width) != frame:
             raise ValueError(f"run lengths for {width} x {height} pixels, but it has {frame[1]} x {frame[0]}")

@@ -451,3 +451,83 @@ def test_synthetic_boxes_are_of_80_classes_and_make_batches():
         assert (batch.targets[i, len(own) :, 0] == NO_BOX).all()
         expected = own * np.array([1, 1.5, 1.5, 1.5, 1.5, 1], dtype=np.float32)
         np.testing.assert_allclose(batch.targets[i, : len(own)], expected, rtol=1e-5)
+
+
+TWINS = [("train2007", "train2012"), ("train", "train_images"), ("val", "validation"), ("val2007", "val2012")]
+
+
+@pytest.mark.parametrize("twins", TWINS)
+@pytest.mark.parametrize("kind", ["labels", "xml", "csv", "coco"])
+@pytest.mark.parametrize("folders", ["{}/images {}/labels", "images/{} labels/{}", "{} {}"])
+def test_two_folders_of_one_phase_are_refused(folders, kind, twins, tmp_path, wording):
+    if kind in ("csv", "coco") and folders != "{} {}":
+        pytest.skip("these files lie in the folder itself")
+    root = tmp_path / "farm"
+    for i, phase in enumerate(dict.fromkeys(("train", *twins))):
+        if phase == "train" and twins[0] == "train2007":
+            continue
+        images, labels = (root / name for name in folders.format(phase, phase).split())
+        picture(images / f"{i}.jpg")
+        if kind == "labels":
+            text(labels / f"{i}.txt", "0 0.5 0.5 0.1 0.2")
+        elif kind == "xml":
+            text(labels / f"{i}.xml", f"<annotation>{OBJECT}</annotation>")
+        elif kind == "csv":
+            text(labels / "boxes.csv", "file,class,xmin,ymin,xmax,ymax", f"{i}.jpg,cat,1,2,30,40")
+        else:
+            coco(labels / "_annotations.coco.json", [f"{i}.jpg"], [{**ANNOTATIONS[0], "image_id": 5}])
+    text(root / "classes.txt", "cat")
+    message = refusal(root)
+    wording(message)
+    assert all(re.search(rf"(/|: ){name}\b", message) for name in twins)
+    for folder in list(root.rglob(twins[1])):
+        folder.rename(tmp_path / f"{folder.parent.name} {folder.name}")
+    if twins[0] not in ("train2007", "train"):
+        assert len(opened(root).val) == 1
+
+
+OBJECT = (
+    "<object><name>cat</name><bndbox>"
+    "<xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"
+)
+
+
+def test_images_of_one_year_are_not_paired_with_labels_of_another(tmp_path, wording):
+    root = tmp_path / "farm"
+    for year in ("train2007", "train2012"):
+        picture(root / "images" / year / "1.jpg")
+    text(root / "labels" / "train2012" / "1.txt", "0 0.5 0.5 0.1 0.2")
+    wording(refusal(root, val_split=0.5))
+
+
+def test_a_second_folder_of_a_phase_without_files_is_passed_over(yolo):
+    (yolo / "images" / "validation").mkdir()
+    assert names(opened(yolo).val) == ["c"]
+
+
+def test_folders_of_one_phase_that_data_yaml_lists_are_all_read(tmp_path):
+    for folder in ("train2007", "train2012", "val2007", "val2012"):
+        picture(tmp_path / "images" / folder / f"{folder}.jpg")
+        text(tmp_path / "labels" / folder / f"{folder}.txt", "0 0.5 0.5 0.1 0.2")
+    text(
+        tmp_path / "data.yaml",
+        "names: [cat]",
+        "train: [images/train2007, images/train2012]",
+        "val: [images/val2007, images/val2012]",
+    )
+    assert names(opened(tmp_path).train) == ["train2007", "train2012"]
+
+
+@pytest.mark.parametrize("second", ["a.png", "a.jpeg", "a.bmp"])
+def test_images_that_share_a_label_file_are_refused_but_for_the_first(second, yolo, wording):
+    picture(yolo / "images" / "train" / second)
+    wording(refusal(yolo))
+    assert len(opened(yolo, skip=True).train) == 2
+    (yolo / "images" / "train" / second).rename(yolo / "images" / "train" / f"new {second}")
+    assert len(opened(yolo).train) == 3
+
+
+def test_an_image_that_is_listed_twice_shares_its_label_file_with_itself(yolo):
+    text(yolo / "train.txt", "images/train/a.jpg", "images/train/a.jpg", "images/train/b.jpg")
+    text(yolo / "data.yaml", "names: [cat, dog, cow]", "train: train.txt", "val: images/val")
+    assert names(opened(yolo).train) == ["a", "a", "b"]

@@ -191,3 +191,26 @@ def test_crowds_alone_are_no_boxes_to_train_on(root, wording):
         picture(root / "images" / f"{stem}.jpg")
     coco(root / "result.json", ["a.jpg", "b.jpg"], [{**found, "iscrowd": 1} for found in one_each(2)])
     wording(refusal(root, val_split=0.5))
+
+
+@pytest.mark.parametrize("files", [[], ["x.jpg"]])
+@pytest.mark.parametrize("annotation", [one_each(1)[0], {"image_id": 1}, 5])
+def test_a_file_of_which_no_image_is_there_is_refused(files, annotation, root, wording):
+    picture(root / "images" / "a.jpg")
+    coco(root / "result.json", files, [annotation])
+    wording(refusal(root, val_split=0.5))
+    wording(refusal(root, val_split=0.5, skip=True))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_images_of_another_phase_do_not_stand_for_missing_ones(whole, root, wording):
+    """`whole`: the file is named by `--data`."""
+    picture(root / "images" / "train" / "0001.jpg")
+    for phase in ("train", "val"):
+        coco(root / "annotations" / f"{phase}.json", ["0001.jpg"], one_each(1))
+    wording(refusal(root / "annotations" / "val.json" if whole else root))
+    picture(root / "images" / "val" / "0001.jpg")
+    coco(root / "annotations" / "val.json", ["elsewhere/0001.jpg"], one_each(1))
+    val = opened(root).val
+    assert val.files is not None
+    assert val.files.paths[0] == str(root / "images" / "val" / "0001.jpg")

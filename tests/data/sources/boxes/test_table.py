@@ -120,3 +120,29 @@ def test_other_tables_are_no_boxes(root):
     table(root / "train.csv", "a,1", head="id,label")
     table(root / "empty.csv", head="")
     assert refusal(root).startswith(f"--data {root}: no images with boxes; ")
+
+
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_a_table_that_names_no_image_is_refused(folder, root, wording):
+    picture(root / "train" / "a.jpg")
+    path = root / folder / "annotations.csv"
+    table(path, "x.jpg,200,100,dog,10,20,60,40", "y.jpg,200,100,cat,10,20,60,40")
+    wording(refusal(root, val_split=0.5))
+    (root / "train" / "a.jpg").unlink()
+    wording(refusal(root, val_split=0.5, skip=True))
+
+
+def test_boxes_of_missing_images_are_told_although_the_first_image_has_another_size(root, wording):
+    for stem in "ab":
+        picture(root / f"{stem}.jpg")
+    table(root / "annotations.csv", "a.jpg,90,100,dog,10,20,60,40", "x.jpg,200,100,dog,10,20,60,40")
+    wording(refusal(root, val_split=0.5))
+
+
+@pytest.mark.parametrize("width", ["9" * 30, "9" * 5000, str(2**31), "0", "-5", "wide"])
+def test_widths_that_no_image_has_are_passed_over(width, root):
+    for stem in "ab":
+        picture(root / f"{stem}.jpg")
+    rows = [f"{stem}.jpg,{width},100,dog,10,20,60,40" for stem in "ab"]
+    table(root / "annotations.csv", *rows)
+    assert boxes(opened(root, val_split=0.5).train) == [[[0, 10, 20, 60, 40, 0]]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from small_boxes import boxes, opened, picture, refusal, text
+from small_boxes import boxes, opened, picture, refusal, text, voc
 from small_sources import names
 
 
@@ -166,3 +166,12 @@ def test_a_file_for_another_image_is_named(root, wording):
     message = refusal(root, val_split=0.5)
     assert message.startswith(f"{root}/a.xml: ")
     wording(message)
+
+
+@pytest.mark.parametrize("width", ["9" * 30, "9" * 5000, str(2**31), "0", "-5", "wide"])
+def test_widths_that_no_image_has_are_passed_over(width, tmp_path):
+    for name in "ab":
+        path = voc(tmp_path, name, ("dog", 0, (11, 21, 60, 40)))
+        size = f"<size><width>{width}</width><height>100</height></size></annotation>"
+        path.write_text(path.read_text().replace("</annotation>", size))
+    assert boxes(opened(tmp_path, val_split=0.5).train) == [[[0, 10, 20, 60, 40, 0]]]

@@ -272,3 +272,21 @@ def test_a_mask_with_an_orientation_of_its_own_is_turned_as_its_image(root):
     assert isinstance(source.train.annotations, Masks)
     assert source.train.annotations.read(0).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert first_values(opened(root, exif="ignore").train, 0, 2) == [1, 0]
+
+
+@pytest.mark.parametrize("twins", [("train2007", "train2012"), ("val", "validation"), ("val2007", "val2012")])
+@pytest.mark.parametrize("layout", ["{}/images {}/masks", "images/{} masks/{}", "{} {}_masks"])
+def test_two_folders_of_one_phase_are_refused(layout, twins, root, wording):
+    phases = twins if twins[0].startswith("train") else ("train", *twins)
+    for i, phase in enumerate(phases):
+        images, masks = layout.format(phase, phase).split()
+        pair(root, images, masks, str(i), 0, 1)
+    message = refusal(root)
+    wording(message)
+    assert all(name in message for name in twins)
+
+
+def test_images_of_one_year_are_not_paired_with_masks_of_another(root, wording):
+    pair(root, "images/train2012", "masks/train2012", "1", 0, 1)
+    pair(root, "images/train2007", "masks/other", "1", 0, 1)
+    wording(refusal(root))
