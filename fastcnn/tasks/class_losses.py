@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +88,41 @@ def multi_label_focal(logits: Tensor, targets: Tensor, terms: LossTerms) -> Tens
 
 ONE_LABEL: dict[LossName, ClassLoss] = {"ce": cross_entropy, "bce": one_hot_bce, "focal": focal}
 SEVERAL_LABELS: dict[LossName, ClassLoss] = {"bce": multi_label_bce, "focal": multi_label_focal}
+
+
+class ClassCriterion:
+    """Settings of a classification loss; base class of the tasks.
+
+    Args:
+        num_classes: number of classes.
+        label_smoothing: label smoothing in training.
+        loss: name of the loss.
+        gamma: focusing parameter of "focal".
+        class_weights: weights of the classes in training; several labels an image: of positive labels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        *,
+        loss: LossName,
+        gamma: float = 2.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        self.num_classes = num_classes
+        self.kind = loss
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
+        self.label_smoothing = label_smoothing
+        self.gamma = gamma
+
+    def terms(self, device: torch.device, *, train: bool) -> LossTerms:
+        """Return the terms of the loss; smoothing and weights apply in training alone."""
+        if not train:
+            return LossTerms(gamma=self.gamma)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
+        return LossTerms(label_smoothing=self.label_smoothing, gamma=self.gamma, weights=self.class_weights)
 
 
 def mean_over_outputs(outputs: object, mean_loss: Callable[[Tensor], Tensor]) -> Tensor:

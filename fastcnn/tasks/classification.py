@@ -13,8 +13,8 @@ from fastcnn.data.batch import Batch
 from fastcnn.data.transforms.mixing import weighed
 from fastcnn.tasks.class_losses import (
     ONE_LABEL,
+    ClassCriterion,
     LossName,
-    LossTerms,
     mean_over_outputs,
     mean_over_samples,
     split_outputs,
@@ -23,7 +23,7 @@ from fastcnn.tasks.metrics import MeanLoss
 from fastcnn.viz.pictures import enlarged, with_caption
 
 
-class Classification:
+class Classification(ClassCriterion):
     """Targets are class numbers, int64 [N]; outputs are logits [N, num_classes] or `Outputs`.
 
     The loss of mixed images is the weighted sum for both targets; with "ce" it is equal to that of the mixed
@@ -49,18 +49,11 @@ class Classification:
         gamma: float = 2.0,
         class_weights: Sequence[float] | None = None,
     ) -> None:
-        self.num_classes = num_classes
-        self.kind = loss
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
-        self.label_smoothing = label_smoothing
-        self.gamma = gamma
+        super().__init__(num_classes, label_smoothing, loss=loss, gamma=gamma, class_weights=class_weights)
 
     def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
-        weights = None
-        if train and self.class_weights is not None:
-            weights = self.class_weights = self.class_weights.to(batch.targets.device)
-        smoothing = self.label_smoothing if train else 0.0
-        terms = LossTerms(label_smoothing=smoothing, gamma=self.gamma, weights=weights)
+        terms = self.terms(batch.targets.device, train=train)
+        weights = terms.weights
         of_sample = None if weights is None else lambda targets: weights[targets]
         loss = ONE_LABEL[self.kind]
         return mean_over_outputs(

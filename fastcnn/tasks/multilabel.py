@@ -14,8 +14,8 @@ from fastcnn.data.transforms.mixing import weighed
 from fastcnn.runtime.distributed import all_reduce_sum, from_main, gather_to_main
 from fastcnn.tasks.class_losses import (
     SEVERAL_LABELS,
+    ClassCriterion,
     LossName,
-    LossTerms,
     mean_over_outputs,
     mean_over_samples,
     split_outputs,
@@ -27,7 +27,7 @@ THRESHOLD = 0.5
 """Probability above which a class counts as predicted."""
 
 
-class MultiLabelClassification:
+class MultiLabelClassification(ClassCriterion):
     """Targets are 0 or 1 for each class, uint8 [N, num_classes]; outputs are logits like them, or `Outputs`.
 
     The loss of mixed images is the weighted sum for both targets; with "bce" it is equal to that of the mixed
@@ -55,19 +55,11 @@ class MultiLabelClassification:
         class_weights: Sequence[float] | None = None,
         threshold: float = THRESHOLD,
     ) -> None:
-        self.num_classes = num_classes
-        self.kind = loss
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
-        self.label_smoothing = label_smoothing
-        self.gamma = gamma
+        super().__init__(num_classes, label_smoothing, loss=loss, gamma=gamma, class_weights=class_weights)
         self.threshold = threshold
 
     def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
-        weights = None
-        if train and self.class_weights is not None:
-            weights = self.class_weights = self.class_weights.to(batch.targets.device)
-        smoothing = self.label_smoothing if train else 0.0
-        terms = LossTerms(label_smoothing=smoothing, gamma=self.gamma, weights=weights)
+        terms = self.terms(batch.targets.device, train=train)
         loss = SEVERAL_LABELS[self.kind]
         return mean_over_outputs(
             outputs, lambda logits: mean_over_samples(lambda targets: loss(logits, targets, terms), batch)
