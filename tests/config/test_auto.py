@@ -443,8 +443,8 @@ def test_a_checkpoint_from_before_there_were_orientation_and_levels_goes_on_as_i
     assert (config.exif, config.levels, config.dct_scaling) == ("ignore", (0, 65_535), False)
     config, _ = merge_resumed_config(Config(), SAVED, (), same_ranks=True, device="cuda")
     assert (config.exif, config.levels, config.dct_scaling) == ("upright", (0, 4095), True)
-    told = Config(levels=(0, 9))
-    assert merge_resumed_config(told, saved, (), same_ranks=True, device="cuda")[0].levels == (0, 9)
+    overrides = Config(levels=(0, 9))
+    assert merge_resumed_config(overrides, saved, (), same_ranks=True, device="cuda")[0].levels == (0, 9)
 
 
 @pytest.mark.parametrize(

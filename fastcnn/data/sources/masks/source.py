@@ -109,9 +109,7 @@ def mask_source(settings: DataSettings, *, seed: int) -> Source:
     data = settings.data
     root = check_name(data, MASKS_NAMED, settings.val_split)
     if data in MASKS_NAMED:
-        for flag, value in (("--mask-values", settings.mask_values), ("--mask-colors", settings.mask_colors)):
-            if value is not None:
-                raise UserError(f"{flag}: {data} has its own classes; omit it")
+        _refuse_meanings(settings, "has its own classes")
     if data == "synthetic":
         return synthetic_mask_source()
     bad = BadLabels()
@@ -133,6 +131,13 @@ def mask_source(settings: DataSettings, *, seed: int) -> Source:
         f"JPEGImages and SegmentationClass (VOC); annotations/*train*.json with outlines (COCO); or images "
         f"with LabelMe's JSON beside them: each with val beside train, or one set with --val-split 0.1"
     )
+
+
+def _refuse_meanings(settings: DataSettings, why: str) -> None:
+    """Raise UserError for a flag about values or colors, which the data does not have."""
+    for flag, value in (("--mask-values", settings.mask_values), ("--mask-colors", settings.mask_colors)):
+        if value is not None:
+            raise UserError(f"{flag}: {settings.data} {why}; omit it")
 
 
 def _folder_source(root: Path, found: MaskFolders, settings: DataSettings, seed: int) -> Source:
@@ -175,9 +180,7 @@ def _folder_source(root: Path, found: MaskFolders, settings: DataSettings, seed:
 def _outline_source(
     root: Path, found: OutlineSet, settings: DataSettings, seed: int, bad: BadLabels
 ) -> Source:
-    for flag, value in (("--mask-values", settings.mask_values), ("--mask-colors", settings.mask_colors)):
-        if value is not None:
-            raise UserError(f"{flag}: {settings.data} has outlines with class names; omit it")
+    _refuse_meanings(settings, "has outlines with class names")
     parts, table = found.parts, np.arange(256, dtype=np.uint8)
     check_parts(root, parts, settings)
     splits: dict[Phase, Split] = {}
@@ -275,7 +278,7 @@ def examine_mask(stored: MaskFiles, index: int) -> tuple[int | str, ...]:
 
 
 def _palette(settings: DataSettings, listed: ClassList) -> Palette | None:
-    """Return the colors of masks, if they are told."""
+    """Return the colors of masks, if they are given."""
     if settings.mask_colors is not None:
         codes = tuple(int(color.removeprefix("#"), 16) for color in settings.mask_colors)
         if listed.names and len(listed.names) != len(codes):

@@ -64,8 +64,8 @@ def choose_columns(table: Table, index: FileIndex, settings: DataSettings) -> Co
     Raises:
         UserError: no such column, or more than one that may be meant.
     """
-    told = {"--file-column": settings.file_column, "--split-column": settings.split_column}
-    for flag, name in told.items():
+    given = {"--file-column": settings.file_column, "--split-column": settings.split_column}
+    for flag, name in given.items():
         if name is not None:
             table.column(name, flag)
     for name in settings.label_column or ():

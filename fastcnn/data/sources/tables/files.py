@@ -82,8 +82,8 @@ def _read_csv(path: Path, bad: BadLabels) -> Table:
     lines = lines_of(path)
     first = 0
     delimiters = [*DELIMITERS, " "] if path.suffix.lower() == ".txt" else list(DELIMITERS)
-    if lines and (told := re.fullmatch(r"sep=(.)", lines[0].strip())):  # written by Excel
-        delimiters, first = [told[1]], 1
+    if lines and (stated := re.fullmatch(r"sep=(.)", lines[0].strip())):  # written by Excel
+        delimiters, first = [stated[1]], 1
     delimiter = _delimiter(lines[first : first + SAMPLE], delimiters)
     rows = _rows(lines[first:], delimiter, path)
     number, header = next(rows, (0, []))

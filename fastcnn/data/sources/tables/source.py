@@ -65,7 +65,7 @@ def read_labels_file(root: Path, settings: DataSettings, seed: int) -> Source:
         seed: seed of the run, for the splits.
 
     Raises:
-        UserError: no such table, columns that cannot be told apart, or rows that do not fit the images.
+        UserError: no such table, ambiguous columns, or rows that do not fit the images.
     """
     path = Path(settings.labels or "").expanduser()
     path = path if path.exists() or path.is_absolute() else root / path

@@ -13,22 +13,13 @@ from PIL import Image
 
 from fastcnn.data.decode import TRANSPOSED
 from fastcnn.data.sources.dataset import Split
+from odd_images import STORED
 from small_boxes import boxes, coco, opened, refusal
 from small_sources import names
 
 RED = (10, 60, 40, 90)
 """Left, top, right and bottom of the object in the upright image of 64 x 128 pixels."""
 UPRIGHT = (64, 128)
-_STORE = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +31,7 @@ def photo(path: Path, orientation: int = 1, factor: float = 1, tagged: bool = Tr
     """Draw a red object, and store it rotated; return its stored bounds."""
     image = Image.new("RGB", UPRIGHT, "blue")
     image.paste("red", RED)
-    turn = _STORE[orientation]
+    turn = STORED.get(orientation)
     stored = image if turn is None else image.transpose(turn)
     bounds = red_of(np.asarray(stored))
     if factor != 1:
@@ -94,7 +85,7 @@ def all_covers(root: Path, **settings: Any) -> dict[str, float]:
 @pytest.mark.parametrize("labeled", ["upright", "as stored"])
 def test_boxes_cover_their_objects_in_rotated_images(labeled, tmp_path, wording):
     images = {}
-    for orientation in _STORE:
+    for orientation in (1, *STORED):
         bounds = photo(tmp_path / "images" / f"{orientation}.jpg", orientation)
         swapped = orientation >= TRANSPOSED and labeled == "as stored"
         size = UPRIGHT[::-1] if swapped else UPRIGHT
