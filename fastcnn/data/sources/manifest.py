@@ -197,18 +197,16 @@ def file_stamps(paths: Sequence[str]) -> np.ndarray:
 def _stamps(names: Names) -> np.ndarray:
     paths = names.as_bytes()
     place = {path: i for i, path in enumerate(dict.fromkeys(paths))}  # shards repeat
-    found = [_stat(path) for path in place]
-    stamps = np.empty((len(found), 2), dtype=np.int64)
-    stamps[:, 0] = [0 if status is None else status.st_size for status in found]
-    stamps[:, 1] = [0 if status is None else status.st_mtime_ns for status in found]
+    found: list[int] = []
+    for path in place:
+        try:
+            status = os.stat(path)
+        except OSError:
+            found += (0, 0)
+        else:
+            found += (status.st_size, status.st_mtime_ns)
+    stamps = np.array(found, dtype=np.int64).reshape(-1, 2)
     return stamps if len(place) == len(paths) else stamps[[place[path] for path in paths]]
-
-
-def _stat(path: bytes) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

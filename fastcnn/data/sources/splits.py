@@ -134,27 +134,28 @@ def _assign(
         if len(groups) and not is_kept[groups].any():
             is_kept[groups[place[groups].argmax()]] = True
     order = np.argsort(place, kind="stable")
-    free = order[~is_kept[order]].tolist()
+    free = order[~is_kept[order]]
 
     parts = np.zeros(len(weights), dtype=np.int8)
     for part, share in enumerate(shares, 1):
         wanted = max(1, round(share * len(labels))) if share else 0
-        chosen = set(_take(free, weights, wanted))
-        parts[list(chosen)] = part
-        free = [group for group in free if group not in chosen]
+        parts[_take(free, weights, wanted)] = part
+        free = free[parts[free] == 0]
     return parts[group_of]
 
 
-def _take(groups: Sequence[int], weights: np.ndarray, wanted: int) -> list[int]:
+def _take(groups: np.ndarray, weights: np.ndarray, wanted: int) -> np.ndarray | list[int]:
     """Return the first groups with `wanted` images or nearly so; the smallest one if all are large."""
+    if weights.max() == 1:  # a million images without groups
+        return groups[:wanted]
     chosen, total = [], 0
-    for group in groups:
+    for group in groups.tolist():
         if total >= wanted:
             break
         if weights[group] < 2 * (wanted - total):  # nearer with it than without
             chosen.append(group)
             total += weights[group]
-    if wanted and groups and not chosen:
+    if wanted and len(groups) and not chosen:
         chosen = [min(groups, key=lambda group: int(weights[group]))]
     return chosen
 
