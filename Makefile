@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 # Test processes; each takes up to 2 GB. Files stay whole, since tests of a file share what takes long to make.
 JOBS ?= 2
 FLAGS :=
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FLAGS)
+# Each process would compile all files anew without byte code.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FLAGS)
 PARALLEL := -n $(JOBS) --dist loadfile
 TIMED := $(shell grep -rl "pytest.mark.timing" tests --include="test_*.py")
 
