@@ -36,6 +36,9 @@ ALONE, TRIAL = 4, 2 * SCAN_THREADS
 """Parts by which one thread and all of them are timed; the fastest counts, as the first ones are slow."""
 MIN_GAIN = 0.9
 """Threads are used for the rest if they take less than this fraction of one thread's time."""
+MAX_COST, OVERHEAD = 1.5, 0.1
+"""They are not if they take more processor time than this multiple of one thread's, and this fraction of its
+time: contending for the GIL, they are faster only on a busy machine, at the cost of other processes."""
 SAVE_EVERY = 30.0
 """Seconds after which the facts found so far are kept during a long scan."""
 FORMAT = 2
@@ -223,17 +226,22 @@ def _map_parts(work: Callable[[Item], Result], parts: Sequence[Item]) -> Iterato
     Python. So the first parts are timed in this thread, and the next ones by threads.
     """
     alone, together, rest = parts[:ALONE], parts[ALONE : ALONE + TRIAL], parts[ALONE + TRIAL :]
-    seconds = []
+    seconds, processor_seconds = [], []
     for part in alone:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         result = work(part)
         seconds.append(time.perf_counter() - start)
+        processor_seconds.append(time.process_time() - processor)
         yield result
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     results = list(_map(work, together))
-    elapsed = time.perf_counter() - start
+    elapsed, cost = time.perf_counter() - start, time.process_time() - processor
     yield from results
-    use_threads = bool(rest) and elapsed < MIN_GAIN * min(seconds) * len(together)
+    use_threads = (
+        bool(rest)
+        and elapsed < MIN_GAIN * min(seconds) * len(together)
+        and cost < (MAX_COST * min(processor_seconds) + OVERHEAD * min(seconds)) * len(together)
+    )
     yield from _map(work, rest) if use_threads else map(work, rest)
 
 

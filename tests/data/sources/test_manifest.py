@@ -192,18 +192,24 @@ def test_threads_keep_the_order_and_do_not_run_far_ahead():
     assert list(in_threads(work, [])) == []
 
 
-@pytest.mark.parametrize(("waits", "expected"), [(True, True), (False, False)])
-def test_threads_are_used_where_they_are_faster(waits, expected, monkeypatch):
+@pytest.mark.parametrize(
+    ("waits", "contends", "expected"), [(True, False, True), (False, False, False), (True, True, False)]
+)
+def test_threads_are_used_where_they_are_faster_and_cost_little(waits, contends, expected, monkeypatch):
     monkeypatch.setattr(manifest, "PART", 4)
     threads: set[int] = set()
+    main, process_time, contention = threading.get_ident(), time.process_time, [0.0]
 
     def work(index: int) -> int:
         if waits:
             time.sleep(0.001)
+        if contends and threading.get_ident() != main:
+            contention[0] += 0.002
         if index >= 4 * (manifest.ALONE + manifest.TRIAL):
             threads.add(threading.get_ident())
         return index
 
+    monkeypatch.setattr(time, "process_time", lambda: process_time() + contention[0])
     count = 4 * (manifest.ALONE + manifest.TRIAL) + 400
     assert list(in_threads(work, range(count))) == list(range(count))
-    assert (threads != {threading.get_ident()}) is expected
+    assert (threads != {main}) is expected
