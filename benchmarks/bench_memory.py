@@ -1,9 +1,12 @@
-"""Whether loading takes more and more memory: the resident set after every epoch of each backend.
+"""Whether loading, or a whole training, takes more and more memory.
 
     python benchmarks/bench_memory.py --data /path/to/photos --epochs 50
+    python benchmarks/bench_memory.py --data demo --minutes 60 --arch lenet5 --backends torch dali
 
-Each backend loads the epochs of a small folder (training and evaluation, no network) in a process of its own
-that is prepared as for training. Linux. Writes JSON and a graph to benchmarks/results/MACHINE/.
+The first loads the epochs of a small folder (training and evaluation, no network) with each backend, in a
+process of its own that is prepared as for training, and reads the resident set after every epoch. The second
+trains with each backend for some minutes, and samples resident memory, descriptors and threads every second.
+Linux. Writes JSON and a graph to benchmarks/results/MACHINE/.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
+import training_memory
 from comparison import results_file
 from fastcnn.bench import timing
 from fastcnn.config.settings import DataSettings, LoaderSettings
@@ -28,7 +32,7 @@ from fastcnn.runtime import environment, machine
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.viz.curves import MUTED
 
-COLORS = {"dali": "#c4452d", "torch": "#2d6fc4", "cached": "#3f9142"}
+COLORS: dict[str, str] = {"dali": "#c4452d", "torch": "#2d6fc4", "cached": "#3f9142"}
 SETTLED = 10
 """Epochs after which memory should no longer grow."""
 
@@ -38,6 +42,10 @@ class Settings:
     data: str
     """An image folder."""
     epochs: int = 50
+    minutes: float | None = None
+    """Length of a whole training with each backend, in place of epochs of loading."""
+    arch: str = "lenet5"
+    """Network of a whole training."""
     backends: tuple[Backend, ...] = ("dali", "torch", "cached")
     img_size: int = 224
     batch_size: int = 32
@@ -118,7 +126,48 @@ def draw(resident: dict[Backend, list[float]], title: str, png: Path) -> None:
     figure.savefig(png, dpi=120)
 
 
+def train(settings: Settings, minutes: float) -> None:
+    """Measure whole trainings."""
+    samples: dict[str, list[dict[str, float]]] = {}
+    print(f"{settings.arch} on {settings.data}, {minutes:g} minutes a backend")
+    print(f"{'':<8}{'MiB at half':>12}{'at the end':>12}{'rise':>7}{'descriptors':>13}{'threads':>9}")
+    for backend in settings.backends:
+        flags = ["--arch", settings.arch, "--data", settings.data, "--data-backend", backend]
+        flags += ["--device", settings.device, "--compile", "off", "--lr", "0.01"]
+        flags += ["--workers", str(settings.workers)] if settings.workers else []
+        samples[backend] = training_memory.sample(flags, minutes)
+        counts = training_memory.rise(samples[backend])
+        mib, others = counts["mib"], [counts[name] for name in ("descriptors", "threads")]
+        print(
+            f"{backend:<8}{mib['at_half']:>12.1f}{mib['at_end']:>12.1f}{mib['rise']:>+7.1f}"
+            + "".join(f"{c['at_end']:>8.0f} {c['rise']:+.0f}" for c in others),
+            flush=True,
+        )
+    device = choose_device(settings.device, Ranks())
+    name = f"{settings.arch}-{Path(settings.data).name}"
+    path = results_file(f"training-memory-{name}", settings.output, device)
+    timing.write_json(
+        path,
+        {
+            "what": "resident memory, descriptors and threads of whole trainings",
+            "environment": environment.environment(device),
+            "settings": {**vars(settings), "data": Path(settings.data).name},
+            "last_half": {backend: training_memory.rise(points) for backend, points in samples.items()},
+            "samples": {
+                backend: [{name: round(value, 2) for name, value in point.items()} for point in points]
+                for backend, points in samples.items()
+            },
+        },
+    )
+    png = path.with_suffix(".png")
+    training_memory.draw(samples, f"{settings.arch} on {Path(settings.data).name}", COLORS, png)
+    print(path, png, sep="\n")
+
+
 def main(settings: Settings) -> None:
+    if settings.minutes is not None:
+        train(settings, settings.minutes)
+        return
     if settings.epochs < 2:
         raise SystemExit(f"--epochs {settings.epochs}: growth needs two")
     source = read(settings)

@@ -1,5 +1,5 @@
 """`python -m fastcnn` is `fastcnn`."""
 
-from fastcnn.cli.main import main
+from fastcnn.cli.main import command
 
-raise SystemExit(main())
+raise SystemExit(command())

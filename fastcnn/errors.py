@@ -6,15 +6,45 @@ NAMED_AT_MOST = 50
 """Max lines of a list in the log; the full list is in the run's folder."""
 
 
+RESUMABLE = 3
+"""Exit status of a run that stopped for a reason outside of it; --resume continues it."""
+
+
 class UserError(ValueError):
     """A user's mistake; the message names the error, its place and the correction.
 
     Every rank raises the same one.
     """
 
+    status = 2
+    """Exit status of the command."""
+
+    def shared(self) -> UserError:
+        """Return the error that all ranks raise in its place."""
+        return UserError(str(self))
+
 
 class LocalError(UserError):
     """A user's mistake that one process may meet alone, so that it prints the message itself."""
+
+
+class WriteError(UserError):
+    """A file that cannot be written, such as on a full disk; its former content stays.
+
+    A run that it ends can be resumed from its last checkpoint.
+
+    Args:
+        code: value of `errno`, if any.
+    """
+
+    status = RESUMABLE
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def shared(self) -> WriteError:
+        return WriteError(str(self), self.code)
 
 
 class BadImageError(LocalError):
@@ -23,3 +53,16 @@ class BadImageError(LocalError):
 
 class TrainingError(RuntimeError):
     """The run cannot continue; the message names the step and settings to try."""
+
+    status = 1
+
+
+class PeerLostError(RuntimeError):
+    """Another rank is lost; the message names it."""
+
+    def __init__(self, message: str, status: int = RESUMABLE) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; --resume continues from the last save"

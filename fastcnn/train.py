@@ -9,27 +9,38 @@ three exits: validate only, preview the schedule, or train. Torch is imported af
 
 from __future__ import annotations
 
+from fastcnn.runtime.signals import end_at_once, end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()  # also while the modules below are imported
+
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastcnn import files
 from fastcnn.config import Config
+from fastcnn.config.duration import parse_time
 from fastcnn.config.parse import parse
 from fastcnn.config.validate import check, ineffective
-from fastcnn.errors import LocalError, TrainingError, UserError
+from fastcnn.errors import LocalError, PeerLostError, TrainingError, UserError, WriteError
+from fastcnn.runtime.parent import end_with_parent, is_torchruns
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fastcnn.engine.logger import Logger
-    from fastcnn.engine.loop import Outcome
+    from fastcnn.engine.loop import Outcome, Trainer
+    from fastcnn.runtime.peers import Peers
+    from fastcnn.runtime.signals import StopRequest
     from fastcnn.setup.build import Training
+    from fastcnn.setup.run_lock import RunLock
     from fastcnn.tasks.metrics import Metrics
 
 
@@ -60,14 +71,25 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
     """Run the command.
 
     Returns:
-        The exit status: 0, 1 for a non-finite loss, 2 for a user's mistake, 128 + n after signal n.
+        The exit status: 0, 1 for a non-finite loss, 2 for a user's mistake, 3 for a lost rank or a file that
+        cannot be written, 128 + n after signal n.
     """
     try:
         result = fit(parse(sys.argv[1:] if argv is None else argv, prog), exits=True)
+    except PeerLostError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"fastcnn: error: {error}", file=sys.stderr)
+        end_at_once(error.status)
     except (UserError, TrainingError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalError):
             print(f"fastcnn: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return error.status
+    except OSError as error:
+        failure = files.stdout_failure(error)
+        if failure is None:
+            raise
+        print(f"fastcnn: error: {failure}", file=sys.stderr)
+        return failure.status
     except KeyboardInterrupt:  # before training
         return 128 + signal.SIGINT
     return 0 if result.stopped_by is None else 128 + result.stopped_by
@@ -83,21 +105,36 @@ def fit(config: Config, *, exits: bool = False) -> Result:
     from fastcnn.runtime.machine import memory_errors_named
     from fastcnn.setup.build import build_training
     from fastcnn.setup.plan import make_plan
+    from fastcnn.setup.run_lock import RunLock
 
     started = time.perf_counter()
+    if is_torchruns():
+        end_with_parent()
     check(config)
     ranks = Ranks.from_environment()
     device = choose_device(config.device, ranks)
-    with process_group(ranks, device), memory_errors_named(device):
-        training = build_training(make_plan(config, ranks, device), ranks, device)
+    peer_timeout = parse_time(config.peer_timeout, "--peer-timeout")
+    group = process_group(ranks, device, peer_timeout)
+    with group as peers, memory_errors_named(device), RunLock() as lock:
+        training = build_training(make_plan(config, ranks, device, lock), ranks, device)
         try:
             if config.test_only:
                 return _validate(training)
             if config.preview_schedule:
                 return _preview_schedule(training)
-            return _train(training, started, exits=exits)
+            return _train(training, lock, started, peers, exits=exits)
+        except WriteError as error:
+            raise WriteError(f"{error}; {_next_start(training.checkpointer.folder)}", error.code) from error
         finally:
             training.close()
+
+
+def _next_start(folder: Path) -> str:
+    """Return how to continue after a file could not be written."""
+    from fastcnn.engine.checkpointer import LAST
+
+    last = folder / LAST
+    return f"then continue with --resume {last}" if last.is_file() else "then start again"
 
 
 def _validate(training: Training) -> Result:
@@ -139,43 +176,47 @@ def _preview_schedule(training: Training) -> Result:
 
     run = training.checkpointer
     if training.ranks.is_main:
+        print(describe_schedule(run.state.schedule))
         draw_schedule(run.state.schedule, Path("schedule.png"))
-        print(f"{describe_schedule(run.state.schedule)}\nschedule.png")
+        print("schedule.png")
     return Result(network=run.state.network, val={}, best=run.best, folder=run.folder)
 
 
-def _train(training: Training, started: float, *, exits: bool) -> Result:
+def _train(training: Training, lock: RunLock, started: float, peers: Peers | None, *, exits: bool) -> Result:
     """Train the remaining epochs into the run's folder."""
     from fastcnn.engine.logger import open_logger
     from fastcnn.engine.loop import Trainer
     from fastcnn.profiling.bottleneck import diagnose
-    from fastcnn.runtime.distributed import any_rank, from_main
-    from fastcnn.runtime.signals import stop_on_signals
+    from fastcnn.runtime.distributed import from_main, on_main
     from fastcnn.setup.run_folder import claim_folder, write_config
+    from fastcnn.setup.storage import check_room
 
     run, task, is_main = training.checkpointer, training.task, training.ranks.is_main
-    run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config))
+    run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config, lock))
+    warning = None if run.state.done else from_main(lambda: check_room(run))
     config, reasons = _tune(training, started)
     plan = training.plan = replace(training.plan, config=config, reasons=reasons)
     run.config, run.chosen = config, tuple(reasons)
-    if is_main:
-        write_config(run.folder, config)
-    with stop_on_signals(exits=exits) as stop, open_logger(run.folder, run.state, enabled=is_main) as logger:
+    on_main(lambda: write_config(run.folder, config), run.state.device)
+    with open_logger(run.folder, run.state, enabled=is_main) as logger:
+        if lock.note:
+            logger.info(lock.note)
         _announce(training, logger)
+        if warning is not None:
+            logger.info(warning)
         interval_metrics = task.metrics(run.state.device)
         if not run.state.done:
             _warm_up(training, interval_metrics)
-        trainer = Trainer(
+        trainer = partial(
+            Trainer,
             run,
             task,
             logger,
-            stop,
-            partial(diagnose, config=config, chosen=reasons, room=plan.room(training.ranks)),
+            diagnose=partial(diagnose, config=config, chosen=reasons, room=plan.room(training.ranks)),
             epoch_metrics=training.epoch_metrics,
             interval_metrics=interval_metrics,
         )
-        outcome = trainer.fit()
-        interrupted = outcome.stopped_by is not None or any_rank(bool(stop), run.state.device)
+        outcome, interrupted = _run(trainer, peers, exits=exits)
         has_best = run.restore_best()
         test = {} if interrupted else _test(training)
         if test:
@@ -194,14 +235,43 @@ def _train(training: Training, started: float, *, exits: bool) -> Result:
     )
 
 
+def _run(
+    trainer: Callable[[StopRequest], Trainer], peers: Peers | None, *, exits: bool
+) -> tuple[Outcome, bool]:
+    """Train under stop requests; before and after it, signals end the process.
+
+    Returns:
+        The outcome, and whether a signal arrived.
+
+    Raises:
+        PeerLostError: another rank is lost.
+    """
+    from fastcnn.runtime.distributed import any_rank, is_collective_failure
+    from fastcnn.runtime.signals import stop_on_signals
+
+    check_peers = peers.check if peers is not None else lambda: None
+    with stop_on_signals(exits=exits, check_peers=check_peers) as stop:
+        try:
+            run = trainer(stop)
+            outcome = run.fit()
+            return outcome, outcome.stopped_by is not None or any_rank(bool(stop), run.state.device)
+        except RuntimeError as error:
+            if stop.signal is None or not is_collective_failure(error):
+                raise
+            reason = f"another rank ended before the save after {signal.Signals(stop.signal).name}"
+            raise PeerLostError(reason, 128 + stop.signal) from error
+
+
 def _log_test(training: Training, logger: Logger, test: dict[str, float], weights: str) -> None:
+    from fastcnn.runtime.distributed import on_main
+
     run, metric = training.checkpointer, training.task.best_metric
     described = f"{metric} {test[metric]:.2f}% of {counted(test)} (weights of {weights.format(**run.best)})"
     step, epoch = run.state.step, run.state.epoch
     progress = step / run.state.schedule.steps_per_epoch
-    logger.log_test(described, {"step": step, "progress": progress, "epoch": epoch, "metrics": test})
-    if training.ranks.is_main:
-        run.write_bad_files()
+    record = {"step": step, "progress": progress, "epoch": epoch, "metrics": test}
+    on_main(lambda: logger.log_test(described, record), run.state.device)
+    run.write_bad_files()
 
 
 def _tune(training: Training, started: float) -> tuple[Config, dict[str, str]]:
@@ -225,8 +295,7 @@ def _announce(training: Training, logger: Logger) -> None:
     logger.info(describe(plan.config, plan.reasons))
     for line in (*ineffective(plan.config, plan.reasons), *plan.remarks(run.state), *run.bad_lines()):
         logger.info(line)
-    if training.ranks.is_main:
-        run.write_bad_files()
+    run.write_bad_files()
 
 
 def _warm_up(training: Training, interval_metrics: Metrics) -> None:

@@ -198,5 +198,5 @@ def whole_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None)
 def train(whole_train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`whole_train` in a third of a short run's time: without timed loaders and curves."""
     monkeypatch.setattr("fastcnn.setup.plan.choose_backend", lambda *_, **__: ("torch", "not timed"))
-    monkeypatch.setattr("fastcnn.engine.logger.draw_curves", lambda *_: None)
+    monkeypatch.setattr("fastcnn.engine.logger.Logger._draw", lambda self: None)
     return whole_train

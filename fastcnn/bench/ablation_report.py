@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastcnn import files
 from fastcnn.bench import timing
 from fastcnn.errors import UserError
 from fastcnn.profiling.bottleneck import WORTH_SAYING
@@ -129,7 +130,7 @@ def draw(content: Content, path: Path) -> None:
         fontsize=10,
     )
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    files.save_picture(figure, path, "the picture")
     plt.close(figure)
 
 
@@ -140,7 +141,7 @@ def read(file: str) -> Content:
         UserError: no such file, or not of an ablation.
     """
     try:
-        content = json.loads(Path(file).expanduser().read_text())
+        content = json.loads(files.expand_user(file, "--baseline").read_text())
     except OSError as error:
         raise UserError(
             f"--baseline {file}: {error.strerror}; use a file that fastcnn bench wrote"

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastcnn import files
+
 
 def wait_for(device: torch.device) -> None:
     """Wait for the device to finish its queued work."""
@@ -47,5 +49,6 @@ def spread(values: dict[str, float]) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write a JSON file atomically; raise WriteError if that fails."""
+    files.make_folder(path.parent, "the folder of results")
+    files.write_text(path, json.dumps(content, indent=2) + "\n", "the results")

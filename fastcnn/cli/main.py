@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fastcnn import files
 from fastcnn.errors import UserError
+from fastcnn.runtime.signals import end_on_interrupt
 from fastcnn.version import __version__
 
 USAGE = """usage: fastcnn COMMAND [FLAGS]
@@ -282,6 +283,16 @@ COMMANDS = {
 }
 
 
+CLEANING = "pack", "bench"
+"""Commands that end their threads and processes after Ctrl-C."""
+
+
+def command() -> int:
+    """Run the program `fastcnn`."""
+    end_on_interrupt()
+    return main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; 2 for an unknown command."""
     argv = sys.argv[1:] if argv is None else argv
@@ -299,19 +310,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if argv[0] in CLEANING and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = COMMANDS[argv[0]](argv[1:])
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # as of `fastcnn models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
+        files.drop_stdout()
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"fastcnn: error: {error}", file=sys.stderr)
-        return 2
+        return error.status
+    except OSError as error:
+        failure = files.stdout_failure(error)
+        if failure is None:
+            raise
+        print(f"fastcnn: error: {failure}", file=sys.stderr)
+        return failure.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

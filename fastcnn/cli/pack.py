@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from fastcnn import files
 from fastcnn.config import FIELDS, Config, flag
 from fastcnn.config.settings import DataSettings, task_of
 from fastcnn.data.pack import PackSettings
@@ -35,6 +36,7 @@ def pack(config: Config, shards: Path, settings: PackSettings) -> int:
     Raises:
         UserError: no such data, data without classes, or a folder with another content.
     """
+    shards = files.expand_user(shards, "SHARDS")
     _check(config, shards)
     source = open_data(config, task="classification", seed=config.seed)
     config, reasons, source = resolve_levels(config, source)
@@ -70,6 +72,6 @@ def _check(config: Config, shards: Path) -> None:
     others = [n for n, field in FIELDS.items() if n not in OWN and getattr(config, n) != field.default]
     if others:
         raise UserError(f"{flag(others[0])} does not change a pack; omit it")
-    data = Path(config.data).expanduser()
-    if data.is_dir() and shards.expanduser().resolve().is_relative_to(data.resolve()):
+    data = files.expand_user(config.data, "--data")
+    if data.is_dir() and shards.resolve().is_relative_to(data.resolve()):
         raise UserError(f"{shards}: lies in {config.data}, whose images are packed; use a folder beside it")

@@ -6,6 +6,7 @@ fastcnn predict runs/yolo-demo/best.pt photos/
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fastcnn import files
 from fastcnn.config import LossSettings
 from fastcnn.config.auto import FORMER
 from fastcnn.data.batch import ShardedSampler
@@ -29,7 +31,7 @@ from fastcnn.data.sources.walk import image_files
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.engine import checkpoint
 from fastcnn.engine.state import Normalized
-from fastcnn.errors import UserError
+from fastcnn.errors import UserError, WriteError
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.build import build_task
@@ -64,6 +66,7 @@ def predict(
         UserError: no such checkpoint, no images, or an output folder that is read-only or holds such
             pictures.
     """
+    output = None if output is None else files.expand_user(output, "--output-dir")
     content = checkpoint.load(path, "fastcnn predict")
     task = _task(content, threshold)
     network = checkpoint.load_network(path)
@@ -184,18 +187,16 @@ def _new_folder() -> Path:
     for number in itertools.count(1):
         folder = Path("predictions" if number == 1 else f"predictions-{number}")
         try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"{folder}: {error.strerror}; name another with --output-dir") from error
+            files.make_folder(folder, "the folder", new=True)
+        except WriteError as error:
+            if error.code == errno.EEXIST:
+                continue
+            raise WriteError(f"{error}, or name another with --output-dir", error.code) from error
         return folder
     raise AssertionError("count() is endless")
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except OSError as error:
-        raise UserError(f"--output-dir: {path}: {error.strerror}; use another folder") from error
+    with files.of_flag("--output-dir"):
+        files.make_folder(path.parent, "the folder")
+        files.save_picture(picture, path, "the picture")

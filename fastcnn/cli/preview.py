@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcnn import files
 from fastcnn.config import FIELDS, Config, flag
 from fastcnn.data.batch import Batch, ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
@@ -53,7 +54,7 @@ def preview(config: Config, output: Path) -> None:
     Raises:
         UserError: no such data, settings or loader, or a file that cannot be written.
     """
-    user_config = config
+    user_config, output = config, files.expand_user(output, "--output")
     ranks, device = Ranks(), choose_device(config.device, Ranks())
     backend = "torch" if config.data_backend == "auto" else config.data_backend
     config = dataclasses.replace(
@@ -81,11 +82,13 @@ def preview(config: Config, output: Path) -> None:
     headings = ["validation", *(f"epoch {epoch + 1}" for epoch in range(EPOCHS))]
     picture = grid(list(zip(*pictures)), headings, caption(config, user_config))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(output)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that names no format
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--output {output}: {why}; use another file, such as preview.png") from error
+        with files.of_flag("--output"):
+            files.make_folder(output.parent, "the folder")
+            files.save_picture(picture, output, "the picture")
+    except UserError:
+        raise
+    except ValueError as error:  # a suffix that names no format
+        raise UserError(f"--output {output}: {error}; use another file, such as preview.png") from error
 
 
 def _sample(config: Config, source: Source) -> Split:

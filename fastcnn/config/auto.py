@@ -193,7 +193,7 @@ FORMER = {"exif": "ignore", "levels": [0, 65_535], "dct_scaling": False}
 """Behavior of versions that did not have these settings, for their checkpoints."""
 NOT_CARRIED = (
     *("device", "workers", "log_interval"),  # specific to the machine
-    *("output_dir", "resume", "test_only", "config"),  # specific to this start
+    *("output_dir", "resume", "test_only", "config", "peer_timeout"),  # specific to this start
 )
 
 

@@ -17,6 +17,7 @@ from fastcnn.config.recipes import from_recipe
 from fastcnn.config.settings import FIELDS, Config, flag
 from fastcnn.config.validate import check
 from fastcnn.errors import UserError
+from fastcnn.files import expand_user
 
 ALONE = {
     "--resume": "--resume=auto",
@@ -58,7 +59,7 @@ def from_yaml(path: str, base: Config) -> Config:
     A recipe named in the file is applied before the file's other settings.
     """
     try:
-        argv = _yaml_to_argv(Path(path))
+        argv = _yaml_to_argv(expand_user(path, "--config"))
         recipe = _value_of("--recipe", argv)
         if recipe is not None and recipe != "None":
             base = from_recipe(recipe)

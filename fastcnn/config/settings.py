@@ -383,6 +383,8 @@ class RunSettings:
     """Steps between log lines; auto: 50 on GPUs, 10 elsewhere."""
     val_interval: Annotated[int, Ge(1)] = 1
     """Epochs between validations; the last epoch is always validated."""
+    peer_timeout: str = "2m"
+    """Time in which a lost process is named and the others exit, such as 90s; half of it is silence."""
     tta: Views = "none"
     """Test-time augmentation: mean logits of each image and its mirror image; translate: also shifted."""
     patience: Annotated[int | None, Ge(1)] = None

@@ -230,6 +230,7 @@ def _check_optimization(config: Config) -> None:
         raise UserError(f"--lr {config.lr} and --lr-base {config.lr_base:g}: use only one of them")
     if config.time_budget is not None:
         parse_time(config.time_budget)
+    parse_time(config.peer_timeout, "--peer-timeout")
     if config.time_budget is not None and config.epochs != "auto":
         raise UserError(
             f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: use only one of them"

@@ -26,16 +26,15 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
+from fastcnn import files
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.jpeg import is_jpeg
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.headers import Files
 from fastcnn.data.sources.shards import CLASS_LIST, MANIFEST, read_index
-from fastcnn.errors import UserError
+from fastcnn.errors import UserError, WriteError
 
 VERSION = 1
-PART = ".part"
-"""Suffix of a shard that is being written."""
 AHEAD = 4
 """Images per thread that are encoded ahead of the shard."""
 
@@ -92,16 +91,16 @@ def pack(source: Source, data: str, folder: Path, settings: PackSettings, *, wor
         "shards": [shard.name for shard in shards],
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.of_flag("SHARDS"):
+            files.make_folder(folder, "the folder")
         with _lock(folder):
             _begin(folder, manifest, source.class_names, data)
             done = [shard for shard in shards if (folder / shard.name).exists()]
             rest = [shard for shard in shards if not (folder / shard.name).exists()]
             bad = [line for shard in done for line in _left_out(folder, shard)]
             return bad + _write(folder, rest, settings, workers)
-    except OSError as error:
-        where = error.filename or folder
-        raise UserError(f"{where}: {error.strerror or error}; correct it and start again") from error
+    except WriteError as error:
+        raise WriteError(f"{error}; then the same command completes {folder}", error.code) from error
 
 
 def _splits(source: Source, data: str) -> dict[str, Split]:
@@ -197,10 +196,10 @@ def _begin(folder: Path, manifest: dict[str, object], class_names: Sequence[str]
     """Write the manifest into an empty folder, or compare it with that of a stopped run."""
     path = folder / MANIFEST
     if not path.exists():
-        strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(PART))
+        strangers = sorted(entry.name for entry in folder.iterdir() if not entry.match(files.NEIGHBORS))
         if strangers:
             raise UserError(f"{folder}: holds {strangers[0]}, and no stopped pack; use a new folder")
-        _replace(path, json.dumps(manifest, indent=1))
+        files.write_text(path, json.dumps(manifest, indent=1), "the manifest")
     else:
         before = None
         with suppress(ValueError):
@@ -208,9 +207,9 @@ def _begin(folder: Path, manifest: dict[str, object], class_names: Sequence[str]
         if not isinstance(before, dict) or "fastcnn pack" not in before:
             raise UserError(f"{path}: is not of fastcnn pack; use a new folder")
         _compare(folder, before, manifest, data)
-    for rest in folder.glob("*" + PART):
+    for rest in folder.glob(files.NEIGHBORS):
         rest.unlink()
-    _replace(folder / CLASS_LIST, "".join(f"{name}\n" for name in class_names))
+    files.write_text(folder / CLASS_LIST, "".join(f"{name}\n" for name in class_names), "the list of classes")
 
 
 def _compare(folder: Path, before: dict[str, object], now: dict[str, object], data: str) -> None:
@@ -223,13 +222,6 @@ def _compare(folder: Path, before: dict[str, object], now: dict[str, object], da
         raise UserError(f"{folder}: was begun with {before.get('encoder')}; use a new folder")
     if before != now:
         raise UserError(f"{folder}: holds other images than {data} has now; use a new folder")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    part = path.with_name(path.name + PART)
-    part.write_bytes(text.encode("utf-8", "surrogateescape"))
-    os.replace(part, path)
 
 
 def _left_out(folder: Path, shard: Shard) -> list[str]:
@@ -270,12 +262,8 @@ def _write(folder: Path, shards: Sequence[Shard], settings: PackSettings, worker
         _results_ahead(work, tasks, workers) as results,
     ):
         for shard in shards:
-            part = folder / (shard.name + PART)
-            with open(part, "wb") as file:
+            with files.writing(folder / shard.name, "the shard", durable=True) as file:
                 bad += _write_shard(file, shard, results, bar)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, folder / shard.name)
     return bad
 
 

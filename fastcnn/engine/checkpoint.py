@@ -5,14 +5,13 @@ python -c "import torch; print(torch.load('runs/resnet50-demo/last.pt').keys())"
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastcnn import files
 from fastcnn.config import Config, NetworkSettings, to_plain
 from fastcnn.data.sources.dataset import Source
 from fastcnn.engine.state import TrainState
@@ -28,38 +27,12 @@ def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
     """Write a checkpoint atomically: at any instant `path` holds either the old or the new one.
 
     A best checkpoint is written to `best` first, so that `path` never refers to a missing one.
+
+    Raises:
+        WriteError: it cannot be written; both files are as before.
     """
-    temporary = path.with_name(f".{path.name}.new")  # one process writes, so a leftover is overwritten
-    with temporary.open("wb") as file:
+    with files.writing(path, "the checkpoint", durable=True, twin=best) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if best is not None:
-        _duplicate(temporary, best)
-    _rename(temporary, path)
-
-
-def _duplicate(path: Path, copy: Path) -> None:
-    """Give a checkpoint a second name, unaffected by later saves under the first."""
-    temporary = copy.with_name(f".{copy.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-    _rename(temporary, copy)
-
-
-def _rename(temporary: Path, path: Path) -> None:
-    os.replace(temporary, path)
-    if os.name == "posix":  # the new name itself must survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load(path: Path, source_flag: str = "--resume") -> dict[str, Any]:

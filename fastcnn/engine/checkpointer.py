@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastcnn import files
 from fastcnn.config import Config
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import Loader
@@ -14,7 +15,14 @@ from fastcnn.engine import checkpoint
 from fastcnn.engine.state import TrainState, stop_if_not_finite
 from fastcnn.engine.swa import Average
 from fastcnn.errors import NAMED_AT_MOST, UserError
-from fastcnn.runtime.distributed import Ranks, from_main, gather_to_all, gather_to_main, sum_over_ranks
+from fastcnn.runtime.distributed import (
+    Ranks,
+    from_main,
+    gather_to_all,
+    gather_to_main,
+    on_main,
+    sum_over_ranks,
+)
 from fastcnn.tasks.metrics import Metrics
 
 AVERAGE = "average.pt"
@@ -45,23 +53,25 @@ class Checkpointer:
     averaged: int | None = None
     """Step at which that mean was validated and saved."""
 
-    def save(self, metrics: Metrics, *, is_best: bool = False) -> None:
+    def save(self, metrics: Metrics, *, is_best: bool = False, alone: bool = False) -> None:
         """Write `last.pt`, and `best.pt` if it is the best. All ranks call it; waits for the device.
 
         Args:
             metrics: sums of the current epoch.
+            alone: another rank is lost; the other ranks' statistics, generators and sums are too.
 
         Raises:
-            fastcnn.errors.TrainingError: a loss was infinite or NaN; nothing is written.
+            TrainingError: a loss was infinite or NaN; nothing is written.
+            WriteError: rank 0 cannot write it; raised on every rank.
         """
-        self._save(LAST, metrics, is_best=is_best)
+        self._save(LAST, metrics, is_best=is_best, alone=alone)
 
     def save_average(self, metrics: Metrics, *, is_best: bool) -> None:
         """Write `average.pt`, and `best.pt` if it is the best, with the average in the network."""
         self._save(AVERAGE, metrics, is_best=is_best)
         self.averaged = self.state.step
 
-    def _save(self, name: str, metrics: Metrics, *, is_best: bool) -> None:
+    def _save(self, name: str, metrics: Metrics, *, is_best: bool, alone: bool = False) -> None:
         stop_if_not_finite(self.state)
         # State that differs between ranks: batch norm statistics, random generators, sums of this epoch.
         own = {
@@ -69,11 +79,17 @@ class Checkpointer:
             "random": checkpoint.random_state(self.state.device),
             "metrics": metrics.state().cpu(),
         }
+        if alone:
+            if self.ranks.is_main:
+                self._write(name, [own], is_best=is_best)
+            return
         self.share_bad_files()
         ranks = gather_to_main(own)
-        if not self.ranks.is_main:
-            return
-        self.write_bad_files()
+        on_main(lambda: self._write(name, ranks, is_best=is_best), self.state.device)
+
+    def _write(self, name: str, ranks: list[dict[str, Any]], *, is_best: bool) -> None:
+        """Write a checkpoint on rank 0."""
+        self._list_bad_files()
         content = checkpoint.pack(
             self.config,
             self.source,
@@ -190,10 +206,18 @@ class Checkpointer:
         return lines
 
     def write_bad_files(self) -> None:
-        """List the undecodable images in the run's folder, if there are any."""
+        """List the undecodable images in the run's folder, if there are any. All ranks call it.
+
+        Raises:
+            WriteError: rank 0 cannot write the list; raised on every rank.
+        """
+        on_main(self._list_bad_files, self.state.device)
+
+    def _list_bad_files(self) -> None:
+        """Write the list on rank 0."""
         lines = [f"{bad.phase}\t{line}\n" for bad in self._bad() for line in bad.lines()]
         if lines:
-            (self.folder / BAD_FILES).write_text("".join(lines))
+            files.write_text(self.folder / BAD_FILES, "".join(lines), "the list of undecodable images")
 
     def _bad(self) -> list[BadFiles]:
         loaders = self.loader, self.val_loader, self.test_loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ class LogInterval:
     timing: Timing
     cold: bool = False
     """Includes start-up and compilation."""
+
+    def __add__(self, other: LogInterval) -> LogInterval:
+        names = [field.name for field in dataclasses.fields(self)]
+        return LogInterval(
+            **{name: getattr(self, name) + getattr(other, name) for name in names if name != "cold"}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,38 @@
 """The log of a run: progress bar or plain lines, metrics.jsonl, TensorBoard, curves as a PNG.
 
-Only rank 0 logs. Nothing here waits for the device.
+Only rank 0 logs. Nothing here waits for the device. A metrics.jsonl that cannot be written ends the run;
+lines, TensorBoard and curves are tried again later.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from fastcnn import files
 from fastcnn.engine.state import TrainState
+from fastcnn.files import BestEffort
 from fastcnn.optim.schedules import Schedule
-from fastcnn.viz.curves import draw_curves
+from fastcnn.runtime.distributed import on_main
+from fastcnn.viz.curves import Curves
 
 CURVES_EVERY = 30.0
-"""Seconds between updates of the curves during a run."""
+"""Min seconds between updates of the curves during a run."""
+CURVES_SHARE = 0.01
+"""Max fraction of the time spent on them."""
+LOG, CURVES = "metrics.jsonl", "curves.png"
 
 
 class Logger:
@@ -44,20 +53,30 @@ class Logger:
         self.schedule = schedule
         self.epochs = math.ceil(schedule.total_steps / schedule.steps_per_epoch)
         self.first_step = self.step_count = step
+        self.epoch = epoch
         self.started = time.perf_counter()
         self.steady = False
-        self.curves_drawn = self.started
         self.live = enabled and sys.stdout.isatty() and sys.stderr.isatty()
         self.bar: Any = None
-        self.board: Any = None
-        if enabled:
-            self._drop_later_records(step / schedule.steps_per_epoch, epoch)
-            self.board = _tensorboard(folder)
+        self.board = Board(folder, BestEffort("TensorBoard's records", self.info))
+        self.curves = Curves()
+        self.draw_at = self.started + CURVES_EVERY
+        self._draws = BestEffort(f"the curves {folder / CURVES}", self.info)
+        self._prints = BestEffort("lines on standard output", _print_error)
+
+    def open(self) -> None:
+        """Read the records of a resumed run, without those that it logs again.
+
+        Raises:
+            WriteError: the log cannot be written.
+        """
+        if self.enabled:
+            self._drop_later_records(self.step_count / self.schedule.steps_per_epoch, self.epoch)
 
     def info(self, line: str) -> None:
         """Print a line above the bar."""
         if self.enabled:
-            tqdm.write(line, file=sys.stdout) if self.live else print(line, flush=True)
+            self._prints(lambda: tqdm.write(line, file=sys.stdout) if self.live else print(line, flush=True))
 
     def begin_epoch(self, epoch: int, done: int) -> None:
         """Start the bar of an epoch, counted from 0, with `done` updates already made."""
@@ -89,10 +108,7 @@ class Logger:
             self.bar.set_postfix_str(text)
         else:
             in_epoch = record["step"] - epoch * self.schedule.steps_per_epoch
-            print(
-                f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self._steps_of(epoch)}  {text}",
-                flush=True,
-            )
+            self.info(f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self._steps_of(epoch)}  {text}")
         self._write({"kind": "train", **record})
         if not self.steady:  # start-up and compilation, in the first interval, do not repeat
             self.steady, self.started, self.first_step = True, time.perf_counter(), self.step_count
@@ -111,7 +127,7 @@ class Logger:
             f"took {clock(record['seconds'])}"
         )
         self._write({"kind": "epoch", **record})
-        if time.perf_counter() - self.curves_drawn > CURVES_EVERY:
+        if time.perf_counter() > self.draw_at:
             self._draw()
 
     def log_test(self, described: str, record: dict[str, Any]) -> None:
@@ -125,12 +141,17 @@ class Logger:
         self._close_bar()
         if self.enabled:
             self._draw()
-        if self.board is not None:
-            self.board.close()
 
     def _draw(self) -> None:
-        draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
-        self.curves_drawn = time.perf_counter()
+        start = time.perf_counter()
+        self._draws(self._draw_curves)
+        now = time.perf_counter()
+        self.draw_at = now + max(CURVES_EVERY, (now - start) / CURVES_SHARE)
+
+    def _draw_curves(self) -> None:
+        figure = self.curves.figure()
+        if figure is not None:
+            files.save_picture(figure, self.folder / CURVES, "the curves")
 
     def _close_bar(self) -> None:
         if self.bar is not None:
@@ -148,34 +169,74 @@ class Logger:
         return clock((time.perf_counter() - self.started) / max(done, 1) * left)
 
     def _write(self, record: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.board is not None:
-            for name, value in flatten(record):
-                self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        files.append(self.folder / LOG, (json.dumps(record) + "\n").encode(), "the log")
+        self.curves.add(record)
+        self.board.add(record)
 
     def _drop_later_records(self, progress: float, epoch: float) -> None:
         """Drop records later than the checkpoint, and of the test: they are logged again."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / LOG
         if path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            records = map(json.loads, lines)
-            kept = [
-                line
-                for line, record in zip(lines, records)
-                if record["kind"] != "test"
-                and (record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress)
-            ]
-            temporary = path.with_name(".metrics.jsonl.new")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, path)
+            kept = []
+            text = path.read_text()
+            for line in text.splitlines(keepends=True):
+                record: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"kind": "test"}
+                if record["kind"] != "test" and (
+                    record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress
+                ):
+                    kept.append(line)
+                    self.curves.add(record)
+            if "".join(kept) != text:
+                files.write_text(path, "".join(kept), "the log")
+
+
+class Board:
+    """TensorBoard's file of a run, as torch's SummaryWriter writes it, without a thread that fails later.
+
+    Args:
+        attempt: calls what may fail.
+    """
+
+    def __init__(self, folder: Path, attempt: BestEffort) -> None:
+        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self.attempt = attempt
+        self.enabled = importlib.util.find_spec("tensorboard") is not None
+        self.begun = False
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add the numbers of a record of metrics.jsonl."""
+        if self.enabled:
+            self.attempt(lambda: self._add(record))
+
+    def _add(self, record: dict[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now = time.time()
+        events = [] if self.begun else [Event(wall_time=now, file_version="brain.Event:2")]
+        for name, value in flatten(record):
+            point = Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+            events.append(Event(wall_time=now, step=record["step"], summary=Summary(value=[point])))
+        stream = io.BytesIO()
+        for event in events:
+            RecordWriter(stream).write(event.SerializeToString())
+        files.append(self.path, stream.getvalue(), "TensorBoard's file")
+        self.begun = True
 
 
 @contextmanager
 def open_logger(folder: Path, state: TrainState, *, enabled: bool) -> Iterator[Logger]:
-    """Open the log of a run that starts or resumes from `state`; draw its curves at the end."""
+    """Open the log of a run that starts or resumes from `state`; draw its curves at the end.
+
+    All ranks call it; `enabled` on rank 0.
+
+    Raises:
+        WriteError: rank 0 cannot write the log; raised on every rank.
+    """
     logger = Logger(folder, state.schedule, enabled=enabled, step=state.step, epoch=state.epoch)
     try:
+        on_main(logger.open, state.device)
         yield logger
     finally:
         logger.close()
@@ -199,9 +260,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
 
 
-def _tensorboard(folder: Path) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
+def _print_error(line: str) -> None:
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -3,56 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastcnn.config.progressive import milestones_of, size_at
+from fastcnn.data.batch import Batch
 from fastcnn.engine.checkpointer import PICTURE, Checkpointer
 from fastcnn.engine.epoch import Callbacks, LogInterval, train_epoch
 from fastcnn.engine.evaluate import evaluate
 from fastcnn.engine.logger import Logger
 from fastcnn.engine.state import stop_if_not_finite, unfreeze
 from fastcnn.engine.swa import Average, load_averaged
+from fastcnn.errors import PeerLostError
+from fastcnn.files import BestEffort
 from fastcnn.optim.schedules import learning_rate
 from fastcnn.profiling.bottleneck import Bottleneck, Diagnosis, Timing
-from fastcnn.runtime.distributed import any_rank, gather_to_main
+from fastcnn.runtime.distributed import any_rank, gather_to_main, on_main
 from fastcnn.runtime.signals import StopRequest
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.gallery import Gallery
 from fastcnn.tasks.metrics import Metrics
 
+OnBatch = Callable[[Batch, object], None]
 Diagnose = Callable[[list[Timing]], Diagnosis]
 
 
 @dataclass
 class Throughput:
-    """Throughput over log intervals; excludes validation and the checkpoint after it."""
+    """Sums over log intervals; they exclude validation and the checkpoint after it.
+
+    The first interval, with start-up and compilation, counts only while there is no other.
+    """
 
     world_size: int
-    intervals: list[LogInterval] = field(default_factory=list)
+    cold: LogInterval | None = None
+    steady: LogInterval | None = None
+    """Sum of the intervals after the cold one."""
 
-    def steady(self) -> list[LogInterval]:
-        """Return the intervals after start-up and compilation; all, if there are no others."""
-        return [interval for interval in self.intervals if not interval.cold] or self.intervals
+    def add(self, interval: LogInterval) -> None:
+        if interval.cold:
+            self.cold = interval
+        else:
+            self.steady = interval if self.steady is None else self.steady + interval
 
     def images_per_second(self) -> float:
         """Return the images per second over all ranks."""
-        intervals = self.steady()
-        seconds = sum(interval.seconds for interval in intervals)
-        return self.world_size * sum(interval.samples for interval in intervals) / seconds if seconds else 0.0
+        total = self.steady or self.cold
+        return self.world_size * total.samples / total.seconds if total and total.seconds else 0.0
 
     def data_wait(self) -> float:
         """Return the fraction of the time spent waiting for the loader, 0 to 1."""
-        intervals = self.steady()
-        seconds = sum(interval.seconds for interval in intervals)
-        return sum(interval.data_seconds for interval in intervals) / seconds if seconds else 0.0
+        total = self.steady or self.cold
+        return total.data_seconds / total.seconds if total and total.seconds else 0.0
 
     def timing(self) -> Timing:
         """Return the time per activity after start-up, on this rank."""
-        return sum((interval.timing for interval in self.intervals if not interval.cold), Timing())
+        return self.steady.timing if self.steady is not None else Timing()
+
+    @property
+    def empty(self) -> bool:
+        return self.cold is None and self.steady is None
 
     def figures(self, timing: Timing) -> dict[str, object]:
         """Return the figures of a log record, with the shares of a timing."""
@@ -79,13 +93,17 @@ class Outcome:
     """Duration of the epochs and their validations."""
 
 
+class ValidationStopped(Exception):
+    """A signal stopped a validation."""
+
+
 class Trainer:
     """Train the remaining epochs of a run and save them into its folder. All ranks make and call one.
 
     Args:
         checkpointer: saves the run; holds state, loaders and settings.
         stop: stop request of a signal. Several ranks stop together at a log line, a single process after its
-            current step. A validation skipped by a stop runs after the resume.
+            current step. A validation skipped or broken off by a stop runs after the resume.
         diagnose: returns the bottleneck from the timings of all ranks.
         epoch_metrics: sums of the current epoch when the run was saved, else empty.
         interval_metrics: sums since the last log line, empty at first.
@@ -112,11 +130,13 @@ class Trainer:
         self.epoch_metrics = epoch_metrics
         self.interval_metrics = interval_metrics
         self.throughput = Throughput(checkpointer.ranks.world_size)
+        self.epoch_throughput = Throughput(checkpointer.ranks.world_size)
         self.val: dict[str, float] = {}
         self.stopped = False  # True after a signal
         self.out_of_patience = False
         self.announced = False  # True after the early report of the bottleneck
         self.seconds = 0.0
+        self._pictures = BestEffort(f"the pictures {checkpointer.folder / PICTURE}", logger.info)
         self._saved_at = time.perf_counter()
         self._size = 0  # current size of progressive resizing
         last = math.ceil(self.state.schedule.epochs)
@@ -126,19 +146,20 @@ class Trainer:
         """Train until the last epoch, a signal or the end of patience.
 
         Raises:
-            fastcnn.errors.TrainingError: the loss became infinite or NaN.
+            TrainingError: the loss became infinite or NaN.
+            WriteError: rank 0 cannot write a checkpoint or the log; raised on every rank.
         """
         while not (self.state.done or self.stopped or self.out_of_patience):
             epoch = int(self.state.epoch)
             self.unfreeze_layers(epoch)
             start = time.perf_counter()
-            first_interval = len(self.throughput.intervals)
+            self.epoch_throughput = Throughput(self.throughput.world_size)
             self.begin_epoch(epoch)
             if not self.train_epoch(epoch) or any_rank(bool(self.stop), self.state.device):
                 self.checkpointer.save(self.epoch_metrics)
                 self.stopped = True
             else:
-                self.end_epoch(epoch, start, self.throughput.intervals[first_interval:])
+                self.end_epoch(epoch, start)
         self.average_last_epochs()
         final = self.bottleneck()
         if final is not None:
@@ -187,14 +208,23 @@ class Trainer:
         )
 
     def on_step(self) -> None:
-        """Advance the progress bar, and save if --checkpoint-steps is due."""
+        """Advance the progress bar, and save if --checkpoint-steps is due, or for the last time."""
         self.logger.step()
+        try:
+            self.stop.check_peers()
+        except PeerLostError:
+            self.checkpointer.save(self._sums(), alone=True)
+            raise
         every = self.config.checkpoint_steps
         if every is not None and self.state.step % every == 0:
-            sums = self.task.metrics(self.state.device)
-            sums.add(self.epoch_metrics.state())
-            sums.add(self.interval_metrics.state())
-            self.checkpointer.save(sums)
+            self.checkpointer.save(self._sums())
+
+    def _sums(self) -> Metrics:
+        """Return the sums of the epoch so far."""
+        sums = self.task.metrics(self.state.device)
+        sums.add(self.epoch_metrics.state())
+        sums.add(self.interval_metrics.state())
+        return sums
 
     def on_log(self, epoch: int, interval: LogInterval) -> bool:
         """Check, log and save after a log interval; True if a signal stops the run."""
@@ -206,16 +236,19 @@ class Trainer:
         measured = self.interval_metrics.compute()
         self.epoch_metrics.add(self.interval_metrics.state())
         self.interval_metrics.reset()
-        interval = dataclasses.replace(interval, cold=not self.throughput.intervals)
-        self.throughput.intervals.append(interval)
+        interval = dataclasses.replace(interval, cold=self.throughput.empty)
+        latest = Throughput(self.throughput.world_size)
+        for throughput in (self.throughput, self.epoch_throughput, latest):
+            throughput.add(interval)
         record = {
             **self._progress(),
             "metrics": measured,
             "main_metric": self.task.best_metric,
             "lr": learning_rate(state.step - 1, state.schedule),
-            **Throughput(self.throughput.world_size, [interval]).figures(interval.timing),
+            **latest.figures(interval.timing),
         }
-        self.logger.log_steps(epoch, self.task.describe(measured), record)
+        described = self.task.describe(measured)
+        on_main(lambda: self.logger.log_steps(epoch, described, record), state.device)
 
         minutes = self.config.checkpoint_minutes
         if minutes is not None:
@@ -225,18 +258,26 @@ class Trainer:
                 self._saved_at = time.perf_counter()
         return any_rank(bool(self.stop), state.device)
 
-    def end_epoch(self, epoch: int, start: float, intervals: list[LogInterval]) -> None:
+    def end_epoch(self, epoch: int, start: float) -> None:
         """Validate, log and save an epoch that was trained to its end."""
         state, config, run = self.state, self.config, self.checkpointer
         trained = self.epoch_metrics.compute()
         partial = self._is_partial(epoch)
-        if not partial:  # a resume with more epochs continues a partial one
-            self.epoch_metrics.reset()
         state.epoch = state.schedule.epochs if partial else epoch + 1
 
         gallery = Gallery(self.task, run.source.class_names, len(run.val_loader))
         validates = state.done or state.epoch % config.val_interval == 0
-        is_best = validates and self.validate(gallery)
+        try:
+            is_best = validates and self.validate(gallery)
+        except (ValidationStopped, PeerLostError) as error:
+            state.epoch = epoch  # validated after the resume
+            self.stopped = True
+            self.checkpointer.save(self.epoch_metrics, alone=isinstance(error, PeerLostError))
+            if isinstance(error, PeerLostError):
+                raise
+            return
+        if not partial:  # a resume with more epochs continues a partial one
+            self.epoch_metrics.reset()
         if epoch == self._first_averaged:  # discard epochs averaged by a shorter run
             run.average = Average()
         if epoch >= self._first_averaged and not partial:
@@ -246,19 +287,22 @@ class Trainer:
         patience = config.patience
         self.out_of_patience = patience is not None and run.since_best >= patience and not state.done
         self.stopped = any_rank(bool(self.stop), state.device) and not state.done
-        this_epoch = Throughput(self.throughput.world_size, intervals)
         record = {
             **self._progress(),
             "epoch": state.epoch,
             "train": trained,
             **({"val": self.val} if validates else {}),
-            **this_epoch.figures(this_epoch.timing()),
+            **self.epoch_throughput.figures(self.epoch_throughput.timing()),
             "seconds": time.perf_counter() - start,
         }
         stop_if_not_finite(state)
         # Before the checkpoint: a resumed run drops records later than its checkpoint.
+        described = self.task.describe(trained)
         validated = self.task.describe(self.val) if validates else None
-        self.logger.log_epoch(epoch, self.task.describe(trained), validated, is_best=is_best, record=record)
+        on_main(
+            lambda: self.logger.log_epoch(epoch, described, validated, is_best=is_best, record=record),
+            state.device,
+        )
         self.checkpoint(gallery, is_best=is_best)
         if self.out_of_patience:
             self.logger.info(
@@ -270,7 +314,7 @@ class Trainer:
     def validate(self, gallery: Gallery) -> bool:
         """Evaluate on the validation images; True if it is the best epoch so far."""
         run, metric = self.checkpointer, self.task.best_metric
-        on_batch = gallery.sample if self._is_pictured() else None
+        on_batch = self._poll(gallery.sample if self._is_pictured() else None)
         self.val = evaluate(self.state, self.task, run.val_loader, on_batch)
         run.share_bad_files()
         is_best = self.val[metric] > run.best.get(metric, float("-inf"))
@@ -279,18 +323,35 @@ class Trainer:
         run.since_best = 0 if is_best else run.since_best + 1
         return is_best
 
+    def _poll(self, on_batch: OnBatch | None = None) -> OnBatch:
+        """Return a callback of a validation that raises ValidationStopped after a signal.
+
+        Several ranks agree on it every `--log-interval` batches, of which all have as many.
+        """
+        interval = int(self.config.log_interval) if self.throughput.world_size > 1 else 1
+        batches = itertools.count(1)
+
+        def poll(batch: Batch, outputs: object) -> None:
+            if on_batch is not None:
+                on_batch(batch, outputs)
+            self.stop.check_peers()
+            if next(batches) % interval == 0 and any_rank(bool(self.stop), self.state.device):
+                raise ValidationStopped
+
+        return poll
+
     def checkpoint(self, gallery: Gallery, *, is_best: bool) -> None:
         """Save the epoch if a checkpoint is due, and pictures at the best validation."""
         due = self.state.epoch % self.config.checkpoint_interval == 0
         if is_best or self.state.done or self.stopped or self.out_of_patience or due:
             self.checkpointer.save(self.epoch_metrics, is_best=is_best)
         if is_best and self._is_pictured():
-            gallery.save(self.checkpointer.folder / PICTURE)
+            self._pictures(lambda: gallery.save(self.checkpointer.folder / PICTURE))
 
     def bottleneck(self) -> Diagnosis | None:
         """Diagnose the run so far; None on all ranks but the first. All ranks call it."""
         timings = gather_to_main(self.throughput.timing())
-        return self.diagnose(timings) if timings and self.throughput.intervals else None
+        return self.diagnose(timings) if timings and not self.throughput.empty else None
 
     def announce_bottleneck(self) -> None:
         """Log an avoidable bottleneck once, after the first measured epoch."""
@@ -319,7 +380,11 @@ class Trainer:
             return
 
         load_averaged(average, state, run.loader)
-        self.val = evaluate(state, self.task, run.val_loader)
+        try:
+            self.val = evaluate(state, self.task, run.val_loader, self._poll())
+        except ValidationStopped:  # all epochs are saved; the average is made again after the resume
+            self.stopped = True
+            return
         stop_if_not_finite(state)
         metric = self.task.best_metric
         is_best = self.val[metric] > run.best[metric]

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcnn import files
 from fastcnn.config import SchedName, ScheduleSettings
 
 ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
@@ -144,7 +145,7 @@ def describe_schedule(schedule: Schedule) -> str:
 
 
 def draw_schedule(schedule: Schedule, png: Path) -> None:
-    """Plot the learning rate over epochs to a PNG, with the warmup shaded."""
+    """Plot the learning rate over epochs to a PNG, with the warmup shaded; raise WriteError if that fails."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -177,4 +178,4 @@ def draw_schedule(schedule: Schedule, png: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if s.warmup_steps:
         axes.legend(frameon=False, loc="upper right")
-    figure.savefig(png, dpi=120)
+    files.save_picture(figure, png, "the picture")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,10 +22,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn.errors import LocalError, TrainingError, UserError
+from fastcnn.errors import LocalError, PeerLostError, TrainingError, UserError
+from fastcnn.runtime.interface import address_towards, gloo_interface
+from fastcnn.runtime.peers import ARRIVAL, Peers, meet
 from fastcnn.runtime.shared import map_shared, write_shared
 
 T = TypeVar("T")
+PEER_TIMEOUT = 120.0
+"""Default of --peer-timeout in seconds."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +78,85 @@ def choose_device(device: str, ranks: Ranks) -> torch.device:
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Initialize NCCL for CUDA, gloo elsewhere; keep an already initialized group."""
-    own = ranks.world_size > 1 and not dist.is_initialized()
+def process_group(
+    ranks: Ranks, device: torch.device, peer_timeout: float = PEER_TIMEOUT
+) -> Iterator[Peers | None]:
+    """Initialize NCCL for CUDA, gloo elsewhere; keep an already initialized group.
+
+    Args:
+        peer_timeout: seconds in which a lost rank is named and the others end.
+
+    Yields:
+        The heartbeats of the ranks; None for a single rank and a group of the caller.
+
+    Raises:
+        PeerLostError: a rank is lost.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if own:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            device_id=device if device.type == "cuda" else None,
-            timeout=datetime.timedelta(minutes=30),
-        )
+    if ranks.world_size == 1 or dist.is_initialized():
+        yield None
+        return
+    peers = _join(ranks, device, peer_timeout)
     together = True
     try:
-        yield
+        yield peers
     except BaseException as error:
         # After any other error, other ranks may wait in a collective: the group ends with the process.
         together = isinstance(error, (UserError, TrainingError)) and not isinstance(error, LocalError)
+        if is_collective_failure(error):
+            raise peers.explain(_first_sentence(error)) from error
         raise
     finally:
-        if own and together:
+        if together:
+            peers.stop()
             dist.destroy_process_group()
+
+
+def _join(ranks: Ranks, device: torch.device, peer_timeout: float) -> Peers:
+    """Meet the other ranks, start the heartbeats and initialize the group."""
+    address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    patience = datetime.timedelta(seconds=ARRIVAL)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        meeting = meet(store, rank, world_size, address=address_towards(*address))
+        heartbeats = dist.TCPStore(*address, is_master=False, timeout=patience, wait_for_workers=False)
+        peers = Peers(heartbeats, meeting, peer_timeout)
+    except dist.DistError as error:
+        where = f"{address[0]}:{address[1]}"
+        raise PeerLostError(
+            f"no connection to torchrun's store at {where} ({_first_sentence(error)})"
+        ) from error
+    peers.start()
+    if device.type != "cuda" and len(set(meeting.hosts)) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        interface = gloo_interface(meeting.addresses, rank)
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            # A restart under torchrun finds the addresses of ended processes in the store.
+            store=dist.PrefixStore(meeting.name, store),
+            rank=rank,
+            world_size=world_size,
+            device_id=device if device.type == "cuda" else None,
+            timeout=datetime.timedelta(minutes=30),
+        )
+    except RuntimeError as error:
+        raise peers.explain(_first_sentence(error)) from error
+    return peers
+
+
+def is_collective_failure(error: BaseException) -> bool:
+    """Return whether a collective failed: its error comes from the network, not from this rank's work."""
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(word in str(error) for word in ("gloo/transport", "NCCL"))
+    )
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error of torch, without the place in torch's code."""
+    return re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
 
 
 def is_distributed() -> bool:
@@ -144,11 +207,29 @@ def from_main(compute: Callable[[], T]) -> T:
         try:
             box[0] = compute()
         except UserError as error:
-            box[1] = str(error)
+            box[1] = error.shared()
     dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise UserError(box[1])
+    if isinstance(box[1], UserError):
+        raise box[1]
     return box[0]  # type: ignore[return-value]
+
+
+def on_main(work: Callable[[], object], device: torch.device) -> None:
+    """Call `work` on rank 0; its UserError is raised on every rank too. All ranks call it.
+
+    Without an error it costs one number of communication; it waits for the device.
+    """
+    if not is_distributed():
+        work()
+        return
+    mistake: UserError | None = None
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            mistake = error.shared()
+    if any_rank(mistake is not None, device):
+        _raise_together(mistake)
 
 
 def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
@@ -158,16 +239,16 @@ def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
     all.
     """
     value: T | None = None
-    message: str | None = None
+    mistake: UserError | None = None
     turn = 0 if ranks.is_main else 1 if ranks.local_rank == 0 else 2
     for now in range(3):
         if turn == now:
             try:
                 value = compute()
             except UserError as error:
-                message = str(error)
+                mistake = error.shared()
         barrier()
-    _raise_together(message)
+    _raise_together(mistake)
     return value  # type: ignore[return-value]
 
 
@@ -199,19 +280,19 @@ def read_once_per_node(compute: Callable[[], T], ranks: Ranks) -> T:
 def on_every_rank(compute: Callable[[], T]) -> T:
     """Return `compute()` of every rank; a UserError on any rank is raised on all."""
     value: T | None = None
-    message: str | None = None
+    mistake: UserError | None = None
     try:
         value = compute()
     except UserError as error:
-        message = str(error)
-    _raise_together(message)
+        mistake = error.shared()
+    _raise_together(mistake)
     return value  # type: ignore[return-value]
 
 
-def _raise_together(mistake: str | None) -> None:
-    for text in gather_to_all(mistake):
-        if text is not None:
-            raise UserError(text)
+def _raise_together(mistake: UserError | None) -> None:
+    for error in gather_to_all(mistake):
+        if error is not None:
+            raise error
 
 
 def gather_to_main(value: T) -> list[T]:

@@ -1,14 +1,16 @@
-"""SIGTERM and Ctrl-C as stop requests, which the training loop polls."""
+"""SIGTERM and Ctrl-C: the end of the process before the training, stop requests in it. Torch-free."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 HARD_EXIT_DELAY = 3.0
 """Min seconds between the first Ctrl-C and one that ends the program at once.
@@ -19,15 +21,33 @@ HARD_EXIT_MESSAGE = (
 )
 
 
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end the process at once, as SIGTERM does, without KeyboardInterrupt and its traceback.
+
+    KeyboardInterrupt within an import may become any other error, or be caught. A process that ignores
+    SIGINT, as in the background of a script, goes on to.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End the process without cleanup, which may take long, or wait for a lost rank."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 class StopRequest:
     """Stop request set by a signal; `signal` is its number.
 
     Another Ctrl-C raises KeyboardInterrupt, or with `exits` ends the process.
     """
 
-    def __init__(self, *, exits: bool) -> None:
+    def __init__(self, *, exits: bool, check_peers: Callable[[], None] = lambda: None) -> None:
         self.signal: int | None = None
         self.exits = exits
+        self.check_peers = check_peers
         self._since = 0.0
 
     def __bool__(self) -> bool:
@@ -54,13 +74,16 @@ def _exit() -> None:
 
 
 @contextmanager
-def stop_on_signals(*, exits: bool = False) -> Iterator[StopRequest]:
+def stop_on_signals(
+    *, exits: bool = False, check_peers: Callable[[], None] = lambda: None
+) -> Iterator[StopRequest]:
     """Catch SIGTERM and SIGINT inside the block; without effect outside the main thread.
 
     Args:
         exits: a further Ctrl-C ends the process; else it raises KeyboardInterrupt.
+        check_peers: raises PeerLostError if another rank is lost.
     """
-    request = StopRequest(exits=exits)
+    request = StopRequest(exits=exits, check_peers=check_peers)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcnn import files
 from fastcnn.config import Config
 from fastcnn.data.loaders.base import Loader
 from fastcnn.engine.state import TrainState, to_training
@@ -53,7 +54,7 @@ def find_lr(training: Training, config: Config, reasons: dict[str, str]) -> tupl
     rate = float(f"{steepest(trials):.2g}")
     picture = training.checkpointer.folder / PICTURE
     if training.ranks.is_main:
-        draw_trials(trials, rate, picture)
+        files.BestEffort("the pictures of --lr find", print)(lambda: draw_trials(trials, rate, picture))
     state.schedule = dataclasses.replace(state.schedule, peak=rate)
     why = f"range test of {len(trials)} updates: {picture}"
     return dataclasses.replace(config, lr=rate), {**reasons, "lr": why}
@@ -126,4 +127,4 @@ def draw_trials(trials: list[Trial], chosen: float, png: Path) -> None:
     axes.set_xlabel("learning rate")
     axes.grid(color="#d9dde1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(png, dpi=120)
+    files.save_picture(figure, png, "the picture")

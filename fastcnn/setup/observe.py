@@ -21,6 +21,7 @@ from fastcnn.models.parts import image_sizes, map_strides
 from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import Ranks, from_main, local_main_first, read_once_per_node
 from fastcnn.setup.run_folder import choose_folder
+from fastcnn.setup.run_lock import RunLock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,16 @@ class Start:
     """Lines about settings without effect on a resumed run."""
 
 
-def observe_start(config: Config, ranks: Ranks, device: torch.device) -> Start:
+def observe_start(config: Config, ranks: Ranks, device: torch.device, lock: RunLock | None = None) -> Start:
     """Find the run's folder and read the checkpoint to resume, if any. All ranks call it.
+
+    Args:
+        lock: receives the lock of the folder, on rank 0.
 
     Raises:
         UserError: the folder holds another run, or the checkpoint cannot be read.
     """
-    folder, path = from_main(lambda: choose_folder(config))
+    folder, path = from_main(lambda: choose_folder(config, lock))
     if path is None:
         return Start(folder=folder, config=config)
     content = local_main_first(lambda: checkpoint.load(path), ranks)

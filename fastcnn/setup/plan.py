@@ -31,6 +31,7 @@ from fastcnn.setup.network import create_network, initialize_from_images, load_i
 from fastcnn.setup.observe import observe_data, observe_environment, observe_start
 from fastcnn.setup.pixels import resolve_levels, resolve_normalization
 from fastcnn.setup.run_folder import check_resumable
+from fastcnn.setup.run_lock import RunLock
 from fastcnn.setup.shape_check import check_shapes
 from fastcnn.setup.transforms import transform_of
 from fastcnn.tasks.class_weights import class_weights, describe_weights
@@ -148,14 +149,17 @@ class Plan:
         )
 
 
-def make_plan(config: Config, ranks: Ranks, device: torch.device) -> Plan:
+def make_plan(config: Config, ranks: Ranks, device: torch.device, lock: RunLock | None = None) -> Plan:
     """Plan a run. All ranks call it.
+
+    Args:
+        lock: receives the lock of the run's folder, on rank 0; without one, another run may write into it.
 
     Raises:
         ValueError: no such network, data or checkpoint, or settings that do not fit them.
     """
     # Observe the folder, the checkpoint, the data and the machine; resolve what they determine.
-    start = observe_start(config, ranks, device)
+    start = observe_start(config, ranks, device, lock)
     content = start.checkpoint
     config, reasons, source = resolved(start.config, ranks, device)
     reasons = {**start.kept, **reasons}

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 from pathlib import Path
 from typing import Any
 
+from fastcnn import files
 from fastcnn.config import FIELDS, Config, to_plain, to_yaml
 from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.engine.checkpointer import LAST
-from fastcnn.errors import UserError
+from fastcnn.errors import UserError, WriteError
+from fastcnn.setup.run_lock import RunLock
 
 
 def data_name(data: str) -> str:
     """Return a short name of `--data` for folders."""
-    return data if data in NAMED else Path(data).expanduser().resolve().name
+    return data if data in NAMED else files.expand_user(data, "--data").resolve().name
 
 
-def choose_folder(config: Config) -> tuple[Path, Path | None]:
+def choose_folder(config: Config, lock: RunLock | None = None) -> tuple[Path, Path | None]:
     """Return the run's folder and the checkpoint to resume, if any.
 
+    A folder that exists is locked before its checkpoint is looked at, if the run will write into it.
+
     Raises:
-        UserError: the folder holds another run, or the checkpoint does not exist.
+        UserError: the folder holds another run, or is in use by one, or the checkpoint does not exist.
     """
-    given = Path(config.output_dir).expanduser() if config.output_dir != "auto" else None
+    given = files.expand_user(config.output_dir, "--output-dir") if config.output_dir != "auto" else None
+    writes = not (config.test_only or config.preview_schedule)
+
+    def hold(folder: Path) -> None:
+        if lock is not None and writes and folder.is_dir():
+            with files.of_flag(f"--output-dir {folder}"):
+                lock.take(folder)
+
     if config.resume == "auto":
         folder = given or _numbered(config, newest=True)
+        hold(folder)
         return folder, folder / LAST if (folder / LAST).is_file() else None
     path: Path | None = None
     if config.resume is not None:
-        path = Path(config.resume).expanduser()
+        path = files.expand_user(config.resume, "--resume")
         path = path / LAST if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"--resume {config.resume}: no such checkpoint; use the path of a {LAST}")
     folder = given or (path.parent if path is not None else _numbered(config, newest=False))
+    hold(folder)
     if (folder / LAST).exists() and (path is None or folder.resolve() != path.parent.resolve()):
         raise UserError(
             f"--output-dir {folder}: holds a run already; add --resume to continue it, or use another"
@@ -59,38 +73,44 @@ def check_resumable(content: dict[str, Any], config: Config, source: Source, pat
         raise UserError(f"--resume {path}: its classes are not those of --data {config.data}; use the same")
 
 
-def claim_folder(folder: Path, config: Config) -> Path:
-    """Create the run's folder and save the settings in it.
+def claim_folder(folder: Path, config: Config, lock: RunLock) -> Path:
+    """Create the run's folder, lock it, and save the settings in it.
 
     Returns:
         The folder; with an automatic name, the next free one if another run has created it since.
 
     Raises:
-        UserError: the folder is not writable.
+        UserError: the folder is not writable, or another run has begun in it since it was chosen.
+        WriteError: there is no room for its files.
     """
-    try:
-        if config.output_dir == "auto" and config.resume is None:
-            while True:
-                try:
-                    folder.mkdir(parents=True)
-                    break
-                except FileExistsError:
-                    folder = _numbered(config, newest=False)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+    chosen_under_lock = lock.folder is not None
+    new = config.output_dir == "auto" and config.resume is None
+    with files.of_flag(f"--output-dir {folder}"):
+        while True:
+            try:
+                files.make_folder(folder, "the run's folder", new=new)
+                break
+            except WriteError as error:
+                if not new or error.code != errno.EEXIST:
+                    raise
+                folder = _numbered(config, newest=False)
+        lock.take(folder)
+        if not chosen_under_lock and (folder / LAST).exists():
+            raise UserError(f"--output-dir {folder}: another run has begun in it; start again")
         write_config(folder, config)
-    except OSError as error:
-        raise UserError(
-            f"--output-dir {folder}: {error.strerror}; use a folder that can be written to"
-        ) from error
     return folder
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Save the settings for `--config`, with `--lr` in place of `--lr-base`."""
+    """Save the settings for `--config`, with `--lr` in place of `--lr-base`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     omitted = "resume", "lr_base", "lr_base_size", "lr_base_scale"
     defaults: dict[str, Any] = {name: FIELDS[name].default for name in omitted}
-    (folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, **defaults)))
+    text = to_yaml(dataclasses.replace(config, **defaults))
+    files.write_text(folder / "config.yaml", text, "the settings")
 
 
 def _numbered(config: Config, *, newest: bool) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fastcnn import files
 from fastcnn.data.batch import Batch
 from fastcnn.tasks.base import Task
 from fastcnn.viz.pictures import side_by_side
@@ -52,7 +53,7 @@ class Gallery:
     def save(self, path: Path) -> None:
         """Write the samples as a PNG, if there are any."""
         if self.pairs:
-            side_by_side(self.pairs).save(path)
+            files.save_picture(side_by_side(self.pairs), path, "the pictures")
 
 
 def rgb(image: Tensor) -> np.ndarray:

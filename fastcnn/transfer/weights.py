@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcnn import files
 from fastcnn.config import backbone_of
 from fastcnn.errors import UserError
 from fastcnn.models.external import WITH_AUXILIARIES, import_timm, is_external, timm_config
@@ -129,7 +130,7 @@ def read_weights(path: str) -> Weights:
     Raises:
         UserError: missing file, or no weights in it.
     """
-    content = _read(Path(path).expanduser(), f"--weights {path}")
+    content = _read(files.expand_user(path, "--weights"), f"--weights {path}")
     mean = std = class_names = arch = None
     if isinstance(content, dict) and {"fastcnn", "weights"} <= content.keys():
         state, mean, std = content["weights"], tuple(content["mean"]), tuple(content["std"])

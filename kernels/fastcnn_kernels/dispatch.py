@@ -94,9 +94,10 @@ def record(gpu: str, rows: Iterable[tuple[Layer, int, float, float]]) -> None:
             known.setdefault(layer, {})[batch] = (triton, pytorch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(table(gpu, kept), file, indent=1)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(json.dumps(table(gpu, kept), indent=1))
+            os.replace(whole, path)
     except OSError as error:
         warn_once(f"{path.parent}: {error.strerror}; measurements are made again the next time")
 

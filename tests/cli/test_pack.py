@@ -26,6 +26,7 @@ from fastcnn.data import pack as packing
 from fastcnn.data.decode import decode
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.data.sources.open import open_source
+from fastcnn.files import NEIGHBORS
 
 COMMAND = (sys.executable, "-m", "fastcnn", "pack")
 CLASSES = ("ant", "bee", "cat")
@@ -309,7 +310,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, stop):
     process = subprocess.Popen(
         [*COMMAND, str(folder), str(shards), *command], stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: len(list(shards.glob("*.tar"))) >= 3 and any(shards.glob("*.part")), process)
+    wait_for(lambda: len(list(shards.glob("*.tar"))) >= 3 and any(shards.glob(NEIGHBORS)), process)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (-stop if stop == signal.SIGKILL else 130)
@@ -456,9 +457,13 @@ def test_a_full_disk_is_one_line_and_the_run_can_be_completed(tmp_path, capsys, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert "No space left on device" in refusal(capsys, folder, shards)
+        assert pack(folder, shards) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device (" in line
+    assert line.endswith(f"then the same command completes {shards}")
+    assert not list(shards.glob(NEIGHBORS))
     assert pack(folder, shards) == 0
-    assert not list(shards.glob("*.part"))
+    assert not list(shards.glob(NEIGHBORS))
 
 
 def test_help_names_the_command_and_its_flags(capsys):

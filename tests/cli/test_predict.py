@@ -118,7 +118,7 @@ def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, mon
         (["best.pt", "missing"], "missing: "),
         (["best.pt", "empty"], "empty: "),
         (["best.pt", "bad"], "bad: "),
-        (["best.pt", "images", "--output-dir", "file"], "--output-dir: file/a.jpg.png: "),
+        (["best.pt", "images", "--output-dir", "file"], "--output-dir: cannot write the folder file: "),
         (["best.pt"], "the following arguments are required: images"),
     ],
     ids=["no checkpoint", "no images", "empty folder", "bad images", "a file for a folder", "one word"],

@@ -120,7 +120,7 @@ def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_g
 def test_the_report_counts_the_steps_of_a_cut_epoch(tmp_path, capsys, epochs, steps, ends):
     schedule = Schedule(peak=0.1, steps_per_epoch=steps, epochs=epochs)
     logger = Logger(tmp_path, schedule, enabled=True)
-    figures = {"images_per_second": 1.0, "data_wait": 0.0}
+    figures = {"images_per_second": 1.0, "data_wait": 0.0, "main_metric": "acc1", "metrics": {}}
     for epoch, _ in ends:
         step = min((epoch + 1) * steps, schedule.total_steps)
         logger.log_steps(epoch, "", {**figures, "step": step, "progress": step / steps})
@@ -137,9 +137,8 @@ def test_compilation_does_not_count_for_the_time_that_is_left(tmp_path, capsys, 
         for _ in range(10):
             logger.step()
         step = 10 * (epoch + 1)
-        logger.log_steps(
-            epoch, "", {"images_per_second": 1.0, "data_wait": 0.0, "step": step, "progress": epoch + 1.0}
-        )
+        figures = {"images_per_second": 1.0, "data_wait": 0.0, "main_metric": "acc1", "metrics": {}}
+        logger.log_steps(epoch, "", {**figures, "step": step, "progress": epoch + 1.0})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-2] for line in lines] == ["9:00", "0:08", "0:07"]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from matplotlib.axes import Axes
 
-from fastcnn.viz.curves import draw_curves
+from fastcnn.files import save_picture
+from fastcnn.viz.curves import Curves
 from runs import QUICK, interrupt_after, records
 
 FLAGS = (*QUICK, "--data-backend", "torch", "--lr", "0.05", "--output-dir", "run")
@@ -66,7 +65,7 @@ def test_checkpoints_come_as_often_as_without_and_a_resumed_run_validates_the_sa
     assert ["val" in record for record in parts] == [False, False, True, True]
 
 
-def test_curves_show_validations_where_they_were(tmp_path, monkeypatch):
+def test_curves_show_validations_where_they_were(tmp_path):
     def metrics(value: float) -> dict[str, float]:
         return {"loss": value, "acc1": 10 * value}
 
@@ -75,17 +74,14 @@ def test_curves_show_validations_where_they_were(tmp_path, monkeypatch):
         window = {"kind": "train", "progress": epoch, "metrics": metrics(epoch), "main_metric": "acc1"}
         validated = {"val": metrics(epoch + 0.5)} if epoch in (2, 4) else {}
         log += [window, {"kind": "epoch", "epoch": epoch, "train": metrics(epoch), **validated}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
-    drawn, plot = [], Axes.plot
-
-    def look(self: Axes, x: Any, y: Any, **told: Any) -> Any:
-        drawn.append((told["label"], list(x), list(y)))
-        return plot(self, x, y, **told)
-
-    monkeypatch.setattr(Axes, "plot", look)
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert [line for line in drawn if line[0] == "validation"] == [
-        ("validation", [2, 4], [2.5, 4.5]),
-        ("validation", [2, 4], [25, 45]),
+    curves = Curves()
+    for record in log:
+        curves.add(record)
+    figure = curves.figure()
+    drawn = [line for axes in figure.axes for line in axes.lines if line.get_label() == "validation"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in drawn] == [
+        ([2, 4], [2.5, 4.5]),
+        ([2, 4], [25, 45]),
     ]
+    save_picture(figure, tmp_path / "curves.png", "the curves")
     assert (tmp_path / "curves.png").stat().st_size > 5_000

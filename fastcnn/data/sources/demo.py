@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastcnn import files
 from fastcnn.data.cache import cache_root
-from fastcnn.errors import UserError
+from fastcnn.errors import WriteError
 
 VERSION = 1
 IMAGE_SIZE = 64
@@ -126,16 +127,15 @@ def ensure_demo() -> Path:
     """Return `demo_root()`; write the data set there first if it is missing (a few seconds).
 
     Raises:
-        UserError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
     root = demo_root()
     try:
         if not (root / _INDEX).is_file():
             write(root)
     except OSError as error:
-        raise UserError(
-            f"cannot write the demo data to {root} ({error.strerror}): set FASTCNN_CACHE to a writable folder"
-        ) from error
+        failed = files.failure(root, "the demo data", error)
+        raise WriteError(f"{failed}, or set FASTCNN_CACHE to a writable folder", failed.code) from error
     return root
 
 

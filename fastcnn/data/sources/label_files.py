@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fastcnn import files
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.layout import PHASES, Phase, check_unique, child, phases
@@ -84,7 +85,7 @@ def check_name(
         if val_split is not None:
             raise UserError(f"--val-split: {data} has its own validation images; omit it")
         return Path(data)
-    path = Path(data).expanduser()
+    path = files.expand_user(data, "--data")
     if not path.exists():
         raise UserError(f"--data {data}: no such folder; use a folder's path or one of {', '.join(named)}")
     if not path.is_dir() and path.suffix.lower() not in suffixes:

@@ -15,6 +15,7 @@ from fastcnn.data.sources.pixels import with_channels_of_files
 from fastcnn.data.sources.splits import split_off
 from fastcnn.data.sources.torchvision import synthetic_source, torchvision_source
 from fastcnn.errors import UserError
+from fastcnn.files import expand_user
 
 
 def open_data(settings: DataSettings, *, task: TaskName, seed: int) -> Source:
@@ -63,13 +64,15 @@ def open_source(settings: DataSettings, *, seed: int) -> Source:
         return read_folder(root, settings, seed, name="demo")
     if data in NAMED:
         source = (
-            synthetic_source() if data == "synthetic" else torchvision_source(data, Path(settings.data_root))
+            synthetic_source()
+            if data == "synthetic"
+            else torchvision_source(data, expand_user(settings.data_root, "--data-root"))
         )
         splits = split_off(source.train, settings, seed, val=source.val)
         return dataclasses.replace(source, train=splits.train, test=splits.test)
     if is_shards(data):
         return read_shards(settings, seed)
-    path = Path(data).expanduser()
+    path = expand_user(data, "--data")
     if not path.exists():
         raise UserError(
             f"--data {data}: no such folder; use an image folder's path or one of {', '.join(NAMED)}"

@@ -16,7 +16,6 @@ import os
 import posixpath
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastcnn import files
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.cache import cache_root, keep
 from fastcnn.data.sources.dataset import Source, Split, native_size
@@ -61,7 +61,7 @@ def is_shards(data: str) -> bool:
     """Return whether `--data` is a pattern of tar files, or a folder of them."""
     if data.startswith(REMOTE) or data.endswith(".tar"):
         return True
-    folder = Path(data).expanduser()
+    folder = files.expand_user(data, "--data")
     if not folder.is_dir() or folders(folder):
         return False
     return any(folder.glob("*.tar"))
@@ -78,8 +78,8 @@ def read_shards(settings: DataSettings, seed: int) -> Source:
     Raises:
         UserError: a missing or malformed shard.
     """
-    data, data_root = settings.data, Path(settings.data_root)
-    folder = Path(data).expanduser()
+    data, data_root = settings.data, files.expand_user(settings.data_root, "--data-root")
+    folder = files.expand_user(data, "--data")
     if folder.is_dir():
         _check_complete(data, folder)
     names = sorted(map(str, folder.glob("*.tar"))) if folder.is_dir() else list(expand(data))
@@ -204,7 +204,7 @@ def _local(name: str, data_root: Path) -> str:
 
 
 def _checked(name: str) -> str:
-    path = Path(name).expanduser()
+    path = files.expand_user(name, "--data")
     if not path.is_file():
         raise UserError(f"--data {name}: no such shard; correct the pattern")
     return str(path)
@@ -226,11 +226,8 @@ def fetched(uri: str, data_root: Path) -> str:
         content = read_remote(uri)
     except RuntimeError as error:
         raise UserError(f"--data {uri}: cannot be read: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)  # a temporary file is private to its owner
-    os.replace(file.name, path)
+    files.make_folder(folder, "the folder of remote shards")
+    files.write_bytes(path, content, "a remote shard", shared=True)
     return str(path)
 
 

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.walk import and_more
 from fastcnn.data.targets import MultiLabels
 from fastcnn.errors import UserError
+from fastcnn.files import expand_user
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def _names(split: Split, settings: DataSettings) -> Iterable[str]:
     if files.members is not None:
         yield from files.members
         return
-    root = os.path.join(Path(settings.data).expanduser(), "")
+    root = os.path.join(expand_user(settings.data, "--data"), "")
     for path in files.paths:
         yield path.removeprefix(root).replace(os.sep, "/")
 

@@ -351,7 +351,9 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_more(tmp_path, m
     for _ in range(2):
         assert files(tmp_path, encoded(), b"").problems == {1: "empty"}
         warning = capsys.readouterr().err
-        assert warning.startswith(f"warning: {tmp_path / 'file' / 'manifests'}: ")
+        assert warning.startswith(
+            f"warning: cannot write the cache's folder {tmp_path / 'file' / 'manifests'}: "
+        )
         wording(warning)
         assert warning.count("\n") == 1
 

@@ -35,6 +35,7 @@ from fastcnn.data.sources.layout import PHASES, Phase, folders, phase_of
 from fastcnn.data.sources.walk import and_more
 from fastcnn.data.targets import Boxes
 from fastcnn.errors import UserError
+from fastcnn.files import expand_user
 
 BOXES_NAMED = ("demo", "synthetic", "voc2007", "voc2012")
 Reader = Callable[[Path, Path | None, BadLabels], BoxSet | None]
@@ -94,7 +95,7 @@ def _open(path: Path, settings: DataSettings, bad: BadLabels) -> tuple[Path, Box
     if settings.data == "demo":
         return path, _demo()
     if settings.data in BOXES_NAMED:
-        return path, _voc(settings.data, Path(settings.data_root))
+        return path, _voc(settings.data, expand_user(settings.data_root, "--data-root"))
     return _read(path, bad)
 
 

@@ -51,6 +51,7 @@ from fastcnn.data.sources.masks.values import (
 from fastcnn.data.sources.torchvision import open_torchvision
 from fastcnn.data.targets import IGNORE, Masks
 from fastcnn.errors import UserError
+from fastcnn.files import expand_user
 
 MASKS_NAMED = ("demo", "synthetic", "oxford-iiit-pet", "voc2007", "voc2012")
 SLOW_MASKS = 2_000
@@ -114,7 +115,9 @@ def mask_source(settings: DataSettings, *, seed: int) -> Source:
         return synthetic_mask_source()
     bad = BadLabels()
     if data in MASKS_NAMED:
-        both, classes = _named(data, Path(settings.data_root), upright=settings.exif == "upright")
+        both, classes = _named(
+            data, expand_user(settings.data_root, "--data-root"), upright=settings.exif == "upright"
+        )
         splits = {phase: _good(pairs, classes, bad, advice=False) for phase, pairs in both.items()}
         remarks = bad.apply(settings.bad_labels)
         return make_source(data, splits, classes.names, settings=settings, seed=seed, remarks=remarks)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastcnn import files
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.headers import scan
@@ -67,7 +68,7 @@ def read_labels_file(root: Path, settings: DataSettings, seed: int) -> Source:
     Raises:
         UserError: no such table, ambiguous columns, or rows that do not fit the images.
     """
-    path = Path(settings.labels or "").expanduser()
+    path = files.expand_user(settings.labels or "", "--labels")
     path = path if path.exists() or path.is_absolute() else root / path
     if not path.is_file():
         raise UserError(f"--labels {settings.labels}: no such file; use the path of a table")
