@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 NAMED_AT_MOST = 50
 """Max lines of a list in the log; the full list is in the run's folder."""
 
 
 RESUMABLE = 3
 """Exit status of a run that stopped for a reason outside of it; --resume continues it."""
+
+
+def escape_unprintable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, such as a file name's stray bytes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class UserError(ValueError):
@@ -49,6 +59,18 @@ class WriteError(UserError):
 
 class BadImageError(LocalError):
     """Too many undecodable images, found by one process alone, or no decodable image."""
+
+
+class ReadError(LocalError):
+    """A file that this machine cannot read now; the file itself may be good.
+
+    A run that it ends can be resumed from its last checkpoint.
+    """
+
+    status = RESUMABLE
+
+    def shared(self) -> ReadError:
+        return ReadError(str(self))
 
 
 class TrainingError(RuntimeError):

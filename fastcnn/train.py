@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,14 @@ from fastcnn.config import Config
 from fastcnn.config.duration import parse_time
 from fastcnn.config.parse import parse
 from fastcnn.config.validate import check, ineffective
-from fastcnn.errors import LocalError, PeerLostError, TrainingError, UserError, WriteError
+from fastcnn.errors import (
+    LocalError,
+    PeerLostError,
+    TrainingError,
+    UserError,
+    WriteError,
+    escape_unprintable,
+)
 from fastcnn.runtime.parent import end_with_parent, is_torchruns
 
 if TYPE_CHECKING:
@@ -71,9 +79,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
     """Run the command.
 
     Returns:
-        The exit status: 0, 1 for a non-finite loss, 2 for a user's mistake, 3 for a lost rank or a file that
-        cannot be written, 128 + n after signal n.
+        The exit status: 0, 1 for a non-finite loss, 2 for a user's mistake, 3 for an error of the machine
+        after which the run can be resumed, 128 + n after signal n.
     """
+    escape_unprintable()
     try:
         result = fit(parse(sys.argv[1:] if argv is None else argv, prog), exits=True)
     except PeerLostError as error:
@@ -99,8 +108,10 @@ def fit(config: Config, *, exits: bool = False) -> Result:
     """Train with these settings, in every process that torchrun started; see `fastcnn.fit`.
 
     Args:
-        exits: a second Ctrl-C ends the process, instead of raising KeyboardInterrupt.
+        exits: a second Ctrl-C ends the process, instead of raising KeyboardInterrupt; so does a file that is
+            not read within `--read-timeout`.
     """
+    from fastcnn.data.reading import time_limit
     from fastcnn.runtime.distributed import Ranks, choose_device, process_group
     from fastcnn.runtime.machine import memory_errors_named
     from fastcnn.setup.build import build_training
@@ -114,8 +125,9 @@ def fit(config: Config, *, exits: bool = False) -> Result:
     ranks = Ranks.from_environment()
     device = choose_device(config.device, ranks)
     peer_timeout = parse_time(config.peer_timeout, "--peer-timeout")
+    reading = time_limit(parse_time(config.read_timeout, "--read-timeout")) if exits else nullcontext()
     group = process_group(ranks, device, peer_timeout)
-    with group as peers, memory_errors_named(device), RunLock() as lock:
+    with reading, group as peers, memory_errors_named(device), RunLock() as lock:
         training = build_training(make_plan(config, ranks, device, lock), ranks, device)
         try:
             if config.test_only:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastcnn import files
-from fastcnn.errors import UserError
+from fastcnn.errors import UserError, escape_unprintable
 from fastcnn.runtime.signals import end_on_interrupt
 from fastcnn.version import __version__
 
@@ -97,22 +97,31 @@ def predict(argv: Sequence[str]) -> int:
         metavar="SHARE",
         help="lowest probability of a printed label, if an image may have several (0.5)",
     )
-    flags = parser.parse_args(argv)
-    from fastcnn.cli.predict import predict as run
-
-    bad = run(
-        flags.checkpoint,
-        flags.images,
-        output=flags.output_dir,
-        batch_size=flags.batch_size,
-        workers=flags.workers,
-        device=flags.device,
-        threshold=flags.threshold,
+    parser.add_argument(
+        "--read-timeout", default="1m", metavar="TIME", help="limit for reading a file (%(default)s)"
     )
+    flags = parser.parse_args(argv)
+    from fastcnn.config.duration import parse_time
+
+    limit = parse_time(flags.read_timeout, "--read-timeout")
+    from fastcnn.cli.predict import predict as run
+    from fastcnn.data.reading import time_limit
+
+    with time_limit(limit):
+        bad = run(
+            flags.checkpoint,
+            flags.images,
+            output=flags.output_dir,
+            batch_size=flags.batch_size,
+            workers=flags.workers,
+            device=flags.device,
+            threshold=flags.threshold,
+        )
     return 1 if bad else 0
 
 
 def preview(argv: Sequence[str]) -> int:
+    from fastcnn.config.duration import parse_time
     from fastcnn.config.parse import parse
 
     parser = Parser(
@@ -132,13 +141,16 @@ def preview(argv: Sequence[str]) -> int:
     args, others = parser.parse_known_args(argv)
     config = parse(others, "fastcnn preview", idle=("amp_dtype", "sync_bn", "cuda_graph"))
     from fastcnn.cli.preview import preview as draw
+    from fastcnn.data.reading import time_limit
 
-    draw(config, args.output)
+    with time_limit(parse_time(config.read_timeout, "--read-timeout")):
+        draw(config, args.output)
     print(f"wrote {args.output}")
     return 0
 
 
 def pack(argv: Sequence[str]) -> int:
+    from fastcnn.config.duration import parse_time
     from fastcnn.config.parse import parse
 
     parser = Parser(
@@ -176,9 +188,11 @@ def pack(argv: Sequence[str]) -> int:
     config = parse(["--data", args.folder, *others], "fastcnn pack")
     from fastcnn.cli.pack import pack as run
     from fastcnn.data.pack import PackSettings
+    from fastcnn.data.reading import time_limit
 
     settings = PackSettings(max_size=args.max_size, quality=args.quality, shard_images=args.shard_images)
-    return 1 if run(config, args.shards, settings) else 0
+    with time_limit(parse_time(config.read_timeout, "--read-timeout")):
+        return 1 if run(config, args.shards, settings) else 0
 
 
 def models(argv: Sequence[str]) -> int:
@@ -312,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if argv[0] in CLEANING and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    escape_unprintable()
     try:
         status = COMMANDS[argv[0]](argv[1:])
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from fastcnn.runtime.distributed import Ranks
 from fastcnn.runtime.machine import cores_per_process
 from fastcnn.setup.pixels import resolve_levels
 
-OWN = {field.name for field in dataclasses.fields(DataSettings)} | {"seed", "workers"}
+OWN = {field.name for field in dataclasses.fields(DataSettings)} | {"seed", "workers", "read_timeout"}
 """Settings of a training that matter here."""
 
 

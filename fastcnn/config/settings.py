@@ -159,6 +159,8 @@ class LoaderSettings:
     """Decode JPEGs at 1/2, 1/4 or 1/8 if twice the wanted size is left; not of DALI."""
     max_bad_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Tolerated fraction of undecodable images; replaced in training, skipped in validation."""
+    read_timeout: str = "1m"
+    """Time limit for reading a file of the data, such as 30s; the run stops and names the file."""
     aug_repeats: Annotated[int, Ge(1), arg(aliases=["--ra-reps"])] = 1
     """Repeated augmentation: uses of each image per epoch; the epoch keeps its length."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"

@@ -231,6 +231,7 @@ def _check_optimization(config: Config) -> None:
     if config.time_budget is not None:
         parse_time(config.time_budget)
     parse_time(config.peer_timeout, "--peer-timeout")
+    parse_time(config.read_timeout, "--read-timeout")
     if config.time_budget is not None and config.epochs != "auto":
         raise UserError(
             f"--epochs {config.epochs:g} and --time-budget {config.time_budget}: use only one of them"

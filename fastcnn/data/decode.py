@@ -80,6 +80,7 @@ def decode(
 
     Raises:
         DecodeError: undecodable, or of another size or number of channels.
+        MemoryError: too little memory, an error of the machine.
     """
     mode = "L" if channels == 1 else "RGB"
     encoded = data.tobytes()
@@ -102,7 +103,7 @@ def decode(
         if image.format == "TIFF":  # which load() has turned
             _check_size(image, size)
         image.info.pop("transparency", None)  # alpha is dropped; a palette's makes Pillow warn
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise DecodeError("not an image") from error
@@ -144,6 +145,8 @@ def value_range(data: np.ndarray) -> tuple[float, float, bool, bool]:
         finite = pixels[np.isfinite(pixels)]
         whole = pixels.dtype.kind != "f" or bool((finite == np.rint(finite)).all() and abs(finite).max() > 1)
         return float(finite.min()), float(finite.max()), whole, window
+    except MemoryError:
+        raise
     except Exception as error:  # a decoder may raise anything on corrupt bytes
         raise DecodeError(str(error)) from error
 

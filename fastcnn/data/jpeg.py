@@ -31,9 +31,9 @@ def reduction(region: tuple[int, int], shape: tuple[int, int]) -> int:
     return next((factor for factor in FACTORS if factor <= least), 1)
 
 
-def is_jpeg(data: np.ndarray) -> bool:
-    """Return whether encoded bytes, uint8 [length], begin as a JPEG."""
-    return data[:3].tobytes() == b"\xff\xd8\xff"
+def is_jpeg(data: np.ndarray | bytes) -> bool:
+    """Return whether encoded bytes begin as a JPEG."""
+    return bytes(data[:3]) == b"\xff\xd8\xff"
 
 
 def decode_reduced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastcnn.data.decode import DecodeError, orientation_of
+from fastcnn.data.reading import read_file
+from fastcnn.errors import ReadError
 
 MAX_COLORS = 255
 """Colors of a palette at most; value 255 marks the others."""
@@ -89,11 +92,11 @@ def read_mask(path: str, palette: Palette | None = None, *, upright: bool = True
             palette (`COLOR_PROBLEM`).
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             turned = ImageOps.exif_transpose(image) if upright and orientation_of(image) > 1 else image
             turned.info.pop("transparency", None)  # of a palette or a single color; both are values here
             return _values(turned) if palette is None else _places(turned, palette, image.format)
-    except (DecodeError, MemoryError):
+    except (DecodeError, MemoryError, ReadError):
         raise
     except Exception as error:  # a decoder may raise anything on corrupt bytes
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
@@ -161,8 +164,10 @@ def _colors(image: Image.Image) -> np.ndarray:
 def colors_of(path: str) -> dict[int, int]:
     """Return the number of pixels of each color, 0xRRGGBB, of a mask of colors; none if it is unreadable."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             colors, counts = np.unique(_colors(image), return_counts=True)
+    except (MemoryError, ReadError):
+        raise
     except Exception:  # reported when the mask is read
         return {}
     return dict(zip(colors.tolist(), counts.tolist()))

@@ -11,6 +11,7 @@ import datetime
 import inspect
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -247,7 +248,7 @@ def local_main_first(compute: Callable[[], T], ranks: Ranks) -> T:
                 value = compute()
             except UserError as error:
                 mistake = error.shared()
-        barrier()
+        wait_for_all()
     _raise_together(mistake)
     return value  # type: ignore[return-value]
 
@@ -316,6 +317,23 @@ def gather_to_all(value: T) -> list[T]:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
+
+
+def wait_for_all() -> None:
+    """Wait until all ranks are here, without a time limit: one may read the headers of millions of images.
+
+    A collective would end at the group's limit, and Ctrl-C would wait for it. This one asks the store.
+    """
+    if not is_distributed():
+        return
+    store = dist.distributed_c10d._get_default_store()
+    number = store.add(f"fastcnn/wait/{dist.get_rank()}", 1)
+    key, seconds = f"fastcnn/arrived/{number}", 0.01
+    if store.add(key, 1) == dist.get_world_size():
+        store.set(f"{key}/all", "")
+    while not store.check([f"{key}/all"]):
+        time.sleep(seconds)
+        seconds = min(1.0, 1.5 * seconds)
 
 
 @torch.no_grad()

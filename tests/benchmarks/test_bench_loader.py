@@ -129,7 +129,6 @@ def test_dali_on_a_gpu_knows_the_settings(name):
             steps=[],
             border="pad",
             fill=(0, 0, 0),
-            read_files=True,
             size=8,
             channels=3,
             upright=True,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,22 @@ def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(
     assert [line.partition(": ")[0] for line in said.out.splitlines()] == [
         *("a.jpg", "b.jpg", "wide.png", "more/c.jpg")
     ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems refuse such names")
+def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_predicted(trained, images, monkeypatch):
+    """In its own process: a terminal refuses what no encoding holds, pytest's streams may not."""
+    os.rename(images / "a.jpg", os.fsencode(images) + b"/\xe9a.jpg")
+    shutil.copy(images / "b.jpg", os.fsencode(images) + b"/\xff.jpg")
+    (images / os.fsdecode(b"\xe9bad.png")).write_bytes(b"none")
+    command = [sys.executable, "-m", "fastcnn.cli.main", "predict", str(trained), str(images)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=images.parent, check=False)
+    names = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    assert names == ["b.jpg", "wide.png", "\\udce9a.jpg", "\\udcff.jpg", "more/c.jpg"]
+    assert done.stderr.splitlines()[-2].startswith(f"warning: undecodable image: {images}/\\udce9bad.png: ")
+    assert done.returncode == 1
+    pictures = sorted(os.listdir(os.fsencode(images.parent / "predictions")))
+    assert pictures == [b"b.jpg.png", b"more", b"wide.png.png", b"\xe9a.jpg.png", b"\xff.jpg.png"]
 
 
 def test_no_call_overwrites_the_pictures_of_another(trained, images, capsys, monkeypatch, wording):

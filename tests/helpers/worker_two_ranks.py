@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,20 @@ def mistake_on_one(ranks: Ranks) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def read_slowly(seconds: float, limit: float) -> list[int]:
+    """Return what a rank read while a collective would end after `limit` seconds."""
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=limit))
+    ranks, found = Ranks.from_environment(), []
+
+    def compute() -> int:
+        time.sleep(seconds if ranks.rank == 0 else 0)
+        return ranks.rank
+
+    for _ in range(2):
+        found.append(local_main_first(compute, ranks))
+    return found
 
 
 def read_once(ranks: Ranks, *, picklable: bool) -> dict[str, object]:

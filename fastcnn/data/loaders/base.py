@@ -263,6 +263,15 @@ class ImageLoader(ABC):
             return train_geometry(self.transform, sizes, self.sampler.seed, epoch, draw_ids)
         return eval_geometry(self.transform, sizes)
 
+    def _exchange(self, request: BatchRequest, i: int, reason: str) -> None:
+        """Report the i-th image of a request as undecodable, and replace it there."""
+        self.bad.find(int(request.images[i]), reason)
+        request.images[i] = self.bad.replacement(int(request.samples[i]))
+        part = slice(i, i + 1)
+        again = self._geometry(request.position.epoch, request.draw_ids[part], request.images[part])
+        for old, new in zip(vars(request.geometry).values(), vars(again).values()):
+            old[i] = new[0]
+
     def _after(self, position: LoaderPosition) -> LoaderPosition:
         """Return the position after `position`, as in `_requests`."""
         if position.step + 1 < self.sampler.steps_after(position.consumed):

@@ -1,16 +1,19 @@
 """Loader with NVIDIA DALI: one pipeline definition for GPU and CPU.
 
-DALI reads, decodes and resizes (except random-resized crops on the CPU). It receives files, crops and flips
-batch by batch, so a pipeline is stateless and can be rebuilt at any position.
+DALI decodes and resizes (except random-resized crops on the CPU). It receives encoded images, crops and flips
+batch by batch, so a pipeline is stateless and can be rebuilt at any position. Images are read and checked by
+threads (`fastcnn.data.loaders.dali_images`).
 
-DALI is imported only here, in `fastcnn.data.transforms.dali_ops` and in `fastcnn.data.sources.remote`.
+DALI is imported only here, in `fastcnn.data.loaders.dali_regions`, `fastcnn.data.transforms.dali_ops` and
+`fastcnn.data.sources.remote`.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +26,19 @@ from torch import Tensor
 
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderArgs, LoaderPosition
+from fastcnn.data.loaders.dali_images import DaliImages
+from fastcnn.data.loaders.dali_regions import regions_work
 from fastcnn.data.loaders.threads import chunks, pool_for
 from fastcnn.data.loaders.torch_loader import resize
-from fastcnn.data.sources.headers import Files
-from fastcnn.data.sources.remote import SINGLE_SAMPLE, error_cause
+from fastcnn.data.sources.remote import error_cause
 from fastcnn.data.transforms.augment import draw_steps
 from fastcnn.data.transforms.dali_ops import apply_steps, fields_of
+
+_AHEAD = 2
+"""Batches that are read before DALI takes them."""
+
+Loaded = list[np.ndarray | DecodeError]
+"""Encoded images of a part of a batch, or why one is undecodable."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +72,26 @@ class DaliLoader(ImageLoader):
     than flips DALI does everything."""
     _pipeline: Any = None
     _pool: ThreadPoolExecutor | None = None
+    _readers: ThreadPoolExecutor | None = None
 
     def __init__(self, args: LoaderArgs, tuning: Tuning = Tuning()) -> None:
         super().__init__(args)
         self.tuning = tuning
+        files = self.split.files if self.split.images is None else None
+        self._encoded = None if files is None else DaliImages(files, self.transform.channels)
+        on_gpu = files is not None and self.device.type == "cuda"
+        self._regions = not on_gpu or regions_work(self.device, announce=self.sampler.rank == 0)
 
     def _start(self, position: LoaderPosition) -> None:
         self._stop()
         t, split, train = self.transform, self.split, self.sampler.train
-        self._special = split.files.special if split.files is not None else None
         self._resizing: deque[tuple[BatchRequest, Tensor, list[Future[None]]]] = deque()
         self._being_copied: deque[tuple[torch.cuda.Event, Any]] = deque()
         self._steps = draw_steps(t.augment, t.size, 0, 0, np.arange(1)) if train else ()
         random_resized = train and t.train_crop == "random-resized"
         by_torch = self.device.type == "cpu" and self.torch_resizes and not self._steps
+        if self._encoded is not None:
+            self._readers = ThreadPoolExecutor(self.workers, "fastcnn-reader")
         # The fields of a batch's geometry that the pipeline needs.
         self._fields = ["start", "shape"] if split.images is None else []
         if random_resized and split.images is None and by_torch:
@@ -102,9 +118,10 @@ class DaliLoader(ImageLoader):
         t, files, on_gpu = self.transform, self.split.files, self.device.type == "cuda"
         self._fed: deque[BatchRequest] = deque()
         self._source = self._requests(position)
+        self._loading: deque[tuple[BatchRequest, list[Future[Loaded]]]] = deque()
         graph = Graph(
             fields=self._fields,
-            read_files=self._reads_files,
+            regions=self._regions,
             steps=[(step.kinds, list(fields_of(step, t.size, t.channels))) for step in self._steps],
             size=t.size,
             channels=t.channels,
@@ -126,39 +143,51 @@ class DaliLoader(ImageLoader):
 
     def _feed(self) -> tuple[Any, ...]:
         """Return the next batch's inputs; DALI prefetches some."""
-        request = next(self._source)
+        while len(self._loading) <= _AHEAD:
+            self._loading.append(self._begin_loading(next(self._source)))
+        request, parts = self._loading.popleft()
+        images = self._cropped(request) if self._encoded is None else self._decodable(request, parts)
         self._fed.append(request)
-        images = [self._encoded(request, i) for i in range(len(request.images))]
         fields = [getattr(request.geometry, name) for name in self._fields]
         t = self.transform
         for step in request.steps:
             fields += fields_of(step, t.size, t.channels).values()
         return (images, *[f.astype(np.int32) if f.dtype == bool else f for f in fields])  # DALI has no bool
 
-    @property
-    def _reads_files(self) -> bool:
-        """DALI reads the files; otherwise it is fed with bytes or pixels."""
-        files = self.split.files if self.split.images is None else None
-        return files is not None and files.spans is None and self._special is None
+    def _cropped(self, request: BatchRequest) -> list[np.ndarray]:
+        """Return the regions of images in memory."""
+        assert self.split.images is not None
+        corners, shapes = request.geometry.start.tolist(), request.geometry.shape.tolist()
+        return [
+            np.ascontiguousarray(self.split.images[image][y : y + h, x : x + w])
+            for image, (y, x), (h, w) in zip(request.images.tolist(), corners, shapes)
+        ]
 
-    def _encoded(self, request: BatchRequest, i: int) -> np.ndarray:
-        """Return the i-th image for DALI: cropped pixels, encoded bytes, or the bytes of its path.
+    def _begin_loading(self, request: BatchRequest) -> tuple[BatchRequest, list[Future[Loaded]]]:
+        if self._readers is None:
+            return request, []
+        parts = chunks(request.images.tolist(), 2 * self.workers)
+        return request, [self._readers.submit(self._load_part, part) for part in parts]
 
-        Images that DALI would decode differently are decoded here, and encoded as PPM."""
-        index = int(request.images[i])
-        if self.split.images is not None:
-            (y, x), (h, w) = request.geometry.start[i], request.geometry.shape[i]
-            return np.ascontiguousarray(self.split.images[index][y : y + h, x : x + w])
-        files = self.split.files
-        assert files is not None
-        if self._reads_files:
-            return np.frombuffer(os.fsencode(files.paths[index]), dtype=np.uint8)
+    def _load_part(self, images: Sequence[int]) -> Loaded:
+        return [self._load(image) for image in images]
+
+    def _load(self, image: int) -> np.ndarray | DecodeError:
+        assert self._encoded is not None
         try:
-            if self._special is not None and self._special[index]:
-                return _as_ppm(files.decode(index, self.transform.channels))
-            return files.read(index)
-        except (OSError, DecodeError):
-            return np.zeros(1, dtype=np.uint8)  # rejected by DALI's decoder
+            return self._encoded.load(image)
+        except DecodeError as error:
+            return error
+
+    def _decodable(self, request: BatchRequest, parts: Sequence[Future[Loaded]]) -> list[np.ndarray]:
+        """Return the images of a batch for DALI's decoder; replace undecodable ones in the request."""
+        images = []
+        for i, image in enumerate(itertools.chain.from_iterable(part.result() for part in parts)):
+            while isinstance(image, DecodeError):
+                self._exchange(request, i, str(image))
+                image = self._load(int(request.images[i]))
+            images.append(image)
+        return images
 
     def _next(self) -> tuple[BatchRequest, Tensor]:
         if self._pool is None:
@@ -172,13 +201,13 @@ class DaliLoader(ImageLoader):
         return request, resized.permute(0, 3, 1, 2)
 
     def _run(self) -> tuple[BatchRequest, Any]:
-        """Return the next batch from DALI, after a restart without any undecodable images."""
+        """Return the next batch from DALI, after a restart if it could not decode one."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         while True:
             try:
                 (images,) = self._pipeline.run(stream and stream.cuda_stream)
             except RuntimeError as error:
-                self._find_bad(error)
+                self._recover(error)
                 continue
             return self._fed.popleft(), images
 
@@ -197,24 +226,19 @@ class DaliLoader(ImageLoader):
         parts = chunks(range(len(flip)), 4 * self.workers)
         return request, images, [self._pool.submit(finish, part) for part in parts]
 
-    def _find_bad(self, error: RuntimeError) -> None:
-        """Find the images in flight that DALI cannot decode, and rebuild the pipeline without them."""
-        under_way = list(self._fed)
-        assert under_way, "DALI failed before it was fed"
-        if self.split.files is None:
+    def _recover(self, error: RuntimeError) -> None:
+        """Rebuild the pipeline, with Pillow for all images in flight: the error does not name one."""
+        assert self._fed, "DALI failed before it was fed"
+        images = np.unique(np.concatenate([request.images for request in self._fed]))
+        if self._encoded is None or self._encoded.by_pillow[images].all():
             raise error
-        for request in under_way:  # the error does not name the batch
-            reasons = {
-                image: _why_undecodable(self.split.files, image, self.transform.channels, self.device)
-                for image in set(request.images.tolist())
-            }
-            for image in sorted(reasons):
-                if reasons[image]:
-                    self.bad.find(image, reasons[image])
-            if any(reasons.values()):
-                self._build(under_way[0].position)
-                return
-        raise error
+        self._encoded.by_pillow[images] = True
+        print(
+            f"warning: DALI cannot decode a batch ({error_cause(str(error))}); Pillow decodes these images",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._build(self._fed[0].position)
 
     def _to_torch(self, images: Any) -> Tensor:
         """Return a tensor of the same memory on the CPU, a copy on a GPU.
@@ -237,7 +261,9 @@ class DaliLoader(ImageLoader):
                 made.synchronize()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        self._pool = self._pipeline = None
+        if self._readers is not None:
+            self._readers.shutdown(cancel_futures=True)
+        self._pool = self._readers = self._pipeline = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +272,8 @@ class Graph:
 
     fields: list[str]
     """Fields of `Geometry` that are fed; they determine the operators of crop, resize, shift and flip."""
-    read_files: bool
-    """Images are fed as paths."""
+    regions: bool = True
+    """The decoder decodes regions; otherwise whole images, which are then cut."""
     steps: list[tuple[tuple[str, ...], list[str]]]
     """Augmentation after crop and flip: kinds of operations, and the names of their fields."""
     size: int
@@ -268,8 +294,8 @@ def batch_pipeline(feed: Any, graph: Graph) -> DataNode:
     """Return images, uint8 [size, size, channels], or regions of images, uint8 [height, width, channels].
 
     Args:
-        feed: returns a batch: encoded images (or their paths, or cropped pixels), then the fields of their
-            `Geometry` and of the augmentation.
+        feed: returns a batch: encoded images (or cropped pixels), then the fields of their `Geometry` and of
+            the augmentation.
     """
     pixels = "start" not in graph.fields
     count = len(graph.fields) + sum(len(names) for _, names in graph.steps)
@@ -283,16 +309,17 @@ def batch_pipeline(feed: Any, graph: Graph) -> DataNode:
     if pixels:
         images = data.gpu() if graph.gpu else data
     else:
-        images = fn.decoders.image_slice(
-            fn.io.file.read(data, dont_use_mmap=True) if graph.read_files else data,
-            g["start"],
-            g["shape"],
-            axes=(0, 1),
-            device="mixed" if graph.gpu else "cpu",
-            output_type=types.GRAY if graph.channels == 1 else types.RGB,
-            adjust_orientation=graph.upright,
+        settings = {
+            "device": "mixed" if graph.gpu else "cpu",
+            "output_type": types.GRAY if graph.channels == 1 else types.RGB,
+            "adjust_orientation": graph.upright,
             **graph.decoder,
-        )
+        }
+        if graph.regions:
+            images = fn.decoders.image_slice(data, g["start"], g["shape"], axes=(0, 1), **settings)
+        else:
+            images = fn.decoders.image(data, **settings)
+            images = fn.slice(images, start=g["start"], shape=g["shape"], axes=(0, 1))
     # Resize, shift, flip and augment.
     shape = [graph.size, graph.size]
     if "roi_start" in g:
@@ -305,51 +332,3 @@ def batch_pipeline(feed: Any, graph: Graph) -> DataNode:
     if "flip" in g:
         images = fn.flip(images, horizontal=g["flip"])
     return apply_steps(images, operations, graph.size, graph.fill, gpu=graph.gpu)
-
-
-def _as_ppm(pixels: np.ndarray) -> np.ndarray:
-    """Encode pixels, uint8 [H, W, 1 or 3], as PGM or PPM; uint8 [length]."""
-    height, width, channels = pixels.shape
-    header = f"P{5 if channels == 1 else 6}\n{width} {height}\n255\n".encode()
-    return np.concatenate([np.frombuffer(header, dtype=np.uint8), pixels.reshape(-1)])
-
-
-def _why_undecodable(files: Files, image: int, channels: int, device: torch.device) -> str:
-    """Return the error of an image by the decoder that failed, "" if it can be decoded."""
-    if files.special is not None and files.special[image]:
-        try:
-            files.decode(image, channels)
-        except DecodeError as reason:
-            return str(reason)
-        return ""
-    try:
-        data = files.read(image)
-    except OSError as error:
-        return error.strerror or str(error)
-    if not len(data):
-        return "empty"
-    on_gpu = device.type == "cuda"
-    settings = {**SINGLE_SAMPLE, "device_id": device.index if on_gpu else None}
-    try:
-        upright = files.orientations is not None
-        pipeline = _one_image(iter([[data]]), channels=channels, upright=upright, gpu=on_gpu, **settings)
-        pipeline.build()
-        (pixels,) = pipeline.run()
-    except RuntimeError as error:
-        try:
-            files.decode(image, channels)
-        except DecodeError as reason:  # Pillow's messages are readable
-            return str(reason)
-        return error_cause(str(error))
-    smaller = any(there < known for there, known in zip(pixels[0].shape(), files.sizes[image].tolist()))
-    return "changed since its header was read" if smaller else ""
-
-
-@pipeline_def
-def _one_image(source: Iterator[Any], *, channels: int, upright: bool, gpu: bool) -> DataNode:
-    return fn.decoders.image(
-        fn.external_source(source),
-        device="mixed" if gpu else "cpu",
-        output_type=types.GRAY if channels == 1 else types.RGB,
-        adjust_orientation=upright,
-    )

@@ -75,13 +75,7 @@ class TorchLoader(ImageLoader):
     def _replace(self, request: BatchRequest, i: int, reason: str, out: np.ndarray) -> None:
         """Replace an undecodable image until one can be decoded, and update the request."""
         while reason:
-            self.bad.find(int(request.images[i]), reason)
-            request.images[i] = self.bad.replacement(int(request.samples[i]))
-            again = self._geometry(
-                request.position.epoch, request.draw_ids[i : i + 1], request.images[i : i + 1]
-            )
-            for old, new in zip(vars(request.geometry).values(), vars(again).values()):
-                old[i] = new[0]
+            self._exchange(request, i, reason)
             try:
                 self._load(request, i, out)
                 reason = ""

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastcnn.data.reading import entries_of, open_regular, patiently, read_file
 from fastcnn.data.sources.label_files import IMAGE_FOLDERS, plain
 from fastcnn.data.sources.layout import PHASE_WORDS, Phase, check_unique, child, folders, phase_of, phases
 from fastcnn.data.sources.text import decode_text, stated_side
 from fastcnn.data.sources.walk import image_files
-from fastcnn.errors import UserError
+from fastcnn.errors import ReadError, UserError
 
 ANNOTATION_FOLDERS = ("annotations", "annotation")
 KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -45,8 +46,12 @@ def read_coco(path: Path, *, outlines: bool = False) -> Coco:
         outlines: keep the segmentations, most of the file's bytes, with polygons as arrays [P, 2].
     """
     try:
+        data = read_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; correct the path") from error
+    try:
         hook = _with_arrays if outlines else _without_outlines
-        content = json.loads(decode_text(path.read_bytes()), object_hook=hook)
+        content = json.loads(decode_text(data), object_hook=hook)
         images = {image["id"]: str(image["file_name"]) for image in content["images"]}
         sizes = {
             image["id"]: (stated_side(image.get("height")), stated_side(image.get("width")))
@@ -55,7 +60,7 @@ def read_coco(path: Path, *, outlines: bool = False) -> Coco:
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         categories = {key: names[key] for key in sorted(names)}
         annotations = list(content["annotations"])
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     except KeyError as error:
         raise UserError(f"{path}: something has no {error}; see cocodataset.org/#format-data") from error
@@ -161,7 +166,7 @@ def _only(paths: Sequence[Path]) -> Path:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if _is_json(entry))
+    return sorted(Path(entry.path) for entry in entries_of(folder) if _is_json(entry))
 
 
 def _is_json(entry: os.DirEntry[str]) -> bool:
@@ -180,10 +185,20 @@ def _is_other(path: Path) -> bool:
 
 def _contains(path: Path, words: Sequence[bytes]) -> bool:
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return all(data.find(word) >= 0 for word in words)
+        return patiently(lambda: _find_all(path, words), path)
+    except ReadError:
+        raise
     except (OSError, ValueError):  # an empty file cannot be mapped
         return False
+
+
+def _find_all(path: Path, words: Sequence[bytes]) -> bool:
+    file, _ = open_regular(path)
+    try:
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
+            return all(data.find(word) >= 0 for word in words)
+    finally:
+        os.close(file)
 
 
 class Located(NamedTuple):

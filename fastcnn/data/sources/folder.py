@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcnn.config.settings import DataSettings
+from fastcnn.data.reading import entries_of
 from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.layout import folders, is_leftover
@@ -231,9 +232,10 @@ def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _left_out(root: Path) -> tuple[str, ...]:
     """Return remarks on skipped files and folders beside the class folders."""
-    hidden = sorted(d.name for d in root.iterdir() if d.is_dir() and is_leftover(d.name))
+    found = entries_of(root)
+    hidden = sorted(entry.name for entry in found if is_leftover(entry.name) and entry.is_dir())
     loops = sorted({f.name for f in folders(root)} - {f.name for f in _class_folders(root)})
-    stray = sorted(f.name for f in root.iterdir() if f.name.lower().endswith(IMAGE_SUFFIXES) and f.is_file())
+    stray = sorted(e.name for e in found if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file())
     remarks = []
     if hidden:
         remarks.append(f"skipped: {root / hidden[0]}, hidden or left by a program" + and_more(hidden))

@@ -6,6 +6,7 @@ Headers are read once, by threads, and cached; changed or new files are read aga
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 from collections.abc import Sequence
@@ -19,14 +20,13 @@ from fastcnn.data.arrays import FULL, MAX_PIXELS, SHARED, Header, Levels
 from fastcnn.data.decode import TRANSPOSED, DecodeError, decode
 from fastcnn.data.header import examine_header
 from fastcnn.data.jpeg import decode_reduced, is_jpeg, reduction
+from fastcnn.data.reading import open_regular, patiently, read_error, read_file, read_stamped
 from fastcnn.data.sources.manifest import examine_once, file_stamps
 from fastcnn.data.sources.names import Names
 from fastcnn.data.sources.quick_headers import quick_header
 
 SLOW_SCAN = 50_000
 """Number of files above which a scan is announced."""
-OPEN = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Flags for reading bytes, without waiting for the writer of a pipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +85,16 @@ class Files:
         return path if self.members is None else f"{path}/{self.members[index]}"
 
     def read(self, index: int) -> np.ndarray:
-        """Read an image's encoded bytes, uint8 [length]; OSError if they are missing."""
-        if self.spans is None:
-            return np.fromfile(self.paths[index], dtype=np.uint8)
-        offset, length = (int(v) for v in self.spans[index])
-        return np.fromfile(self.paths[index], dtype=np.uint8, count=length, offset=offset)
+        """Read an image's encoded bytes, uint8 [length], by `fastcnn.data.reading.read_file`."""
+        return np.frombuffer(read_file(self.paths.encode(index), *self._span(index)), dtype=np.uint8)
+
+    def read_stamped(self, index: int) -> tuple[bytes, tuple[int, int]]:
+        """Read an image's encoded bytes, and size and time of its file or shard after that."""
+        return read_stamped(self.paths.encode(index), *self._span(index))
+
+    def _span(self, index: int) -> tuple[int, int | None]:
+        """Return first byte and number of bytes of an image in its file."""
+        return (0, None) if self.spans is None else tuple(self.spans[index].tolist())
 
     def decode(
         self,
@@ -109,6 +114,31 @@ class Files:
             data = self.read(index)
         except OSError as error:
             raise DecodeError(error.strerror or str(error)) from error
+        return self.decode_bytes(data, index, channels, region, shape=shape)
+
+    def decode_bytes(
+        self,
+        data: np.ndarray,
+        index: int,
+        channels: int,
+        region: tuple[int, int, int, int] | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Decode the bytes of an image, uint8 [length], as `decode` does."""
+        try:
+            return self._decode(data, index, channels, region, shape)
+        except MemoryError as error:
+            raise read_error(self.name(index), errno.ENOMEM) from error
+
+    def _decode(
+        self,
+        data: np.ndarray,
+        index: int,
+        channels: int,
+        region: tuple[int, int, int, int] | None,
+        shape: tuple[int, int] | None,
+    ) -> np.ndarray:
         height, width = self.sizes[index].tolist()
         orientation = 1 if self.orientations is None else int(self.orientations[index])
         whole = (0, 0, height, width)
@@ -195,24 +225,27 @@ def scan(
 
 def examine(files: Files, index: int) -> Header:
     """Return the facts of an image; all but the problem are 0 if it is unreadable."""
+    path = files.paths.encode(index)
     try:
-        file = os.open(files.paths.encode(index), OPEN)
-        try:
-            if files.spans is None:
-                span = _Span(file, 0, os.lseek(file, 0, os.SEEK_END))
-            else:
-                span = _Span(file, *files.spans[index].tolist())
-            return quick_header(span.read_at, span.length) or examine_header(io.BufferedReader(span))
-        finally:
-            os.close(file)
-    except Image.DecompressionBombError:
-        return Header(problem=f"declares more than {MAX_PIXELS:,} pixels")
+        return patiently(lambda: _examine(path, None if files.spans is None else files.spans[index]), path)
     except OSError as error:
         return Header(problem=error.strerror or "not an image")
-    except MemoryError:  # of the machine, not of the file
+
+
+def _examine(path: bytes, span: np.ndarray | None) -> Header:
+    """Return the facts of the image in a file, or in a span of it; OSError if it cannot be read."""
+    file, length = open_regular(path)
+    try:
+        part = _Span(file, 0, length) if span is None else _Span(file, *span.tolist())
+        return quick_header(part.read_at, part.length) or examine_header(io.BufferedReader(part))
+    except Image.DecompressionBombError:
+        return Header(problem=f"declares more than {MAX_PIXELS:,} pixels")
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers may raise anything on corrupt bytes
         return Header(problem=f"not an image that Pillow reads: {error}")
+    finally:
+        os.close(file)
 
 
 class _Span(io.RawIOBase):

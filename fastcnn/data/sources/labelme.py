@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastcnn.data.reading import read_file
 from fastcnn.data.sources.text import stated_side
 
 NO_AREA = ("point", "points", "line", "linestrip")
@@ -43,11 +44,13 @@ def read_labelme(path: str | Path) -> LabelMe:
     """Read a file of LabelMe.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: missing, or not a regular file.
+        ReadError: it cannot be read.
         ValueError: not LabelMe's JSON; the message is the reason.
     """
+    data = read_file(path)
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(data)
     except RecursionError as error:
         raise ValueError("not JSON (nested too deeply)") from error
     except ValueError as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from fastcnn.data.reading import entries_of, refuse
 from fastcnn.errors import UserError
 
 Phase = Literal["train", "val", "test"]
@@ -57,8 +58,8 @@ def _is_year(word: str) -> bool:
 
 def folders(root: Path) -> list[Path]:
     """Return the folders within `root` that a person put there, sorted by name."""
-    with os.scandir(root) as entries:
-        return sorted(Path(entry.path) for entry in entries if not is_leftover(entry.name) and entry.is_dir())
+    entries = entries_of(root)
+    return sorted(Path(entry.path) for entry in entries if not is_leftover(entry.name) and entry.is_dir())
 
 
 def phases(root: Path) -> dict[Phase, Path]:
@@ -96,13 +97,14 @@ def check_unique(root: Path, used: Iterable[Path]) -> None:
 
 
 def _holds_files(folder: Path) -> bool:
-    return any(not is_leftover(name) for _, _, names in os.walk(folder) for name in names)
+    return any(not is_leftover(name) for _, _, names in os.walk(folder, onerror=refuse) for name in names)
 
 
 def child(root: Path, names: Iterable[str]) -> Path | None:
     """Return the first entry of `root` with one of these names, whatever its case; None without one."""
     try:
-        present = {name.lower(): os.path.join(root, name) for name in sorted(os.listdir(root), reverse=True)}
+        found = sorted((entry.name for entry in entries_of(root)), reverse=True)
     except OSError:
         return None
+    present = {name.lower(): os.path.join(root, name) for name in found}
     return next((Path(present[name.lower()]) for name in names if name.lower() in present), None)

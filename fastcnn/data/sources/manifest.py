@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from fastcnn.data.arrays import NO_PACKAGE
 from fastcnn.data.cache import cache_root, keep
+from fastcnn.data.reading import patiently
 from fastcnn.data.sources.names import Names
 from fastcnn.version import __version__
 
@@ -203,13 +204,20 @@ def _stamps(names: Names) -> np.ndarray:
     found: list[int] = []
     for path in place:
         try:
-            status = os.stat(path)
+            status: os.stat_result | None = os.stat(path)
         except OSError:
-            found += (0, 0)
-        else:
-            found += (status.st_size, status.st_mtime_ns)
+            status = _stat_again(path)
+        found += (0, 0) if status is None else (status.st_size, status.st_mtime_ns)
     stamps = np.array(found, dtype=np.int64).reshape(-1, 2)
     return stamps if len(place) == len(paths) else stamps[[place[path] for path in paths]]
+
+
+def _stat_again(path: bytes) -> os.stat_result | None:
+    """Return the status of a file that was not found, after errors that may pass; None if it is missing."""
+    try:
+        return patiently(lambda: os.stat(path), path)
+    except OSError:
+        return None
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

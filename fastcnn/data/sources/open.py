@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from fastcnn.config.settings import DataSettings, TaskName, flag
+from fastcnn.data.reading import read_error
 from fastcnn.data.sources.census import with_census
 from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.data.sources.demo import ensure_demo
@@ -26,20 +27,27 @@ def open_data(settings: DataSettings, *, task: TaskName, seed: int) -> Source:
 
     Raises:
         UserError: no such data, or data that is not laid out for the task.
+        ReadError: a file or folder that cannot be read.
     """
+    try:
+        source = _open_for(settings, task, seed)
+        if settings.data == "synthetic":
+            return source
+        return with_census(with_channels_of_files(source), f"{os.path.abspath(settings.data)} {task}")
+    except OSError as error:
+        raise read_error(error.filename or settings.data, error.errno) from error
+
+
+def _open_for(settings: DataSettings, task: TaskName, seed: int) -> Source:
     if task == "segmentation":
         from fastcnn.data.sources.masks.source import mask_source
 
-        source = mask_source(settings, seed=seed)
-    elif task == "detection":
+        return mask_source(settings, seed=seed)
+    if task == "detection":
         from fastcnn.data.sources.boxes.source import box_source
 
-        source = box_source(settings, seed=seed)
-    else:
-        source = open_source(settings, seed=seed)
-    if settings.data == "synthetic":
-        return source
-    return with_census(with_channels_of_files(source), f"{os.path.abspath(settings.data)} {task}")
+        return box_source(settings, seed=seed)
+    return open_source(settings, seed=seed)
 
 
 def open_source(settings: DataSettings, *, seed: int) -> Source:

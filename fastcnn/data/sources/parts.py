@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcnn.data.reading import entries_of
 from fastcnn.data.sources.layout import (
     FILLER_WORDS,
     PHASES,
@@ -159,5 +160,4 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _any(folder: Path, condition: Callable[[os.DirEntry[str]], bool]) -> bool:
-    with os.scandir(folder) as entries:
-        return any(condition(entry) for entry in entries if not is_leftover(entry.name))
+    return any(condition(entry) for entry in entries_of(folder) if not is_leftover(entry.name))

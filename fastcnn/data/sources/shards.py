@@ -9,6 +9,7 @@ A shard is indexed once; samples are then read by their byte range, in any order
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -20,13 +21,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from fastcnn import files
 from fastcnn.config.settings import DataSettings
 from fastcnn.data.cache import cache_root, keep
+from fastcnn.data.reading import OF_THE_FILE, open_regular, patiently, read_error
 from fastcnn.data.sources.dataset import Source, Split, native_size
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.layout import Phase, folders
@@ -253,12 +255,16 @@ def _index(path: str) -> Index:
     return index
 
 
+def _opened(path: str) -> BinaryIO:
+    return os.fdopen(patiently(lambda: open_regular(path)[0], path), "rb")
+
+
 def read_index(path: str) -> Index:
     """Read the index of a shard from its tar headers; UserError if it is malformed."""
     images: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _opened(path) as file, tarfile.open(path, "r:", fileobj=file) as tar:
             for member in tar:
                 if not member.isfile():
                     continue
@@ -272,11 +278,12 @@ def read_index(path: str) -> Index:
                     if key in images:
                         raise UserError(f"--data {path}: {key} has more than one image; keep one")
                     images[key] = member
-            with open(path, "rb") as file:
-                file.seek(tar.offset)
-                if file.read(512) != bytes(512):
-                    raise tarfile.ReadError("cut or damaged")
+            file.seek(tar.offset)
+            if file.read(512) != bytes(512):
+                raise tarfile.ReadError("cut or damaged")
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in errno.errorcode and error.errno not in OF_THE_FILE:
+            raise read_error(path, error.errno) from error
         raise UserError(
             f"--data {path}: not a tar that can be read ({' '.join(str(error).split())}); copy it again"
         ) from error

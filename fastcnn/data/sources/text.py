@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import os
-from pathlib import Path
 
+from fastcnn.data.reading import read_file
 from fastcnn.errors import UserError
 
 _MARKS = (  # UTF-32 first, as its mark begins with that of UTF-16
@@ -28,9 +28,9 @@ def read_text_any(path: str | os.PathLike[str]) -> str:
         UserError: no such file, a file that cannot be read, or one that is no text.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; correct the path or its permissions") from error
+        raise UserError(f"{path}: {error.strerror}; correct the path") from error
     try:
         text = decode_text(data)
     except UnicodeDecodeError as error:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from fastcnn.data.reading import entries_of, patiently, read_error
 from fastcnn.data.sources.layout import is_leftover
 from fastcnn.data.sources.names import Names
-from fastcnn.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
@@ -39,7 +40,7 @@ def list_images(roots: Sequence[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXE
     are followed; a link to a listed folder, or to one that contains it, is passed over with a remark.
 
     Raises:
-        UserError: a folder that cannot be read.
+        ReadError: a folder that cannot be read.
     """
     walk = _Walk(suffixes)
     for number, root in enumerate(roots):
@@ -117,6 +118,11 @@ class _Walk:
     def _skip(self, kind: str, remark: str) -> None:
         self.skipped.setdefault(kind, []).append(remark)
 
+    def _skip_special(self, entry: os.DirEntry[str]) -> None:
+        """Remark on a pipe, socket or device with the suffix of an image."""
+        if entry.name.lower().endswith(self.suffixes) and not entry.name.startswith("."):
+            self._skip("special", f"{entry.path} is not a regular file")
+
     def _enter(self, real: str) -> None:
         parent = os.path.dirname(real)
         while parent not in self.above:  # ends at the root, which is its own parent
@@ -134,21 +140,21 @@ class _Walk:
                     self._skip("same", f"{folder.path} is the same folder as {self.listed[identity]}")
                     continue
                 self.listed[identity] = folder.path
-                with os.scandir(folder.path) as entries:
-                    waiting += self._list_folder(folder, entries)
+                waiting += self._list_folder(folder, entries_of(folder.path))
             except OSError as error:
-                advice = "make it readable, or move it elsewhere"
-                raise UserError(f"{folder.path}: {error.strerror}; {advice}") from error
+                raise read_error(folder.path, error.errno) from error
 
-    def _list_folder(self, folder: _Folder, entries: Iterable[os.DirEntry[str]]) -> list[_Folder]:
+    def _list_folder(self, folder: _Folder, listed: list[os.DirEntry[str]]) -> list[_Folder]:
         """Record the images of a folder; return the folders within it."""
-        listed = list(entries)
         names = [entry.name for entry in listed if entry.is_file(follow_symlinks=False)]
         others = listed if len(names) < len(listed) else []
         inner: list[_Folder] = []
         for entry in others:
             link = entry.is_symlink()
             if link and not os.path.isdir(entry.path):
+                if _is_special(entry):
+                    self._skip_special(entry)
+                    continue
                 names.append(entry.name)
                 if not (entry.name.lower().endswith(self.suffixes) or os.path.exists(entry.path)):
                     self._skip("broken", f"{entry.path} links to {os.readlink(entry.path)}, which is missing")
@@ -158,6 +164,8 @@ class _Walk:
                 else:
                     found = _Folder(folder.depth + 1, folder.root, (*folder.place, entry.name), entry.path)
                     (self.links if link else inner).append(found)
+            elif not entry.is_file(follow_symlinks=False):
+                self._skip_special(entry)
         suffixes = self.suffixes
         names = [name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
         if names:
@@ -167,7 +175,15 @@ class _Walk:
         return sorted(inner, reverse=True)
 
 
+def _is_special(link: os.DirEntry[str]) -> bool:
+    """Return whether a link leads to something other than a file or folder."""
+    try:
+        return not stat.S_ISREG(link.stat().st_mode)
+    except OSError:  # a broken link, or one to itself
+        return False
+
+
 def _identity(path: str) -> tuple[int, int] | str:
     """Return device and inode of a folder, or its real path where a file system has no inodes."""
-    status = os.stat(path)
+    status = patiently(lambda: os.stat(path), path)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)

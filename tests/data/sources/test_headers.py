@@ -19,6 +19,7 @@ from fastcnn.data.cache import cache_root
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.sources import headers
 from fastcnn.data.sources.headers import Files, scan
+from fastcnn.errors import ReadError
 
 ODD_NAMES = [
     b"caf\xc3\xa9 \xe7\x8c\xab.jpg",
@@ -369,7 +370,7 @@ def test_the_cache_is_where_it_was_told_to_be(tmp_path, monkeypatch):
     assert cache_root() == tmp_path / ".cache" / "fastcnn"
 
 
-def test_a_file_that_could_not_be_opened_once_is_tried_again(tmp_path, monkeypatch):
+def test_too_many_open_files_are_an_error_of_the_machine_and_no_bad_image(tmp_path, monkeypatch):
     opened = os.open
 
     def too_many(path: Any, *args: Any, **kwargs: Any) -> int:
@@ -379,9 +380,9 @@ def test_a_file_that_could_not_be_opened_once_is_tried_again(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", too_many)
-        first = files(tmp_path, encoded())
-    assert first.problems == {0: "Too many open files"}
-    assert scan("data", first.paths).problems == {}
+        with pytest.raises(ReadError, match="Too many open files"):
+            files(tmp_path, encoded())
+    assert files(tmp_path, encoded()).problems == {}
 
 
 # A long scan is announced

@@ -9,6 +9,7 @@ from fastcnn.data.sources.boxes.rows import BoxSet, Rows, with_boxes
 from fastcnn.data.sources.label_files import BadLabels, find_labels, listed_classes
 from fastcnn.data.sources.labelme import NO_AREA, LabelMe, bounds, read_labelme
 from fastcnn.data.sources.manifest import in_threads
+from fastcnn.errors import ReadError
 
 NO_CLASSES = ("__ignore__", "_background_")
 """First lines of LabelMe's labels.txt."""
@@ -42,6 +43,8 @@ def _read(path: str | None) -> LabelMe | str | None:
         return read_labelme(path)
     except OSError as error:
         return error.strerror or "cannot be read"
+    except ReadError:
+        raise
     except ValueError as error:
         return str(error)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from fastcnn.data.reading import read_file
 from fastcnn.data.sources.label_files import BadLabels, LabelFiles
 from fastcnn.data.sources.layout import Phase
 from fastcnn.data.targets import Boxes
@@ -111,7 +111,7 @@ def with_boxes(
 def read_bytes(path: str | None) -> bytes | OSError:
     """Return the content of a label file, or why it cannot be read; no bytes for None."""
     try:
-        return Path(path).read_bytes() if path is not None else b""
+        return read_file(path) if path is not None else b""
     except OSError as error:
         return error
 

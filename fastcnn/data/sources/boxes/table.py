@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastcnn.data.reading import entries_of, read_file
 from fastcnn.data.sources.boxes.rows import BoxSet, LabeledImages, Rows
 from fastcnn.data.sources.label_files import IMAGE_FOLDERS, BadLabels, listed_classes, plain
 from fastcnn.data.sources.layout import PHASE_WORDS, Phase, check_unique, child, phases
@@ -70,17 +71,18 @@ def _only_table(folder: Path) -> Path | None:
 
 def _csv_files(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() == ".csv" and p.name[0] != "." and p.is_file()
+        Path(entry.path)
+        for entry in entries_of(folder)
+        if entry.name.lower().endswith(".csv") and not entry.name.startswith(".") and entry.is_file()
     )
 
 
 def _columns(path: Path) -> dict[str, str]:
     """Return the name of each of `COLUMNS` in a table; none if one of them is missing."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(4096).decode("utf-8-sig", "replace").split("\n")[0].strip()
+        head = read_file(path, count=4096).decode("utf-8-sig", "replace").split("\n")[0].strip()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; correct its permissions") from error
+        raise UserError(f"{path}: {error.strerror}; correct the path") from error
     names = {name.strip().strip('"').lower(): name.strip().strip('"') for name in head.split(",")}
     found = {key: next((names[n] for n in usual if n in names), "") for key, usual in COLUMNS.items()}
     return found if all(found.values()) else {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fastcnn.data.reading import entries_of
 from fastcnn.data.sources.label_files import (
     IMAGE_FOLDERS,
     LABEL_FOLDERS,
@@ -42,7 +43,9 @@ def read_description(root: Path, file: Path | None) -> tuple[Path, dict[str, Any
         UserError: not YAML, or `file` describes no set.
     """
     own = file or child(root, ("data.yaml", "data.yml", "dataset.yaml"))
-    others = sorted(p for p in root.iterdir() if p.suffix.lower() in YAML_SUFFIXES and p.is_file())
+    others = sorted(
+        p for p in map(Path, entries_of(root)) if p.suffix.lower() in YAML_SUFFIXES and p.is_file()
+    )
     for path in others if own is None else [own]:
         try:
             content = yaml.load(read_text_any(path), Loader=yaml.BaseLoader)

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastcnn.data.reading import refuse
 from fastcnn.data.sources.layout import PHASES, Phase, check_unique, folders, phases
 from fastcnn.data.sources.text import lines_of
 from fastcnn.data.sources.walk import IMAGE_SUFFIXES, and_more, image_files
@@ -160,7 +161,7 @@ def _child(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def _has_images(folder: Path) -> bool:
-    files = (name.lower() for _, _, names in os.walk(folder) for name in names)
+    files = (name.lower() for _, _, names in os.walk(folder, onerror=refuse) for name in names)
     return any(name.endswith(IMAGE_SUFFIXES) for name in files)
 
 

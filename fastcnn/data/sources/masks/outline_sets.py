@@ -31,7 +31,7 @@ from fastcnn.data.sources.masks.outlines import (
     runs_region,
 )
 from fastcnn.data.targets import IGNORE
-from fastcnn.errors import UserError
+from fastcnn.errors import ReadError, UserError
 
 BACKGROUND = ("background", "_background_")
 """Names of class 0, in lower case; without one of them it is added."""
@@ -176,6 +176,8 @@ def _read_labelme(path: str | None) -> LabelMe | str | None:
         return None if path is None else read_labelme(path)
     except OSError as error:
         return error.strerror or "cannot be read"
+    except ReadError:
+        raise
     except ValueError as error:
         return str(error)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcnn.data.reading import read_file
 from fastcnn.data.sources.label_files import BadLabels
 from fastcnn.data.sources.text import lines_of
 from fastcnn.data.sources.walk import IMAGE_SUFFIXES
@@ -188,7 +189,7 @@ def _read_parquet(path: Path) -> Table:
     except ImportError as error:
         raise UserError(f"--labels {path}: needs a package: pip install pyarrow") from error
     try:
-        content = parquet.read_table(path).to_pydict()
+        content = parquet.read_table(pyarrow.BufferReader(read_file(path))).to_pydict()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; correct the path") from error
     except pyarrow.ArrowException as error:
