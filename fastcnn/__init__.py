@@ -41,14 +41,18 @@ def fit(**settings: Any) -> Result:
     return run(from_settings(settings))
 
 
-def load(checkpoint: str | Path) -> nn.Module:
+def load(checkpoint: str | Path, arch: str | None = None) -> nn.Module:
     """Return the network of a checkpoint in evaluation mode: `fastcnn.load("runs/resnet50-photos/best.pt")`.
 
     Normalize its images with the checkpoint's "mean" and "std".
 
+    Args:
+        arch: MODULE:FACTORY, for a checkpoint of that network: its code runs only if you name it.
+
     Raises:
-        ValueError: there is no such checkpoint, or its network is from a package that is not installed.
+        ValueError: there is no such checkpoint, it is damaged, or its network is from a package that is not
+            installed.
     """
     from fastcnn.engine.checkpoint import load_network
 
-    return load_network(checkpoint)
+    return load_network(checkpoint, arch)

@@ -23,11 +23,14 @@ def escape_unprintable() -> None:
 class UserError(ValueError):
     """A user's mistake; the message names the error, its place and the correction.
 
-    Every rank raises the same one.
+    Every rank raises the same one. Line breaks, as of a name out of a file, are escaped.
     """
 
     status = 2
     """Exit status of the command."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
 
     def shared(self) -> UserError:
         """Return the error that all ranks raise in its place."""

@@ -43,6 +43,7 @@ from fastcnn.runtime.parent import end_with_parent, is_torchruns
 if TYPE_CHECKING:
     from torch import nn
 
+    from fastcnn.engine.checkpointer import Checkpointer
     from fastcnn.engine.logger import Logger
     from fastcnn.engine.loop import Outcome, Trainer
     from fastcnn.runtime.peers import Peers
@@ -233,7 +234,7 @@ def _train(training: Training, lock: RunLock, started: float, peers: Peers | Non
         test = {} if interrupted else _test(training)
         if test:
             _log_test(training, logger, test, "epoch {epoch:g}" if has_best else "the last epoch")
-        logger.info(_last_line(run.best, task.best_metric, outcome, run.folder))
+        logger.info(_last_line(run.best, task.best_metric, outcome, run))
     return Result(
         network=run.state.network,
         val=outcome.val or run.best,
@@ -335,16 +336,17 @@ def counted(val: dict[str, float]) -> str:
     return f"{val['samples']:,} images" + (f" without {val['bad']} undecodable ones" if val["bad"] else "")
 
 
-def _last_line(best: dict[str, float], metric: str, outcome: Outcome, folder: Path) -> str:
+def _last_line(best: dict[str, float], metric: str, outcome: Outcome, run: Checkpointer) -> str:
     parts = ["nothing validated yet"]
     if best:
         parts = [f"best {metric} {best[metric]:.2f}% of {counted(best)} (epoch {best['epoch']:g})"]
     if outcome.images_per_second:
         parts.append(f"{outcome.images_per_second:,.0f} img/s")
-    parts.append(str(folder))
+    parts.append(str(run.folder))
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        parts.append(f"stopped by {name}: continue with --resume {folder}/last.pt")
+        code = f" --arch {run.config.arch}" if ":" in run.config.arch else ""  # not out of a checkpoint
+        parts.append(f"stopped by {name}: continue with --resume {run.folder}/last.pt{code}")
     return ", ".join(parts)
 
 

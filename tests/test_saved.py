@@ -14,6 +14,7 @@ from fastcnn.config.parse import parse
 from fastcnn.runtime.environment import machine_name
 
 SAVED = Path(__file__).parent / "saved"
+ARCH = "small_network:small"
 MADE_ON = ("2.14.1", "amd-epyc-avx512-1-threads")
 """torch and the machine that made them: there the bits must be equal."""
 
@@ -34,7 +35,7 @@ def assert_equal(values: torch.Tensor, expected: torch.Tensor) -> None:
 def test_a_run_of_before_resumes_in_the_middle_of_an_epoch(train, demo, one_core, expected):
     Path("run").mkdir()
     shutil.copy(SAVED / "last.pt", "run")
-    assert train("--resume", "run/last.pt", "--data", demo) == 0
+    assert train("--resume", "run/last.pt", "--data", demo, "--arch", ARCH) == 0
     content = torch.load("run/last.pt", weights_only=True)
     assert (content["step"], content["epoch"]) == (20, 2)
     assert content["weights"].keys() == expected["weights"].keys()
@@ -43,14 +44,14 @@ def test_a_run_of_before_resumes_in_the_middle_of_an_epoch(train, demo, one_core
 
 
 def test_a_checkpoint_of_before_predicts(expected):
-    network = fastcnn.load(SAVED / "last.pt")
+    network = fastcnn.load(SAVED / "last.pt", arch=ARCH)
     images = torch.linspace(-1, 1, 4 * 3 * 32 * 32).reshape(4, 3, 32, 32)
     with torch.no_grad():
         assert_equal(network(images), expected["logits"])
 
 
 def test_a_config_of_before_is_read_in_full():
-    config = parse(["--config", str(SAVED / "config.yaml")])
+    config = parse(["--config", str(SAVED / "config.yaml"), "--arch", ARCH])
     saved = torch.load(SAVED / "last.pt", weights_only=True)["config"]
     now = to_plain(config)
     assert saved.keys() <= now.keys()

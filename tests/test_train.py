@@ -177,6 +177,17 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_in_the_same_bits(train, jo
     assert [(r["step"], r["train"], r["val"]) for r in a] == [(r["step"], r["train"], r["val"]) for r in b]
 
 
+@pytest.mark.parametrize("opt", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_a_run_resumed_in_another_memory_format_ends_in_the_same_weights(train, demo, opt):
+    flags = (*QUICK, "--data", demo, "--epochs", "2", "--opt", opt, "--model-ema")
+    assert train(*flags, "--output-dir", "whole") == 0
+    interrupt_after(10, lambda: train(*flags, "--output-dir", "parts"))
+    assert train("--output-dir", "parts", "--resume", "parts/last.pt", "--no-channels-last") == 0
+    whole, parts = (torch.load(f"{name}/last.pt", weights_only=True) for name in ("whole", "parts"))
+    torch.testing.assert_close(parts["model"], whole["model"], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(parts["weights"], whole["weights"], rtol=1e-3, atol=1e-5)
+
+
 @jobs("classification")
 def test_resume_auto_starts_when_there_is_nothing_and_goes_on_when_there_is(train, job, capsys, wording):
     flags = (*job.flags, "--lr", "0.01", "--warmup-epochs", "0", "--resume", "auto")

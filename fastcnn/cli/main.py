@@ -92,6 +92,9 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("-j", "--workers", type=_positive, default=2, help="loading threads (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     parser.add_argument(
+        "--arch", metavar="MODULE:FACTORY", help="the checkpoint's network, if it is your code"
+    )
+    parser.add_argument(
         "--threshold",
         type=parse_share,
         metavar="SHARE",
@@ -104,6 +107,7 @@ def predict(argv: Sequence[str]) -> int:
     from fastcnn.config.duration import parse_time
 
     limit = parse_time(flags.read_timeout, "--read-timeout")
+    from fastcnn.cli.predict import Loading
     from fastcnn.cli.predict import predict as run
     from fastcnn.data.reading import time_limit
 
@@ -112,10 +116,9 @@ def predict(argv: Sequence[str]) -> int:
             flags.checkpoint,
             flags.images,
             output=flags.output_dir,
-            batch_size=flags.batch_size,
-            workers=flags.workers,
-            device=flags.device,
+            loading=Loading(flags.batch_size, flags.workers, flags.device),
             threshold=flags.threshold,
+            arch=flags.arch,
         )
     return 1 if bad else 0
 

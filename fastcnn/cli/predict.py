@@ -8,22 +8,23 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from fastcnn import files
 from fastcnn.config import LossSettings
-from fastcnn.config.auto import FORMER
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
+from fastcnn.data.loaders.cached import free_memory
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.headers import scan
@@ -33,10 +34,25 @@ from fastcnn.engine import checkpoint
 from fastcnn.engine.state import Normalized
 from fastcnn.errors import UserError, WriteError
 from fastcnn.runtime.distributed import Ranks, choose_device
+from fastcnn.runtime.machine import is_out_of_memory
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.build import build_task
 from fastcnn.tasks.gallery import rgb
 from fastcnn.tasks.multilabel import MultiLabelClassification
+from fastcnn.viz.pictures import printable
+
+BYTES = 5
+"""Bytes of a pixel's channel: as loaded, and normalized."""
+
+
+class Loading(NamedTuple):
+    """Settings of loading and computing."""
+
+    batch_size: int
+    workers: int
+    """Loader threads."""
+    device: str
+    """Value of `--device`."""
 
 
 def predict(
@@ -44,10 +60,9 @@ def predict(
     images: Path,
     *,
     output: Path | None,
-    batch_size: int,
-    workers: int,
-    device: str,
+    loading: Loading,
     threshold: float | None = None,
+    arch: str | None = None,
 ) -> int:
     """Draw the predictions for each image into a folder, and print a line for each.
 
@@ -55,9 +70,8 @@ def predict(
         path: checkpoint.
         images: an image, or a folder of them.
         output: folder of the pictures; None: predictions, then predictions-2, ...
-        workers: loader threads.
-        device: value of `--device`.
         threshold: minimum probability of the shown labels, 0 to 1; for a network of several labels an image.
+        arch: MODULE:FACTORY, to use a network of that name out of the checkpoint.
 
     Returns:
         The number of undecodable images; they are named on stderr.
@@ -67,33 +81,28 @@ def predict(
             pictures.
     """
     output = None if output is None else files.expand_user(output, "--output-dir")
-    content = checkpoint.load(path, "fastcnn predict")
+    content = checkpoint.load(path, "fastcnn predict", arch)
     task = _task(content, threshold)
-    network = checkpoint.load_network(path)
-    where = choose_device(device, Ranks())
+    network = checkpoint.build_saved(content)
+    where = choose_device(loading.device, Ranks())
     root, names = _names(images)
     _check_free(output, names)
     split = _open(root, names, content["config"])
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
     if len(bad) == len(split):
         raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); use another folder")
-    sampler = ShardedSampler(
-        count=len(split), batch_size=min(batch_size, len(split)), rank=0, world_size=1, train=False
-    )
-    loader = MAKERS["torch"](
-        LoaderArgs(
-            split=split,
-            transform=_transform(content),
-            sampler=sampler,
-            device=where,
-            workers=workers,
-            bad=bad,
-        )
-    )
+    _check_memory(content, network, min(loading.batch_size, len(split)))
+    loader = _loader(split, content, bad, loading, where)
     model = Normalized(network, content["mean"], content["std"]).to(where).eval()
     folder = _new_folder() if output is None else output
     try:
         _predict_batches(loader, model, task, _class_names(content), names=names, folder=folder)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"{path}: not enough memory on {where.type}: use a smaller --batch-size"
+            ) from error
+        raise
     finally:
         loader.close()
     lines = [f"warning: undecodable image: {line}" for line in bad.lines()]
@@ -101,9 +110,26 @@ def predict(
     return len(bad)
 
 
+def _loader(
+    split: Split, content: dict[str, Any], bad: BadFiles, loading: Loading, device: torch.device
+) -> ImageLoader:
+    """Return a loader of all images in their order, as validated."""
+    batch_size = min(loading.batch_size, len(split))
+    sampler = ShardedSampler(count=len(split), batch_size=batch_size, rank=0, world_size=1, train=False)
+    return MAKERS["torch"](
+        LoaderArgs(
+            split=split,
+            transform=_transform(content),
+            sampler=sampler,
+            device=device,
+            workers=loading.workers,
+            bad=bad,
+        )
+    )
+
+
 def _open(root: Path, names: Sequence[str], config: dict[str, Any]) -> Split:
     """Return the images, decoded by the settings of a checkpoint."""
-    config = {**FORMER, **config}
     paths, upright = [str(root / name) for name in names], config["exif"] == "upright"
     files = scan(f"predict {root.resolve()}", paths, upright=upright)
     if config["levels"] != "auto":
@@ -132,6 +158,40 @@ def _predict_batches(
                 _save(task.draw(rgb(pixels), prediction, class_names), folder / f"{name}.png")
 
 
+def _check_memory(content: dict[str, Any], network: nn.Module, batch_size: int) -> None:
+    """Raise UserError if a batch of images of the checkpoint's size does not fit into memory."""
+    size, channels = content["val_img_size"], content["in_chans"]
+    shape = batch_size, channels, size, size
+    needed = BYTES * math.prod(shape) + 2 * _largest_output(network, shape)
+    if needed > free_memory():
+        raise UserError(
+            f"{batch_size} images of {channels} x {size} x {size}, the checkpoint's size, take at least "
+            f"{needed / 1e9:.1f} GB; use a smaller --batch-size, or another checkpoint"
+        )
+
+
+def _largest_output(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a layer's largest output, found on shapes alone; 0 if the network needs data."""
+    largest = 0
+
+    def look(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel() * output.element_size())
+
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    empty = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    handles = [module.register_forward_hook(look) for module in network.modules()]
+    try:
+        torch.func.functional_call(network, empty, torch.empty(shape, device="meta"))
+    except Exception:  # a network may raise anything
+        return 0
+    finally:
+        for handle in handles:
+            handle.remove()
+    return largest
+
+
 def _check_free(output: Path | None, names: list[str]) -> None:
     """Raise UserError if the folder holds a picture of one of these names."""
     existing = [name for name in names if output is not None and (output / f"{name}.png").exists()]
@@ -141,9 +201,8 @@ def _check_free(output: Path | None, names: list[str]) -> None:
 
 def _task(content: dict[str, Any], threshold: float | None) -> Task:
     """Return the task of a checkpoint's network; UserError for a threshold without effect."""
-    multi_label = content.get("multi_label", False)  # absent in older checkpoints
-    settings = LossSettings(cls_loss=content["config"].get("cls_loss", "ce"))
-    task = build_task(content["arch"], settings, content["num_classes"], multi_label=multi_label)
+    settings = LossSettings(cls_loss=content["config"]["cls_loss"])
+    task = build_task(content["arch"], settings, content["num_classes"], multi_label=content["multi_label"])
     if threshold is not None:
         if not isinstance(task, MultiLabelClassification):
             raise UserError("--threshold: for networks of several labels an image, and this is none; omit it")
@@ -153,7 +212,7 @@ def _task(content: dict[str, Any], threshold: float | None) -> Task:
 
 def _class_names(content: dict[str, Any]) -> list[str]:
     """Return the names of a checkpoint's classes; numbers for those that its data did not have."""
-    names = content["class_names"]
+    names = [printable(name) for name in content["class_names"]]
     return [*names, *(f"class {i}" for i in range(len(names), content["num_classes"]))]
 
 
@@ -171,13 +230,13 @@ def _names(images: Path) -> tuple[Path, list[str]]:
 
 def _transform(content: dict[str, Any]) -> Transform:
     """Return the transform of the validation."""
-    config = {**FORMER, **content["config"]}
+    config = content["config"]
     return Transform(
-        size=content.get("val_img_size", content["img_size"]),  # absent in older checkpoints
+        size=content["val_img_size"],
         channels=content["in_chans"],
         train_crop=config["train_crop"],
         crop_pct=config["crop_pct"],
-        crop_mode=config.get("crop_mode", "center"),  # likewise
+        crop_mode="border" if config["crop_mode"] == "border" else "center",  # auto: of older checkpoints
         dct_scaling=config["dct_scaling"],
     )
 

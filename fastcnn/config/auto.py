@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastcnn.config.settings import FIELDS, Config, SchedName, flag, task_of, to_plain
-from fastcnn.config.validate import check
+from fastcnn.config.validate import check, check_values
 from fastcnn.errors import UserError
 
 
@@ -191,6 +191,22 @@ def _resolve_compute(config: Config, environment: Environment, choose: _Choices)
 
 FORMER = {"exif": "ignore", "levels": [0, 65_535], "dct_scaling": False}
 """Behavior of versions that did not have these settings, for their checkpoints."""
+
+
+def from_saved(saved: Mapping[str, Any]) -> Config:
+    """Convert the settings of a checkpoint; unknown ones are ignored, missing ones have their former value.
+
+    Raises:
+        UserError: a value of the wrong type, or outside its limits.
+    """
+    known = {name: value for name, value in {**FORMER, **saved}.items() if name in FIELDS}
+    config = dataclasses.replace(
+        Config(), **{name: _as_setting(name, value) for name, value in known.items()}
+    )
+    check_values(config)
+    return config
+
+
 NOT_CARRIED = (
     *("device", "workers", "log_interval"),  # specific to the machine
     *("output_dir", "resume", "test_only", "config", "peer_timeout"),  # specific to this start

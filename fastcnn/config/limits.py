@@ -10,6 +10,9 @@ from typing import Any
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval
 
+MAX_SIDE = 16_384
+"""Max side of the images of a network, in pixels."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -64,7 +67,9 @@ def ascending(values: tuple[float, ...]) -> bool:
 
 
 def are_rising_sizes(values: tuple[int, ...]) -> bool:
-    return len(values) > 1 and values[0] >= 8 and list(values) == sorted(set(values))
+    return (
+        len(values) > 1 and 8 <= values[0] and values[-1] <= MAX_SIDE and list(values) == sorted(set(values))
+    )
 
 
 def are_mask_values(values: tuple[int, ...]) -> bool:

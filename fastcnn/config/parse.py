@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import re
+import shlex
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from fastcnn.config.recipes import from_recipe
 from fastcnn.config.settings import FIELDS, Config, flag
 from fastcnn.config.validate import check
+from fastcnn.config.yaml_file import MAX_CHARACTERS, parse_yaml
 from fastcnn.errors import UserError
 from fastcnn.files import expand_user
 
@@ -47,6 +49,8 @@ def parse(argv: Sequence[str], prog: str = "fastcnn train", idle: Collection[str
     recipe, file = _value_of("--recipe", argv), _value_of("--config", argv)
     base = from_recipe(recipe) if recipe is not None else Config()
     config = _read_flags(argv, from_yaml(file, base) if file is not None else base, prog)
+    if file is not None and "arch" not in _written(argv):
+        _check_named(config.arch, file)
     defaults: dict[str, Any] = {name: FIELDS[name].default for name in idle}
     config = dataclasses.replace(config, **defaults)
     check(config)
@@ -145,8 +149,20 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
     if values.get("config"):
         base = from_yaml(values["config"], base)
     config = dataclasses.replace(base, **values, written=base.written | frozenset(values))
+    if values.get("config") and "arch" not in values:
+        _check_named(config.arch, values["config"])
     check(config)
     return config
+
+
+def _check_named(arch: str, file: str) -> None:
+    """Raise UserError for a network that is code, and that a file alone names."""
+    if ":" in arch:
+        module = arch.partition(":")[0]
+        raise UserError(
+            f"--config {file}: its arch {arch} is code of the module {module}; if you trust it, add --arch "
+            f"{shlex.quote(arch)}"
+        )
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
@@ -166,15 +182,23 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: unknown setting {name!r}; {hint}")
 
 
-def _yaml_to_argv(path: Path) -> list[str]:
-    import yaml
+def _check_words(path: Path, name: str, value: Any) -> None:
+    """Raise UserError for a value that would be read as a flag of its own."""
+    for word in map(str, value if isinstance(value, list) else [value]):
+        if word.startswith("-") and re.fullmatch(r"-[\d.].*|-inf|-nan", word) is None:
+            raise UserError(
+                f"--config {path}: {name}: {word} begins with a dash, as a flag; use another value"
+            )
 
+
+def _yaml_to_argv(path: Path) -> list[str]:
     try:
-        settings = yaml.safe_load(path.read_text())
+        with path.open(encoding="utf-8") as file:
+            settings = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; use the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # also bytes that are no text
+        raise UserError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"--config {path}: write one `name: value` a line, such as `arch: resnet18`")
     settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
@@ -184,6 +208,7 @@ def _yaml_to_argv(path: Path) -> list[str]:
             raise UserError(f"--config {path}: {name}: use single values, and no further file")
     argv: list[str] = []
     for name, value in settings.items():
+        _check_words(path, name, value)
         if isinstance(FIELDS[name].default, bool):
             if not isinstance(value, bool):
                 raise UserError(f"--config {path}: {name} is true or false, not {value!r}")

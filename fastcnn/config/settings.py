@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Interval
 from tyro.conf import Suppress, arg
 
 from fastcnn.config.limits import (
+    MAX_SIDE,
     Limit,
     are_colors,
     are_deviations,
@@ -38,6 +39,7 @@ OptName = Literal["sgd", "nesterov", "adamw", "rmsproptf", "muon"]
 SchedName = Literal["cosine", "step", "multistep", "polynomial", "onecycle", "triangular", "constant"]
 ClipMode = Literal["norm", "value"]
 Views = Literal["none", "flip", "translate"]
+SIDES = Interval(ge=8, le=MAX_SIDE)
 
 
 def task_of(arch: str) -> TaskName:
@@ -66,13 +68,13 @@ class NetworkSettings:
 
     arch: Annotated[str, arg(aliases=["-a", "--model"])] = "resnet50"
     """Network: resnet50, unet, unet/resnet50, yolo/resnet18, timm/NAME, torchvision/NAME, MODULE:FACTORY."""
-    num_classes: Annotated[int | Auto, Ge(1)] = "auto"
+    num_classes: Annotated[int | Auto, Interval(ge=1, le=10_000_000)] = "auto"
     """Number of classes; auto: from the data."""
     in_chans: Annotated[int | Auto, Interval(ge=1, le=255)] = "auto"
     """Input channels: 1 (gray), 3 (RGB), or as many as the images have; auto: from the data."""
     head: Literal["linear", "mlp"] = "linear"
     """Classifier: one linear layer, or an MLP with one hidden layer."""
-    head_hidden: Annotated[int, Ge(1)] = 512
+    head_hidden: Annotated[int, Interval(ge=1, le=1_000_000)] = 512
     """Hidden units of --head mlp."""
     drop: Annotated[float | None, Interval(ge=0, lt=1), arg(aliases=["--dropout"])] = None
     """Dropout rate; by default the network's own."""
@@ -153,7 +155,7 @@ class LoaderSettings:
     """Loader; auto: the fastest one, timed briefly on this data."""
     batch_size: Annotated[int | Literal["auto", "max"], Ge(1), arg(aliases=["-b"])] = "auto"
     """Images per process in a forward pass; auto: usual, limited by GPU memory; max: largest that fits."""
-    workers: Annotated[int | Auto, Ge(0), arg(aliases=["-j"])] = "auto"
+    workers: Annotated[int | Auto, Interval(ge=0, le=1024), arg(aliases=["-j"])] = "auto"
     """Loader threads per process."""
     dct_scaling: bool = True
     """Decode JPEGs at 1/2, 1/4 or 1/8 if twice the wanted size is left; not of DALI."""
@@ -161,7 +163,7 @@ class LoaderSettings:
     """Tolerated fraction of undecodable images; replaced in training, skipped in validation."""
     read_timeout: str = "1m"
     """Time limit for reading a file of the data, such as 30s; the run stops and names the file."""
-    aug_repeats: Annotated[int, Ge(1), arg(aliases=["--ra-reps"])] = 1
+    aug_repeats: Annotated[int, Interval(ge=1, le=1000), arg(aliases=["--ra-reps"])] = 1
     """Repeated augmentation: uses of each image per epoch; the epoch keeps its length."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     """Training order: each image once, or each class equally often in an epoch of the same length."""
@@ -171,9 +173,9 @@ class LoaderSettings:
 class GeometrySettings:
     """Image size, crops and flips."""
 
-    img_size: Annotated[int | Auto, Ge(8)] = "auto"
+    img_size: Annotated[int | Auto, SIDES] = "auto"
     """Image size in pixels, for training and validation."""
-    val_img_size: Annotated[int | Auto, Ge(8), arg(aliases=["--eval-img-size"])] = "auto"
+    val_img_size: Annotated[int | Auto, SIDES, arg(aliases=["--eval-img-size"])] = "auto"
     """Image size for validation, if different; auto: --img-size."""
     progressive: Annotated[
         tuple[int, ...] | None, Limit(are_rising_sizes, "use ascending sizes of 8 or more, such as 160 192")
@@ -194,7 +196,7 @@ class GeometrySettings:
         tuple[float, float], Limit(lambda v: 0 < v[0] <= v[1], "use two ratios, such as 0.75 1.33")
     ] = (3 / 4, 4 / 3)
     """Aspect ratio range (width / height) of random-resized crops."""
-    crop_padding: Annotated[int | Auto, Ge(0)] = "auto"
+    crop_padding: Annotated[int | Auto, Interval(ge=0, le=MAX_SIDE)] = "auto"
     """Padding of --train-crop pad in pixels per side; auto: an eighth of the size."""
     pad_mode: Literal["black", "reflect"] = "black"
     """Padding of --train-crop pad: black, or the image reflected at its border."""
@@ -228,7 +230,7 @@ class AugmentationSettings:
     """Maximum angle of random rotation in degrees."""
     reprob: Annotated[float, Interval(ge=0, le=1), arg(aliases=["--random-erase"])] = 0.0
     """Probability of random erasing to the mean color."""
-    cutout: Annotated[int, Ge(0)] = 0
+    cutout: Annotated[int, Interval(ge=0, le=MAX_SIDE)] = 0
     """Cutout: side in pixels of a square erased to the mean color in every image."""
     mixup: Annotated[float, Ge(0)] = 0.0
     """Mixup alpha; 0 disables it."""
@@ -263,7 +265,7 @@ class LossSettings:
 class ScheduleSettings:
     """The length of the training and its learning rate schedule."""
 
-    epochs: Annotated[float | Auto, Gt(0)] = "auto"
+    epochs: Annotated[float | Auto, Interval(gt=0, le=1_000_000)] = "auto"
     """Number of epochs; may end with a partial one, as in 9.5."""
     time_budget: str | None = None
     """Wall-clock limit of the run, such as 10m or 1h30m; sets the epochs from the measured speed."""
@@ -305,7 +307,7 @@ class OptimizerSettings:
     """Momentum of sgd, nesterov and rmsproptf."""
     weight_decay: Annotated[float | Auto, Ge(0), arg(aliases=["--wd"])] = "auto"
     """Weight decay of parameters with two or more dimensions, with muon not of filters; auto: by --opt."""
-    grad_accum_steps: Annotated[int, Ge(1)] = 1
+    grad_accum_steps: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
     """Batches per update (gradient accumulation)."""
     clip_grad: Annotated[float | None, Gt(0)] = None
     """Max norm for gradient clipping; with --clip-mode value the max absolute entry."""

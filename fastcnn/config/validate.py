@@ -21,16 +21,23 @@ LOADING = (
 """Settings of image loading, without effect on synthetic images."""
 GEOMETRIC = ("aa", "rotate", "reprob", "cutout", "mixup", "cutmix", "tta", "pad_mode")
 """Augmentations that do not move masks and boxes."""
+SHOWN = 200
+"""Max characters of a value in a message."""
 
 
 def check(config: Config) -> None:
     """Raise UserError for a value of the wrong type, outside its limits, or in conflict with another."""
-    _check_types(config)
-    _check_limits(config)
+    check_values(config)
     _check_data(config)
     _check_optimization(config)
     _check_transfer(config)
     _check_compute(config)
+
+
+def check_values(config: Config) -> None:
+    """Raise UserError for a value of the wrong type or outside its limits."""
+    _check_types(config)
+    _check_limits(config)
 
 
 def ineffective(config: Config, chosen: Collection[str] = ()) -> list[str]:
@@ -129,17 +136,17 @@ def _after(epoch: int | None, epochs: float | Auto) -> bool:
 
 
 def _check_types(config: Config) -> None:
-    from typeguard import TypeCheckError, check_type
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
     for name, hint in get_type_hints(Config).items():
         value = getattr(config, name)
         try:
             if isinstance(value, bool) and not isinstance(FIELDS[name].default, bool):
                 raise TypeCheckError("a bool is an int to Python, not to us")
-            check_type(value, hint)
+            check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
             expected = str(hint).replace("typing.", "").replace("NoneType", "None")
-            raise UserError(f"{flag(name)} {value!r}: expected {expected}") from None
+            raise UserError(f"{flag(name)} {_short(repr(value))}: expected {expected}") from None
 
 
 def _check_limits(config: Config) -> None:
@@ -148,7 +155,11 @@ def _check_limits(config: Config) -> None:
         advice = broken(value, getattr(hint, "__metadata__", ()))
         if advice is not None:
             shown = " ".join(map(str, value if isinstance(value, tuple) else (value,)))
-            raise UserError(f"{flag(name)} {shown}: {advice}")
+            raise UserError(f"{flag(name)} {_short(shown)}: {advice}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _check_data(config: Config) -> None:

@@ -12,15 +12,18 @@ import torch
 from torch import nn
 
 from fastcnn import files
-from fastcnn.config import Config, NetworkSettings, to_plain
+from fastcnn.config import Config, to_plain
 from fastcnn.data.sources.dataset import Source
 from fastcnn.engine.state import TrainState
 from fastcnn.errors import UserError
+from fastcnn.models import saved
 from fastcnn.models.create import build_network
-from fastcnn.optim.build import add_momentum_buffers
+from fastcnn.optim.build import load_optimizer
+from fastcnn.runtime.tensor_file import read_tensor_file
+from fastcnn.tasks.metrics import Metrics
 from fastcnn.version import __version__
 
-FORMAT = 2
+LOAD = "fastcnn.load"
 
 
 def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
@@ -35,32 +38,61 @@ def save(path: Path, content: dict[str, Any], best: Path | None = None) -> None:
         torch.save(content, file)
 
 
-def load(path: Path, source_flag: str = "--resume") -> dict[str, Any]:
-    """Read a checkpoint on the CPU; raise UserError if it is missing or not from fastcnn."""
+def load(path: Path, source_flag: str = "--resume", arch: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, and check all of its content (`fastcnn.models.saved`).
+
+    Args:
+        arch: name of a network that the user wrote. A checkpoint's MODULE:FACTORY is imported only if it is
+            the same.
+
+    Raises:
+        UserError: it is missing, not from fastcnn, damaged, or names code that the user did not.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensor_file(path)
     except OSError as error:
         raise UserError(f"{source_flag} {path}: {error.strerror}; use the path of a checkpoint") from error
     except Exception as error:  # an unpickler raises any error on foreign bytes
         raise UserError(f"{source_flag} {path}: not a checkpoint that torch.load can read") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{source_flag} {path}: not a fastcnn checkpoint of format {FORMAT}")
+    if not isinstance(content, dict) or content.get("format") != saved.FORMAT:
+        raise UserError(f"{source_flag} {path}: not a fastcnn checkpoint of format {saved.FORMAT}")
+    try:
+        saved.check_content(content)
+    except ValueError as error:
+        raise UserError(f"{source_flag} {path}: damaged or incomplete: {error}; use another") from error
+    advice = f'pass arch="{content["arch"]}"' if source_flag == LOAD else f"add --arch {content['arch']}"
+    try:
+        saved.check_trusted(content["arch"], arch, advice)
+    except ValueError as error:
+        raise UserError(f"{source_flag} {path}: {error}") from error
+    try:
+        saved.check_network(content)
+    except UserError:  # no such network here
+        raise
+    except ValueError as error:
+        raise UserError(f"{source_flag} {path}: damaged or incomplete: {error}; use another") from error
     return content
 
 
-def load_network(path: str | Path) -> nn.Module:
+def load_network(path: str | Path, arch: str | None = None) -> nn.Module:
     """Return the network of a checkpoint, on the CPU, in evaluation mode, with the validated weights.
 
+    Args:
+        arch: MODULE:FACTORY, to use a network of that name; see `load`.
+
     Raises:
-        UserError: there is no such checkpoint, or its network is from a package that is not installed.
+        UserError: as `load`, or the network is from a package that is not installed.
     """
-    content = load(Path(path), "fastcnn.load")
-    head = ("head", "head_hidden", "anchors", "strides")
-    saved = {
-        name: content["config"][name] for name in head if name in content["config"]
-    }  # older ones lack some
-    sizes = {name: content[name] for name in ("arch", "num_classes", "in_chans")}
-    network = build_network(NetworkSettings(**sizes, **saved))
+    return build_saved(load(Path(path), LOAD, arch))
+
+
+def build_saved(content: dict[str, Any]) -> nn.Module:
+    """Return the network of a loaded checkpoint, as `load_network`."""
+    network = build_network(saved.network_settings(content))
+    try:
+        saved.check_states(content, network.state_dict())
+    except ValueError as error:
+        raise UserError(f"the checkpoint does not fit its network: {error}; use another") from error
     network.load_state_dict(content["weights"])
     return network.eval()
 
@@ -76,7 +108,7 @@ def pack(
             and everything that determines the order of the samples.
     """
     return {
-        "format": FORMAT,
+        "format": saved.FORMAT,
         "fastcnn": __version__,
         "arch": config.arch,
         "num_classes": config.num_classes,
@@ -113,7 +145,15 @@ def pack_state(state: TrainState) -> dict[str, Any]:
 
 
 def unpack_weights(state: TrainState, content: dict[str, Any]) -> None:
-    """Load a checkpoint's weights, and their moving average, into the state."""
+    """Load a checkpoint's weights, and their moving average, into the state.
+
+    Raises:
+        UserError: they belong to another network.
+    """
+    try:
+        saved.check_states({"average": {"weights": {}}, "ranks": [], **content}, state.network.state_dict())
+    except ValueError as error:
+        raise UserError(f"--resume: the checkpoint does not fit its network: {error}; use another") from error
     state.network.load_state_dict(content["model"])
     if state.ema is not None:
         state.ema.load_state_dict(content["ema"])
@@ -121,13 +161,7 @@ def unpack_weights(state: TrainState, content: dict[str, Any]) -> None:
 
 def unpack_progress(state: TrainState, content: dict[str, Any]) -> None:
     """Load the optimizer, the scaler and the counters into the state; keep its hyperparameters."""
-    hyperparameters = [
-        {k: v for k, v in group.items() if k != "params"} for group in state.optimizer.param_groups
-    ]
-    state.optimizer.load_state_dict(content["optimizer"])
-    for group, settings in zip(state.optimizer.param_groups, hyperparameters):
-        group.update(settings)
-    add_momentum_buffers(state.optimizer)  # for layers frozen at the save
+    load_optimizer(state.optimizer, content["optimizer"])
     if state.recorded is not None:
         state.recorded.reset()  # it captured the optimizer's former tensors
     if content["scaler"]:
@@ -146,9 +180,9 @@ def buffers(state: TrainState) -> list[dict[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def restore_buffers(state: TrainState, saved: list[dict[str, torch.Tensor]]) -> None:
+def restore_buffers(state: TrainState, values_of: list[dict[str, torch.Tensor]]) -> None:
     targets = [dict(state.network.named_buffers()), state.ema.average if state.ema is not None else {}]
-    for target, values in zip(targets, saved):
+    for target, values in zip(targets, values_of):
         for name, value in values.items():
             target[name].copy_(value)
 
@@ -161,6 +195,15 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     elif device.type == "mps":
         states["mps"] = torch.mps.get_rng_state()
     return states
+
+
+def check_metrics(content: dict[str, Any], metrics: Metrics, best_metric: str) -> None:
+    """Raise UserError if a checkpoint's metrics are not those of the task."""
+    shape = metrics.state().shape
+    if any(rank["metrics"].shape != shape for rank in content["ranks"]):
+        raise UserError("--resume: its sums are those of another task; use another checkpoint")
+    if content["best"] and best_metric not in content["best"]:
+        raise UserError(f"--resume: its best metrics have no {best_metric}; use another checkpoint")
 
 
 def restore_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:

@@ -125,19 +125,16 @@ class Checkpointer:
         """
         self.restore_weights(content)
         checkpoint.unpack_progress(self.state, content)
-        self.since_best = content.get("since_best", 0)
-        if "average" in content:
-            self.average.load_state_dict(content["average"])
-        before = {"--sampler": "shuffle", **content["order"]}  # absent in older checkpoints
-        changed = [
-            f"{name} {old}, now {self._order()[name]}"
-            for name, old in before.items()
-            if old != self._order()[name]
-        ]
+        self.since_best = content["since_best"]
+        self.average.load_state_dict(content["average"])
+        before, now = content["order"], self._order()
+        changed = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name) != now[name]]
         accum, schedule = self.state.options.accum_steps, self.state.schedule
         epoch = int(content["epoch"])  # a run of 9.5 epochs resumes within the tenth
         self.state.step = epoch * schedule.steps_per_epoch
         at = content["loader"]
+        if at["consumed"] > len(self.source.train):
+            raise UserError("--resume: its position is beyond the end of an epoch; use another checkpoint")
         if at["epoch"] == epoch and at["consumed"] > 0:
             if changed:
                 was = "; ".join(changed)
@@ -159,8 +156,11 @@ class Checkpointer:
     def _find_average(self, step: int) -> dict[str, float] | None:
         """Return the best metrics saved with the average at this step; None without such an average."""
         path = self.folder / AVERAGE
-        content = checkpoint.load(path) if path.exists() else {"step": None}
+        content = self._load(path) if path.exists() else {"step": None}
         return content["best"] if content["step"] == step else None
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        return checkpoint.load(path, arch=self.config.arch)
 
     def restore_best(self) -> bool:
         """Load the weights of the best epoch; `last.pt` stays. All ranks call it.
@@ -171,7 +171,7 @@ class Checkpointer:
             Whether the folder has them; otherwise the last weights stay.
         """
         path = self.folder / BEST
-        weights = from_main(lambda: checkpoint.load(path)["weights"] if path.exists() and self.best else None)
+        weights = from_main(lambda: self._load(path)["weights"] if path.exists() and self.best else None)
         if weights is None:
             return False
         self.state.network.load_state_dict(weights)

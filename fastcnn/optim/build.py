@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fastcnn.config import OptimizerSettings
+from fastcnn.errors import UserError
 from fastcnn.optim.muon import Muon, muon_groups
 from fastcnn.optim.rmsprop import RMSpropTF
 
@@ -85,6 +86,57 @@ def add_momentum_buffers(optimizer: Optimizer) -> None:
         for p in group["params"] if group.get("momentum") else ():
             if p.requires_grad and "momentum_buffer" not in optimizer.state[p]:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+STATE_NAMES = {
+    SGD: {"momentum_buffer"},
+    AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    RMSpropTF: {"square_avg", "momentum_buffer"},
+    Muon: {"momentum_buffer"},
+}
+"""Names of the tensors of an updated parameter."""
+
+
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Load the tensors of a saved state, as copies; keep the hyperparameters.
+
+    Each tensor takes the memory format, dtype and device of its parameter. Fused optimizers read parameters
+    and states in the order of memory, so other strides would mix up their elements.
+
+    Args:
+        saved: `optimizer.state_dict()`, of any memory format, dtype and device.
+
+    Raises:
+        UserError: it belongs to other parameters or another optimizer.
+    """
+    groups, names = optimizer.param_groups, STATE_NAMES[type(optimizer)]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    counts = [_length(group.get("params")) for group in saved["param_groups"]]
+    if counts != [len(group["params"]) for group in groups]:
+        raise UserError("--resume: its optimizer has other groups of parameters; use another checkpoint")
+    optimizer.state.clear()
+    for index, state in saved["state"].items():
+        if not 0 <= index < len(parameters) or not _fits(state, parameters[index], names):
+            raise UserError(
+                f"--resume: its optimizer does not fit parameter {index} of the network; use another file"
+            )
+        parameter = parameters[index]
+        for name, value in state.items():
+            own = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
+            optimizer.state[parameter][name] = own.copy_(value)
+    add_momentum_buffers(optimizer)  # for layers frozen at the save
+
+
+def _length(params: object) -> int:
+    return len(params) if isinstance(params, list) else -1
+
+
+def _fits(state: Mapping[str, Tensor], parameter: Tensor, names: set[str]) -> bool:
+    """Return whether the tensors have these names, and the parameter's shape or, as a step, none."""
+    return state.keys() in (set(), names) and all(
+        value.is_floating_point() and value.shape == (() if name == "step" else parameter.shape)
+        for name, value in state.items()
+    )
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

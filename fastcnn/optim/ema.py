@@ -71,6 +71,6 @@ class EMA:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
-        self.waited = state.get("waited", 0)  # missing in older checkpoints, which updated at every step
+        self.waited = state["waited"]
         for name, value in self.average.items():
             value.copy_(state["average"][name])

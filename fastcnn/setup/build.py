@@ -10,6 +10,7 @@ from fastcnn.config import Config
 from fastcnn.data.loaders.base import Loader
 from fastcnn.data.loaders.build import build_loaders, build_test_loader
 from fastcnn.data.transforms.mixing import Mixing
+from fastcnn.engine.checkpoint import check_metrics
 from fastcnn.engine.checkpointer import Checkpointer
 from fastcnn.engine.state import StepOptions, TrainState, build_state
 from fastcnn.errors import UserError
@@ -86,6 +87,8 @@ def build_training(plan: Plan, ranks: Ranks, device: torch.device) -> Training:
     metrics = task.metrics(device)
     training = Training(plan=plan, ranks=ranks, task=task, checkpointer=checkpointer, epoch_metrics=metrics)
     try:
+        if plan.checkpoint is not None:
+            check_metrics(plan.checkpoint, metrics, task.best_metric)
         if plan.checkpoint is not None and config.test_only:
             checkpointer.restore_weights(plan.checkpoint)
         elif plan.checkpoint is not None:

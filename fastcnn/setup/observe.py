@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from fastcnn.config import Config, task_of
 from fastcnn.config.auto import Environment, ignored_on_resume, merge_resumed_config
 from fastcnn.data.loaders.registry import has_dali
-from fastcnn.data.sources.dataset import Source
+from fastcnn.data.sources.dataset import DOWNLOADED, Source
 from fastcnn.data.sources.open import open_data
+from fastcnn.data.sources.shards import REMOTE
 from fastcnn.engine import checkpoint
 from fastcnn.errors import UserError
 from fastcnn.models.parts import image_sizes, map_strides
@@ -51,13 +53,14 @@ def observe_start(config: Config, ranks: Ranks, device: torch.device, lock: RunL
     folder, path = from_main(lambda: choose_folder(config, lock))
     if path is None:
         return Start(folder=folder, config=config)
-    content = local_main_first(lambda: checkpoint.load(path), ranks)
-    if config.weights not in (None, content["config"].get("weights")):
+    content = local_main_first(lambda: checkpoint.load(path, arch=config.arch), ranks)
+    if config.weights not in (None, content["config"]["weights"]):
         raise UserError(f"--weights {config.weights}: the run continues with the weights of {path}; omit it")
     same_ranks = len(content["ranks"]) == ranks.world_size
     merged, kept = merge_resumed_config(
         config, content["config"], content["chosen"], same_ranks=same_ranks, device=device.type
     )
+    _check_download(config, merged, path)
     ignored = ignored_on_resume(config, merged)
     dtype = merged.amp_dtype
     if "amp_dtype" in kept and not from_main(lambda: machine.is_native(dtype, device)):
@@ -66,6 +69,16 @@ def observe_start(config: Config, ranks: Ranks, device: torch.device, lock: RunL
     return Start(
         folder=folder, config=merged, kept=kept, checkpoint=content, checkpoint_path=path, ignored=ignored
     )
+
+
+def _check_download(config: Config, merged: Config, path: Path) -> None:
+    """Raise UserError if images would be downloaded to a folder that the checkpoint alone names."""
+    downloads = merged.data.startswith(REMOTE) or merged.data in DOWNLOADED
+    if downloads and merged.data_root != config.data_root:
+        raise UserError(
+            f"--resume {path}: {merged.data} was in {merged.data_root}, and missing files are downloaded; "
+            f"add --data-root {shlex.quote(merged.data_root)}, or another folder"
+        )
 
 
 def observe_data(config: Config, ranks: Ranks) -> Source:

@@ -13,6 +13,7 @@ from fastcnn.config import FIELDS, Config, to_plain, to_yaml
 from fastcnn.data.sources.dataset import NAMED, Source
 from fastcnn.engine.checkpointer import LAST
 from fastcnn.errors import UserError, WriteError
+from fastcnn.models.saved import NETWORK
 from fastcnn.setup.run_lock import RunLock
 
 
@@ -58,12 +59,11 @@ def choose_folder(config: Config, lock: RunLock | None = None) -> tuple[Path, Pa
 
 def check_resumable(content: dict[str, Any], config: Config, source: Source, path: Path) -> None:
     """Raise UserError if a checkpoint belongs to another network, optimizer or other classes."""
-    network = ("arch", "num_classes", "in_chans", "head", "head_hidden", "anchors", "strides")
-    for name in (*network, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
-        then, now = content["config"].get(name, FIELDS[name].default), to_plain(config)[name]
+    for name in (*NETWORK, "opt", "model_ema", "backbone_lr_scale", "layer_decay"):
+        then, now = content["config"][name], to_plain(config)[name]
         if then != now:
             raise UserError(f"--resume {path}: its {name} is {then}, this run's is {now}; use the same")
-    if content.get("multi_label", False) != source.multi_label:
+    if content["multi_label"] != source.multi_label:
         kinds = {True: "several labels", False: "one label"}
         raise UserError(
             f"--resume {path}: its images have {kinds[not source.multi_label]} each, those of --data "

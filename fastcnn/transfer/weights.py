@@ -20,6 +20,8 @@ from fastcnn import files
 from fastcnn.config import backbone_of
 from fastcnn.errors import UserError
 from fastcnn.models.external import WITH_AUXILIARIES, import_timm, is_external, timm_config
+from fastcnn.models.saved import check_content
+from fastcnn.runtime.tensor_file import check_regular, read_tensor_file
 
 SAME_IN_TORCHVISION = (
     *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "googlenet"),
@@ -133,6 +135,10 @@ def read_weights(path: str) -> Weights:
     content = _read(files.expand_user(path, "--weights"), f"--weights {path}")
     mean = std = class_names = arch = None
     if isinstance(content, dict) and {"fastcnn", "weights"} <= content.keys():
+        try:
+            check_content(content)
+        except ValueError as error:
+            raise UserError(f"--weights {path}: damaged or incomplete: {error}; use another") from error
         state, mean, std = content["weights"], tuple(content["mean"]), tuple(content["std"])
         class_names, arch = tuple(content["class_names"]), content["arch"]
     else:
@@ -140,7 +146,7 @@ def read_weights(path: str) -> Weights:
         for key in ("model", "state_dict"):
             if isinstance(content, dict) and isinstance(content.get(key), dict):
                 state = content[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not _is_state_dict(state):
         raise UserError(
             f"--weights {path}: no state dict in it; save one with torch.save(model.state_dict(), FILE)"
         )
@@ -159,8 +165,9 @@ def _read(path: Path, source: str) -> Any:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            check_regular(path)
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_tensor_file(path)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror or error}; use the path of a file of weights") from error
     except Exception as error:  # readers may raise anything for invalid bytes
@@ -171,6 +178,14 @@ def _read(path: Path, source: str) -> Any:
                 "save the tensors alone with torch.save(model.state_dict(), FILE)"
             ) from error
         raise UserError(f"{source}: not a file of weights; use a .pth, .pt or .safetensors file") from error
+
+
+def _is_state_dict(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and len(state) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    )
 
 
 def _with_new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def with_boxes(
     drawing, font = ImageDraw.Draw(picture), _font()
     for row in boxes[::-1]:  # the best on top
         number, corners = int(row[0]), (row[1:5] * scale).round().tolist()
-        name = class_names[number]
+        name = printable(class_names[number])
         label = f"{name} {row[5]:.2f}" if scored else f"{name} (crowd)" if row[5] else name
         drawing.rectangle(corners, outline=class_color(number), width=2)
         width, height = (side + 4 for side in drawing.textbbox((0, 0), label, font=font)[2:])
@@ -70,6 +70,11 @@ def with_boxes(
         drawing.rectangle((x, y, x + width, y + height), fill=class_color(number))
         drawing.text((x + 2, y + 1), label, font=font, fill=readable_on(class_color(number)))
     return picture
+
+
+def printable(name: str) -> str:
+    """Return a class name in one line, without characters that a terminal obeys or a font lacks."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def enlarged(image: Image.Image) -> Image.Image:
@@ -86,7 +91,7 @@ def with_caption(
     canvas = Image.new("RGB", (picture.width, picture.height + height), GROUND)
     canvas.paste(picture, (0, 0))
     drawing, x, y = ImageDraw.Draw(canvas), 0, picture.height + 3
-    for label, color in labels:
+    for label, color in ((printable(name), color) for name, color in labels):
         width = drawing.textlength(label, font=font) + (FONT_SIZE + 4 if color else 0)
         if x + width > canvas.width and x:
             drawing.text((min(x, canvas.width - 12), y), "...", font=font, fill=TEXT)

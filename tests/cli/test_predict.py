@@ -17,6 +17,7 @@ from PIL import Image
 import fastcnn
 from fastcnn.cli.main import main
 from fastcnn.data.sources.demo import VERSION
+from fastcnn.models import build
 from networks import each
 from odd_images import RECTANGLE, iou, png16, red_box, scene, turned
 
@@ -197,3 +198,20 @@ def test_values_are_scaled_as_in_training(trained, tmp_path, monkeypatch):
         assert main(["predict", str(checkpoint), "images", "--output-dir", folder]) == 0
         with Image.open(Path(folder, "a.png.png")) as picture:
             assert picture.convert("L").getpixel((9, 9)) == expected
+
+
+def test_images_of_a_size_that_no_memory_holds_are_refused(trained, images, capsys, monkeypatch):
+    """Layers count too: those of a U-Net keep the sides, with many channels."""
+    arch = "unet_small"
+    monkeypatch.chdir(images.parent)
+    content = torch.load(trained, weights_only=True)
+    network = build(arch, 10)
+    content.update(arch=arch, model=network.state_dict(), weights=network.state_dict(), ranks=[])
+    content["config"].update(arch=arch, img_size=8192, val_img_size=8192)
+    content.update(img_size=8192, val_img_size=8192, average={"epochs": 0, "weights": {}})
+    torch.save(content, "large.pt")
+    monkeypatch.setattr("fastcnn.cli.predict.free_memory", lambda: 5 * 3 * 8192**2 + 1000)
+    assert main(["predict", "large.pt", str(images / "a.jpg")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "1 images of 3 x 8192 x 8192, the checkpoint's size, take at least" in error

@@ -224,7 +224,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_with_its_size_to_the_sa
     assert train(*flags, "--output-dir", "whole") == 0
     interrupt_after(14, lambda: train(*flags, "--output-dir", "parts", "--checkpoint-steps", "7"))
     seen = sizes_of_steps(monkeypatch)
-    assert train("--resume", "parts/last.pt", "--workers", "1") == 0
+    assert train("--resume", "parts/last.pt", "--arch", "small_network:small", "--workers", "1") == 0
     assert seen == [24] * 6 + [32] * 10
     whole, parts = torch.load("whole/last.pt"), torch.load("parts/last.pt")
     assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
@@ -247,7 +247,7 @@ def test_predictions_are_made_at_the_size_of_validation(train, demo, monkeypatch
 
     monkeypatch.setattr(Normalized, "forward", look)
     image = next((demo / "val").rglob("*.jpg"))
-    assert main(["predict", "run/best.pt", str(image)]) == 0
+    assert main(["predict", "run/best.pt", str(image), "--arch", "small_network:small"]) == 0
     assert seen == [(40, 40)]
 
 

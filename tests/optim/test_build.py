@@ -9,9 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fastcnn.config import OptimizerSettings
+from fastcnn.config import OptimizerSettings, OptName
 from fastcnn.models import build
-from fastcnn.optim.build import add_momentum_buffers, build_optimizer, parameter_groups, set_learning_rate
+from fastcnn.optim.build import (
+    add_momentum_buffers,
+    build_optimizer,
+    load_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from fastcnn.optim.ema import EMA
 from fastcnn.optim.muon import Muon
 from fastcnn.optim.rmsprop import RMSpropTF
@@ -174,6 +180,63 @@ def test_a_step_is_skipped_where_the_gradients_are_said_to_be_infinite(opt):
     assert all(not torch.equal(p, start[name]) for name, p in network.named_parameters())
 
 
+# Loading
+
+
+def trained(
+    opt: OptName, layout: torch.memory_format, steps: int = 2
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    # Kernels of several sizes: for 1 x 1 and for depthwise ones the two formats differ in strides alone.
+    network = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6), nn.Tanh(), nn.Conv2d(6, 4, 1)
+    ).to(memory_format=layout)
+    optimizer = build_optimizer(network, OptimizerSettings(opt=opt, weight_decay=0.01), lr=0.02)
+    for seed in range(steps):
+        backward(network, seed)
+        optimizer.step()
+    return network, optimizer
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("opt", OPTS)
+@pytest.mark.parametrize("before", LAYOUTS, ids=["contiguous", "channels-last"])
+def test_a_loaded_state_takes_the_memory_format_of_its_parameter(opt, before):
+    (after,) = set(LAYOUTS) - {before}
+    network, optimizer = trained(opt, before)
+    other, loaded = trained(opt, after, steps=0)
+    other.load_state_dict(network.state_dict())
+    load_optimizer(loaded, optimizer.state_dict())
+    states = [(p, value) for p, state in loaded.state.items() for value in state.values() if value.ndim]
+    assert len(states) >= len(list(other.parameters()))
+    assert all(value.stride() == p.stride() for p, value in states)
+    for model, each in ((network, optimizer), (other, loaded)):
+        backward(model, seed=9)
+        each.step()
+    torch.testing.assert_close(dict(other.named_parameters()), dict(network.named_parameters()))
+
+
+@pytest.mark.parametrize("opt", OPTS)
+def test_a_loaded_state_takes_the_dtype_of_its_parameter_and_is_a_copy(opt):
+    network, optimizer = trained(opt, torch.channels_last)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state.update({name: value.double() for name, value in state.items()})
+    for group in saved["param_groups"]:
+        group["lr"] = 100.0
+    load_optimizer(optimizer, saved)
+    for p, state in optimizer.state.items():
+        assert {value.dtype for value in state.values()} == {torch.float32}
+        assert {value.stride() for value in state.values() if value.ndim} == {p.stride()}
+    assert all(group["lr"] < 10 for group in optimizer.param_groups)
+    before = copy.deepcopy(saved)
+    backward(network)
+    optimizer.step()
+    torch.testing.assert_close(saved["state"], before["state"], rtol=0, atol=0)
+
+
 # Moving average
 
 
@@ -277,13 +340,17 @@ def test_an_average_saved_between_its_updates_goes_on_in_the_same_step():
         torch.testing.assert_close(again.average, ema.average, rtol=0, atol=0)
 
 
-def test_an_average_of_an_older_checkpoint_goes_on():
-    network = small_network()
+def test_a_loaded_average_keeps_the_memory_format_of_its_network():
+    network = nn.Conv2d(2, 4, 3)
     ema = EMA(network, 0.9998)
-    state = {name: value for name, value in ema.state_dict().items() if name != "waited"}
-    ema.load_state_dict(state)
+    shift(network, 0.5)
     ema.update()
-    assert ema.updates == 1
+    turned = EMA(copy.deepcopy(network).to(memory_format=torch.channels_last), 0.9998)
+    turned.load_state_dict(ema.state_dict())
+    assert turned.average["weight"].stride() == turned.live["weight"].stride() != (18, 9, 3, 1)
+    for each in (ema, turned):
+        each.update()
+    torch.testing.assert_close(turned.average, ema.average)
 
 
 def test_a_loaded_average_is_a_copy():

@@ -91,7 +91,7 @@ def _with_arrays(record: dict[str, Any]) -> dict[str, Any]:
     outline = record.get("segmentation")
     if outline and isinstance(outline, list):
         parts = outline if isinstance(outline[0], list) else [outline]  # one without its own brackets
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             record["segmentation"] = [np.array(part, dtype=np.float64).reshape(-1, 2) for part in parts]
     return record
 
@@ -102,7 +102,7 @@ def _without_outlines(record: dict[str, Any]) -> dict[str, Any]:
     if outline and isinstance(outline, list) and not record.get("bbox"):
         try:
             points = np.concatenate([np.reshape(part, (-1, 2)) for part in outline]).astype(np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return record
         low, high = points.min(axis=0), points.max(axis=0)
         record["bbox"] = [*low.tolist(), *(high - low).tolist()]

@@ -16,6 +16,8 @@ from fastcnn.data.targets import Boxes, Labels, Masks, MultiLabels, Targets
 
 NAMED = ("demo", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist")
 """Named data sets for classification."""
+DOWNLOADED = {*NAMED, "voc2007", "voc2012", "oxford-iiit-pet"} - {"demo", "synthetic"}
+"""Named data sets of all tasks that torchvision downloads to `--data-root`."""
 SMALL_IMAGE = 96
 """Maximum side in pixels of equally sized images that are trained on without a resize, by pad-crop."""
 SYNTHETIC_SIZE = 64

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -44,6 +44,9 @@ MANIFEST = "pack.json"
 PREFIXES: tuple[Phase, ...] = ("val", "test")
 """Beginnings of the names of shards that are not for training."""
 INDEX_THREADS = 8
+MAX_HEADER, MAX_WORD = 1_000_000, 200
+"""Max bytes of an extended tar header, and of a .cls member."""
+MAX_CLASSES = 1_000_000
 
 
 class Index(NamedTuple):
@@ -139,6 +142,11 @@ def _classes(data: str, listed: Path, indices: Sequence[Index]) -> tuple[dict[st
     if all(word.isdecimal() for word in words):
         numbers = {word: int(word) for word in words}
         count = max(numbers.values(), default=0) + 1
+        if count > MAX_CLASSES:
+            raise UserError(
+                f"--data {data}: a class has the number {count - 1}; number the classes from 0 on, up to "
+                f"{MAX_CLASSES - 1:,} at most"
+            )
         names = [str(i) for i in range(count)]
         if listed.is_file():
             names = listed.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
@@ -161,7 +169,7 @@ def _check_complete(data: str, folder: Path) -> None:
     try:
         listed = json.loads((folder / MANIFEST).read_text())["shards"]
         missing = [str(name) for name in listed if not (folder / str(name)).is_file()]
-    except (OSError, ValueError, LookupError, TypeError):  # no manifest of fastcnn pack
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # no manifest of fastcnn pack
         return
     if missing:
         raise UserError(
@@ -259,21 +267,54 @@ def _opened(path: str) -> BinaryIO:
     return os.fdopen(patiently(lambda: open_regular(path)[0], path), "rb")
 
 
+class _Bounded:
+    """A file for `tarfile`, which reads the whole of an extended header at once, whatever its size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
+def _files(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the files of a tar of `size` bytes; tarfile.ReadError for members beyond it, or backwards."""
+    end = 0
+    for member in tar:
+        if member.size < 0 or member.offset_data < end or member.offset_data + member.size > size:
+            raise tarfile.ReadError("a member outside of the file")
+        end = member.offset_data
+        if member.isfile() and not member.issparse():
+            yield member
+
+
+def _read_word(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """Return the content of a .cls member; "" if there is none.
+
+    Raises:
+        tarfile.ReadError: it is neither a number nor a name.
+    """
+    content = tar.extractfile(member) if member.size <= MAX_WORD else None
+    word = content.read().decode().strip() if content is not None else ""
+    if member.size > MAX_WORD or not word.isprintable():
+        raise tarfile.ReadError(f"{member.name} is neither a class's number nor its name")
+    return word
+
+
 def read_index(path: str) -> Index:
     """Read the index of a shard from its tar headers; UserError if it is malformed."""
     images: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, str] = {}
     try:
-        with _opened(path) as file, tarfile.open(path, "r:", fileobj=file) as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
+        with _opened(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:") as tar:
+            for member in _files(tar, os.fstat(file.fileno()).st_size):
                 folder, name = posixpath.split(member.name)
                 key = posixpath.join(folder, name.partition(".")[0])
                 if name.endswith(".cls"):
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    classes[key] = content.read().decode().strip()
+                    classes[key] = _read_word(tar, member)
                 elif name.lower().endswith(IMAGE_SUFFIXES) and not name.lower().endswith(".npy"):
                     if key in images:
                         raise UserError(f"--data {path}: {key} has more than one image; keep one")
@@ -281,7 +322,9 @@ def read_index(path: str) -> Index:
             file.seek(tar.offset)
             if file.read(512) != bytes(512):
                 raise tarfile.ReadError("cut or damaged")
-    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # also numbers of its headers
         if isinstance(error, OSError) and error.errno in errno.errorcode and error.errno not in OF_THE_FILE:
             raise read_error(path, error.errno) from error
         raise UserError(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,68 @@ def test_a_file_that_is_no_tar_is_refused(content, tmp_path, wording):
     message = refusal(tmp_path)
     assert message.startswith(f"--data {tmp_path}/train-1.tar: ")
     wording(re.sub(r"\(.*\)", "(...)", message))
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (b"1000000000", "a class has the number 1000000000"),
+        (b"x" * 20_000_000, "a.cls is neither a class's number nor its name"),
+        (b"9" * 5000, "a.cls is neither"),
+        (b"a\nb", "a.cls is neither"),
+        (b"\xff\xfe", "can't decode"),
+    ],
+    ids=["number", "20 MB", "digits", "lines", "bytes"],
+)
+def test_a_class_of_no_usual_size_is_refused_at_once(word, reason, tmp_path):
+    train_and_val(tmp_path)
+    write(tmp_path / "train-1.tar", {"a.jpg": jpeg(), "a.cls": word})
+    tracemalloc.start()
+    try:
+        assert reason in refusal(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def with_header(path: Path, place: int, **fields: bytes) -> None:
+    """Overwrite fields of the tar header at a place, with a correct checksum."""
+    data = bytearray(path.read_bytes())
+    starts = {"size": 124, "kind": 156}
+    for name, value in fields.items():
+        data[place + starts[name] : place + starts[name] + len(value)] = value
+    data[place + 148 : place + 156] = b" " * 8
+    data[place + 148 : place + 156] = b"%06o\x00 " % sum(data[place : place + 512])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [b"77777777777\x00", b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"\xff" * 10 + b"\xfc\x00"],
+    ids=["8 GB", "base 256", "-1", "-1024"],
+)
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S"], ids=["file", "pax", "long name", "sparse"])
+def test_a_member_of_an_absurd_size_is_refused_at_once(size, kind, tmp_path):
+    path = train_and_val(tmp_path, a=0, b=1, c=0, d=1) / "train-0.tar"
+    with tarfile.open(path) as tar:
+        place = tar.getmembers()[4].offset
+    with_header(path, place, size=size, kind=kind)
+    assert refusal(tmp_path).startswith(f"--data {path}: ")
+
+
+def test_links_and_names_of_other_folders_lead_nowhere(tmp_path):
+    train_and_val(tmp_path)
+    with tarfile.open(tmp_path / "train-1.tar", "w") as tar:
+        for name, link in (("../../e.jpg", "/etc/passwd"), ("f.cls", "../../f")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, link
+            tar.addfile(member)
+        for name, content in (("../../e.cls", b"1"), ("../../g.jpg", jpeg()), ("../../g.cls", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert "../../e has no image" in refusal(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-0.tar", "train-1.tar", "val-0.tar"]
 
 
 def test_a_compressed_tar_is_refused(tmp_path):

@@ -95,6 +95,8 @@ def _parse(content: bytes | OSError) -> VocFile:
         return VocFile([], problem=content.strerror or "cannot be read")
     if not content:
         return VocFile([])
+    if b"<!ENTITY" in content.replace(b"\0", b""):  # also in UTF-16; a few entities expand without end
+        return VocFile([], problem="it declares entities; write their text instead")
     try:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fastcnn.config.yaml_file import parse_yaml
 from fastcnn.data.reading import entries_of
 from fastcnn.data.sources.label_files import (
     IMAGE_FOLDERS,
@@ -48,9 +47,11 @@ def read_description(root: Path, file: Path | None) -> tuple[Path, dict[str, Any
     )
     for path in others if own is None else [own]:
         try:
-            content = yaml.load(read_text_any(path), Loader=yaml.BaseLoader)
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+            content = parse_yaml(read_text_any(path), strings=True)
+        except UserError:  # not a text
+            raise
+        except ValueError as error:
+            raise UserError(f"{path}: not YAML ({error})") from error
         if isinstance(content, dict) and (path == own or "names" in content):
             return path, content
     if file is not None:
@@ -127,7 +128,7 @@ def _resolve(path: Path, content: dict[str, Any], entry: str) -> Path | None:
         inner = inner.partition("/")[2]
     bases = [folder / base, folder, Path(base)] if base else [folder]
     candidates = (place / name for name in (inner, entry) for place in bases)
-    return next((place for place in candidates if place.exists()), None)
+    return next((place for place in candidates if os.path.exists(place)), None)  # False for any bad name
 
 
 def _at(place: Path, root: Path, bad: BadLabels) -> list[LabelFiles]:
@@ -153,7 +154,7 @@ def _listed_images(file: Path, root: Path) -> list[str]:
         parts = name.removeprefix("./").split("/")
         tails = ["/".join(parts[i:]) for i in range(len(parts))]
         candidates = (place / tail for tail in (name, *tails) for place in (file.parent, root))
-        path = next((path for path in candidates if path.is_file()), None)
+        path = next((path for path in candidates if os.path.isfile(path)), None)  # False for any bad name
         if path is None:
             raise UserError(f"{file}, line {number}: {name} is not there; correct the list, or remove it")
         found.append(str(path))

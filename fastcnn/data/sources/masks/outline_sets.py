@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastcnn.data.arrays import MAX_PIXELS
 from fastcnn.data.decode import TRANSPOSED
 from fastcnn.data.sources.coco import Coco, find_coco, locate, read_coco_files
 from fastcnn.data.sources.headers import Files, scan
@@ -237,7 +237,7 @@ def _shape_object(shape: Shape, classes: dict[str, int], frame: tuple[int, int])
         try:
             with Image.open(io.BytesIO(base64.b64decode(shape.mask))) as image:
                 pixels = np.asarray(image.convert("L")) > 0
-        except (OSError, binascii.Error, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError, SyntaxError) as error:
             raise ValueError("a mask that is no image") from error
         left, top = points.min(axis=0).round().astype(int).tolist()
         whole = np.zeros(frame, dtype=bool)
@@ -301,7 +301,7 @@ def _fit(files: Files, stated: np.ndarray) -> _Fit:
     return _Fit(
         frames=frames,
         turned=turned,
-        misfits=~agree & ~stored,
+        misfits=(~agree & ~stored) | (frames.prod(axis=1, dtype=np.float64) > MAX_PIXELS),
         compared=swaps & is_stated & known,
     )
 

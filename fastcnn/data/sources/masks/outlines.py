@@ -127,12 +127,19 @@ def runs_region(label: int, runs: dict[str, Any]) -> Region | None:
     height, width = (int(side) for side in runs["size"])
     if height <= 0 or width <= 0:
         raise ValueError("run lengths of no size")
-    counts = runs["counts"]
+    counts = runs.get("counts")
     if isinstance(counts, list):
+        if not all(isinstance(count, int) for count in counts):
+            raise ValueError("run lengths that are not whole numbers")
         if sum(counts) != height * width or min(counts, default=0) < 0:
             raise ValueError(f"run lengths of {sum(counts):,} pixels, for {width} x {height}")
         runs = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    pixels = mask.decode({"size": [height, width], "counts": runs["counts"]})
+    elif not isinstance(counts, str):
+        raise ValueError("run lengths without counts")
+    try:
+        pixels = mask.decode({"size": [height, width], "counts": runs["counts"]})
+    except RuntimeError as error:
+        raise ValueError(f"run lengths that cannot be read ({error})") from error
     return pixels_region(label, pixels > 0, (0, 0))
 
 

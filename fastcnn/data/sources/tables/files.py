@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from fastcnn.errors import UserError
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 DELIMITERS = (",", ";", "\t", "|")
 SAMPLE = 50
+MAX_CELLS = 100_000_000
+"""Max cells of a table whose file may be much smaller: compressed, or of objects with few keys each."""
 """Rows by which the delimiter is chosen."""
 
 Row = tuple[int, list[Any]]
@@ -144,7 +147,7 @@ def _delimiter(lines: Sequence[str], candidates: Sequence[str]) -> str | None:
 
 def _names(header: Sequence[str], path: Path) -> list[str]:
     names = [name.lstrip("#").strip() or f"column {i + 1}" for i, name in enumerate(header)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{path}: two columns are named {twice}; rename one")
     return names
@@ -158,13 +161,14 @@ def _read_json(path: Path, bad: BadLabels) -> Table:
         for number, line in enumerate(lines_of(path), 1):
             try:
                 value = json.loads(line) if line.strip() else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = line
             if isinstance(value, dict):
                 objects.append((number, value))
             elif value is not None:
                 bad.add(f"{path}, line {number}", "not a JSON object")
     names = list(dict.fromkeys(name for _, row in objects for name in row))
+    _check_cells(path, len(names), len(objects))
     columns = {name: [_stripped(row.get(name)) for _, row in objects] for name in names}
     return Table(path=path, columns=columns, lines=[number for number, _ in objects])
 
@@ -173,7 +177,7 @@ def _objects(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON file: a list of them, or an object of file names and labels."""
     try:
         content = json.loads("\n".join(lines_of(path)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}; correct it") from error
     if isinstance(content, dict) and not any(isinstance(value, dict) for value in content.values()):
         return [{"file": name, "label": value} for name, value in content.items()]
@@ -189,15 +193,25 @@ def _read_parquet(path: Path) -> Table:
     except ImportError as error:
         raise UserError(f"--labels {path}: needs a package: pip install pyarrow") from error
     try:
-        content = parquet.read_table(pyarrow.BufferReader(read_file(path))).to_pydict()
+        encoded = read_file(path)
+        stated = parquet.read_metadata(pyarrow.BufferReader(encoded))
+        _check_cells(path, stated.num_columns, stated.num_rows)
+        content = parquet.read_table(pyarrow.BufferReader(encoded)).to_pydict()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; correct the path") from error
-    except pyarrow.ArrowException as error:
+        reason = " ".join((error.strerror or str(error)).split())
+        raise UserError(f"{path}: {reason}; correct the path or the file") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a Parquet file that pyarrow reads: {reason}") from error
     columns = {name: [_stripped(cell) for cell in cells] for name, cells in content.items()}
     rows = len(next(iter(columns.values()), []))
     return Table(path=path, columns=columns, lines=range(1, rows + 1))
+
+
+def _check_cells(path: Path, columns: int, rows: int) -> None:
+    """Raise UserError for a table that takes far more memory than its file."""
+    if columns * rows > MAX_CELLS:
+        raise UserError(f"{path}: {columns:,} columns of {rows:,} rows; keep those of images and labels")
 
 
 def _stripped(cell: Any) -> Any:

@@ -130,7 +130,7 @@ def _of_list(cell: Any) -> Labels:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # [a, b] without quotes
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # [a, b] without quotes
         return [part.strip(" '\"") for part in text[1:-1].split(",")]
 
 

@@ -175,3 +175,16 @@ def test_widths_that_no_image_has_are_passed_over(width, tmp_path):
         size = f"<size><width>{width}</width><height>100</height></size></annotation>"
         path.write_text(path.read_text().replace("</annotation>", size))
     assert boxes(opened(tmp_path, val_split=0.5).train) == [[[0, 10, 20, 60, 40, 0]]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_refused_before_they_expand(encoding, root):
+    voc_folder(root)
+    entities = '<!ENTITY a "lol">' + "".join(
+        f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi")
+    )
+    path = root / "Annotations/a.xml"
+    text = path.read_text().replace("dog", "&i;")
+    path.write_bytes(f"<!DOCTYPE x [{entities}]>{text}".encode(encoding))
+    assert f"{path}: it declares entities" in refusal(root, val_split=0.25)
+    assert len(opened(root, val_split=0.25, skip=True).train) == 2

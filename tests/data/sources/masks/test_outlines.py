@@ -78,6 +78,14 @@ def test_run_lengths_are_exact(compressed):
     assert (drawn([runs_region(3, runs)], 31, 47) == 3 * pixels).all()
 
 
+@pytest.mark.parametrize(
+    "counts", [None, 5, [0.5, "1"], [-1, 1458], [1 << 60], "o" * 40, "\u1234", "0", b"0" * 9], ids=repr
+)
+def test_malformed_run_lengths_are_a_value_error(counts):
+    with pytest.raises(ValueError):
+        runs_region(3, {"size": [31, 47], "counts": counts})
+
+
 def test_regions_far_from_the_origin_keep_their_place():
     pixels = np.zeros((50, 60), dtype=bool)
     pixels[40:48, 50:58] = np.random.default_rng(0).random((8, 8)) < 0.5
@@ -272,6 +280,13 @@ def test_outlines_of_another_size_of_the_same_shape_are_scaled_and_said(root, wo
     source = opened(root)
     assert class_pixels(source.train) == {0: 1100, 1: 100}
     wording(source.remarks[0])
+
+
+def test_outlines_of_more_pixels_than_an_image_may_have_are_refused(root):
+    for phase in ("train", "val"):
+        file, folder = (part.format(phase) for part in PLAIN)
+        coco(root, file, folder, [[(3, [square(4, 4, 20)], {})]], stated=(40_000, 30_000))
+    assert "outlines are for 40000 x 30000 pixels, but" in refusal(root)
 
 
 def test_upright_outlines_of_images_that_stay_as_stored_are_refused_and_the_advice_works(root, wording):
