@@ -4,22 +4,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Test processes; each takes up to 2 GB. Files stay whole, since tests of a file share what takes long to make.
-JOBS ?= 2
+# Test processes, of up to 2 GB each: one more than two cores, as many tests wait for processes that they started.
+# Files stay whole, since tests of a file share what takes long to make.
+JOBS ?= 3
 FLAGS :=
 # Each process would compile all files anew without byte code.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FLAGS)
 PARALLEL := -n $(JOBS) --dist loadfile
 TIMED := $(shell grep -rl "pytest.mark.timing" tests --include="test_*.py")
 
-.PHONY: demo test check slow gates clean
+.PHONY: demo test check slow faults gates clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchrun -m fastcnn.train --arch resnet50
 
 test: $(VENV)/.installed-test
-	$(PYTEST) $(PARALLEL) -m "not slow and not gpu and not timing"; status=$$?; \
-	$(PYTEST) -m "timing and not slow and not gpu" $(TIMED) && exit $$status
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu and not timing and not faults"; status=$$?; \
+	$(PYTEST) -m "timing and not slow and not gpu and not faults" $(TIMED) && exit $$status
 
 # What CI runs beside the tests.
 check: $(VENV)/.installed-dev
@@ -29,8 +30,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 slow: $(VENV)/.installed-test
-	$(PYTEST) $(PARALLEL) --no-loadscope-reorder -m "slow and not gpu and not timing and not gate"
+	$(PYTEST) $(PARALLEL) --no-loadscope-reorder -m "slow and not gpu and not timing and not gate and not faults"
 	$(PYTEST) -m "slow and timing and not gpu and not gate" $(TIMED) || [ $$? -eq 5 ]  # 5: there is none
+
+# Broken disks, processes and networks, as root; in namespaces of its own, which end with it.
+faults: $(VENV)/.installed-test
+	$(PYTEST) -m faults
 
 # Counts, speed and generated pages against the files in the repository; a gate that is skipped fails.
 gates: $(VENV)/.installed-test

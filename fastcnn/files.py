@@ -181,11 +181,19 @@ def in_units(count: float) -> str:
 
 
 def expand_user(path: str | Path, flag: str) -> Path:
-    """Expand ~ and ~user; raise UserError for a user without a home folder."""
+    """Expand ~ and ~user of a path, which need not exist.
+
+    Raises:
+        UserError: a user without a home folder, or a path that cannot be looked up, such as one too long.
+    """
     try:
-        return Path(path).expanduser()
+        expanded = Path(path).expanduser()
+        expanded.exists()
     except RuntimeError as error:
         raise UserError(f"{flag} {path}: no home folder is known for it; use the whole path") from error
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror}; use another path") from error
+    return expanded
 
 
 class BestEffort:
@@ -229,7 +237,7 @@ def stdout_failure(error: OSError) -> WriteError | None:
         return None
     drop_stdout()
     return WriteError(
-        f"cannot write the standard output: {error.strerror}; redirect it elsewhere", error.errno
+        f"cannot write to standard output: {error.strerror}; redirect it elsewhere", error.errno
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,12 +52,16 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+def slow(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "what"),
     [
         (".last.pt.new", errno.ENOSPC, "the checkpoint run/last.pt"),
-        ("metrics.jsonl", errno.EDQUOT, "the log run/metrics.jsonl"),
-        (".config.yaml.new", errno.EIO, "the settings run/config.yaml"),
+        slow("metrics.jsonl", errno.EDQUOT, "the log run/metrics.jsonl"),
+        slow(".config.yaml.new", errno.EROFS, "the settings run/config.yaml"),
     ],
 )
 def test_a_run_stops_in_one_line_and_resumes_to_the_same_bits(
@@ -73,7 +78,7 @@ def test_a_run_stops_in_one_line_and_resumes_to_the_same_bits(
         refuse(name, code, patch, lambda: has_epochs(2 - on_resume))
         assert train(*flags, *(["--resume"] if on_resume else [])) == 3
     line = only_line(capsys)
-    assert line.startswith(f"fastcnn: error: cannot write {what}: {os.strerror(code)} (")
+    assert line.startswith(f"fastcnn: error: cannot write {what}: {os.strerror(code)}")
     assert line.endswith("; then continue with --resume run/last.pt")
     assert not list(Path("run").glob(NEIGHBORS))
     before = checkpoint.load(Path("run/last.pt"))["step"]
@@ -92,6 +97,7 @@ def test_nothing_was_saved_yet(train, demo, capsys, monkeypatch):
     assert not list(Path("run").glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_pictures_and_tensorboard_do_not_end_a_run(whole_train, annotated, capsys, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -179,6 +185,7 @@ def test_the_room_for_checkpoints_is_compared_before_the_first_step(train, demo,
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no limits of file sizes")
+@pytest.mark.slow
 def test_a_limit_of_file_sizes_ends_both_ranks_in_one_line(tmp_path, demo):
     flags = (*FLAGS, "--data", str(demo), "--epochs", "1")
     (first, _, err), (second, _, silent) = run_ranks(full_disk.limited, str(tmp_path), 100_000, *flags)
@@ -192,6 +199,7 @@ def test_a_limit_of_file_sizes_ends_both_ranks_in_one_line(tmp_path, demo):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="no limits of file sizes")
 def test_a_log_that_cannot_grow_ends_both_ranks(tmp_path, demo):
     flags = (*FLAGS, "--data", str(demo), "--log-interval", "1")
@@ -210,7 +218,10 @@ def test_a_preview_of_the_schedule_in_a_folder_that_cannot_be_written(train, dem
 
 
 @pytest.mark.parametrize("flag", ["--data", "--output-dir", "--resume", "--weights", "--labels", "--config"])
-def test_a_user_who_is_none_is_one_line(train, demo, capsys, flag):
+@pytest.mark.parametrize(
+    ("path", "reason"), [("~nouser/x", "no home folder is known for it"), ("x" * 300, "File name too long")]
+)
+def test_a_path_that_cannot_be_is_one_line(train, demo, capsys, flag, path, reason):
     data = () if flag == "--data" else ("--data", demo)
-    assert train(*QUICK, *data, flag, "~nouser/x") == 2
-    assert f"{flag} ~nouser/x: no home folder is known for it" in only_line(capsys)
+    assert train(*QUICK, *data, flag, path) == 2
+    assert f"{flag} {path}: {reason}; use " in only_line(capsys)

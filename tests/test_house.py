@@ -71,3 +71,33 @@ def test_large_dataclasses_take_keywords():
 
 def test_the_package_has_six_files_beside_its_packages():
     assert len([path for path in (ROOT / "fastcnn").iterdir() if path.suffix == ".py"]) <= 6
+
+
+WRITES = {"write_text", "write_bytes", "savefig", "mkstemp", "NamedTemporaryFile"}
+WRITERS = {
+    "files.py",
+    "data/sources/demo.py",  # a whole folder, renamed
+    "runtime/shared.py",  # an anonymous file of this machine
+    "setup/run_lock.py",  # its open file is the lock
+}
+
+
+def test_files_are_written_in_one_place():
+    package = PACKAGES[0]
+    found = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path, node in nodes(ast.Call)
+        if isinstance(node, ast.Call) and path.is_relative_to(package) and writes(node)
+    ]
+    assert [place for place in found if place.partition(":")[0] not in WRITERS] == []
+    assert any(place.startswith("files.py:") for place in found)
+
+
+def writes(call: ast.Call) -> bool:
+    """Return whether a call writes a file by itself."""
+    words = ast.unparse(call.func).split(".")
+    modes = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
+    opens = words[-1] == "open" and words[0] != "tarfile"
+    writes = any(isinstance(mode, str) and set(mode) <= set("wbax+") and mode != "b" for mode in modes)
+    own = words[-1] in WRITES and words[0] != "files"
+    return own or words == ["os", "replace"] or (opens and writes and modes != ["rb"])

@@ -573,6 +573,7 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, status):
     check_what_a_signal_leaves(number, out, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_signal_to_torchrun_saves_and_ends_all_processes(tmp_path, monkeypatch, demo):
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,6 @@ torchrun ends its workers when it stops in an orderly way. After a SIGKILL of to
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import signal
@@ -37,6 +36,8 @@ def end_with_parent(grace: float = GRACE) -> None:
         return
     parent = os.getppid()
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_follow, args=(parent, grace), name="fastcnn-parent", daemon=True).start()
 

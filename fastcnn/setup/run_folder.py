@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,12 @@ def claim_folder(folder: Path, config: Config, lock: RunLock) -> Path:
         The folder; with an automatic name, the next free one if another run has created it since.
 
     Raises:
-        UserError: the folder is not writable, or another run has begun in it since it was chosen.
-        WriteError: there is no room for its files.
+        UserError: the folder of a new run is not writable, or another run has begun in it since then.
+        WriteError: there is no room for its files, or the folder of a resumed run is not writable.
     """
     chosen_under_lock = lock.folder is not None
     new = config.output_dir == "auto" and config.resume is None
-    with files.of_flag(f"--output-dir {folder}"):
+    with files.of_flag(f"--output-dir {folder}") if config.resume is None else nullcontext():
         while True:
             try:
                 files.make_folder(folder, "the run's folder", new=new)

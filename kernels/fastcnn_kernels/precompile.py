@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, output_size, pair
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 from fastcnn_kernels.lrn import LocalResponseNorm
 
+PARENT = "FASTCNN_KERNELS_PARENT"
+"""Environment variable with the process that a compiling process ends with."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -179,13 +182,20 @@ def _start(
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if quiet else None,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", PARENT: str(os.getpid())},
         )
         running.append(process)
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:
             process.stdin.write(json.dumps([vars(call) for call in ordered[part::processes]]).encode())
     return running
+
+
+def _follow(parent: int) -> None:
+    """End this process after its parent, which a signal may have ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 class _Driver:
@@ -283,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--arch {settings.arch}: use sm_80 or a later one; there is no GPU here to ask")
     capability = int(number[:-1]), int(number[-1])
     if settings.from_stdin:
+        if PARENT in os.environ:
+            threading.Thread(target=_follow, args=(int(os.environ[PARENT]),), daemon=True).start()
         fields = [{**each, "input": tuple(each["input"])} for each in json.load(sys.stdin)]
         compile_here([Call(**{**each, "padding": tuple(each["padding"])}) for each in fields], int(number))
         return 0

@@ -94,6 +94,7 @@ def test_a_worker_knows_whether_others_use_its_core():
             process.wait()
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_is_one_line():
     with pytest.raises(WorkerError, match=r"^ValueError: call 1 \(test_ablation.py:\d+\)$"):
         Worker(partial(counting, 0), CPU)
@@ -101,6 +102,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line():
         worker.turn()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_told():
     with Worker(counting, CPU) as worker, pytest.raises(WorkerError, match="ended with status 7"):
         worker.call(die)
@@ -117,6 +119,7 @@ def sleeping(seconds: float):
     return partial(time.sleep, seconds)
 
 
+@pytest.mark.slow
 def test_a_start_or_an_answer_beyond_the_limit_ends_the_process():
     begin = time.monotonic()
     with pytest.raises(WorkerLimitError, match=r"^took longer than 0\.5 s$"):
@@ -485,9 +488,8 @@ def test_sizes_are_the_published_ones_on_a_gpu_and_small_on_a_cpu(arch, cuda, ex
     assert (problem.img_size, problem.batch_size) == (expected, 256 if cuda else 32)
 
 
-@pytest.mark.parametrize(
-    "native", [None, pytest.param("fp32", marks=pytest.mark.slow)], ids=["as it is", "without bf16"]
-)
+@pytest.mark.slow  # it compiles every variant
+@pytest.mark.parametrize("native", [None, "fp32"], ids=["as it is", "without bf16"])
 def test_the_command_measures_prints_writes_and_draws(tmp_path, capsys, monkeypatch, native, wording):
     if native is not None:
         monkeypatch.setenv(machine.NATIVE_DTYPES, native)

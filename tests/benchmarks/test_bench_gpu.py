@@ -180,6 +180,7 @@ def test_progress_is_written_after_each_item(tmp_path):
     gpu.run([item("a"), item("b")], 5, path, "abc", clock=machine.clock, call=call)
 
 
+@pytest.mark.slow
 def test_a_command_and_what_it_started_are_ended(tmp_path):
     """Its child would outlive it."""
     code = (

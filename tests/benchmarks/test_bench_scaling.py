@@ -271,9 +271,9 @@ def test_the_slurm_file_starts_one_torchrun_a_node_and_requeues_a_stopped_job(tm
     shown, started, requeued = (tmp_path / "log").read_text().splitlines()
     assert shown == "scontrol show hostnames node[1-2]", done.stderr
     assert started == (
-        "srun --kill-on-bad-exit=1 --cpus-per-task=64 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-id 7 "
-        "--rdzv-backend c10d --rdzv-endpoint node1:20007 -m fastcnn.train --output-dir runs/name "
-        "--resume auto --arch resnet50 --data a b"
+        "srun --kill-on-bad-exit=1 --cpus-per-task=64 torchrun --nnodes 2 --nproc-per-node 8 "
+        "--max-restarts 3 --rdzv-id 7 --rdzv-backend c10d --rdzv-endpoint node1:20007 -m fastcnn.train "
+        "--output-dir runs/name --resume auto --arch resnet50 --data a b"
     )
     assert requeued == "scontrol requeue 7"
     assert done.returncode != 0

@@ -98,6 +98,7 @@ def test_one_image_can_be_named_and_bad_ones_are_told_and_counted(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems refuse such names")
 def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_is_predicted(trained, images, monkeypatch):
     """In its own process: a terminal refuses what no encoding holds, pytest's streams may not."""

@@ -16,7 +16,7 @@ from fastcnn.data.loaders.registry import has_dali
 SCRIPT = Path(__file__).with_name("images.py")
 BACKENDS = ["torch", "cached", *(["dali"] if has_dali() else [])]
 COUNT = 120
-"""Mutated images of each backend in the default run."""
+"""Mutated images of each backend and seed."""
 
 
 def run(folder: Path, seed: int, count: int) -> list[dict[str, object]]:
@@ -29,6 +29,7 @@ def run(folder: Path, seed: int, count: int) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_mutated_images_are_decoded_or_bad_in_every_loader(tmp_path, request):
     """`--fuzz-minutes N` goes on with other seeds."""
     end = time.monotonic() + 60 * float(request.config.getoption("--fuzz-minutes", 0) or 0)

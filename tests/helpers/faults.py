@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from processes import is_running
 from runs import QUICK
 
 FLAGS = (
@@ -32,13 +34,14 @@ TRAIN = ("-m", "fastcnn.train", *FLAGS)
 
 
 class Launch:
-    """A run in a folder, with all its processes in one session and its output in out.txt."""
+    """A run in a folder, with its output in out.txt. torchrun starts its workers in sessions of their own."""
 
     def __init__(self, folder: Path, command: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / "out.txt"
         self.begin = time.monotonic()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.mark = f"FASTCNN_LAUNCH={uuid.uuid4()}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict([self.mark.split("=")])}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=output, stderr=output, start_new_session=True, env=environment
@@ -53,9 +56,8 @@ class Launch:
         self.process.wait()
 
     def running(self) -> list[int]:
-        """Return the processes of the session that run."""
-        own = self.process.pid
-        return [pid for pid, (state, session) in _processes().items() if session == own and state != "Z"]
+        """Return the processes that the run has started and that run, in whatever session."""
+        return [pid for pid in _pids() if self.mark in _environment(pid) and is_running(pid)]
 
     def worker(self, rank: int) -> int | None:
         """Return torchrun's process of a rank; None if there is none now."""
@@ -111,20 +113,12 @@ def check_equal(folder: Path, whole: Path) -> None:
         assert torch.equal(tensor, first["model"][name]), name
 
 
-def _processes() -> dict[int, tuple[str, int]]:
-    """Return the state and the session of each process."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        found[int(path.parent.name)] = fields[0], int(fields[3])
-    return found
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
 def _environment(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/environ").read_text().split("\0")
-    except (FileNotFoundError, ProcessLookupError):
+    except (OSError, UnicodeDecodeError):  # it has ended, or is not ours
         return []

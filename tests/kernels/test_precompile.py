@@ -254,3 +254,13 @@ def test_an_architecture_without_kernels_is_refused(arch, capsys):
         precompile.main(["--arch", arch])
     assert stopped.value.code == 2
     assert f"--arch {arch}: use sm_80 or a later one" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="parents are looked at on POSIX systems")
+def test_a_compiling_process_ends_with_its_parent(monkeypatch):
+    monkeypatch.setattr(precompile.os, "getppid", iter([7, 1]).__next__)
+    monkeypatch.setattr(precompile.time, "sleep", lambda seconds: None)
+    statuses: list[int] = []
+    monkeypatch.setattr(precompile.os, "_exit", statuses.append)
+    precompile._follow(7)
+    assert statuses == [1]

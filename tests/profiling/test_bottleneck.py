@@ -444,6 +444,7 @@ def ranks() -> dict[str, list[Timing]]:
     return run_ranks(worker_slow_ranks.results)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_a_slow_exchange_of_gradients_is_named(ranks):
     assert diagnosis_of(*ranks["reduce"], device="cpu").bound == "communication"
@@ -452,6 +453,7 @@ def test_a_slow_exchange_of_gradients_is_named(ranks):
         assert timing.data < 0.2 * timing.communication
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_the_rank_that_the_others_wait_for_is_named_with_what_holds_it_up(ranks):
     slow_loader = diagnosis_of(*ranks["loader of rank 1"], device="cpu")

@@ -109,6 +109,7 @@ def test_more_processes_than_gpus_says_what_to_write(monkeypatch, wording):
     wording(caught.value)
 
 
+@pytest.mark.slow
 def test_a_rank_that_reads_for_longer_than_a_collective_may_take_is_waited_for():
     """The first scan of millions of images took longer than the group's limit of 30 minutes."""
     assert run_ranks(worker_two_ranks.read_slowly, 1.5, 0.5) == [[0, 0], [1, 1]]

@@ -193,17 +193,17 @@ def test_a_run_finds_its_learning_rate_and_says_how(train, demo, monkeypatch, ca
 def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(train, demo, capsys):
     flags = "--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--batch-size", "8"
     more = "--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off", "--output-dir", "run"
-    assert train(*flags, *more, "--time-budget", "6s") == 0
+    assert train(*flags, *more, "--time-budget", "3s") == 0
     out = capsys.readouterr().out
-    assert re.search(r"--epochs +[\d.]+ +what 6s allow: \d+ ms an update, [\d.]+ s a validation", out)
+    assert re.search(r"--epochs +[\d.]+ +what 3s allow: \d+ ms an update, [\d.]+ s a validation", out)
     content = torch.load("run/last.pt")
     epochs = content["config"]["epochs"]
     assert content["step"] == round(epochs * 20)
     assert content["config"]["time_budget"] is None
-    assert train(*flags, *more, "--time-budget", "6s", "--resume") == 0
+    assert train(*flags, *more, "--time-budget", "3s", "--resume") == 0
     out = capsys.readouterr().out
     assert f"Run already complete ({epochs:g} epochs); raise --epochs to continue" in out
-    assert f"--time-budget 6s: the run keeps its {epochs:.4g} epochs; use --epochs for others" in out
+    assert f"--time-budget 3s: the run keeps its {epochs:.4g} epochs; use --epochs for others" in out
 
 
 @pytest.mark.slow
@@ -222,10 +222,10 @@ def test_the_average_at_the_end_is_in_the_time_budget(train, demo, monkeypatch, 
 def test_a_time_that_is_too_short_for_one_update_is_one_clear_line(train, demo, monkeypatch, capsys):
     monkeypatch.setattr("fastcnn.setup.time_budget.time_updates", lambda *_: 3.0)
     monkeypatch.setattr("fastcnn.setup.time_budget.time_validation", lambda *_: 4.0)
-    assert train("--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--time-budget", "6s") == 2
+    assert train("--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--time-budget", "3s") == 2
     error = capsys.readouterr().err
     assert re.search(
-        r"--time-budget 6s: one update and its validation would end after \d+ s; raise it", error
+        r"--time-budget 3s: one update and its validation would end after \d+ s; raise it", error
     )
 
 

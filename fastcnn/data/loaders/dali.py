@@ -166,7 +166,7 @@ class DaliLoader(ImageLoader):
     def _begin_loading(self, request: BatchRequest) -> tuple[BatchRequest, list[Future[Loaded]]]:
         if self._readers is None:
             return request, []
-        parts = chunks(request.images.tolist(), 2 * self.workers)
+        parts = chunks(request.images.tolist(), self.workers)
         return request, [self._readers.submit(self._load_part, part) for part in parts]
 
     def _load_part(self, images: Sequence[int]) -> Loaded:

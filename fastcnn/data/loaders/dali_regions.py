@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import io
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,9 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
+from fastcnn import files
 from fastcnn.data.cache import cache_root
+from fastcnn.errors import WriteError
 
 SECONDS = 120.0
 """Time limit of the trial; it takes some seconds."""
@@ -115,13 +116,11 @@ def _recall(path: Path) -> str:
 
 def _keep(path: Path, outcome: str) -> None:
     """Keep an outcome; without a cache it is tried again next time."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(f"{outcome}\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        print(f"warning: {path.parent}: {error.strerror}; regions are tried again next time", file=sys.stderr)
+        files.make_folder(path.parent, "the cache")
+        files.write_text(path, f"{outcome}\n", "the cache", shared=True)
+    except WriteError as error:
+        print(f"warning: {error}; regions are tried again next time", file=sys.stderr)
 
 
 # In the process of its own

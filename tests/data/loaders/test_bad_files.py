@@ -48,12 +48,12 @@ def test_a_good_image_stands_for_itself():
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
-        ({0}, {0: 2}),
-        ({0, 2, 4}, {0: 6, 2: 6, 4: 6}),
-        ({8}, {8: 0}),  # going round
-        ({8, 0, 2}, {8: 4}),
-        ({1, 3, 9}, {9: 5, 1: 5, 3: 5}),
-        ({0, 2, 4, 6}, {0: 8, 6: 8}),
+        ([0], {0: 2}),
+        ([0, 2, 4], {0: 6, 2: 6, 4: 6}),
+        ([8], {8: 0}),  # going round
+        ([8, 0, 2], {8: 4}),
+        ([1, 3, 9], {9: 5, 1: 5, 3: 5}),
+        ([0, 2, 4, 6], {0: 8, 6: 8}),
     ],
     ids=str,
 )
@@ -63,7 +63,7 @@ def test_the_next_good_image_of_the_class_stands_in(bad, expected):
 
 
 @pytest.mark.parametrize(
-    ("bad", "expected"), [({7}, 8), ({7, 8}, 9), ({7, 8, 9}, 0), ({7, 8, 9, 0, 1}, 2)], ids=str
+    ("bad", "expected"), [([7], 8), ([7, 8], 9), ([7, 8, 9], 0), ([7, 8, 9, 0, 1], 2)], ids=str
 )
 def test_the_next_good_image_of_any_class_stands_in_where_the_class_has_none(bad, expected):
     assert bad_of(bad).replacement(7) == expected
