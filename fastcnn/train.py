@@ -137,17 +137,20 @@ def fit(config: Config, *, exits: bool = False) -> Result:
                 return _preview_schedule(training)
             return _train(training, lock, started, peers, exits=exits)
         except WriteError as error:
-            raise WriteError(f"{error}; {_next_start(training.checkpointer.folder)}", error.code) from error
+            raise WriteError(f"{error}; {_next_start(training.checkpointer)}", error.code) from error
         finally:
             training.close()
 
 
-def _next_start(folder: Path) -> str:
+def _next_start(run: Checkpointer) -> str:
     """Return how to continue after a file could not be written."""
     from fastcnn.engine.checkpointer import LAST
+    from fastcnn.setup.observe import resume_flags
 
-    last = folder / LAST
-    return f"then continue with --resume {last}" if last.is_file() else "then start again"
+    last = run.folder / LAST
+    if not last.is_file():
+        return "then start again"
+    return f"then continue with --resume {last}{resume_flags(run.config)}"
 
 
 def _validate(training: Training) -> Result:
@@ -337,6 +340,8 @@ def counted(val: dict[str, float]) -> str:
 
 
 def _last_line(best: dict[str, float], metric: str, outcome: Outcome, run: Checkpointer) -> str:
+    from fastcnn.setup.observe import resume_flags
+
     parts = ["nothing validated yet"]
     if best:
         parts = [f"best {metric} {best[metric]:.2f}% of {counted(best)} (epoch {best['epoch']:g})"]
@@ -345,8 +350,8 @@ def _last_line(best: dict[str, float], metric: str, outcome: Outcome, run: Check
     parts.append(str(run.folder))
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        code = f" --arch {run.config.arch}" if ":" in run.config.arch else ""  # not out of a checkpoint
-        parts.append(f"stopped by {name}: continue with --resume {run.folder}/last.pt{code}")
+        flags = resume_flags(run.config)
+        parts.append(f"stopped by {name}: continue with --resume {run.folder}/last.pt{flags}")
     return ", ".join(parts)
 
 

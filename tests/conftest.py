@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ def good_neighbor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # seconds on a busy disk
     if hasattr(os, "setpriority"):  # a loading thread of low priority would wait for other tests
         monkeypatch.setattr(os, "setpriority", lambda *priority: None)
+
+
+def pytest_configure() -> None:
+    """Let runs that tests start receive Ctrl-C: a shell's background jobs ignore it, and so would they."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

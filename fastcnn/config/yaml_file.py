@@ -34,6 +34,11 @@ def parse_yaml(text: str, *, strings: bool = False) -> Any:
         raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from error
 
 
+def _is_parsed(event: Any) -> bool:
+    """Return whether a scalar may become a number or date; a quoted text or a block stays as it is."""
+    return event.style is None or event.tag is not None
+
+
 def _check_events(text: str, loader: Any) -> None:
     """Raise ValueError before anything is built: some aliases of aliases stand for billions of values."""
     import yaml
@@ -46,7 +51,7 @@ def _check_events(text: str, loader: Any) -> None:
         reason = ""
         if isinstance(event, yaml.AliasEvent):
             reason = f"an alias, *{event.anchor}; write out its value"
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
+        elif isinstance(event, yaml.ScalarEvent) and _is_parsed(event) and len(event.value) > MAX_SCALAR:
             reason = f"a value of more than {MAX_SCALAR:,} characters"
         elif depth > MAX_DEPTH:
             reason = f"nested more than {MAX_DEPTH} levels deep"

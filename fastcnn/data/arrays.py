@@ -7,6 +7,7 @@ and TIFF are extras, imported when such an image is read.
 from __future__ import annotations
 
 import io
+import math
 import sys
 from functools import cache
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -236,6 +237,9 @@ def _npy_shape(stream: BinaryIO) -> tuple[tuple[int, int, int], np.dtype[Any]]:
     shape, _, dtype = read(stream)
     if dtype.kind not in "buif":
         raise ValueError(f"an array of {dtype}; use uint8, uint16 or float32")
+    start = stream.tell()
+    if math.prod(shape) * dtype.itemsize > stream.seek(0, io.SEEK_END) - start:
+        raise ValueError("truncated")
     if len(shape) == 2:
         return (*shape, 1), dtype
     if len(shape) != 3:

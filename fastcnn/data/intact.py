@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,49 +27,64 @@ EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
 
 
-def is_intact_jpeg(data: bytes) -> bool:
-    """Return whether a JPEG has 1 or 3 channels of 8 bits and all that its decoder requires."""
+class Frame(NamedTuple):
+    """What an intact image decodes to."""
+
+    height: int
+    width: int
+    orientation: int = 1
+    """EXIF orientation, 1 to 8."""
+
+
+def intact_jpeg(data: bytes) -> Frame | None:
+    """Return the frame of a JPEG with 1 or 3 channels of 8 bits and all that its decoder requires."""
     marks = _marks(data)
     at, components, progressive, scans = 2, b"", False, 0
+    height = width = 0
+    orientation = 1
     quantization: set[int] = set()
     huffman: set[int] = set()
     while data[at : at + 1] == b"\xff" and at + 2 <= len(data):
         marker = data[at + 1]
         if marker == END:
-            return scans > 0 and (progressive or scans == 1)
+            whole = scans > 0 and (progressive or scans == 1)
+            return Frame(height, width, orientation) if whole else None
         size = int.from_bytes(data[at + 2 : at + 4], "big")
         content = data[at + 4 : at + 2 + size]
         at += 2 + size
         if size < 2 or len(content) != size - 2:
-            return False
+            return None
         if marker in (*BASELINE, PROGRESSIVE):
             if components or not _is_plain_frame(content):
-                return False
+                return None
+            height, width = struct.unpack_from(">HH", content, 1)
             components, progressive = content[6:], marker == PROGRESSIVE
         elif marker == SCAN:
             tables = _tables_of(content, components, progressive=progressive)
             if tables is None or not (tables <= huffman and set(components[2::3]) <= quantization):
-                return False
+                return None
             scans += 1
             at = int(marks[np.searchsorted(marks, at)]) if len(marks) and marks[-1] >= at else len(data)
         elif marker == QUANTIZATION:
             if len(content) % 65 or max(content[::65], default=9) > 3:
-                return False
+                return None
             quantization.update(content[::65])
         elif marker == HUFFMAN:
             found = _huffman_tables(content)
             if found is None:
-                return False
+                return None
             huffman |= found
         elif marker == RESTARTS:
             if size != 4:
-                return False
+                return None
         elif marker == APP1 and content.startswith(EXIF):
-            if not _is_plain_exif(content[len(EXIF) :]):
-                return False
+            stated = _plain_orientation(content[len(EXIF) :])
+            if stated is None:
+                return None
+            orientation = stated
         elif not (APP0 <= marker <= APP15 or marker == COMMENT):
-            return False
-    return False
+            return None
+    return None
 
 
 def _marks(data: bytes) -> np.ndarray:
@@ -137,20 +153,23 @@ def _huffman_tables(content: bytes) -> set[int] | None:
     return found
 
 
-def _is_plain_exif(tags: bytes) -> bool:
-    """Return whether EXIF has its orientation, if any, once and as every reader understands it."""
+def _plain_orientation(tags: bytes) -> int | None:
+    """Return the orientation of EXIF, 1 without one; None unless every reader understands it alike."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tags[:4])
     if order is None or len(tags) < 10:
-        return False
+        return None
     (start,) = struct.unpack_from(order + "I", tags, 4)
     if start < 8 or start + 2 > len(tags):
-        return False
+        return None
     (count,) = struct.unpack_from(order + "H", tags, start)
     if start + 2 + 12 * count > len(tags):
-        return False
+        return None
     entries = [struct.unpack_from(order + "HHIHH", tags, start + 2 + 12 * i) for i in range(count)]
     stated = [entry for entry in entries if entry[0] == ORIENTATION]
-    return not stated or (len(stated) == 1 and stated[0][1:3] == (3, 1) and 1 <= stated[0][3] <= 8)
+    if not stated:
+        return 1
+    plain = len(stated) == 1 and stated[0][1:3] == (3, 1) and 1 <= stated[0][3] <= 8
+    return stated[0][3] if plain else None
 
 
 # PNG (w3.org/TR/png-3)
@@ -158,18 +177,20 @@ def _is_plain_exif(tags: bytes) -> bool:
 PNG_START = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Values of a pixel by type of color."""
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Bits of a value by type of color."""
 PALETTE = 3
 BEFORE = (b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT", b"bKGD", b"tIME", b"tEXt")
 AFTER = (b"tIME", b"tEXt")
 """Chunks before and after the pixels; others may have a meaning for some decoders."""
 
 
-def is_intact_png(data: bytes) -> bool:
-    """Return whether a PNG has right checksums and as many compressed pixels as its header states."""
-    chunks = _chunks(data)
+def intact_png(data: bytes) -> Frame | None:
+    """Return the frame of a PNG with right checksums and as many pixels as its header states; else None."""
+    chunks = _chunks(data) if data.startswith(PNG_START) else []
     kinds = [kind for kind, _ in chunks]
     if kinds.count(b"IDAT") == 0 or kinds[0] != b"IHDR" or kinds[-1] != b"IEND":
-        return False
+        return None
     first, last = kinds.index(b"IDAT"), len(kinds) - 1 - kinds[::-1].index(b"IDAT")
     plain = (
         all(kind in BEFORE for kind in kinds[1:first])
@@ -181,14 +202,17 @@ def is_intact_png(data: bytes) -> bool:
     contents = dict(reversed(chunks))
     header, colors = contents[b"IHDR"], len(contents.get(b"PLTE", b""))
     if not plain or len(header) != 13 or contents[b"IEND"]:
-        return False
+        return None
     width, height, bits, kind, compression, filters, interlaced = struct.unpack(">IIBBBBB", header)
-    if kind not in CHANNELS or compression or filters or interlaced or not (width and height):
-        return False
+    if bits not in DEPTHS.get(kind, ()) or compression or filters or interlaced or not (width and height):
+        return None
+    if b"tRNS" in contents and kind != PALETTE:  # a color that stands for transparent
+        return None
     if colors % 3 or colors > 768 or (kind == PALETTE and not colors):
-        return False
+        return None
     row = 1 + (width * bits * CHANNELS[kind] + 7) // 8
-    return _holds_rows([content for kind, content in chunks if kind == b"IDAT"], row, height)
+    whole = _holds_rows([content for kind, content in chunks if kind == b"IDAT"], row, height)
+    return Frame(height, width) if whole else None
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:

@@ -187,9 +187,14 @@ def time_limit(seconds: float, *, flag: str = "--read-timeout") -> Iterator[None
     done = threading.Event()
 
     def watch() -> None:
+        before, running_since = time.monotonic(), 0.0
         while not done.wait(seconds / LOOKS):
             now = time.monotonic()
-            late = [path for since, path in list(_under_way.values()) if now - since > seconds]
+            if now - before > seconds / 2:  # this process was suspended, and its reads with it
+                running_since = now
+            before = now
+            under_way = list(_under_way.values())
+            late = [path for since, path in under_way if now - max(since, running_since) > seconds]
             if late and not done.is_set():
                 _end(late[0], seconds, flag)
 

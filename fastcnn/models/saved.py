@@ -96,8 +96,8 @@ def check_content(content: dict[str, Any]) -> None:
     """Check the types, settings and numbers of a checkpoint; complete what older versions did not write.
 
     Args:
-        content: as read, without values of unbounded size (`fastcnn.runtime.tensor_file`). Keys of newer
-            versions are ignored.
+        content: as read, without values of unbounded size (`fastcnn.runtime.tensor_file`). Top-level keys
+            of newer versions are ignored.
 
     Raises:
         ValueError: a key is missing, or a value has the wrong type or is out of range.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastcnn.config import Config, task_of
+from fastcnn.config import FIELDS, Config, task_of
 from fastcnn.config.auto import Environment, ignored_on_resume, merge_resumed_config
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources.dataset import DOWNLOADED, Source
@@ -71,10 +71,23 @@ def observe_start(config: Config, ranks: Ranks, device: torch.device, lock: RunL
     )
 
 
+def resume_flags(config: Config) -> str:
+    """Return the flags, with a space before each, that a run needs again when it is resumed.
+
+    A checkpoint alone leads neither to an import nor to a download into another folder.
+    """
+    code = f" --arch {config.arch}" if ":" in config.arch else ""
+    own_root = _downloads(config) and config.data_root != FIELDS["data_root"].default
+    return code + (f" --data-root {shlex.quote(config.data_root)}" if own_root else "")
+
+
+def _downloads(config: Config) -> bool:
+    return config.data.startswith(REMOTE) or config.data in DOWNLOADED
+
+
 def _check_download(config: Config, merged: Config, path: Path) -> None:
     """Raise UserError if images would be downloaded to a folder that the checkpoint alone names."""
-    downloads = merged.data.startswith(REMOTE) or merged.data in DOWNLOADED
-    if downloads and merged.data_root != config.data_root:
+    if _downloads(merged) and merged.data_root != config.data_root:
         raise UserError(
             f"--resume {path}: {merged.data} was in {merged.data_root}, and missing files are downloaded; "
             f"add --data-root {shlex.quote(merged.data_root)}, or another folder"

@@ -215,6 +215,15 @@ def test_half_an_image_is_undecodable(case):
         value_range(np.frombuffer(case[: len(case) // 3], dtype=np.uint8))
 
 
+def test_an_array_of_a_terabyte_is_no_image():
+    """NumPy would allocate what the header states."""
+    data = npy(BANDS).replace(str(BANDS.shape).encode(), str((12_000, 14_000, BANDS.shape[2])).encode(), 1)
+    data = data.replace(b"'|u1'", b"'<f8'", 1)
+    assert header(data).problem == "truncated"
+    with pytest.raises(DecodeError, match="truncated"):
+        ours(data, BANDS.shape[2])
+
+
 # DICOM
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -202,7 +204,7 @@ def test_too_little_memory_is_no_bad_image(tmp_path, monkeypatch, backend):
         raise MemoryError
 
     scan("data", paths)
-    monkeypatch.setattr("fastcnn.data.loaders.dali_images.is_intact_png", lambda data: False)
+    monkeypatch.setattr("fastcnn.data.loaders.dali_images.intact_png", lambda data: None)
     monkeypatch.setattr(Image, "open", too_little)
     with pytest.raises(ReadError, match="ENOMEM"):
         next(iter(loaders_of(paths, backend)[0]))
@@ -300,6 +302,23 @@ def test_a_run_ends_at_a_file_that_is_not_read_in_time(tmp_path, backend):
     (line,) = [line for line in done.stderr.splitlines() if "3.jpg" in line]
     assert line.startswith("fastcnn: error: data/train/cat/3.jpg: not read within 1 s")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_suspended_process_is_not_late(tmp_path):
+    script = """
+import time
+from fastcnn.data import reading
+with reading.time_limit(1.0):
+    reading.patiently(lambda: (print("begun", flush=True), time.sleep(0.7)), "a.jpg")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=30) == 0
 
 
 def test_files_that_are_read_in_time_are_no_reason_to_end(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import resource
 import socket
 import sys
@@ -14,7 +15,9 @@ import torch
 
 import fastcnn
 from fastcnn.cli.main import main
+from fastcnn.config import Config
 from fastcnn.models.saved import check_content, check_network, check_trusted
+from fastcnn.setup.observe import resume_flags
 from runs import QUICK
 
 
@@ -222,3 +225,7 @@ def test_downloads_go_to_no_folder_that_a_checkpoint_alone_names(content, tmp_pa
     with pytest.raises(ValueError, match="add --data-root there, or another folder$"):
         fastcnn.fit(resume="last.pt", output_dir="out")
     assert not Path("there").exists()
+    config = Config(arch="lenet5", data="cifar10", data_root="a folder")
+    assert resume_flags(config) == " --data-root 'a folder'"
+    assert resume_flags(dataclasses.replace(config, data="photos")) == ""
+    assert resume_flags(Config(arch="own:make", data="photos")) == " --arch own:make"

@@ -33,6 +33,7 @@ from fastcnn.data.loaders.torch_loader import resize
 from fastcnn.data.sources.remote import error_cause
 from fastcnn.data.transforms.augment import draw_steps
 from fastcnn.data.transforms.dali_ops import apply_steps, fields_of
+from fastcnn.runtime.machine import is_out_of_memory
 
 _AHEAD = 2
 """Batches that are read before DALI takes them."""
@@ -229,6 +230,8 @@ class DaliLoader(ImageLoader):
     def _recover(self, error: RuntimeError) -> None:
         """Rebuild the pipeline, with Pillow for all images in flight: the error does not name one."""
         assert self._fed, "DALI failed before it was fed"
+        if is_out_of_memory(error):
+            raise error
         images = np.unique(np.concatenate([request.images for request in self._fed]))
         if self._encoded is None or self._encoded.by_pillow[images].all():
             raise error
@@ -238,6 +241,7 @@ class DaliLoader(ImageLoader):
             file=sys.stderr,
             flush=True,
         )
+        self._pipeline = None  # before the next one takes its memory
         self._build(self._fed[0].position)
 
     def _to_torch(self, images: Any) -> Tensor:

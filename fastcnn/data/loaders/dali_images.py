@@ -7,10 +7,9 @@ import time
 import numpy as np
 
 from fastcnn.data.decode import TRANSPOSED, DecodeError
-from fastcnn.data.intact import is_intact_jpeg, is_intact_png
+from fastcnn.data.intact import intact_jpeg, intact_png
 from fastcnn.data.jpeg import is_jpeg
 from fastcnn.data.sources.headers import Files
-from fastcnn.data.sources.quick_headers import quick_header
 
 SETTLED = 2_000_000_000
 """Age in ns from which a modification time stands for a content: file systems count in steps."""
@@ -58,17 +57,15 @@ class DaliImages:
 
     def _is_intact(self, index: int, data: bytes) -> bool:
         """Return whether DALI can decode these bytes, to the size by which regions are drawn."""
-        header = quick_header(lambda place, count: data[place : place + count], len(data))
-        if header is None:
+        frame = intact_jpeg(data) if is_jpeg(data) else intact_png(data)
+        if frame is None:
             return False
-        size = header.height, header.width
+        size = frame.height, frame.width
         if self.files.orientations is not None:
-            if header.orientation != self.files.orientations[index]:
+            if frame.orientation != self.files.orientations[index]:
                 return False
-            size = size[::-1] if header.orientation >= TRANSPOSED else size
-        if size != tuple(self.files.sizes[index].tolist()):
-            return False
-        return is_intact_jpeg(data) if is_jpeg(data) else is_intact_png(data)
+            size = size[::-1] if frame.orientation >= TRANSPOSED else size
+        return size == tuple(self.files.sizes[index].tolist())
 
 
 def as_ppm(pixels: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,11 +25,14 @@ from PIL import Image
 
 from fastcnn import files
 from fastcnn.data.cache import cache_root
+from fastcnn.data.sources.remote import error_cause
 from fastcnn.errors import WriteError
 
 SECONDS = 120.0
 """Time limit of the trial; it takes some seconds."""
 WORKS, FAILED = "works", "failed"
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+"""Signals of a crash; others come from outside."""
 LONGEST = 120
 """Characters of a reason."""
 CODECS = ("nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13")
@@ -83,9 +87,9 @@ def try_regions(index: int | None, *, program: str = __name__, seconds: float = 
     if done.returncode == 0 and last == WORKS:
         return WORKS, True
     if done.returncode < 0:
-        return f"ended by signal {-done.returncode}", True
+        return f"ended by signal {-done.returncode}", -done.returncode in CRASHES
     if last.startswith(FAILED):
-        return last[:LONGEST], True
+        return last[:LONGEST], "memory" not in last
     reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
     return f"{FAILED}: {reason[:LONGEST]}", False
 
@@ -141,7 +145,7 @@ def main(index: int | None) -> str:
         try:
             (found,) = regions.run()
         except RuntimeError as error:
-            return f"{FAILED}: {' '.join(str(error).split())[-LONGEST:]}"
+            return f"{FAILED}: {error_cause(str(error))}"
         for i, (start, shape) in enumerate(zip(starts, shapes)):
             (y, x), (h, w) = start.tolist(), shape.tolist()
             expected = pixels[chosen[i]][y : y + h, x : x + w].astype(np.int16)

@@ -151,7 +151,7 @@ class _Walk:
         inner: list[_Folder] = []
         for entry in others:
             link = entry.is_symlink()
-            if link and not os.path.isdir(entry.path):
+            if link and not _is_folder(entry):
                 if _is_special(entry):
                     self._skip_special(entry)
                     continue
@@ -173,6 +173,13 @@ class _Walk:
             text = parent + f"\0{parent}".join(sorted(names))
             self.found[folder.root, folder.place] = text.encode("utf-8", "surrogateescape"), len(names)
         return sorted(inner, reverse=True)
+
+
+def _is_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_special(link: os.DirEntry[str]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcnn.data.intact import is_intact_jpeg, is_intact_png
+from fastcnn.data.intact import intact_jpeg, intact_png
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.registry import has_dali
 from fastcnn.data.sources.dataset import Split
@@ -68,18 +68,42 @@ PNGS = {
 
 @pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
 def test_usual_jpegs_are_intact_and_their_beginnings_are_not(data):
-    assert is_intact_jpeg(data)
-    assert not any(is_intact_jpeg(data[:length]) for length in range(len(data)))
+    assert intact_jpeg(data)
+    assert not any(intact_jpeg(data[:length]) for length in range(len(data)))
+    assert intact_jpeg(data + b"a trailer of a phone") == intact_jpeg(data)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_frame_has_the_size_as_stored_and_the_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=exif)
+    assert intact_jpeg(stream.getvalue()) == (20, 30, orientation)
+    assert intact_png(encoded("PNG", image)) == (20, 30, 1)
+
+
+def test_photos_of_phones_are_left_to_dali(tmp_path):
+    """A second image (MPO), XMP or other bytes follow the first one."""
+    photo, small = picture(), picture().resize((8, 8))
+    photo.save(tmp_path / "0.jpg", "MPO", save_all=True, append_images=[small])
+    (tmp_path / "1.jpg").write_bytes(encoded("JPEG", photo) + b"trailer" * 100)
+    photo.save(tmp_path / "2.jpg", "JPEG", xmp=b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
+    paths = [str(tmp_path / f"{i}.jpg") for i in range(3)]
+    images = DaliImages(scan("data", paths), 3)
+    for i, path in enumerate(paths):
+        assert images.load(i).tobytes() == Path(path).read_bytes()
 
 
 @pytest.mark.parametrize("data", PNGS.values(), ids=PNGS)
 def test_usual_pngs_are_intact_and_with_any_other_byte_they_are_not(data):
-    assert is_intact_png(data)
-    assert not any(is_intact_png(data[:length]) for length in range(len(data)))
-    for place in range(8, len(data)):  # the first 8 are read with the header
+    assert intact_png(data)
+    assert not any(intact_png(data[:length]) for length in range(len(data)))
+    for place in range(len(data)):
         changed = bytearray(data)
         changed[place] ^= 1 << (place % 8)
-        assert not is_intact_png(bytes(changed)), place
+        assert not intact_png(bytes(changed)), place
 
 
 def without(data: bytes, marker: int) -> bytes:
@@ -94,8 +118,8 @@ def without(data: bytes, marker: int) -> bytes:
 
 @pytest.mark.parametrize("marker", [0xC0, 0xC4, 0xDB], ids=["frame", "huffman", "quantization"])
 def test_a_jpeg_without_what_its_decoder_needs_is_not_intact(marker):
-    assert is_intact_jpeg(without(JPEGS["usual"], 0xE0))
-    assert not is_intact_jpeg(without(JPEGS["usual"], marker))
+    assert intact_jpeg(without(JPEGS["usual"], 0xE0))
+    assert not intact_jpeg(without(JPEGS["usual"], marker))
 
 
 def test_a_png_that_holds_other_rows_than_it_states_is_not_intact():
@@ -114,10 +138,10 @@ def test_a_png_that_holds_other_rows_than_it_states_is_not_intact():
         return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
     good = b"\0abcd" * 4
-    assert is_intact_png(png(good))
+    assert intact_png(png(good))
     for rows in (good[:-1], good + b"\0", b"\5abcd" * 4, b""):
-        assert not is_intact_png(png(rows))
-    assert not is_intact_png(png(good, height=1 << 30))
+        assert not intact_png(png(rows))
+    assert not intact_png(png(good, height=1 << 30))
 
 
 # Files that change
@@ -179,11 +203,11 @@ def test_a_file_is_checked_once_while_it_does_not_change(tmp_path, monkeypatch):
     paths = write(tmp_path, 1)
     checked = []
 
-    def noted(data: bytes) -> bool:
+    def noted(data: bytes) -> object:
         checked.append(len(data))
-        return is_intact_jpeg(data)
+        return intact_jpeg(data)
 
-    monkeypatch.setattr("fastcnn.data.loaders.dali_images.is_intact_jpeg", noted)
+    monkeypatch.setattr("fastcnn.data.loaders.dali_images.intact_jpeg", noted)
     images = DaliImages(scan("data", paths), 3)
     for _ in range(3):
         assert images.load(0).tobytes() == Path(paths[0]).read_bytes()
@@ -292,7 +316,7 @@ def test_intact_bytes_are_decoded_by_dali_without_an_error():
         changed = bytearray(data)
         for _ in range(random_numbers.choice((1, 2, 8))):
             changed[random_numbers.randrange(2, len(data))] = random_numbers.randrange(256)
-        if is_intact_jpeg(bytes(changed)):
+        if intact_jpeg(bytes(changed)):
             found.append(np.frombuffer(bytes(changed), dtype=np.uint8))
     assert len(found) > 1000
 

@@ -51,6 +51,8 @@ def read_description(root: Path, file: Path | None) -> tuple[Path, dict[str, Any
         except UserError:  # not a text
             raise
         except ValueError as error:
+            if own is None:  # it may be of another program
+                continue
             raise UserError(f"{path}: not YAML ({error})") from error
         if isinstance(content, dict) and (path == own or "names" in content):
             return path, content

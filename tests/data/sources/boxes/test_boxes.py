@@ -507,6 +507,13 @@ def test_a_second_folder_of_a_phase_without_files_is_passed_over(yolo):
     assert names(opened(yolo).val) == ["c"]
 
 
+def test_yaml_of_other_programs_is_passed_over(yolo):
+    (yolo / "data.yaml").rename(yolo / "mine.yaml")
+    for name, content in (("a.yaml", "x: &x 1\ny: *x"), ("b.yml", "{"), ("c.yaml", "services: [web]")):
+        (yolo / name).write_text(content)
+    assert opened(yolo).class_names == ("cat", "dog", "cow")
+
+
 def test_folders_of_one_phase_that_data_yaml_lists_are_all_read(tmp_path):
     for folder in ("train2007", "train2012", "val2007", "val2012"):
         picture(tmp_path / "images" / folder / f"{folder}.jpg")
