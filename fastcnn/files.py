@@ -61,8 +61,14 @@ def writing(
     Raises:
         WriteError: the content or a name cannot be written. `path` is as it was.
     """
-    temporary = _neighbor(path, shared=shared)
     with reported(path, what):
+        if path.is_symlink():
+            path = path.resolve()
+        if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, and not replaced
+            with open(path, "wb") as special:
+                yield special
+            return
+        temporary = _neighbor(path, shared=shared)
         raw = _Raw(temporary, "w")
     try:
         with io.BufferedWriter(raw) as file:
@@ -216,11 +222,15 @@ class BestEffort:
         except Exception as error:  # also those of foreign libraries
             if not self.failed:
                 self.failed = True
-                self.announce(f"warning: {self.what} are not written, and tried again later: {reason(error)}")
+                with suppress(OSError):  # a log on the same disk
+                    self.announce(
+                        f"warning: {self.what} are not written, and tried again later: {reason(error)}"
+                    )
             return False
         if self.failed:
             self.failed = False
-            self.announce(f"{self.what} are written again")
+            with suppress(OSError):
+                self.announce(f"{self.what} are written again")
         return True
 
 

@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
         The exit status: 0, 1 for a non-finite loss, 2 for a user's mistake, 3 for an error of the machine
         after which the run can be resumed, 128 + n after signal n.
     """
+    if is_torchruns():
+        end_with_parent()  # also while torch is imported
     escape_unprintable()
     try:
         result = fit(parse(sys.argv[1:] if argv is None else argv, prog), exits=True)
@@ -137,20 +139,23 @@ def fit(config: Config, *, exits: bool = False) -> Result:
                 return _preview_schedule(training)
             return _train(training, lock, started, peers, exits=exits)
         except WriteError as error:
-            raise WriteError(f"{error}; {_next_start(training.checkpointer)}", error.code) from error
+            raise WriteError(f"{error}{_next_start(training)}", error.code) from error
         finally:
             training.close()
 
 
-def _next_start(run: Checkpointer) -> str:
-    """Return how to continue after a file could not be written."""
+def _next_start(training: Training) -> str:
+    """Return how to continue after a file could not be written; "" on ranks that may not see the folder."""
     from fastcnn.engine.checkpointer import LAST
     from fastcnn.setup.observe import resume_flags
 
-    last = run.folder / LAST
-    if not last.is_file():
-        return "then start again"
-    return f"then continue with --resume {last}{resume_flags(run.config)}"
+    run, source = training.checkpointer, training.plan.checkpoint_path
+    if not training.ranks.is_main:
+        return ""
+    last = run.folder / LAST if (run.folder / LAST).is_file() else source
+    if last is None:
+        return "; then start again"
+    return f"; then continue with --resume {last}{resume_flags(run.config)}"
 
 
 def _validate(training: Training) -> Result:

@@ -96,6 +96,22 @@ def test_an_error_of_the_writer_is_not_one_of_the_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+def test_links_stay_and_what_is_no_file_is_written_to(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    files.write_text(tmp_path / "link", "new", "a file")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(tmp_path / "pipe", "text", "a file")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
     for name in ("x" * 255, "ü" * 127):
         files.write_text(tmp_path / name, "whole", "a file")

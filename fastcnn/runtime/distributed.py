@@ -11,6 +11,7 @@ import datetime
 import inspect
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -116,6 +117,7 @@ def process_group(
 
 def _join(ranks: Ranks, device: torch.device, peer_timeout: float) -> Peers:
     """Meet the other ranks, start the heartbeats and initialize the group."""
+    _check_network(device)
     address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
     patience = datetime.timedelta(seconds=ARRIVAL)
     try:
@@ -148,6 +150,16 @@ def _join(ranks: Ranks, device: torch.device, peer_timeout: float) -> Peers:
     return peers
 
 
+def _check_network(device: torch.device) -> None:
+    """Raise UserError for what this rank's settings show, so that no other rank is blamed."""
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise LocalError("several ranks on GPUs need a torch with NCCL: use Linux, or one rank")
+    names = os.environ.get("GLOO_SOCKET_IFNAME", "") if device.type != "cuda" else ""
+    own = [name for _, name in socket.if_nameindex()]
+    if not set(filter(None, names.split(","))) <= set(own):
+        raise LocalError(f"GLOO_SOCKET_IFNAME={names}: no such interface here; use one of {', '.join(own)}")
+
+
 def is_collective_failure(error: BaseException) -> bool:
     """Return whether a collective failed: its error comes from the network, not from this rank's work."""
     return isinstance(error, dist.DistError) or (
@@ -157,7 +169,9 @@ def is_collective_failure(error: BaseException) -> bool:
 
 def _first_sentence(error: BaseException) -> str:
     """Return the first sentence of an error of torch, without the place in torch's code."""
-    return re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+    first, _, cause = str(error).partition("Last error:")  # NCCL's, with the reason at its end
+    text = cause.strip() or first
+    return re.sub(r"^\[[^\]]*\] ", "", text.splitlines()[0]).partition(". ")[0]
 
 
 def is_distributed() -> bool:

@@ -171,7 +171,7 @@ class Peers:
         failed = time.monotonic()
         while self._lost is None and time.monotonic() < failed + 6 * self._period:
             time.sleep(self._period / 4)
-            if time.monotonic() > failed + 3 * self._period:  # a living rank was heard since
+            if time.monotonic() > failed + 4.5 * self._period:  # time for two beats of a living rank
                 self._find_lost("ended or become unreachable", failed + 1.5 * self._period)
         time.sleep(1.5 * self._period)  # rank 0 passes on what it has found
         return PeerLostError(self._lost or f"another rank has ended or become unreachable ({failure})")

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -33,8 +33,9 @@ def end_on_interrupt() -> None:
 
 def end_at_once(status: int) -> NoReturn:
     """End the process without cleanup, which may take long, or wait for a lost rank."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk, a closed pipe
+            stream.flush()
     os._exit(status)
 
 

@@ -29,6 +29,8 @@ STALE = 180.0
 """Seconds without a heartbeat after which the holder on another host is taken for dead."""
 SETTLED = 0.3
 """Seconds after which a lock without the kernel's help is the last one of those written at once."""
+UNSIGNED = 2.0
+"""Max seconds until the holder has written its name."""
 HANDOVER = 10.0
 """Max seconds of waiting for a former process of the same torchrun job to end."""
 
@@ -77,6 +79,9 @@ class Holder:
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"process {self.pid} on {self.host}, since {since}"
+
+
+UNKNOWN = Holder(host="an unknown host", pid=0, started="", boot="", namespace="", job="", since=0.0)
 
 
 class RunLock:
@@ -137,11 +142,14 @@ class RunLock:
 
     def _try(self, path: Path) -> Holder | None:
         """Take the lock, or return its holder."""
+        begin = time.monotonic()
         while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             locked = _flock(file)
             holder = _read(file)
             current = _is_file_of(file, path)  # else it was released or replaced meanwhile
+            if locked is False and holder is None and time.monotonic() > begin + UNSIGNED:
+                holder = UNKNOWN
             if current and holder is not None and not _is_stale(holder, path, locked=locked):
                 os.close(file)
                 return holder
@@ -204,11 +212,16 @@ def _flock(file: int) -> bool | None:
 
 
 def _read(file: int) -> Holder | None:
-    """Return the holder; None if the file is empty or not a lock's."""
+    """Return the holder; None if the file is empty or not a lock's. Other versions may have other fields."""
     try:
-        return Holder(**json.loads(os.pread(file, 4096, 0)))
-    except (ValueError, TypeError):
+        stated = json.loads(os.pread(file, 4096, 0))
+        known = {name: stated.get(name, value) for name, value in asdict(UNKNOWN).items()}
+    except (ValueError, AttributeError):
         return None
+    if not {"host", "pid", "since"} <= stated.keys():
+        return None
+    same_types = all(isinstance(known[name], type(value)) for name, value in asdict(UNKNOWN).items())
+    return Holder(**known) if same_types else None
 
 
 def _write(file: int) -> None:
@@ -249,10 +262,12 @@ def _is_file_of(file: int, path: Path) -> bool:
 
 def _job() -> str:
     """Return the name of torchrun's job; without --rdzv-id, its store's address stands for it."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    name, address = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("MASTER_ADDR", "")
     if name != "none":
         return name
-    return " ".join([name, os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")])
+    if address in ("localhost", "::1") or address.startswith("127."):  # every machine may have such a job
+        return ""
+    return " ".join([name, address, os.environ.get("MASTER_PORT", "")])
 
 
 def _boot() -> str:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import worker_two_ranks
+from fastcnn.errors import UserError
+from fastcnn.runtime import distributed
 from fastcnn.runtime.distributed import Ranks, choose_device
 from ranks import run_ranks
 from worker_two_ranks import train
@@ -88,6 +90,14 @@ def test_ranks_come_from_torchruns_environment(monkeypatch):
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     assert Ranks.from_environment() == Ranks(5, 8, 1, 4)
+
+
+def test_an_interface_that_is_not_there_is_named_and_no_rank_is_blamed(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=nope0: no such interface here; use one of .*lo"):
+        distributed._check_network(torch.device("cpu"))
+    nccl = "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nLast error:\nNo space left on device"
+    assert distributed._first_sentence(RuntimeError(nccl)) == "No space left on device"
 
 
 def test_a_device_that_is_not_there_says_what_to_write(monkeypatch, wording):

@@ -135,6 +135,26 @@ def test_a_restart_on_another_node_takes_over_at_once(tmp_path, monkeypatch):
             another.take(tmp_path)
 
 
+def test_jobs_without_a_name_on_two_machines_are_two_jobs(tmp_path, monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    write(tmp_path, **OTHER_HOST)
+    with RunLock() as lock, pytest.raises(UserError, match="in use by process .* on node7"):
+        lock.take(tmp_path)
+
+
+def test_a_lock_of_another_version_is_understood_and_an_unreadable_one_ends_the_wait(tmp_path, monkeypatch):
+    write(tmp_path, **OTHER_HOST, new_field=1)
+    with RunLock() as lock, pytest.raises(UserError, match="in use by process .* on node7"):
+        lock.take(tmp_path)
+    monkeypatch.setattr(run_lock, "UNSIGNED", 0.1)
+    (tmp_path / LOCK).write_text('{"pid": "7"}')
+    with (tmp_path / LOCK).open() as held:
+        run_lock._flock(held.fileno())
+        with RunLock() as lock, pytest.raises(UserError, match="in use by process 0 on an unknown host"):
+            lock.take(tmp_path)
+
+
 def test_a_restart_waits_for_the_end_of_the_former_process(tmp_path, monkeypatch):
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
