@@ -37,7 +37,7 @@ ALONE, TRIAL = 4, 2 * SCAN_THREADS
 """Parts by which one thread and all of them are timed; the fastest counts, as the first ones are slow."""
 MIN_GAIN = 0.9
 """Threads are used for the rest if they take less than this fraction of one thread's time."""
-MAX_COST, OVERHEAD = 1.5, 0.1
+MAX_COST, OVERHEAD = 1.25, 0.05
 """They are not if they take more processor time than this multiple of one thread's, and this fraction of its
 time: contending for the GIL, they are faster only on a busy machine, at the cost of other processes."""
 SAVE_EVERY = 30.0
