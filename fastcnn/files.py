@@ -241,14 +241,14 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def stdout_failure(error: OSError) -> WriteError | None:
-    """Return the error of a print that failed; None if the error is another one."""
+def report_stdout(error: OSError) -> int:
+    """Report a print that failed in one line, and return the exit status; raise any other error again."""
     if error.filename is not None or error.errno not in FULL:
-        return None
+        raise error
     drop_stdout()
-    return WriteError(
-        f"cannot write to standard output: {error.strerror}; redirect it elsewhere", error.errno
-    )
+    message = f"cannot write to standard output: {error.strerror}; redirect it elsewhere"
+    print(f"fastcnn: error: {message}", file=sys.stderr)
+    return WriteError.status
 
 
 def drop_stdout() -> None:

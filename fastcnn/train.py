@@ -97,11 +97,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
             print(f"fastcnn: error: {error}", file=sys.stderr)
         return error.status
     except OSError as error:
-        failure = files.stdout_failure(error)
-        if failure is None:
-            raise
-        print(f"fastcnn: error: {failure}", file=sys.stderr)
-        return failure.status
+        return files.report_stdout(error)
     except KeyboardInterrupt:  # before training
         return 128 + signal.SIGINT
     return 0 if result.stopped_by is None else 128 + result.stopped_by

@@ -341,11 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastcnn: error: {error}", file=sys.stderr)
         return error.status
     except OSError as error:
-        failure = files.stdout_failure(error)
-        if failure is None:
-            raise
-        print(f"fastcnn: error: {failure}", file=sys.stderr)
-        return failure.status
+        return files.report_stdout(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

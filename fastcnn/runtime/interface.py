@@ -27,7 +27,7 @@ def address_towards(host: str, port: int) -> str:
 
 
 def gloo_interface(addresses: Sequence[str], rank: int) -> str | None:
-    """Return the interface that gloo must be told; None if its own choice is right.
+    """Return the interface to set for gloo; None if its own choice is right.
 
     Args:
         addresses: of each rank, on the way to the store.

@@ -27,7 +27,7 @@ HEARTBEAT = 30.0
 """Seconds between two heartbeats."""
 STALE = 180.0
 """Seconds without a heartbeat after which the holder on another host is taken for dead."""
-SETTLED = 0.3
+REPLACE_WAIT = 0.3
 """Seconds after which a lock without the kernel's help is the last one of those written at once."""
 UNSIGNED = 2.0
 """Max seconds until the holder has written its name."""
@@ -240,7 +240,7 @@ def _replace(path: Path) -> int | None:
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     _write(file)
     os.replace(temporary, path)
-    time.sleep(SETTLED)
+    time.sleep(REPLACE_WAIT)
     if _is_file_of(file, path):
         return file
     os.close(file)

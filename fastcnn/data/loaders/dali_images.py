@@ -11,7 +11,7 @@ from fastcnn.data.intact import intact_jpeg, intact_png
 from fastcnn.data.jpeg import is_jpeg
 from fastcnn.data.sources.headers import Files
 
-SETTLED = 2_000_000_000
+STABLE_AGE = 2_000_000_000
 """Age in ns from which a modification time stands for a content: file systems count in steps."""
 UNCHECKED = -1
 
@@ -50,7 +50,7 @@ class DaliImages:
             if self._checked[index] == digest:
                 return encoded
             if self._is_intact(index, data):
-                if time.time_ns() - stamp[1] > SETTLED:
+                if time.time_ns() - stamp[1] > STABLE_AGE:
                     self._checked[index] = digest
                 return encoded
         return as_ppm(self.files.decode_bytes(encoded, index, self.channels))

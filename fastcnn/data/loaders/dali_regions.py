@@ -55,8 +55,8 @@ def regions_work(device: Any, *, announce: bool = True) -> bool:
     kept = cache_root() / "dali" / f"regions-{_digest(name, *_versions())}.txt"
     outcome = _recall(kept)
     if not outcome:
-        outcome, settled = try_regions(device.index)
-        if settled:
+        outcome, is_lasting = try_regions(device.index)
+        if is_lasting:
             _keep(kept, outcome)
     if outcome != WORKS and announce:
         remedy = "whole images are decoded, then cut"

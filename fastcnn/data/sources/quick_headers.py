@@ -11,6 +11,22 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from fastcnn.data.arrays import MAX_PIXELS, Header
+from fastcnn.data.intact import (
+    APP0,
+    APP1,
+    APP15,
+    BASELINE,
+    CHANNELS,
+    COMMENT,
+    DEPTHS,
+    HUFFMAN,
+    ORIENTATION,
+    PNG_START,
+    PROGRESSIVE,
+    QUANTIZATION,
+    RESTARTS,
+    SCAN,
+)
 
 Read = Callable[[int, int], bytes]
 """Read from this byte of an image on, at most so many bytes."""
@@ -19,7 +35,7 @@ HEAD = 4096
 TAIL = 16
 """Bytes to read at the end."""
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+PNG_END = b"IEND\xaeB`\x82"
 
 
 def quick_header(read: Read, length: int) -> Header | None:
@@ -38,18 +54,14 @@ def quick_header(read: Read, length: int) -> Header | None:
 
 # JPEG
 
-FRAMES = (0xC0, 0xC1, 0xC2)
-HUFFMAN, SCAN, QUANTIZATION, RESTARTS, APP0, APP1, APP13, APP15, COMMENT = (
-    *(0xC4, 0xDA, 0xDB, 0xDD),
-    *(0xE0, 0xE1, 0xED, 0xEF, 0xFE),
-)
+FRAMES = (*BASELINE, PROGRESSIVE)
+APP13 = 0xED
 MIN_LENGTHS = {b"JF": 7, b"Ad": 7, b"IC": 14}
 """Bytes that Pillow requires of the segments JFIF, Adobe and ICC_PROFILE."""
 SEGMENT = 600
 """Bytes that are read of each segment at least: four quantization tables, or 40 tags of EXIF."""
 TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 9: 4, 10: 8}
 """Bytes of a value by its type in EXIF."""
-ORIENTATION = 0x0112
 
 
 def _jpeg(head: bytes, read: Read) -> Header | None:
@@ -145,9 +157,6 @@ def _orientation(tags: bytes, length: int) -> int | None:
 
 # PNG
 
-BANDS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Channels by color type."""
-DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"sBIT": 0, b"bKGD": 0, b"tIME": 0, b"PLTE": 0}
 """Chunks that say nothing about orientation, and bytes that Pillow requires of them."""
 
@@ -164,7 +173,7 @@ def _png(head: bytes) -> Header | None:
             width, height, bits, color, _, filters, _ = struct.unpack(">IIBBBBB", content)
             if filters or bits not in DEPTHS.get(color, ()):
                 return None
-            found = Header(height, width, 1, bits, BANDS[color])
+            found = Header(height, width, 1, bits, CHANNELS[color])
         elif kind == b"tRNS":
             if color != 3:  # Pillow checks its length by the image's mode
                 return None

@@ -29,7 +29,7 @@ from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders import dali_regions
 from fastcnn.data.loaders.base import LoaderArgs
 from fastcnn.data.loaders.dali import DaliLoader
-from fastcnn.data.loaders.dali_images import SETTLED, DaliImages
+from fastcnn.data.loaders.dali_images import STABLE_AGE, DaliImages
 from fastcnn.data.loaders.dali_regions import FAILED, WORKS, regions_work, try_regions
 
 rng = np.random.default_rng(0)
@@ -167,7 +167,7 @@ def write(folder: Path, count: int = 32) -> list[str]:
     paths = [str(folder / f"{i}.jpg") for i in range(count)]
     for path in paths:
         Path(path).write_bytes(encoded())
-        os.utime(path, ns=(0, time.time_ns() - 2 * SETTLED))
+        os.utime(path, ns=(0, time.time_ns() - 2 * STABLE_AGE))
     return paths
 
 
@@ -212,7 +212,8 @@ def test_a_file_is_checked_once_while_it_does_not_change(tmp_path, monkeypatch):
     for _ in range(3):
         assert images.load(0).tobytes() == Path(paths[0]).read_bytes()
     assert len(checked) == 1
-    os.utime(paths[0], ns=(0, time.time_ns() - SETTLED // 2))  # a time that may still stand for two contents
+    # A time that may still stand for two contents.
+    os.utime(paths[0], ns=(0, time.time_ns() - STABLE_AGE // 2))
     images.load(0)
     images.load(0)
     assert len(checked) == 3
