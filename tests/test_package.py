@@ -50,7 +50,7 @@ def test_ctrl_c_ends_any_command_quietly(monkeypatch, capsys):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "models", interrupted)
+    monkeypatch.setattr("fastcnn.cli.commands.models.run", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -80,8 +80,15 @@ def test_an_unknown_command_is_status_2_and_one_line_with_the_nearest(command, c
 
 
 def test_a_command_gets_the_words_after_it_and_gives_its_status(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "train", lambda argv: 7 if argv == ["--arch", "lenet5"] else 1)
+    given: list[str] = []
+
+    def run(argv):
+        given.extend(argv)
+        return 7
+
+    monkeypatch.setattr("fastcnn.cli.commands.train.run", run)
     assert main(["train", "--arch", "lenet5"]) == 7
+    assert given == ["--arch", "lenet5"]
 
 
 def test_a_mistake_in_the_settings_is_one_line_and_status_2(capsys, tmp_path, wording):

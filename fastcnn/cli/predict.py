@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastcnn import files
-from fastcnn.config import LossSettings
+from fastcnn.config import Config
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
 from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
@@ -30,16 +30,13 @@ from fastcnn.data.sources.dataset import Split
 from fastcnn.data.sources.headers import scan
 from fastcnn.data.sources.walk import image_files
 from fastcnn.data.transforms.transform import Transform
-from fastcnn.engine import checkpoint
-from fastcnn.engine.state import Normalized
 from fastcnn.errors import UserError, WriteError
+from fastcnn.inference.trained import Trained, open_trained
 from fastcnn.runtime.distributed import Ranks, choose_device
 from fastcnn.runtime.machine import is_out_of_memory
 from fastcnn.tasks.base import Task
-from fastcnn.tasks.build import build_task
 from fastcnn.tasks.gallery import rgb
 from fastcnn.tasks.multilabel import MultiLabelClassification
-from fastcnn.viz.pictures import printable
 
 BYTES = 5
 """Bytes of a pixel's channel: as loaded, and normalized."""
@@ -81,22 +78,21 @@ def predict(
             pictures.
     """
     output = None if output is None else files.expand_user(output, "--output-dir")
-    content = checkpoint.load(path, "fastcnn predict", arch)
-    task = _task(content, threshold)
-    network = checkpoint.build_saved(content)
+    trained = open_trained(path, "fastcnn predict", arch)
+    task = _task(trained, threshold)
     where = choose_device(loading.device, Ranks())
     root, names = _names(images)
     _check_free(output, names)
-    split = _open(root, names, content["config"])
+    split = _open(root, names, trained.config)
     bad = BadFiles(split, "given", max_fraction=1, quiet=True)
     if len(bad) == len(split):
         raise UserError(f"{images}: no image can be decoded ({bad.line(0)}); use another folder")
-    _check_memory(content, network, min(loading.batch_size, len(split)))
-    loader = _loader(split, content, bad, loading, where)
-    model = Normalized(network, content["mean"], content["std"]).to(where).eval()
+    _check_memory(trained, min(loading.batch_size, len(split)))
+    loader = _loader(split, trained.transform, bad, loading, where)
+    model = trained.normalized(where)
     folder = _new_folder() if output is None else output
     try:
-        _predict_batches(loader, model, task, _class_names(content), names=names, folder=folder)
+        _predict_batches(loader, model, task, trained.class_names, names=names, folder=folder)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(
@@ -111,7 +107,7 @@ def predict(
 
 
 def _loader(
-    split: Split, content: dict[str, Any], bad: BadFiles, loading: Loading, device: torch.device
+    split: Split, transform: Transform, bad: BadFiles, loading: Loading, device: torch.device
 ) -> ImageLoader:
     """Return a loader of all images in their order, as validated."""
     batch_size = min(loading.batch_size, len(split))
@@ -119,7 +115,7 @@ def _loader(
     return MAKERS["torch"](
         LoaderArgs(
             split=split,
-            transform=_transform(content),
+            transform=transform,
             sampler=sampler,
             device=device,
             workers=loading.workers,
@@ -128,12 +124,12 @@ def _loader(
     )
 
 
-def _open(root: Path, names: Sequence[str], config: dict[str, Any]) -> Split:
+def _open(root: Path, names: Sequence[str], config: Config) -> Split:
     """Return the images, decoded by the settings of a checkpoint."""
-    paths, upright = [str(root / name) for name in names], config["exif"] == "upright"
+    paths, upright = [str(root / name) for name in names], config.exif == "upright"
     files = scan(f"predict {root.resolve()}", paths, upright=upright)
-    if config["levels"] != "auto":
-        files = dataclasses.replace(files, levels=tuple(config["levels"]))
+    if config.levels != "auto":
+        files = dataclasses.replace(files, levels=config.levels)
     return Split(np.zeros(len(names), dtype=np.int64), files)
 
 
@@ -158,11 +154,11 @@ def _predict_batches(
                 _save(task.draw(rgb(pixels), prediction, class_names), folder / f"{name}.png")
 
 
-def _check_memory(content: dict[str, Any], network: nn.Module, batch_size: int) -> None:
+def _check_memory(trained: Trained, batch_size: int) -> None:
     """Raise UserError if a batch of images of the checkpoint's size does not fit into memory."""
-    size, channels = content["val_img_size"], content["in_chans"]
+    size, channels = trained.size, trained.channels
     shape = batch_size, channels, size, size
-    needed = BYTES * math.prod(shape) + 2 * _largest_output(network, shape)
+    needed = BYTES * math.prod(shape) + 2 * _largest_output(trained.network, shape)
     if needed > free_memory():
         raise UserError(
             f"{batch_size} images of {channels} x {size} x {size}, the checkpoint's size, take at least "
@@ -199,21 +195,14 @@ def _check_free(output: Path | None, names: list[str]) -> None:
         raise UserError(f"--output-dir {output}: holds {existing[0]}.png already; use another folder")
 
 
-def _task(content: dict[str, Any], threshold: float | None) -> Task:
-    """Return the task of a checkpoint's network; UserError for a threshold without effect."""
-    settings = LossSettings(cls_loss=content["config"]["cls_loss"])
-    task = build_task(content["arch"], settings, content["num_classes"], multi_label=content["multi_label"])
+def _task(trained: Trained, threshold: float | None) -> Task:
+    """Return the task of a trained network; UserError for a threshold without effect."""
+    task = trained.build_task()
     if threshold is not None:
         if not isinstance(task, MultiLabelClassification):
             raise UserError("--threshold: for networks of several labels an image, and this is none; omit it")
         task.threshold = threshold
     return task
-
-
-def _class_names(content: dict[str, Any]) -> list[str]:
-    """Return the names of a checkpoint's classes; numbers for those that its data did not have."""
-    names = [printable(name) for name in content["class_names"]]
-    return [*names, *(f"class {i}" for i in range(len(names), content["num_classes"]))]
 
 
 def _names(images: Path) -> tuple[Path, list[str]]:
@@ -226,19 +215,6 @@ def _names(images: Path) -> tuple[Path, list[str]]:
     if not names:
         raise UserError(f"{images}: no images in it; use another folder")
     return images, names
-
-
-def _transform(content: dict[str, Any]) -> Transform:
-    """Return the transform of the validation."""
-    config = content["config"]
-    return Transform(
-        size=content["val_img_size"],
-        channels=content["in_chans"],
-        train_crop=config["train_crop"],
-        crop_pct=config["crop_pct"],
-        crop_mode="border" if config["crop_mode"] == "border" else "center",  # auto: of older checkpoints
-        dct_scaling=config["dct_scaling"],
-    )
 
 
 def _new_folder() -> Path:

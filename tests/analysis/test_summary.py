@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcnn.analysis.layer_times import time_layers
 from fastcnn.analysis.summary import Layer, Summary, summarize
 from fastcnn.analysis.tables import all_models, layer_table, short
-from fastcnn.cli.main import NETWORKS, main
+from fastcnn.cli.commands.models import NETWORKS
+from fastcnn.cli.main import main
 from fastcnn.models import DETECTION, MODELS, SEGMENTATION, ConvNet, build
 from fastcnn.transfer.weights import has_pretrained
 from fastcnn_kernels.depthwise_conv import FLOPS, DepthwiseConv2d

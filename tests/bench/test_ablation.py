@@ -29,7 +29,7 @@ from fastcnn.bench.worker import (
     cpu_contention,
     time_workers,
 )
-from fastcnn.cli import main
+from fastcnn.cli import arguments, main
 from fastcnn.errors import UserError
 from fastcnn.runtime import environment, machine
 
@@ -586,7 +586,7 @@ def test_a_baseline_of_something_else_is_refused(measured, tmp_path, wording):
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.25", 0.25), ("0", 0.0)])
 def test_shares_are_percent_or_numbers(text, share):
-    assert main.parse_share(text) == share
+    assert arguments.share(text) == share
 
 
 @pytest.mark.parametrize(
