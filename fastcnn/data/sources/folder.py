@@ -124,11 +124,12 @@ def _class_folders(root: Path) -> list[Path]:
     """
     found = folders(root)
     links = {folder: folder.resolve() for folder in found if folder.is_symlink()}
-    real = {(root / folder.name).resolve(): folder for folder in found if folder not in links}
+    base = root.resolve()
+    real = {base / folder.name: folder for folder in found if folder not in links}
     for link, target in links.items():
         if target in real:
             raise UserError(f"{link}: a link to {real[target]}, another class; remove one of them")
-    around = (root.resolve(), *root.resolve().parents)
+    around = (base, *base.parents)
     return [folder for folder in found if links.get(folder) not in around]
 
 

@@ -199,17 +199,18 @@ def file_stamps(paths: Sequence[str]) -> np.ndarray:
 
 
 def _stamps(names: Names) -> np.ndarray:
-    paths = names.as_bytes()
-    place = {path: i for i, path in enumerate(dict.fromkeys(paths))}  # shards repeat
     found: list[int] = []
-    for path in place:
-        try:
-            status: os.stat_result | None = os.stat(path)
-        except OSError:
-            status = _stat_again(path)
-        found += (0, 0) if status is None else (status.st_size, status.st_mtime_ns)
-    stamps = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return stamps if len(place) == len(paths) else stamps[[place[path] for path in paths]]
+    before, stamp = b"", (0, 0)
+    for path in names.as_bytes():
+        if path != before:  # else the next image of a shard
+            try:
+                status: os.stat_result | None = os.stat(path)
+            except OSError:
+                status = _stat_again(path)
+            stamp = (0, 0) if status is None else (status.st_size, status.st_mtime_ns)
+            before = path
+        found += stamp
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _stat_again(path: bytes) -> os.stat_result | None:

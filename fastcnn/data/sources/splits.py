@@ -126,9 +126,9 @@ def _assign(
 
     # The last group with images of a class stays in training.
     is_kept = np.zeros(len(weights), dtype=bool)
-    by_place = np.lexsort((place[group_of], labels))
-    last = np.flatnonzero(np.append(np.diff(labels[by_place]) != 0, True))
-    is_kept[group_of[by_place[last]]] = True
+    for members in _by_class(labels):
+        groups = group_of[members]
+        is_kept[groups[place[groups].argmax()]] = True
     for column in several.T if several is not None else ():
         groups = group_of[column > 0]
         if len(groups) and not is_kept[groups].any():
