@@ -210,6 +210,7 @@ def _train(training: Training, lock: RunLock, started: float, peers: Peers | Non
 
     run, task, is_main = training.checkpointer, training.task, training.ranks.is_main
     run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config, lock))
+    run.check_lock = lock.check
     warning = None if run.state.done else from_main(lambda: check_room(run))
     config, reasons = _tune(training, started)
     plan = training.plan = replace(training.plan, config=config, reasons=reasons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Checkpointer:
     """Mean of the weights of the last epochs."""
     averaged: int | None = None
     """Step at which that mean was validated and saved."""
+    check_lock: Callable[[], None] = lambda: None
+    """Raises UserError if another run took over the folder; called by rank 0 before each save."""
 
     def save(self, metrics: Metrics, *, is_best: bool = False, alone: bool = False) -> None:
         """Write `last.pt`, and `best.pt` if it is the best. All ranks call it; waits for the device.
@@ -63,6 +66,7 @@ class Checkpointer:
         Raises:
             TrainingError: a loss was infinite or NaN; nothing is written.
             WriteError: rank 0 cannot write it; raised on every rank.
+            UserError: another run took over the folder; raised on every rank.
         """
         self._save(LAST, metrics, is_best=is_best, alone=alone)
 
@@ -89,6 +93,7 @@ class Checkpointer:
 
     def _write(self, name: str, ranks: list[dict[str, Any]], *, is_best: bool) -> None:
         """Write a checkpoint on rank 0."""
+        self.check_lock()
         self._list_bad_files()
         content = checkpoint.pack(
             self.config,

@@ -126,6 +126,23 @@ class RunLock:
             raise
         threading.Thread(target=self._beat, name="fastcnn-lock", daemon=True).start()
 
+    def check(self) -> None:
+        """Check, before a write, that this process still holds the folder; without effect without a lock.
+
+        Raises:
+            UserError: another run took over the lock, as after this process was suspended for minutes.
+        """
+        if self._file is None or self.folder is None:
+            return
+        path = self.folder / LOCK
+        with contextlib.suppress(OSError):  # nobody's, or not readable for now
+            if not os.path.samestat(os.fstat(self._file), path.stat()):
+                holder = _holder_of(path)
+                raise UserError(
+                    f"--output-dir {self.folder}: taken over by {holder}, as this process gave no sign of "
+                    f"life for {STALE:.0f} s; nothing was written since"
+                )
+
     def release(self) -> None:
         """Remove the lock."""
         if self._file is not None and self.folder is not None:
@@ -222,6 +239,14 @@ def _read(file: int) -> Holder | None:
         return None
     same_types = all(isinstance(known[name], type(value)) for name, value in asdict(UNKNOWN).items())
     return Holder(**known) if same_types else None
+
+
+def _holder_of(path: Path) -> Holder:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return _read(file) or UNKNOWN
+    finally:
+        os.close(file)
 
 
 def _write(file: int) -> None:

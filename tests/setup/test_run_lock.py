@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fastcnn.engine.checkpointer import Checkpointer
 from fastcnn.errors import UserError
 from fastcnn.setup import run_lock
 from fastcnn.setup.run_lock import LOCK, STALE, Holder, RunLock
@@ -228,3 +229,25 @@ def test_a_run_that_another_one_overtook_does_not_write(train, demo, capsys, wor
     monkeypatch.setattr(plan, "check_shapes", other_run)
     assert train(*flags) == 2
     wording(capsys.readouterr().err)
+
+
+def test_a_run_whose_lock_was_taken_over_writes_nothing_more(train, demo, capsys, monkeypatch):
+    real = Checkpointer.save
+    saved: list[bytes] = []
+
+    def take_over_then_save(run: Checkpointer, *args: object, **kwargs: object) -> None:
+        if not saved:
+            real(run, *args, **kwargs)  # type: ignore[arg-type]
+            saved.append((run.folder / "last.pt").read_bytes())
+        (run.folder / "other").mkdir()
+        write(run.folder / "other", host="elsewhere")
+        os.replace(run.folder / "other" / LOCK, run.folder / LOCK)
+        real(run, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Checkpointer, "save", take_over_then_save)
+    assert train(*QUICK, "--data", demo, "--epochs", "2", "--output-dir", "run") == 2
+    err = capsys.readouterr().err
+    assert "--output-dir run: taken over by process" in err
+    assert "on elsewhere" in err
+    assert Path("run/last.pt").read_bytes() == saved[0]
+    assert json.loads((Path("run") / LOCK).read_text())["host"] == "elsewhere"  # not removed at the end
