@@ -36,6 +36,9 @@ COLORS: dict[str, str] = {"dali": "#c4452d", "torch": "#2d6fc4", "cached": "#3f9
 SETTLED = 10
 """Epochs after which memory should no longer grow."""
 
+KEPT_SAMPLES = 360
+"""Most samples of a training that the JSON file keeps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -154,7 +157,10 @@ def train(settings: Settings, minutes: float) -> None:
             "settings": {**vars(settings), "data": Path(settings.data).name},
             "last_half": {backend: training_memory.rise(points) for backend, points in samples.items()},
             "samples": {
-                backend: [{name: round(value, 2) for name, value in point.items()} for point in points]
+                backend: [
+                    {name: round(value, 2) for name, value in point.items()}
+                    for point in points[:: -(-len(points) // KEPT_SAMPLES)]
+                ]
                 for backend, points in samples.items()
             },
         },
