@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fastcnn.exporter.result import Result as ExportResult
     from fastcnn.train import Result
 
-__all__ = ["__version__", "fit", "load"]
+__all__ = ["__version__", "export", "fit", "load"]
 
 
 def fit(**settings: Any) -> Result:
@@ -56,3 +57,23 @@ def load(checkpoint: str | Path, arch: str | None = None) -> nn.Module:
     from fastcnn.engine.checkpoint import load_network
 
     return load_network(checkpoint, arch)
+
+
+def export(checkpoint: str | Path, format: str = "onnx", **settings: Any) -> ExportResult:
+    """Write a checkpoint's network to a file that runs without fastcnn: `fastcnn.export("best.pt", "pt2")`.
+
+    Args:
+        format: onnx, pt2, aoti or safetensors.
+        settings: the flags of `fastcnn export` with underscores for dashes: `output`, `int8`, `images`,
+            `calibration_images`, `tolerance`, `device`, and those of the data, such as `data`.
+
+    Returns:
+        `fastcnn.exporter.result.Result`: the file, its difference from PyTorch, and the latency of both.
+
+    Raises:
+        ValueError: no such checkpoint or data, an unknown setting, a package that is not installed, or a file
+            whose outputs differ by more than the tolerance.
+    """
+    from fastcnn.exporter.run import export_with
+
+    return export_with(checkpoint, format, settings)

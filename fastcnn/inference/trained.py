@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -44,6 +44,16 @@ class Trained:
     @property
     def channels(self) -> int:
         return int(self.config.in_chans)
+
+    @property
+    def exif(self) -> Literal["upright", "ignore"]:
+        """Treatment of the EXIF orientation of images."""
+        return self.config.exif
+
+    @property
+    def levels(self) -> tuple[float, float] | Literal["auto"]:
+        """Values that become 0 and 255 in images of more than 8 bits; "auto": those of each file."""
+        return self.config.levels
 
     def build_task(self) -> Task:
         """Build the task that turns the network's outputs into predictions."""

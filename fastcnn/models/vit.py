@@ -162,7 +162,7 @@ class VisionTransformer(ConvNet):
         x = self.conv_proj(x)
         grid = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2)
-        return self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1), grid)
+        return self.encoder(torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1), grid)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         tokens = self.forward_features(x)[:, 1:]

@@ -191,7 +191,7 @@ class YOLO(Detector):
         for i, y in enumerate(self.neck(self.forward_stages(x))):
             y = self.predictors[i](self.heads[i](y)).permute(0, 2, 3, 1)
             rows, columns = y.shape[1], y.shape[2]
-            raw.append(y.reshape(len(x), rows * columns * self.anchors.shape[1], -1))
+            raw.append(y.reshape(x.shape[0], rows * columns * self.anchors.shape[1], -1))
             cells.append(cells_of(rows, columns, self.strides[i], self.anchors[i]))
             maps.append((rows, columns))
         return AnchorOutputs(torch.cat(raw, 1), torch.cat(cells), tuple(maps), (x.shape[2], x.shape[3]))

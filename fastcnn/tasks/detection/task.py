@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +33,25 @@ SHOWN_SCORE = 0.2
 """Minimum score of boxes in drawings and texts."""
 
 
+class FixedBoxes(NamedTuple):
+    """The best boxes of N images after non-maximum suppression, `MAX_BOXES` each, the best first.
+
+    Outputs of exported files, of one size for any image.
+    """
+
+    boxes: Tensor
+    """[N, MAX_BOXES, 4]: left, top, right, bottom in pixels; zeros in the place of missing boxes."""
+    scores: Tensor
+    """[N, MAX_BOXES]; 0 for missing boxes."""
+    labels: Tensor
+    """int64 [N, MAX_BOXES]: classes."""
+    counts: Tensor
+    """int64 [N]: boxes of each image, 0 to MAX_BOXES."""
+
+
 class Detection:
-    """Targets are boxes, float32 [N, M, 6] as in `fastcnn.data.batch.Batch`; outputs are `AnchorOutputs` or
-    `GridOutputs`."""
+    """Targets are boxes, float32 [N, M, 6] as in `fastcnn.data.batch.Batch`; outputs are `AnchorOutputs`,
+    `GridOutputs` or, for predictions alone, `FixedBoxes`."""
 
     best_metric = "map"
     pictured = True
@@ -57,6 +74,11 @@ class Detection:
 
         A row is class, left, top, right, bottom in pixels, score.
         """
+        if isinstance(outputs, FixedBoxes):
+            rows = torch.cat(
+                [outputs.labels[..., None].float(), outputs.boxes, outputs.scores[..., None]], -1
+            )
+            return [r[:count] for r, count in zip(rows.cpu().numpy(), outputs.counts.tolist())]
         if isinstance(outputs, GridOutputs):
             return best_boxes(*grid_loss.decode(outputs, self.num_classes), outputs.size)
         assert isinstance(outputs, AnchorOutputs)
