@@ -14,12 +14,24 @@ from fastcnn.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from fastcnn.exporter.result import Result as ExportResult
+    from fastcnn.inference.predictor import Predictor
+    from fastcnn.setup.loaders import Loaders
     from fastcnn.train import Result
+    from fastcnn_kernels import Report
 
-__all__ = ["__version__", "export", "fit", "load"]
+__all__ = ["Predictor", "__version__", "accelerate", "export", "fit", "load", "loaders"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Predictor` when it is used first."""
+    if name == "Predictor":
+        from fastcnn.inference.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'fastcnn' has no attribute {name!r}")
 
 
 def fit(**settings: Any) -> Result:
@@ -77,3 +89,38 @@ def export(checkpoint: str | Path, format: str = "onnx", **settings: Any) -> Exp
     from fastcnn.exporter.run import export_with
 
     return export_with(checkpoint, format, settings)
+
+
+def loaders(**settings: Any) -> Loaders:
+    """Open the training and validation loaders alone: `fastcnn.loaders(data="photos", batch_size=64)`.
+
+    The settings are those of `fit`; those of the training itself, such as `lr`, have no effect. `arch`
+    decides the image size, and with `unet...` and `yolo...` the targets. Under torchrun each process gets its
+    share of the images, after `torch.distributed.init_process_group()`.
+
+    Returns:
+        `fastcnn.setup.loaders.Loaders`: `train` and `val`, whose iterations yield a
+        `fastcnn.data.batch.Batch` of images (uint8 [N, C, H, W], channels-last, on the device), targets and
+        mask; class names, mean and deviation. Close it, or use it in a `with` block.
+
+    Raises:
+        ValueError: no such data, or a setting that is unknown, impossible or applied by the training step.
+    """
+    from fastcnn.setup.loaders import open_loaders
+
+    return open_loaders(settings)
+
+
+def accelerate(model: nn.Module, example_images: Tensor | None = None) -> Report:
+    """Replace a model's slow layers by the Triton kernels, in place: see `fastcnn_kernels.accelerate`.
+
+    Args:
+        model: on its device and in its memory format.
+        example_images: a batch as in training, to check and time the layers on.
+
+    Returns:
+        The report, with a row for each layer.
+    """
+    from fastcnn_kernels import accelerate as replace
+
+    return replace(model, example_images)

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a network (the same as python -m fastcnn.train)",
     "predict": "print and draw the predictions of a trained network",
     "export": "write a trained network to a file that runs without fastcnn: ONNX, pt2, AOTInductor",
+    "explain": "draw what a network looks at: filters, feature maps, Grad-CAM, convolutions",
     "summary": "list the layers of a network: size, cost, receptive field, optionally times",
     "models": "list the networks",
     "preview": "draw training images as they are augmented",

@@ -136,9 +136,9 @@ def _in_words(kind: Any) -> list[str]:
     return names.get(kind, ["a value"])
 
 
-def from_settings(settings: Mapping[str, Any]) -> Config:
-    """Convert Python keywords to a Config; raise ValueError for an unknown or ill-typed one."""
-    _check_names(settings, "fit()")
+def from_settings(settings: Mapping[str, Any], function: str = "fit()") -> Config:
+    """Convert Python keywords of a function to a Config; raise ValueError for an unknown or ill-typed one."""
+    _check_names(settings, function)
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     for name in ("data", "data_root", "labels", "weights", "output_dir", "resume", "config"):
         if isinstance(values.get(name), Path):

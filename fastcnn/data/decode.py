@@ -88,7 +88,7 @@ def decode(
         kind = array_kind(encoded)
         if kind is not None:
             values = read_array(encoded, kind, window=levels is None)
-            return _fitted(mapped(values, levels), channels, size, region)
+            return fitted(mapped(values, levels), channels, size, region)
         if channels not in (1, 3):
             raise DecodeError(f"an image of gray or color, not of {channels} channels")
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=formats())
@@ -112,8 +112,20 @@ def decode(
     if region is not None:
         top, left, height, width = stored_region(region, image.size, orientation)
         image = image.crop((left, top, left + width, top + height))
+    return pixels_of(image, channels, orientation, levels)
+
+
+def pixels_of(
+    image: Image.Image, channels: int, orientation: int = 1, levels: Levels | None = None
+) -> np.ndarray:
+    """Convert a loaded image of Pillow to pixels, uint8 [H, W, channels]; see `decode`.
+
+    Args:
+        channels: 3 (RGB) or 1 (gray).
+    """
     if is_wide(image):  # Pillow would clip at 255
         image = Image.fromarray(to_bytes(np.asarray(image), levels or FULL))
+    mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     pixels = np.asarray(turned_upright(image, orientation))
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -157,13 +169,17 @@ def _check_size(image: Image.Image, size: tuple[int, int] | None) -> None:
         raise DecodeError("changed since its header was read")
 
 
-def _fitted(
+def fitted(
     pixels: np.ndarray,
     channels: int,
-    size: tuple[int, int] | None,
-    region: tuple[int, int, int, int] | None,
+    size: tuple[int, int] | None = None,
+    region: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
-    """Return an array, uint8 [H, W, C], or a region of it, with other channels if it is gray or color."""
+    """Return an array, uint8 [H, W, C], or a region of it, with other channels if it is gray or color.
+
+    Raises:
+        DecodeError: of another size, or neither gray nor color and of other channels.
+    """
     if size is not None and pixels.shape[:2] != size:
         raise DecodeError("changed since its header was read")
     top, left, height, width = region or (0, 0, *pixels.shape[:2])

@@ -167,3 +167,42 @@ def move_boxes(boxes: np.ndarray, geometry: Geometry, i: int, size: int) -> np.n
     sides = cut[:, 1] - cut[:, 0]
     left = (sides > 0).all(axis=1) & (sides.prod(axis=1) >= MIN_VISIBLE * area)
     return np.column_stack([boxes[:, 0], cut[:, :, ::-1].reshape(-1, 4), boxes[:, 5]])[left]
+
+
+def restore_boxes(boxes: np.ndarray, geometry: Geometry, i: int, size: tuple[int, int]) -> np.ndarray:
+    """Transform boxes [k, 6] in the i-th sample back to pixels of its whole image, and clip them there.
+
+    Args:
+        geometry: without a flip.
+        size: height and width of the whole image.
+    """
+    low, high, resized = geometry.roi_start[i], geometry.roi_end[i], geometry.resized[i]
+    corners = boxes[:, 1:5].reshape(-1, 2, 2)[:, :, ::-1].astype(np.float64)
+    corners = (corners + geometry.shift[i]) * ((high - low) / resized) + geometry.start[i] + low
+    corners = corners.clip(0, size)[:, :, ::-1].reshape(-1, 4)
+    return np.column_stack([boxes[:, 0], corners, boxes[:, 5]])
+
+
+def restore_mask(
+    mask: np.ndarray, geometry: Geometry, i: int, side: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Transform the mask of the i-th sample back to its whole image by nearest neighbor, uint8 [*size].
+
+    Args:
+        mask: uint8 [h, w]; one smaller than the sample is centered in it.
+        geometry: without a flip.
+        side: side of the sample in pixels.
+        size: height and width of the whole image. Its pixels outside of the mask become `IGNORE`.
+    """
+    whole = np.full(size, IGNORE, dtype=np.uint8)
+    axes = []
+    for axis in (0, 1):
+        low = geometry.roi_start[i, axis]
+        scale = geometry.resized[i, axis] / (geometry.roi_end[i, axis] - low)
+        place = (np.arange(size[axis]) + 0.5 - geometry.start[i, axis] - low) * scale
+        at = np.floor(place).astype(np.int64) - geometry.shift[i, axis] - (side - mask.shape[axis]) // 2
+        inside = (0 <= at) & (at < mask.shape[axis])
+        axes.append((inside, at[inside]))
+    (rows, y), (columns, x) = axes
+    whole[np.ix_(rows, columns)] = mask[np.ix_(y, x)]
+    return whole

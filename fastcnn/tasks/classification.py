@@ -39,6 +39,10 @@ class Classification(ClassCriterion):
 
     best_metric = "acc1"
     pictured = False
+    top_k: int | None = 3
+    """Maximum number of classes in texts and drawings."""
+    threshold = 0.0
+    """Minimum probability of the classes in texts and drawings."""
 
     def __init__(
         self,
@@ -74,14 +78,22 @@ class Classification(ClassCriterion):
         return list(probabilities.cpu().numpy())
 
     def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
-        return ", ".join(_best(predictions, class_names))
+        return ", ".join(self._best(predictions, class_names)) or "nothing"
 
     def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        labels = [(label, None) for label in _best(predictions, class_names)]
+        labels = [(label, None) for label in self._best(predictions, class_names)]
         return with_caption(enlarged(Image.fromarray(image)), labels)
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_caption(enlarged(Image.fromarray(image)), [(class_names[int(target)], None)])
+
+    def shown(self, predictions: np.ndarray) -> list[int]:
+        """Return the classes in texts and drawings of a sample, the most probable first."""
+        return most_probable(predictions, self.top_k, self.threshold)
+
+    def _best(self, predictions: np.ndarray, class_names: Sequence[str]) -> list[str]:
+        """Return the shown classes, such as "cat 98.0%"."""
+        return [f"{class_names[i]} {100 * predictions[i]:.1f}%" for i in self.shown(predictions)]
 
 
 class ClassificationMetrics(MeanLoss):
@@ -114,7 +126,7 @@ class ClassificationMetrics(MeanLoss):
         return metrics
 
 
-def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Return the three most probable classes, such as "cat 98.0%"."""
-    best = np.argsort(-probabilities, kind="stable")[:3].tolist()
-    return [f"{class_names[i]} {100 * probabilities[i]:.1f}%" for i in best]
+def most_probable(probabilities: np.ndarray, count: int | None, threshold: float) -> list[int]:
+    """Return the `count` most probable classes, those with a threshold or more, the most probable first."""
+    best = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    return [i for i in best if probabilities[i] >= threshold]

@@ -20,6 +20,7 @@ from fastcnn.tasks.class_losses import (
     mean_over_samples,
     split_outputs,
 )
+from fastcnn.tasks.classification import most_probable
 from fastcnn.tasks.metrics import MeanLoss, Metrics
 from fastcnn.viz.pictures import enlarged, with_caption
 
@@ -44,6 +45,8 @@ class MultiLabelClassification(ClassCriterion):
 
     best_metric = "map"
     pictured = False
+    top_k: int | None = None
+    """Maximum number of labels in texts and drawings."""
 
     def __init__(
         self,
@@ -85,14 +88,13 @@ class MultiLabelClassification(ClassCriterion):
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return _captioned(image, [class_names[i] for i in np.flatnonzero(target).tolist()])
 
-    def _shown(self, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
-        """Return all classes above the threshold, the most probable first, such as "cat 98.0%"."""
-        order = np.argsort(-probabilities, kind="stable").tolist()
-        return [
-            f"{class_names[i]} {100 * probabilities[i]:.1f}%"
-            for i in order
-            if probabilities[i] >= self.threshold
-        ]
+    def shown(self, predictions: np.ndarray) -> list[int]:
+        """Return the classes in texts and drawings of a sample, the most probable first."""
+        return most_probable(predictions, self.top_k, self.threshold)
+
+    def _shown(self, predictions: np.ndarray, class_names: Sequence[str]) -> list[str]:
+        """Return the shown classes, such as "cat 98.0%"."""
+        return [f"{class_names[i]} {100 * predictions[i]:.1f}%" for i in self.shown(predictions)]
 
 
 class LabelCounts(MeanLoss):

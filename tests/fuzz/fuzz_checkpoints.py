@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import fastcnn
-from fastcnn.cli.predict import Loading, predict
+from fastcnn.cli.predict import Options, Wanted, predict
 from fastcnn.data.sources.demo import CLASS_NAMES
 from fastcnn.models import build
 from fastcnn.transfer.adapt import load_weights
@@ -118,7 +118,8 @@ def _rezipped(rng: random.Random, data: bytes) -> bytes:
 
 
 def check_predict() -> None:
-    predict(Path("input/last.pt"), Path("images/val"), output=Path("out/new"), loading=Loading(4, 1, "cpu"))
+    options = Options(batch_size=4, workers=1, device="cpu")
+    predict(Path("input/last.pt"), ["images/val"], Wanted(output_dir=Path("out/new")), options)
 
 
 def check_resume() -> None:

@@ -85,9 +85,7 @@ def test_foreign_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="No such file or directory; use the path of an exported file"):
         open_exported(tmp_path / "none.onnx", "fastcnn predict")
     (tmp_path / "text.onnx").write_text("none")
-    with pytest.raises(
-        UserError, match="or a damaged one: ONNX Runtime cannot read it"
-    ):
+    with pytest.raises(UserError, match="or a damaged one: ONNX Runtime cannot read it"):
         open_exported(tmp_path / "text.onnx", "fastcnn predict")
     with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
         archive.writestr("model/data.pkl", b"")

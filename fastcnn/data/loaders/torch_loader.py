@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as F
 from fastcnn.data.decode import DecodeError
 from fastcnn.data.loaders.base import BatchRequest, ImageLoader, LoaderPosition
 from fastcnn.data.loaders.threads import chunks, pool_for
-from fastcnn.data.transforms.geometry import eval_geometry
+from fastcnn.data.sources.dataset import Split
+from fastcnn.data.transforms.geometry import Geometry, eval_geometry
 from fastcnn.data.transforms.torch_ops import apply_to_image
 from fastcnn.data.transforms.transform import Transform
 
@@ -84,49 +85,18 @@ class TorchLoader(ImageLoader):
 
     def _load(self, request: BatchRequest, i: int, out: np.ndarray) -> None:
         """Load one sample of a batch into `out`, [size, size, channels]."""
-        image, g, t = int(request.images[i]), request.geometry, self.transform
-        random_resized = self.sampler.train and t.train_crop == "random-resized"
-        if random_resized or t.crop_mode == "border":
-            pixels = self._resized(image, g.start[i], g.shape[i], g.resized[i])
+        split, image, g, t = self.split, int(request.images[i]), request.geometry, self.transform
+        if self.sampler.train and t.train_crop == "random-resized":
+            pixels = _resized(split, t, image, (g.start[i], g.shape[i]), g.resized[i])
         elif self.sampler.train and t.train_crop == "random":
-            pixels = self._window(image, g.start[i] + g.roi_start[i])
+            pixels = _window(split, t, image, g.start[i] + g.roi_start[i])
         else:
-            pixels = self._window(image, None)
+            pixels = _whole(split, t, image, g, i)
         up, left = g.shift[i].tolist()  # none after random-resized
         reflect = t.pad_mode == "reflect" and self.sampler.train
         pixels = _shifted(pixels, up, left, t.size, reflect=reflect)
         pixels = pixels[:, ::-1] if g.flip[i] else pixels
         out[:] = apply_to_image(pixels, request.steps, i, t.fill) if request.steps else pixels
-
-    def _window(self, image: int, corner: np.ndarray | None) -> np.ndarray:
-        """Apply torchvision's Resize, and cut out the center or the window at a corner of the whole image."""
-        t, sides = self.transform, self.split.sizes[image].astype(np.int64)
-        most = _LONGEST * sides.min()  # of a strip only the part around the window is resized
-        kept = np.minimum(sides, most)
-        scaled = kept * t.resize // sides.min()
-        if corner is None:
-            first = (sides - kept) // 2
-            window = (scaled - t.size) / 2
-        else:
-            first = (corner.astype(int) - most // 2).clip(0, sides - kept)
-            window = (corner - first) * scaled / kept
-        y, x = np.rint(window).astype(int).tolist()
-        return self._resized(image, first, kept, scaled)[y : y + t.size, x : x + t.size]
-
-    def _resized(self, image: int, start: np.ndarray, sides: np.ndarray, shape: np.ndarray) -> np.ndarray:
-        """Return a region of an image (corner, height and width), resized to a shape."""
-        (top, left), (height, width), wanted = start.tolist(), sides.tolist(), tuple(shape.tolist())
-        if self.split.images is not None:
-            pixels = self.split.images[image][top : top + height, left : left + width]
-        else:
-            assert self.split.files is not None
-            pixels = self.split.files.decode(
-                image,
-                self.transform.channels,
-                (top, left, height, width),
-                shape=wanted if self.transform.dct_scaling else None,
-            )
-        return resize(pixels, *wanted)
 
     def _drop(self) -> None:
         """Cancel prefetched batches."""
@@ -140,6 +110,58 @@ class TorchLoader(ImageLoader):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
+
+
+def evaluation_sample(split: Split, t: Transform, image: int, geometry: Geometry, i: int) -> np.ndarray:
+    """Return an image as in validation, uint8 [size, size, channels].
+
+    Args:
+        image: its number in the split.
+        geometry: result of `eval_geometry`, with this image at `i`.
+
+    Raises:
+        DecodeError: undecodable.
+    """
+    up, left = geometry.shift[i].tolist()
+    return _shifted(_whole(split, t, image, geometry, i), up, left, t.size, reflect=False)
+
+
+def _whole(split: Split, t: Transform, image: int, g: Geometry, i: int) -> np.ndarray:
+    """Return a resized image, whole or the center of it, before it is shifted into its borders."""
+    if t.crop_mode == "border":
+        return _resized(split, t, image, (g.start[i], g.shape[i]), g.resized[i])
+    return _window(split, t, image, None)
+
+
+def _window(split: Split, t: Transform, image: int, corner: np.ndarray | None) -> np.ndarray:
+    """Apply torchvision's Resize, and cut out the center or the window at a corner of the whole image."""
+    sides = split.sizes[image].astype(np.int64)
+    most = _LONGEST * sides.min()  # of a strip only the part around the window is resized
+    kept = np.minimum(sides, most)
+    scaled = kept * t.resize // sides.min()
+    if corner is None:
+        first = (sides - kept) // 2
+        window = (scaled - t.size) / 2
+    else:
+        first = (corner.astype(int) - most // 2).clip(0, sides - kept)
+        window = (corner - first) * scaled / kept
+    y, x = np.rint(window).astype(int).tolist()
+    return _resized(split, t, image, (first, kept), scaled)[y : y + t.size, x : x + t.size]
+
+
+def _resized(
+    split: Split, t: Transform, image: int, region: tuple[np.ndarray, np.ndarray], shape: np.ndarray
+) -> np.ndarray:
+    """Return a region of an image (corner; height and width), resized to a shape."""
+    (top, left), (height, width) = (pair.tolist() for pair in region)
+    wanted = tuple(shape.tolist())
+    if split.images is not None:
+        pixels = split.images[image][top : top + height, left : left + width]
+    else:
+        assert split.files is not None
+        part = (top, left, height, width)
+        pixels = split.files.decode(image, t.channels, part, shape=wanted if t.dct_scaling else None)
+    return resize(pixels, *wanted)
 
 
 def shapes_of_whole(t: Transform, sizes: np.ndarray, *, train: bool) -> np.ndarray | None:

@@ -150,6 +150,29 @@ class Files:
             )
         return decode(data, channels, (height, width), region, orientation=orientation, levels=self.levels)
 
+    def with_facts(self, facts: np.ndarray, problems: dict[int, str], *, upright: bool) -> Files:
+        """Return the images with the facts of their headers.
+
+        Args:
+            facts: the fields of `Header` but the last, int32 [N, 6].
+            problems: reason for each unreadable image.
+            upright: images are turned by their EXIF orientation.
+        """
+        sizes, orientations = facts[:, :2].copy(), None
+        if upright and (facts[:, 2] > 1).any():
+            orientations = facts[:, 2].astype(np.uint8)
+            sizes = np.where((orientations >= TRANSPOSED)[:, None], sizes[:, ::-1], sizes)
+        bits, bands, readers = facts[:, 3:].T.astype(np.uint8)
+        return dataclasses.replace(
+            self,
+            sizes=sizes,
+            orientations=orientations,
+            bits=bits,
+            bands=bands,
+            readers=readers,
+            problems=problems,
+        )
+
     @property
     def special(self) -> np.ndarray | None:
         """Images that DALI would decode differently, bool [N]; None: there are none."""
@@ -174,6 +197,16 @@ class Files:
             spans=None if self.spans is None else self.spans[indices],
             members=None if self.members is None else self.members.take(indices),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory(Files):
+    """Encoded images in memory; `paths` are their names."""
+
+    contents: tuple[bytes, ...]
+
+    def read(self, index: int) -> np.ndarray:
+        return np.frombuffer(self.contents[index], dtype=np.uint8)
 
 
 def scan(
@@ -206,21 +239,25 @@ def scan(
         notice="reading the headers of {:,} images, once",
         slow=SLOW_SCAN if announce else len(paths),
     )
-    sizes, orientations = facts[:, :2].copy(), None
-    if upright and (facts[:, 2] > 1).any():
-        orientations = facts[:, 2].astype(np.uint8)
-        sizes = np.where((orientations >= TRANSPOSED)[:, None], sizes[:, ::-1], sizes)
-    bits, bands, readers = facts[:, 3:].T.astype(np.uint8)
-    return dataclasses.replace(
-        encoded,
-        sizes=sizes,
-        orientations=orientations,
-        bits=bits,
-        bands=bands,
-        lengths=stamps[:, 0] if spans is None else spans[:, 1],
-        readers=readers,
-        problems=problems,
-    )
+    encoded = encoded.with_facts(facts, problems, upright=upright)
+    return dataclasses.replace(encoded, lengths=stamps[:, 0] if spans is None else spans[:, 1])
+
+
+def in_memory(name: str, data: bytes, *, upright: bool = True, levels: Levels | None = None) -> Files:
+    """Return one encoded image in memory, with the facts of its header.
+
+    Args:
+        name: for messages.
+        upright: turn it by its EXIF orientation.
+    """
+    empty = Files.unread([name])
+    try:
+        *facts, problem = _facts_of(_Memory(data))
+    except OSError as error:
+        *facts, problem = Header(problem=error.strerror or "not an image")
+    problems = {0: problem} if problem else {}
+    image = empty.with_facts(np.array([facts], dtype=np.int32), problems, upright=upright)
+    return InMemory(**{**vars(image), "levels": levels}, contents=(data,))
 
 
 def examine(files: Files, index: int) -> Header:
@@ -236,7 +273,14 @@ def _examine(path: bytes, span: np.ndarray | None) -> Header:
     """Return the facts of the image in a file, or in a span of it; OSError if it cannot be read."""
     file, length = open_regular(path)
     try:
-        part = _Span(file, 0, length) if span is None else _Span(file, *span.tolist())
+        return _facts_of(_Span(file, 0, length) if span is None else _Span(file, *span.tolist()))
+    finally:
+        os.close(file)
+
+
+def _facts_of(part: _Span) -> Header:
+    """Return the facts of the image in a byte range; OSError if it cannot be read."""
+    try:
         return quick_header(part.read_at, part.length) or examine_header(io.BufferedReader(part))
     except Image.DecompressionBombError:
         return Header(problem=f"declares more than {MAX_PIXELS:,} pixels")
@@ -244,8 +288,6 @@ def _examine(path: bytes, span: np.ndarray | None) -> Header:
         raise
     except Exception as error:  # Pillow's parsers may raise anything on corrupt bytes
         return Header(problem=f"not an image that Pillow reads: {error}")
-    finally:
-        os.close(file)
 
 
 class _Span(io.RawIOBase):
@@ -276,3 +318,14 @@ class _Span(io.RawIOBase):
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
+
+
+class _Memory(_Span):
+    """Bytes in memory, as a file of its own."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(-1, 0, len(data))
+        self.data = data
+
+    def read_at(self, place: int, count: int) -> bytes:
+        return self.data[place : place + max(0, count)]

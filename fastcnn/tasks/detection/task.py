@@ -55,6 +55,10 @@ class Detection:
 
     best_metric = "map"
     pictured = True
+    top_k: int | None = None
+    """Maximum number of boxes in texts and drawings."""
+    threshold = SHOWN_SCORE
+    """Minimum score of boxes in texts and drawings."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -89,14 +93,15 @@ class Detection:
         return "  ".join([f"loss {metrics['loss']:.3f}", *percents])
 
     def format_prediction(self, predictions: np.ndarray, class_names: Sequence[str]) -> str:
-        shown = [
-            f"{class_names[int(row[0])]} {row[5]:.2f}"
-            for row in predictions[predictions[:, 5] >= SHOWN_SCORE]
-        ]
+        shown = [f"{class_names[int(row[0])]} {row[5]:.2f}" for row in self.shown(predictions)]
         return ", ".join(shown) or "nothing"
 
     def draw(self, image: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-        return with_boxes(image, predictions[predictions[:, 5] >= SHOWN_SCORE], class_names, scored=True)
+        return with_boxes(image, self.shown(predictions), class_names, scored=True)
+
+    def shown(self, predictions: np.ndarray) -> np.ndarray:
+        """Return the boxes in texts and drawings, rows of `predictions`."""
+        return predictions[predictions[:, 5] >= self.threshold][: self.top_k]
 
     def draw_truth(self, image: np.ndarray, target: np.ndarray, class_names: Sequence[str]) -> Image.Image:
         return with_boxes(image, target[target[:, 0] != NO_BOX], class_names, scored=False)
