@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fastcnn.evaluation.result import Evaluation
     from fastcnn.exporter.result import Result as ExportResult
     from fastcnn.inference.predictor import Predictor
     from fastcnn.setup.loaders import Loaders
     from fastcnn.train import Result
     from fastcnn_kernels import Report
 
-__all__ = ["Predictor", "__version__", "accelerate", "export", "fit", "load", "loaders"]
+__all__ = ["Predictor", "__version__", "accelerate", "evaluate", "export", "fit", "load", "loaders"]
 
 
 def __getattr__(name: str) -> Any:
@@ -69,6 +70,48 @@ def load(checkpoint: str | Path, arch: str | None = None) -> nn.Module:
     from fastcnn.engine.checkpoint import load_network
 
     return load_network(checkpoint, arch)
+
+
+def evaluate(
+    checkpoint: str | Path | None = None,
+    *,
+    split: str = "val",
+    output_dir: str | Path | None = None,
+    predictions: str | Path | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Judge a trained network: `fastcnn.evaluate("runs/resnet50-photos/best.pt").metrics["acc1"]`.
+
+    Args:
+        checkpoint: file of a run; None: any state dict, by the settings `arch`, `weights` and `data`.
+        split: part of the data, "val", "test" or "train".
+        output_dir: folder for metrics.json, tables and pictures; None: they are not written.
+        predictions: file for the prediction of each image, .csv, for detection .json; None: no such file.
+        settings: flags of `fastcnn train` about data, loading and computing, with underscores for dashes;
+            without `data`, the data of the training.
+
+    Raises:
+        ValueError: a setting is unknown or impossible, there is no such checkpoint or data, or the data has
+            classes that the network does not have.
+    """
+    from pathlib import Path
+
+    from fastcnn.config.parse import from_settings
+    from fastcnn.errors import UserError
+    from fastcnn.evaluation.run import PHASES, Request
+    from fastcnn.evaluation.run import evaluate as run
+
+    if split not in PHASES:
+        raise UserError(f"split {split!r}: use one of {', '.join(PHASES)}")
+    if output_dir is not None:
+        settings["output_dir"] = str(output_dir)
+    request = Request(
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        split=split,  # type: ignore[arg-type]
+        writes=output_dir is not None,
+        predictions=None if predictions is None else Path(predictions),
+    )
+    return run(request, from_settings(settings))
 
 
 def export(checkpoint: str | Path, format: str = "onnx", **settings: Any) -> ExportResult:

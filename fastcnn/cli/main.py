@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from fastcnn import files
-from fastcnn.errors import UserError, escape_unprintable
+from fastcnn.errors import LocalError, UserError, escape_unprintable
 from fastcnn.runtime.signals import end_on_interrupt
 from fastcnn.version import __version__
 
 COMMANDS = {
     "train": "train a network (the same as python -m fastcnn.train)",
+    "evaluate": "judge a trained network: metrics for each class, pictures, a file for machines",
     "predict": "print and draw the predictions of a trained network",
     "export": "write a trained network to a file that runs without fastcnn: ONNX, pt2, AOTInductor",
     "explain": "draw what a network looks at: filters, feature maps, Grad-CAM, convolutions",
@@ -75,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.drop_stdout()
         return 128 + signal.SIGPIPE
     except UserError as error:
-        print(f"fastcnn: error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalError):
+            print(f"fastcnn: error: {error}", file=sys.stderr)
         return error.status
     except OSError as error:
         return files.report_stdout(error)

@@ -383,18 +383,25 @@ def _check_channels(config: Config, environment: Environment, channels: int) -> 
         )
 
 
-def _check_sizes(config: Config, environment: Environment, size: int, source_flag: str) -> None:
+def check_size(arch: str, environment: Environment, size: int, source_flag: str) -> None:
+    """Raise UserError for an image size in pixels that a network does not take.
+
+    Args:
+        source_flag: beginning of the message.
+    """
     multiple = environment.size_multiple
     if environment.fixed_size and size != environment.model_size:
-        raise UserError(
-            f"{source_flag} {size}: {config.arch} takes {environment.model_size} px only; omit the flag"
-        )
+        raise UserError(f"{source_flag} {size}: {arch} takes {environment.model_size} px only; omit the flag")
     if size < environment.minimum_size:
         minimum, published = environment.minimum_size, environment.model_size
-        raise UserError(f"{source_flag} {size}: {config.arch} takes {minimum} px or more; use {published}")
+        raise UserError(f"{source_flag} {size}: {arch} takes {minimum} px or more; use {published}")
     if size % multiple:
         near = multiple * max(1, round(size / multiple))
-        raise UserError(f"{source_flag} {size}: {config.arch} takes multiples of {multiple} px; use {near}")
+        raise UserError(f"{source_flag} {size}: {arch} takes multiples of {multiple} px; use {near}")
+
+
+def _check_sizes(config: Config, environment: Environment, size: int, source_flag: str) -> None:
+    check_size(config.arch, environment, size, source_flag)
     if config.head != "linear" and task_of(config.arch) != "classification":
         raise UserError(f"--head {config.head}: {config.arch} has no classifier of such layers; omit it")
     if config.num_classes != "auto" and config.num_classes < environment.num_classes:

@@ -133,7 +133,7 @@ class Predictor:
             sample = prepare(read_pixels(image, self.preprocessing, "image"), self.preprocessing, "image")
         except DecodeError as error:
             raise BadImageError(f"the image cannot be decoded: {error}; use another") from error
-        return torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)
+        return torch.from_numpy(sample.pixels).permute(2, 0, 1)
 
     def outcomes(self, images: Iterable[tuple[str, Any]]) -> Iterator[Outcome]:
         """Yield the outcome for each image, in order; undecodable ones have a problem.

@@ -100,7 +100,8 @@ def prepare(image: Any, preprocessing: Preprocessing, name: str) -> Sample:
         raise DecodeError(split.problems[0])
     geometry = eval_geometry(transform, split.sizes)
     height, width = split.sizes[0].tolist()
-    return Sample(evaluation_sample(split, transform, 0, geometry, 0), geometry, (height, width))
+    pixels = np.array(evaluation_sample(split, transform, 0, geometry, 0))  # writable, of its own
+    return Sample(pixels, geometry, (height, width))
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -57,7 +57,7 @@ class Trained:
 
     def build_task(self) -> Task:
         """Build the task that turns the network's outputs into predictions."""
-        loss = LossSettings(cls_loss=self.config.cls_loss)
+        loss = LossSettings(cls_loss=self.config.cls_loss, focal_gamma=self.config.focal_gamma)
         return build_task(self.config.arch, loss, len(self.class_names), multi_label=self.multi_label)
 
     def normalized(self, device: torch.device) -> nn.Module:

@@ -60,7 +60,7 @@ def observe_start(config: Config, ranks: Ranks, device: torch.device, lock: RunL
     merged, kept = merge_resumed_config(
         config, content["config"], content["chosen"], same_ranks=same_ranks, device=device.type
     )
-    _check_download(config, merged, path)
+    check_download(config, merged, f"--resume {path}")
     ignored = ignored_on_resume(config, merged)
     dtype = merged.amp_dtype
     if "amp_dtype" in kept and not from_main(lambda: machine.is_native(dtype, device)):
@@ -85,11 +85,17 @@ def _downloads(config: Config) -> bool:
     return config.data.startswith(REMOTE) or config.data in DOWNLOADED
 
 
-def _check_download(config: Config, merged: Config, path: Path) -> None:
-    """Raise UserError if images would be downloaded to a folder that the checkpoint alone names."""
+def check_download(config: Config, merged: Config, source_flag: str) -> None:
+    """Raise UserError if images would be downloaded to a folder that the checkpoint alone names.
+
+    Args:
+        config: the user's settings.
+        merged: those of the checkpoint, with the user's overrides.
+        source_flag: beginning of the message, with the checkpoint.
+    """
     if _downloads(merged) and merged.data_root != config.data_root:
         raise UserError(
-            f"--resume {path}: {merged.data} was in {merged.data_root}, and missing files are downloaded; "
+            f"{source_flag}: {merged.data} was in {merged.data_root}, and missing files are downloaded; "
             f"add --data-root {shlex.quote(merged.data_root)}, or another folder"
         )
 

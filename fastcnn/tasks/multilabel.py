@@ -193,12 +193,13 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
         targets: 0 or 1, [N, C].
     """
     precisions = [
-        _average_precision(scores[:, c], targets[:, c]) for c in np.flatnonzero(targets.any(axis=0)).tolist()
+        average_precision(scores[:, c], targets[:, c]) for c in np.flatnonzero(targets.any(axis=0)).tolist()
     ]
     return 100 * float(np.mean(precisions)) if precisions else 0.0
 
 
-def _average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Return the average precision of a class with labels, 0 to 1, from scores [N] and 0/1 targets [N]."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last_of_ties = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], [True]))

@@ -42,7 +42,7 @@ class Segmentation:
         self.class_weights = torch.tensor(class_weights or [1.0] * num_classes)
 
     def loss(self, outputs: object, batch: Batch, *, train: bool) -> Tensor:
-        logits, targets = _pair(outputs, batch)
+        logits, targets = logits_and_targets(outputs, batch)
         pixels = Pixels.of(logits, targets)
         loss = torch.zeros((), device=logits.device)
         if self.kind != "dice":
@@ -141,7 +141,7 @@ class SegmentationMetrics(MeanLoss):
     @torch.no_grad()
     def update(self, loss: Tensor, outputs: object, batch: Batch) -> None:
         super().update(loss, outputs, batch)
-        logits, targets = _pair(outputs, batch)
+        logits, targets = logits_and_targets(outputs, batch)
         entry = (targets * self.num_classes + logits.argmax(1)).where(targets != IGNORE, self.num_classes**2)
         entry = entry.flatten()
         self.pixels.scatter_add_(0, entry, torch.ones_like(entry))
@@ -175,7 +175,7 @@ def _percent(fractions: Tensor) -> float:
     return 100 * float(fractions.mean()) if len(fractions) else 0.0
 
 
-def _pair(outputs: object, batch: Batch) -> tuple[Tensor, Tensor]:
+def logits_and_targets(outputs: object, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return logits, and the targets of the same pixels as int64, `IGNORE` for padding samples."""
     assert isinstance(outputs, Tensor)
     (height, width), targets = outputs.shape[2:], batch.targets

@@ -35,7 +35,7 @@ def load_weights(
     own, state = network.state_dict(), dict(state)
 
     # Classifiers.
-    auxiliaries = {name.partition(".")[0] for name in (*own, *state) if name.lower().startswith("aux")}
+    auxiliaries = {name.partition(".")[0] for name in (*own, *state) if _is_auxiliary(name)}
     parts = (*classifier_names(network), *sorted(auxiliaries))
     messages = [_keep_fresh(part, own, state, other_classes=other_classes) for part in parts]
 
@@ -60,6 +60,30 @@ def load_weights(
     _check_fit(own, state, source)
     network.load_state_dict(state)
     return [message for message in messages if message]
+
+
+def load_exactly(network: nn.Module, state: dict[str, Tensor], source: str = "weights") -> None:
+    """Load a state dict into the network that it was saved from.
+
+    Auxiliary classifiers that only training uses may be missing on either side.
+
+    Args:
+        source: the user's flag or file, as the prefix of error messages.
+
+    Raises:
+        UserError: it is of another network.
+    """
+    own = network.state_dict()
+    state = {name: value for name, value in state.items() if name in own or not _is_auxiliary(name)}
+    for name in own.keys() - state.keys():
+        if name.endswith(".num_batches_tracked") or _is_auxiliary(name):
+            state[name] = own[name]
+    _check_fit(own, state, source)
+    network.load_state_dict(state)
+
+
+def _is_auxiliary(name: str) -> bool:
+    return name.lower().startswith("aux")
 
 
 def _keep_fresh(part: str, own: dict[str, Tensor], state: dict[str, Tensor], *, other_classes: bool) -> str:

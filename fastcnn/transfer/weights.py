@@ -6,6 +6,7 @@ python -m fastcnn.train --arch resnet50 --weights mine.safetensors --data photos
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from dataclasses import dataclass
@@ -126,8 +127,8 @@ def _timm_weights(arch: str) -> Weights:
 def read_weights(path: str) -> Weights:
     """Read weights of a `.pth`, `.pt` or `.safetensors` file, without running code from it.
 
-    The file is a checkpoint of fastcnn, a state dict, or a dict with one under "state_dict" or "model", as
-    other programs save it.
+    The file is a checkpoint of fastcnn, one without the state of its training, a state dict, or a dict with
+    one under "state_dict" or "model", as other programs save it.
 
     Raises:
         UserError: missing file, or no weights in it.
@@ -136,7 +137,10 @@ def read_weights(path: str) -> Weights:
     mean = std = class_names = arch = None
     if isinstance(content, dict) and {"fastcnn", "weights"} <= content.keys():
         try:
-            check_content(content)
+            if "optimizer" in content:
+                check_content(content)
+            else:
+                _check_stripped(content)
         except ValueError as error:
             raise UserError(f"--weights {path}: damaged or incomplete: {error}; use another") from error
         state, mean, std = content["weights"], tuple(content["mean"]), tuple(content["std"])
@@ -158,6 +162,24 @@ def read_weights(path: str) -> Weights:
         class_names=class_names,
         arch=arch,
     )
+
+
+def _check_stripped(content: dict[str, Any]) -> None:
+    """Check what is read of a checkpoint without the state of its training.
+
+    Raises:
+        ValueError: a key is missing, or a value has the wrong type or is out of range.
+    """
+    kinds = {"arch": str, "class_names": list, "mean": list, "std": list}
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"it lacks {name}, or it has the wrong type")
+    if not all(isinstance(name, str) for name in content["class_names"]):
+        raise ValueError("a class name is no text")
+    if not all(isinstance(v, float) and math.isfinite(v) for v in (*content["mean"], *content["std"])):
+        raise ValueError("mean or std is not a number for each channel")
+    if min(content["std"], default=0) <= 0 or len(content["mean"]) != len(content["std"]):
+        raise ValueError("std is not above 0 for each channel")
 
 
 def _read(path: Path, source: str) -> Any:

@@ -29,7 +29,10 @@ def with_census(source: Source, key: str) -> Source:
     """
     parts = {"validation": source.val} | ({"test": source.test} if source.test is not None else {})
     compared = [
-        line for phase, split in parts.items() for line in same_images(source.train, split, phase, key)
+        line
+        for phase, split in parts.items()
+        if split is not source.train  # all images are validated, and none is trained on
+        for line in same_images(source.train, split, phase, key)
     ]
     return dataclasses.replace(source, remarks=(*count_lines(source), *source.remarks, *compared))
 

@@ -20,6 +20,10 @@ from fastcnn.data.targets import MultiLabels
 from fastcnn.errors import UserError
 from fastcnn.files import expand_user
 
+WHOLE = 1.0
+"""`val_split` of data that is only judged, which no flag can set: the validation images are those of its
+validation part, else of its test part, else all images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
@@ -43,7 +47,7 @@ def check_shares(settings: DataSettings, *, val: str = "", test: str = "", expec
         UserError: a share of a part that is there, or nothing to validate on.
     """
     data = settings.data
-    if val and settings.val_split is not None:
+    if val and settings.val_split not in (None, WHOLE):
         raise UserError(f"--val-split: {data} has {val}; omit it")
     if test and settings.test_split is not None:
         raise UserError(f"--test-split: {data} has {test}; omit it")
@@ -63,7 +67,7 @@ def split_off(
     """Split `--val-split` and `--test-split` off the training images, stratified by class.
 
     Each class keeps a training image. Images of one group are on one side. Without `val` and `--val-split`,
-    the images of `test` serve for validation.
+    the images of `test` serve for validation. With `WHOLE` nothing is split off.
 
     Args:
         seed: seed of the run, used without `--split-seed`.
@@ -73,6 +77,9 @@ def split_off(
     Raises:
         UserError: too few images or groups, or a `--group-by` that does not group the images.
     """
+    if settings.val_split == WHOLE:
+        judged = next(part for part in (val, test, train) if part is not None)
+        return Splits(train=train, val=judged, test=test)
     if val is None and settings.val_split is None:
         assert test is not None
         remark = "the test images serve for validation: hold them out with --val-split 0.1"

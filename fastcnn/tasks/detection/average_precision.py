@@ -31,7 +31,7 @@ def mean_average_precision(
     categories = [{"id": label} for label in classes]
     sides = []
     for rows_of_images, last in ((truths, "iscrowd"), (predictions, "score")):
-        annotations = _annotations(rows_of_images, last)
+        annotations = coco_annotations(rows_of_images, last)
         sides.append(COCO({"images": images, "categories": categories, "annotations": annotations}))
     # Without `print_function` it writes to the log.
     evaluation = COCOeval_faster(*sides, iouType="bbox", print_function=lambda *_: None)
@@ -44,7 +44,7 @@ def mean_average_precision(
     return _percent(precision), _percent(precision[:1])
 
 
-def _annotations(rows_of_images: Sequence[np.ndarray], last: str) -> list[dict[str, Any]]:
+def coco_annotations(rows_of_images: Sequence[np.ndarray], last: str) -> list[dict[str, Any]]:
     """Convert rows of six numbers to COCO annotations; `last` is the key of the last number."""
     annotations: list[dict[str, Any]] = []
     for image, rows in enumerate(rows_of_images, start=1):
