@@ -35,15 +35,20 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'fastcnn' has no attribute {name!r}")
 
 
-def fit(**settings: Any) -> Result:
+def fit(*, on_epoch: Any = None, **settings: Any) -> Result:
     """Train a network: `fastcnn.fit(arch="resnet50", data="photos", epochs=30)`.
 
     The settings are the fields of `fastcnn.config.Config`: the flags of `python -m fastcnn.train --help` with
     underscores for dashes.
 
+    Args:
+        on_epoch: function that rank 0 calls after each epoch, once it is saved, with a dict: "epoch", "step",
+            "train" and "val" (metrics by name), "images_per_second" and others, as in metrics.jsonl. A true
+            result stops the run, which can be resumed. An error in it ends the run on every rank.
+
     Returns:
         `fastcnn.train.Result`: the trained network, its best metrics, the throughput in images per second,
-        the bottleneck and the run's folder.
+        the bottleneck, the records of the epochs and the run's folder.
 
     Raises:
         ValueError: a setting is unknown, of the wrong type or impossible; the message names the correction.
@@ -52,7 +57,7 @@ def fit(**settings: Any) -> Result:
     from fastcnn.config.parse import from_settings
     from fastcnn.train import fit as run
 
-    return run(from_settings(settings))
+    return run(from_settings(settings), on_epoch=on_epoch)
 
 
 def load(checkpoint: str | Path, arch: str | None = None) -> nn.Module:

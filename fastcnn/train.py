@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastcnn import files
 from fastcnn.config import Config
@@ -45,12 +45,13 @@ if TYPE_CHECKING:
 
     from fastcnn.engine.checkpointer import Checkpointer
     from fastcnn.engine.logger import Logger
-    from fastcnn.engine.loop import Outcome, Trainer
+    from fastcnn.engine.loop import OnEpoch, Outcome, Trainer
     from fastcnn.runtime.peers import Peers
     from fastcnn.runtime.signals import StopRequest
     from fastcnn.setup.build import Training
     from fastcnn.setup.run_lock import RunLock
     from fastcnn.tasks.metrics import Metrics
+    from fastcnn.trackers.tracking import Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class Result:
     """Number of the signal that ended the run early."""
     seconds: float = 0.0
     """Duration of the epochs and their validations, without start-up and compilation."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Records of the epochs, as in metrics.jsonl of the folder; those before a resume are included."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train") -> int:
@@ -103,13 +106,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastcnn.train
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
-def fit(config: Config, *, exits: bool = False) -> Result:
+def fit(config: Config, *, exits: bool = False, on_epoch: OnEpoch | None = None) -> Result:
     """Train with these settings, in every process that torchrun started; see `fastcnn.fit`.
 
     Args:
         exits: a second Ctrl-C ends the process, instead of raising KeyboardInterrupt; so does a file that is
             not read within `--read-timeout`.
+        on_epoch: called by rank 0 with the record of each epoch, once it is saved; a true result stops the
+            run, and an error in it ends the run on every rank.
     """
+    started = time.perf_counter()
     from fastcnn.data.reading import time_limit
     from fastcnn.runtime.distributed import Ranks, choose_device, process_group
     from fastcnn.runtime.machine import memory_errors_named
@@ -117,7 +123,6 @@ def fit(config: Config, *, exits: bool = False) -> Result:
     from fastcnn.setup.plan import make_plan
     from fastcnn.setup.run_lock import RunLock
 
-    started = time.perf_counter()
     if is_torchruns():
         end_with_parent()
     check(config)
@@ -133,7 +138,7 @@ def fit(config: Config, *, exits: bool = False) -> Result:
                 return _validate(training)
             if config.preview_schedule:
                 return _preview_schedule(training)
-            return _train(training, lock, started, peers, exits=exits)
+            return _train(training, lock, peers, started=started, exits=exits, on_epoch=on_epoch)
         except WriteError as error:
             raise WriteError(f"{error}{_next_start(training)}", error.code) from error
         finally:
@@ -199,7 +204,15 @@ def _preview_schedule(training: Training) -> Result:
     return Result(network=run.state.network, val={}, best=run.best, folder=run.folder)
 
 
-def _train(training: Training, lock: RunLock, started: float, peers: Peers | None, *, exits: bool) -> Result:
+def _train(
+    training: Training,
+    lock: RunLock,
+    peers: Peers | None,
+    *,
+    started: float,
+    exits: bool,
+    on_epoch: OnEpoch | None,
+) -> Result:
     """Train the remaining epochs into the run's folder."""
     from fastcnn.engine.logger import open_logger
     from fastcnn.engine.loop import Trainer
@@ -216,7 +229,8 @@ def _train(training: Training, lock: RunLock, started: float, peers: Peers | Non
     plan = training.plan = replace(training.plan, config=config, reasons=reasons)
     run.config, run.chosen = config, tuple(reasons)
     on_main(lambda: write_config(run.folder, config), run.state.device)
-    with open_logger(run.folder, run.state, enabled=is_main) as logger:
+    tracking = _tracking(training) if is_main else None
+    with open_logger(run.folder, run.state, enabled=is_main, tracking=tracking) as logger:
         if lock.note:
             logger.info(lock.note)
         _announce(training, logger)
@@ -234,12 +248,8 @@ def _train(training: Training, lock: RunLock, started: float, peers: Peers | Non
             epoch_metrics=training.epoch_metrics,
             interval_metrics=interval_metrics,
         )
-        outcome, interrupted = _run(trainer, peers, exits=exits)
-        has_best = run.restore_best()
-        test = {} if interrupted else _test(training)
-        if test:
-            _log_test(training, logger, test, "epoch {epoch:g}" if has_best else "the last epoch")
-        logger.info(_last_line(run.best, task.best_metric, outcome, run))
+        outcome, interrupted = _run(trainer, peers, exits=exits, on_epoch=on_epoch)
+        test = _conclude(training, logger, outcome, interrupted=interrupted, started=started)
     return Result(
         network=run.state.network,
         val=outcome.val or run.best,
@@ -250,11 +260,46 @@ def _train(training: Training, lock: RunLock, started: float, peers: Peers | Non
         verdict=outcome.verdict,
         stopped_by=outcome.stopped_by,
         seconds=outcome.seconds,
+        history=from_main(lambda: logger.history),
     )
 
 
+def _conclude(
+    training: Training, logger: Logger, outcome: Outcome, *, interrupted: bool, started: float
+) -> dict[str, float]:
+    """Load the best weights, evaluate the held-out images, end the log; return the metrics of the test."""
+    run = training.checkpointer
+    has_best = run.restore_best()
+    test = {} if interrupted else _test(training)
+    if test:
+        _log_test(training, logger, test, "epoch {epoch:g}" if has_best else "the last epoch")
+    if run.best:
+        logger.track({"kind": "best", "step": run.state.step, **run.best})
+    logger.close()  # the total time includes it
+    total = time.perf_counter() - started
+    logger.info(_last_line(run.best, training.task.best_metric, outcome, run, total))
+    return test
+
+
+def _tracking(training: Training) -> Tracking:
+    """Return the trackers of the run on rank 0."""
+    from fastcnn.config import to_plain
+    from fastcnn.trackers.base import TrackedRun
+    from fastcnn.trackers.registry import chosen
+    from fastcnn.trackers.tracking import Tracking
+
+    run, config = training.checkpointer, training.plan.config
+    tracked = TrackedRun(folder=run.folder, settings=to_plain(config), project=config.tracker_project)
+    resumes = training.plan.checkpoint is not None
+    return Tracking(chosen(config.tracker), tracked, device=run.state.device, resumes=resumes)
+
+
 def _run(
-    trainer: Callable[[StopRequest], Trainer], peers: Peers | None, *, exits: bool
+    trainer: Callable[[StopRequest], Trainer],
+    peers: Peers | None,
+    *,
+    exits: bool,
+    on_epoch: OnEpoch | None,
 ) -> tuple[Outcome, bool]:
     """Train under stop requests; before and after it, signals end the process.
 
@@ -271,7 +316,7 @@ def _run(
     with stop_on_signals(exits=exits, check_peers=check_peers) as stop:
         try:
             run = trainer(stop)
-            outcome = run.fit()
+            outcome = run.fit(on_epoch)
             return outcome, outcome.stopped_by is not None or any_rank(bool(stop), run.state.device)
         except RuntimeError as error:
             if stop.signal is None or not is_collective_failure(error):
@@ -341,7 +386,11 @@ def counted(val: dict[str, float]) -> str:
     return f"{val['samples']:,} images" + (f" without {val['bad']} undecodable ones" if val["bad"] else "")
 
 
-def _last_line(best: dict[str, float], metric: str, outcome: Outcome, run: Checkpointer) -> str:
+def _last_line(
+    best: dict[str, float], metric: str, outcome: Outcome, run: Checkpointer, seconds: float
+) -> str:
+    """Return the last line of a run, with its total time in seconds, start-up included."""
+    from fastcnn.engine.logger import clock
     from fastcnn.setup.observe import resume_flags
 
     parts = ["nothing validated yet"]
@@ -349,7 +398,7 @@ def _last_line(best: dict[str, float], metric: str, outcome: Outcome, run: Check
         parts = [f"best {metric} {best[metric]:.2f}% of {counted(best)} (epoch {best['epoch']:g})"]
     if outcome.images_per_second:
         parts.append(f"{outcome.images_per_second:,.0f} img/s")
-    parts.append(str(run.folder))
+    parts += [f"total time {clock(seconds)}", str(run.folder)]
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
         flags = resume_flags(run.config)

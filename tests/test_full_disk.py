@@ -103,48 +103,31 @@ def test_pictures_and_tensorboard_do_not_end_a_run(whole_train, annotated, capsy
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("fastcnn.files.save_picture", fail)
-    monkeypatch.setattr("fastcnn.engine.logger.Board._add", fail)
+    monkeypatch.setattr("fastcnn.trackers.tensorboard.TensorBoard._write", fail)
     monkeypatch.setattr("fastcnn.engine.logger.CURVES_EVERY", 0.0)
     flags = (*FLAGS, "--arch", "unet/lenet5", "--data", annotated, "--epochs", "1")
     assert whole_train(*flags) == 0
     lines = capsys.readouterr().out.splitlines()
-    for what in ("the pictures run/validation.png", "TensorBoard's records", "the curves run/curves.png"):
+    for what in ("the pictures run/validation.png", "records of tensorboard", "the curves run/curves.png"):
         assert len([line for line in lines if what in line]) == 1, what
     assert Path("run/last.pt").exists()
 
 
-def test_curves_and_tensorboard_go_on_when_there_is_room_again(tmp_path, capsys, monkeypatch):
+def test_curves_go_on_when_there_is_room_again(tmp_path, capsys, monkeypatch):
     logger = Logger(tmp_path, Schedule(peak=0.1, steps_per_epoch=1, epochs=9), enabled=True)
     figures = {"images_per_second": 1.0, "data_wait": 0.0, "main_metric": "acc1", "metrics": {"loss": 1.0}}
     for step in range(1, 5):
         with monkeypatch.context() as patch:
             if step in (2, 3):
-                refuse("events", errno.ENOSPC, patch, lambda: True)
                 refuse("curves", errno.ENOSPC, patch, lambda: True)
             logger.log_steps(0, "", {**figures, "step": step, "progress": float(step)})
             logger._draw()
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("epoch")]
     assert [line.partition(":")[0] if line.startswith("warning") else line for line in lines] == [
-        *("warning", "warning"),
-        "TensorBoard's records are written again",
+        "warning",
         f"the curves {tmp_path / 'curves.png'} are written again",
     ]
     assert (tmp_path / "curves.png").stat().st_size > 5_000
-
-
-def test_tensorboard_reads_the_records(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger = Logger(tmp_path, Schedule(peak=0.1, steps_per_epoch=1, epochs=9), enabled=True)
-    figures = {"images_per_second": 7.0, "data_wait": 0.0, "main_metric": "acc1"}
-    for step in (1, 2):
-        logger.log_steps(
-            0, "", {**figures, "metrics": {"loss": 0.5 * step}, "step": step, "progress": float(step)}
-        )
-    logger.close()
-    read = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in read.Scalars("train/metrics/loss")] == [(1, 0.5), (2, 1.0)]
-    assert read.Scalars("train/images_per_second")[0].value == 7.0
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, capsys, monkeypatch):

@@ -117,7 +117,8 @@ def test_a_folder_of_jpegs_trains_and_leaves_everything_in_its_run_folder(whole_
             assert np.ptp(np.asarray(picture.convert("L"))) > 100
     out = capsys.readouterr().out.splitlines()
     best = max(record["val"][job.metric] for record in epochs)
-    line = rf"best {job.metric} {best:.2f}% of 50 images \(epoch \d\), [\d,]+ img/s, {job.folder}"
+    figures = rf"{best:.2f}% of 50 images \(epoch \d\), [\d,]+ img/s, total time [\d:]+"
+    line = rf"best {job.metric} {figures}, {job.folder}"
     assert re.fullmatch(line, out[-1])
     assert sum(line.startswith("epoch 1/3  train loss") for line in out) == 1
     assert "\r" not in "".join(out)

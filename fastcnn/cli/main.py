@@ -30,9 +30,10 @@ COMMANDS = {
     "pack": "shrink the images of a folder and pack them into WebDataset shards",
     "recipes": "list named settings with their published results",
     "bench": "run an ablation of the training step, from eager PyTorch on",
+    "doctor": "check the installation and the machine",
 }
 """What each command does, which is the module of that name in `fastcnn.cli.commands`."""
-CLEANING = "pack", "bench"
+CLEANING = "pack", "bench", "doctor"
 """Commands that end their threads and processes after Ctrl-C."""
 
 

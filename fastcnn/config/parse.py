@@ -145,6 +145,8 @@ def from_settings(settings: Mapping[str, Any], function: str = "fit()") -> Confi
             values[name] = str(values[name])
     if isinstance(values.get("label_column"), str):
         values["label_column"] = (values["label_column"],)
+    if isinstance(values.get("tracker"), str) and values["tracker"] != "none":
+        values["tracker"] = (values["tracker"],)
     base = from_recipe(values["recipe"]) if values.get("recipe") else Config()
     if values.get("config"):
         base = from_yaml(values["config"], base)

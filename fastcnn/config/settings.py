@@ -39,6 +39,7 @@ OptName = Literal["sgd", "nesterov", "adamw", "rmsproptf", "muon"]
 SchedName = Literal["cosine", "step", "multistep", "polynomial", "onecycle", "triangular", "constant"]
 ClipMode = Literal["norm", "value"]
 Views = Literal["none", "flip", "translate"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 SIDES = Interval(ge=8, le=MAX_SIDE)
 
 
@@ -385,6 +386,13 @@ class RunSettings:
     """Additional checkpoint every N minutes, at the next log line."""
     log_interval: Annotated[int | Auto, Ge(1)] = "auto"
     """Steps between log lines; auto: 50 on GPUs, 10 elsewhere."""
+    tracker: Annotated[
+        tuple[TrackerName, ...] | Literal["none"] | None,
+        Limit(lambda v: 0 < len(v) == len(set(v)), "use one or more different trackers, or none"),
+    ] = None
+    """Experiment trackers, one or more; by default tensorboard if it is installed; none: no tracker."""
+    tracker_project: Annotated[str | None, Limit(bool, "use a name")] = None
+    """Project of wandb and trackio, experiment of mlflow; by default their variable's, else fastcnn."""
     val_interval: Annotated[int, Ge(1)] = 1
     """Epochs between validations; the last epoch is always validated."""
     peer_timeout: str = "2m"

@@ -1,17 +1,13 @@
-"""The log of a run: progress bar or plain lines, metrics.jsonl, TensorBoard, curves as a PNG.
+"""The log of a run: progress bar or plain lines, metrics.jsonl, trackers, curves as a PNG.
 
 Only rank 0 logs. Nothing here waits for the device. A metrics.jsonl that cannot be written ends the run;
-lines, TensorBoard and curves are tried again later.
+lines and curves are tried again later, and a tracker that fails is reported.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 import math
-import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -26,12 +22,16 @@ from fastcnn.engine.state import TrainState
 from fastcnn.files import BestEffort
 from fastcnn.optim.schedules import Schedule
 from fastcnn.runtime.distributed import on_main
+from fastcnn.trackers.tracking import Tracking
 from fastcnn.viz.curves import Curves
+from fastcnn.viz.notebook import CellPicture, in_notebook
 
 CURVES_EVERY = 30.0
 """Min seconds between updates of the curves during a run."""
 CURVES_SHARE = 0.01
 """Max fraction of the time spent on them."""
+CELL_EVERY, CELL_SHARE = 2.0, 0.05
+"""The same in a notebook, whose cell shows them."""
 LOG, CURVES = "metrics.jsonl", "curves.png"
 
 
@@ -42,11 +42,19 @@ class Logger:
         folder: folder of the run.
         schedule: length of the run.
         enabled: False on all ranks but the first; every method is then a no-op.
+        tracking: trackers that get the records too.
         step, epoch: updates and finished epochs before this start of a resumed run.
     """
 
     def __init__(
-        self, folder: Path, schedule: Schedule, *, enabled: bool, step: int = 0, epoch: float = 0
+        self,
+        folder: Path,
+        schedule: Schedule,
+        *,
+        enabled: bool,
+        tracking: Tracking | None = None,
+        step: int = 0,
+        epoch: float = 0,
     ) -> None:
         self.folder = folder
         self.enabled = enabled
@@ -56,11 +64,15 @@ class Logger:
         self.epoch = epoch
         self.started = time.perf_counter()
         self.steady = False
-        self.live = enabled and sys.stdout.isatty() and sys.stderr.isatty()
+        self.cell = CellPicture() if enabled and in_notebook() else None
+        self.live = enabled and (self.cell is not None or (sys.stdout.isatty() and sys.stderr.isatty()))
         self.bar: Any = None
-        self.board = Board(folder, BestEffort("TensorBoard's records", self.info))
+        self.tracking = tracking if enabled else None
+        self.history: list[dict[str, Any]] = []
+        """Records of the epochs, also of those before a resume."""
         self.curves = Curves()
-        self.draw_at = self.started + CURVES_EVERY
+        self.draw_at = self.started + (CURVES_EVERY if self.cell is None else 0.0)
+        self.closed = False
         self._draws = BestEffort(f"the curves {folder / CURVES}", self.info)
         self._prints = BestEffort("lines on standard output", _print_error)
 
@@ -72,16 +84,23 @@ class Logger:
         """
         if self.enabled:
             self._drop_later_records(self.step_count / self.schedule.steps_per_epoch, self.epoch)
+            if self.tracking is not None:
+                self.tracking.start()
 
     def info(self, line: str) -> None:
         """Print a line above the bar."""
         if self.enabled:
-            self._prints(lambda: tqdm.write(line, file=sys.stdout) if self.live else print(line, flush=True))
+            above_bar = self.live and self.cell is None
+            self._prints(lambda: tqdm.write(line, file=sys.stdout) if above_bar else print(line, flush=True))
 
     def begin_epoch(self, epoch: int, done: int) -> None:
         """Start the bar of an epoch, counted from 0, with `done` updates already made."""
-        if self.live:
-            self.bar = tqdm(
+        if self.bar is not None:  # a notebook would keep a finished one of each epoch
+            self.bar.reset(self._steps_of(epoch))
+            self.bar.update(done)
+            self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}")
+        elif self.live:
+            self.bar = self._bar_type()(
                 total=self._steps_of(epoch),
                 initial=done,
                 desc=f"epoch {epoch + 1}/{self.epochs}",
@@ -110,6 +129,8 @@ class Logger:
             in_epoch = record["step"] - epoch * self.schedule.steps_per_epoch
             self.info(f"epoch {epoch + 1}/{self.epochs}  step {in_epoch}/{self._steps_of(epoch)}  {text}")
         self._write({"kind": "train", **record})
+        if self.cell is not None and time.perf_counter() > self.draw_at:
+            self._draw()
         if not self.steady:  # start-up and compilation, in the first interval, do not repeat
             self.steady, self.started, self.first_step = True, time.perf_counter(), self.step_count
 
@@ -119,7 +140,8 @@ class Logger:
         """Log an epoch: `train` and `val` for people, None without a validation; `record` for machines."""
         if not self.enabled:
             return
-        self._close_bar()
+        if self.cell is None:
+            self._close_bar()
         validated = "not validated" if val is None else f"val {val}{' best' if is_best else '     '}"
         self.info(
             f"epoch {epoch + 1}/{self.epochs}  train {train}  {validated}  "
@@ -136,22 +158,63 @@ class Logger:
             self.info(f"test {described}")
             self._write({"kind": "test", **record})
 
-    def close(self) -> None:
-        """Draw the curves and close the bar."""
+    def track(self, record: dict[str, Any]) -> None:
+        """Give a record to the trackers alone."""
+        if self.tracking is not None:
+            self.tracking.log(record)
+
+    def track_picture(self, path: Path) -> None:
+        """Give a PNG file of the run's folder to the trackers, if there is one."""
+        if self.tracking is not None and path.exists():
+            self.tracking.picture(self.step_count, path)
+
+    def track_text(self, name: str, text: str) -> None:
+        """Give a text to the trackers."""
+        if self.tracking is not None:
+            self.tracking.text(self.step_count, name, text)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Draw the curves, close the bar, and end the trackers within a limited time; again: do nothing.
+
+        Args:
+            failed: an error ends the run.
+        """
         self._close_bar()
-        if self.enabled:
-            self._draw()
+        if not self.enabled or self.closed:
+            return
+        self.closed = True
+        self._draw()
+        if self.tracking is not None:
+            self.track_picture(self.folder / CURVES)
+            self.tracking.finish(self.info, failed=failed)
+            self._warn()
+
+    def _warn(self) -> None:
+        """Print what the trackers report."""
+        for line in self.tracking.lines() if self.tracking is not None else ():
+            self.info(line)
+
+    def _bar_type(self) -> type[tqdm]:
+        if self.cell is None:
+            return tqdm
+        from tqdm.auto import tqdm as widget
+
+        return widget
 
     def _draw(self) -> None:
         start = time.perf_counter()
         self._draws(self._draw_curves)
         now = time.perf_counter()
-        self.draw_at = now + max(CURVES_EVERY, (now - start) / CURVES_SHARE)
+        every, share = (CURVES_EVERY, CURVES_SHARE) if self.cell is None else (CELL_EVERY, CELL_SHARE)
+        self.draw_at = now + max(every, (now - start) / share)
 
     def _draw_curves(self) -> None:
         figure = self.curves.figure()
         if figure is not None:
-            files.save_picture(figure, self.folder / CURVES, "the curves")
+            path = self.folder / CURVES
+            files.save_picture(figure, path, "the curves")
+            if self.cell is not None:
+                self.cell.show(path.read_bytes())
 
     def _close_bar(self) -> None:
         if self.bar is not None:
@@ -169,9 +232,17 @@ class Logger:
         return clock((time.perf_counter() - self.started) / max(done, 1) * left)
 
     def _write(self, record: dict[str, Any]) -> None:
-        files.append(self.folder / LOG, (json.dumps(record) + "\n").encode(), "the log")
+        line = json.dumps(record)
+        files.append(self.folder / LOG, (line + "\n").encode(), "the log")
+        self._add(json.loads(line))
+        self.track(record)
+        self._warn()
+
+    def _add(self, record: dict[str, Any]) -> None:
+        """Add a record of metrics.jsonl to the curves and the history."""
         self.curves.add(record)
-        self.board.add(record)
+        if record["kind"] == "epoch":
+            self.history.append(record)
 
     def _drop_later_records(self, progress: float, epoch: float) -> None:
         """Drop records later than the checkpoint, and of the test: they are logged again."""
@@ -185,72 +256,32 @@ class Logger:
                     record["epoch"] <= epoch if "epoch" in record else record["progress"] <= progress
                 ):
                     kept.append(line)
-                    self.curves.add(record)
+                    self._add(record)
             if "".join(kept) != text:
                 files.write_text(path, "".join(kept), "the log")
 
 
-class Board:
-    """TensorBoard's file of a run, as torch's SummaryWriter writes it, without a thread that fails later.
-
-    Args:
-        attempt: calls what may fail.
-    """
-
-    def __init__(self, folder: Path, attempt: BestEffort) -> None:
-        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self.attempt = attempt
-        self.enabled = importlib.util.find_spec("tensorboard") is not None
-        self.begun = False
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Add the numbers of a record of metrics.jsonl."""
-        if self.enabled:
-            self.attempt(lambda: self._add(record))
-
-    def _add(self, record: dict[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        now = time.time()
-        events = [] if self.begun else [Event(wall_time=now, file_version="brain.Event:2")]
-        for name, value in flatten(record):
-            point = Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
-            events.append(Event(wall_time=now, step=record["step"], summary=Summary(value=[point])))
-        stream = io.BytesIO()
-        for event in events:
-            RecordWriter(stream).write(event.SerializeToString())
-        files.append(self.path, stream.getvalue(), "TensorBoard's file")
-        self.begun = True
-
-
 @contextmanager
-def open_logger(folder: Path, state: TrainState, *, enabled: bool) -> Iterator[Logger]:
-    """Open the log of a run that starts or resumes from `state`; draw its curves at the end.
+def open_logger(
+    folder: Path, state: TrainState, *, enabled: bool, tracking: Tracking | None = None
+) -> Iterator[Logger]:
+    """Open the log of a run that starts or resumes from `state`; close it at the end.
 
-    All ranks call it; `enabled` on rank 0.
+    All ranks call it; `enabled` on rank 0, with its trackers.
 
     Raises:
         WriteError: rank 0 cannot write the log; raised on every rank.
     """
-    logger = Logger(folder, state.schedule, enabled=enabled, step=state.step, epoch=state.epoch)
+    logger = Logger(
+        folder, state.schedule, enabled=enabled, tracking=tracking, step=state.step, epoch=state.epoch
+    )
+    failed = True
     try:
         on_main(logger.open, state.device)
         yield logger
+        failed = False
     finally:
-        logger.close()
-
-
-def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Flatten the numbers of a nested record to names like "val/acc1"."""
-    numbers: list[tuple[str, float]] = []
-    for name, value in record.items():
-        if isinstance(value, dict):
-            numbers += flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and name not in ("step", "epoch", "progress"):
-            numbers.append((prefix + name, value))
-    return numbers
+        logger.close(failed=failed)
 
 
 def clock(seconds: float) -> str:

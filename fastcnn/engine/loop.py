@@ -8,7 +8,9 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 from fastcnn.config.progressive import milestones_of, size_at
 from fastcnn.data.batch import Batch
@@ -22,7 +24,7 @@ from fastcnn.errors import PeerLostError
 from fastcnn.files import BestEffort
 from fastcnn.optim.schedules import learning_rate
 from fastcnn.profiling.bottleneck import Bottleneck, Diagnosis, Timing
-from fastcnn.runtime.distributed import any_rank, gather_to_main, on_main
+from fastcnn.runtime.distributed import any_rank, call_on_main, gather_to_main, on_main
 from fastcnn.runtime.signals import StopRequest
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.gallery import Gallery
@@ -30,6 +32,8 @@ from fastcnn.tasks.metrics import Metrics
 
 OnBatch = Callable[[Batch, object], None]
 Diagnose = Callable[[list[Timing]], Diagnosis]
+OnEpoch = Callable[[dict[str, Any]], object]
+"""Takes the record of an epoch; a true result stops the run."""
 
 
 @dataclass
@@ -132,8 +136,10 @@ class Trainer:
         self.throughput = Throughput(checkpointer.ranks.world_size)
         self.epoch_throughput = Throughput(checkpointer.ranks.world_size)
         self.val: dict[str, float] = {}
+        self.on_epoch: OnEpoch | None = None
         self.stopped = False  # True after a signal
         self.out_of_patience = False
+        self.told_to_stop = False  # True after on_epoch
         self.announced = False  # True after the early report of the bottleneck
         self.seconds = 0.0
         self._pictures = BestEffort(f"the pictures {checkpointer.folder / PICTURE}", logger.info)
@@ -142,14 +148,18 @@ class Trainer:
         last = math.ceil(self.state.schedule.epochs)
         self._first_averaged = max(0, last - self.config.average_last)
 
-    def fit(self) -> Outcome:
-        """Train until the last epoch, a signal or the end of patience.
+    def fit(self, on_epoch: OnEpoch | None = None) -> Outcome:
+        """Train until the last epoch, a signal, the end of patience or a true result of `on_epoch`.
+
+        Args:
+            on_epoch: called by rank 0 after each epoch, once it is saved.
 
         Raises:
             TrainingError: the loss became infinite or NaN.
             WriteError: rank 0 cannot write a checkpoint or the log; raised on every rank.
         """
-        while not (self.state.done or self.stopped or self.out_of_patience):
+        self.on_epoch = on_epoch
+        while not (self.state.done or self.stopped or self.ended_early):
             epoch = int(self.state.epoch)
             self.unfreeze_layers(epoch)
             start = time.perf_counter()
@@ -164,6 +174,7 @@ class Trainer:
         final = self.bottleneck()
         if final is not None:
             self.logger.info(final.sentence)
+            self.logger.track_text("bottleneck", final.sentence)
         return Outcome(
             val=self.val,
             images_per_second=self.throughput.images_per_second(),
@@ -171,6 +182,11 @@ class Trainer:
             verdict=final.sentence if final is not None else "",
             seconds=self.seconds,
         )
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run ends before its last epoch, by --patience or on_epoch."""
+        return self.out_of_patience or self.told_to_stop
 
     def unfreeze_layers(self, epoch: int) -> None:
         """Unfreeze all layers before the epoch of --unfreeze-epoch."""
@@ -303,13 +319,24 @@ class Trainer:
             lambda: self.logger.log_epoch(epoch, described, validated, is_best=is_best, record=record),
             state.device,
         )
-        self.checkpoint(gallery, is_best=is_best)
+        saved = self.checkpoint(gallery, is_best=is_best)
+        if self._ask(record) and not state.done:
+            self.told_to_stop = True
+            if not saved:
+                self.checkpointer.save(self.epoch_metrics)
+            self.logger.info("stopping: on_epoch asks for it")
         if self.out_of_patience:
             self.logger.info(
                 f"stopping: the last {run.since_best} validations were no better than the best one"
             )
-        elif not self.stopped:
+        elif not self.stopped and not self.told_to_stop:
             self.announce_bottleneck()
+
+    def _ask(self, record: dict[str, Any]) -> bool:
+        """Return whether `on_epoch` stops the run. All ranks call it."""
+        if self.on_epoch is None:
+            return False
+        return call_on_main(self.on_epoch, {"kind": "epoch", **deepcopy(record)})
 
     def validate(self, gallery: Gallery) -> bool:
         """Evaluate on the validation images; True if it is the best epoch so far."""
@@ -340,13 +367,16 @@ class Trainer:
 
         return poll
 
-    def checkpoint(self, gallery: Gallery, *, is_best: bool) -> None:
-        """Save the epoch if a checkpoint is due, and pictures at the best validation."""
+    def checkpoint(self, gallery: Gallery, *, is_best: bool) -> bool:
+        """Save the epoch if a checkpoint is due, and pictures at the best validation; True if it is saved."""
         due = self.state.epoch % self.config.checkpoint_interval == 0
-        if is_best or self.state.done or self.stopped or self.out_of_patience or due:
+        saves = is_best or self.state.done or self.stopped or self.out_of_patience or due
+        if saves:
             self.checkpointer.save(self.epoch_metrics, is_best=is_best)
-        if is_best and self._is_pictured():
-            self._pictures(lambda: gallery.save(self.checkpointer.folder / PICTURE))
+        picture = self.checkpointer.folder / PICTURE
+        if is_best and self._is_pictured() and self._pictures(lambda: gallery.save(picture)):
+            self.logger.track_picture(picture)
+        return saves
 
     def bottleneck(self) -> Diagnosis | None:
         """Diagnose the run so far; None on all ranks but the first. All ranks call it."""
@@ -368,14 +398,14 @@ class Trainer:
         average = run.average
         if config.average_last > 0 and state.done and self.state.epoch % 1 > 0:
             average = average.including_partial_epoch(state)
-        if self.out_of_patience and state.epoch <= self._first_averaged:
+        if self.ended_early and state.epoch <= self._first_averaged:
             average = Average()
             if config.average_last > 0:
                 of = f"{config.average_last} of {math.ceil(state.schedule.epochs)}"
                 self.logger.info(
                     f"no average: the run ended before the last {of} epochs, which --average-last takes"
                 )
-        ended = state.done or (self.out_of_patience and not self.stopped)
+        ended = state.done or (self.ended_early and not self.stopped)
         if not ended or average.epochs == 0 or run.averaged == state.step:
             return
 

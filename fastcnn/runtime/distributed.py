@@ -10,9 +10,11 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import pickle
 import re
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from fastcnn.runtime.interface import address_towards, gloo_interface
 from fastcnn.runtime.peers import ARRIVAL, Peers, meet
 from fastcnn.runtime.shared import map_shared, write_shared
 
+A = TypeVar("A")
 T = TypeVar("T")
 PEER_TIMEOUT = 120.0
 """Default of --peer-timeout in seconds."""
@@ -227,6 +230,46 @@ def from_main(compute: Callable[[], T]) -> T:
     if isinstance(box[1], UserError):
         raise box[1]
     return box[0]  # type: ignore[return-value]
+
+
+class RemoteError(RuntimeError):
+    """Traceback of an error on rank 0, as the cause of the same error on another rank."""
+
+
+def call_on_main(function: Callable[[A], object], argument: A) -> bool:
+    """Return whether `function(argument)` is true on rank 0, on every rank. All ranks call it.
+
+    An Exception of it is raised on every rank, with rank 0's traceback; one that cannot be pickled is a
+    RuntimeError on the others.
+    """
+    if not is_distributed():
+        return bool(function(argument))
+    outcome: tuple[bool, bytes, str] = False, b"", ""
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            outcome = bool(function(argument)), b"", ""
+        except Exception as caught:
+            error = caught
+            outcome = False, _pickled(caught), traceback.format_exc()
+    box = [outcome]
+    dist.broadcast_object_list(box, src=0)
+    answer, pickled, text = box[0]
+    if error is not None:
+        raise error
+    if text:
+        cause = RemoteError(f"on rank 0:\n{text}")
+        raise (pickle.loads(pickled) if pickled else RuntimeError(text.splitlines()[-1])) from cause
+    return answer
+
+
+def _pickled(error: Exception) -> bytes:
+    """Return an exception's bytes; b"" if it does not survive them."""
+    try:
+        content = pickle.dumps(error)
+        return content if isinstance(pickle.loads(content), Exception) else b""
+    except Exception:
+        return b""
 
 
 def on_main(work: Callable[[], object], device: torch.device) -> None:

@@ -36,6 +36,7 @@ from fastcnn.setup.shape_check import check_shapes
 from fastcnn.setup.transforms import transform_of
 from fastcnn.tasks.class_weights import class_weights, describe_weights
 from fastcnn.tasks.detection.anchors import box_sides, kmeans_anchors
+from fastcnn.trackers.registry import chosen as chosen_trackers
 from fastcnn.transfer.freeze import describe_frozen
 
 Choice = tuple[Config, dict[str, str]]
@@ -160,6 +161,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device, lock: RunLock 
     """
     # Observe the folder, the checkpoint, the data and the machine; resolve what they determine.
     start = observe_start(config, ranks, device, lock)
+    from_main(lambda: chosen_trackers(start.config.tracker))  # before the data are read
     content = start.checkpoint
     config, reasons, source = resolved(start.config, ranks, device)
     reasons = {**start.kept, **reasons}
