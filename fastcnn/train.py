@@ -217,20 +217,15 @@ def _train(
     from fastcnn.engine.logger import open_logger
     from fastcnn.engine.loop import Trainer
     from fastcnn.profiling.bottleneck import diagnose
-    from fastcnn.runtime.distributed import from_main, on_main
-    from fastcnn.setup.run_folder import claim_folder, write_config
-    from fastcnn.setup.storage import check_room
+    from fastcnn.runtime.distributed import from_main
+    from fastcnn.setup.run_record import recorded
 
     run, task, is_main = training.checkpointer, training.task, training.ranks.is_main
-    run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config, lock))
-    run.check_lock = lock.check
-    warning = None if run.state.done else from_main(lambda: check_room(run))
-    config, reasons = _tune(training, started)
-    plan = training.plan = replace(training.plan, config=config, reasons=reasons)
-    run.config, run.chosen = config, tuple(reasons)
-    on_main(lambda: write_config(run.folder, config), run.state.device)
+    warning = _begin(training, lock, started)
+    plan = training.plan
     tracking = _tracking(training) if is_main else None
-    with open_logger(run.folder, run.state, enabled=is_main, tracking=tracking) as logger:
+    opened = open_logger(run.folder, run.state, enabled=is_main, tracking=tracking)
+    with opened as logger, recorded(training, started, logger.info) as record:
         if lock.note:
             logger.info(lock.note)
         _announce(training, logger)
@@ -244,12 +239,15 @@ def _train(
             run,
             task,
             logger,
-            diagnose=partial(diagnose, config=config, chosen=reasons, room=plan.room(training.ranks)),
+            diagnose=record.noting(
+                partial(diagnose, config=plan.config, chosen=plan.reasons, room=plan.room(training.ranks))
+            ),
             epoch_metrics=training.epoch_metrics,
             interval_metrics=interval_metrics,
         )
         outcome, interrupted = _run(trainer, peers, exits=exits, on_epoch=on_epoch)
         test = _conclude(training, logger, outcome, interrupted=interrupted, started=started)
+        record.end(outcome, run.best, test)
     return Result(
         network=run.state.network,
         val=outcome.val or run.best,
@@ -262,6 +260,27 @@ def _train(
         seconds=outcome.seconds,
         history=from_main(lambda: logger.history),
     )
+
+
+def _begin(training: Training, lock: RunLock, started: float) -> str | None:
+    """Claim the run's folder, resolve what needs a dry run, and save the settings. All ranks call it.
+
+    Returns:
+        A warning about the room for checkpoints; None if there is enough.
+    """
+    from fastcnn.runtime.distributed import from_main, on_main
+    from fastcnn.setup.run_folder import claim_folder, write_config
+    from fastcnn.setup.storage import check_room
+
+    run = training.checkpointer
+    run.folder = from_main(lambda: claim_folder(training.plan.folder, training.plan.config, lock))
+    run.check_lock = lock.check
+    warning = None if run.state.done else from_main(lambda: check_room(run))
+    config, reasons = _tune(training, started)
+    training.plan = replace(training.plan, config=config, reasons=reasons)
+    run.config, run.chosen = config, tuple(reasons)
+    on_main(lambda: write_config(run.folder, config), run.state.device)
+    return warning
 
 
 def _conclude(

@@ -29,6 +29,9 @@ COMMANDS = {
     "preview": "draw training images as they are augmented",
     "pack": "shrink the images of a folder and pack them into WebDataset shards",
     "recipes": "list named settings with their published results",
+    "report": "write a page about a run: curves, bottleneck, settings, results",
+    "compare": "compare runs: settings, results, curves",
+    "runs": "list a folder of runs",
     "bench": "run an ablation of the training step, from eager PyTorch on",
     "doctor": "check the installation and the machine",
 }

@@ -146,5 +146,5 @@ def _prepared(trained: Trained, image: Any) -> tuple[np.ndarray, Tensor]:
         sample = prepare(read_pixels(image, preprocessing, name), preprocessing, name)
     except DecodeError as error:
         raise BadImageError(f"{name}: cannot be decoded: {error}; leave it out") from error
-    images = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)[None]
+    images = torch.from_numpy(sample.pixels).permute(2, 0, 1)[None]
     return rgb(images[0]), images

@@ -30,7 +30,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda
-        facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        facts["driver"] = _driver()
     return facts
 
 
@@ -47,6 +47,13 @@ def as_name(text: str) -> str:
     return re.sub(r"(\(.*?\)|[^a-z0-9])+", "-", text.lower()).strip("-")
 
 
+def _driver() -> str:
+    loaded = Path("/sys/module/nvidia/version")
+    if loaded.exists():  # in no time
+        return loaded.read_text().strip()
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -61,7 +68,10 @@ def commit_of_code() -> str:
 
     A copy without its repository uses $FASTCNN_COMMIT.
     """
-    git = "git", "-C", str(Path(__file__).parent)
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps within the repository of another project
+        return os.environ.get("FASTCNN_COMMIT", "")
+    git = "git", "-C", str(root)
     commit = _output(*git, "rev-parse", "--short", "HEAD")
     elsewhere = ":/", ":(exclude,top)benchmarks/results"
     changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", *elsewhere)

@@ -84,6 +84,24 @@ class Holder:
 UNKNOWN = Holder(host="an unknown host", pid=0, started="", boot="", namespace="", job="", since=0.0)
 
 
+def is_running(folder: Path) -> bool:
+    """Return whether a living process writes into a folder, without a change there; False if unknown."""
+    path = folder / LOCK
+    try:
+        if sys.platform == "win32" or not path.is_file():
+            return False
+        file = os.open(path, os.O_RDONLY)
+        try:
+            holder = _read(file)
+            age = time.time() - os.fstat(file).st_mtime
+        finally:
+            os.close(file)
+        ended = None if holder is None else holder.has_ended()
+    except (OSError, OverflowError):  # a process number out of a foreign file
+        return False
+    return holder is not None and (age < STALE if ended is None else not ended)
+
+
 class RunLock:
     """Lock of one folder at a time; released at the end of the block."""
 
