@@ -16,14 +16,14 @@ from fastcnn.exporter.formats import quiet
 from fastcnn.inference.description import KEY, Description
 
 CONVOLUTIONS = ["Conv", "Gemm", "MatMul"]
-OTHERS = ["Add", "MaxPool", "GlobalAveragePool", "AveragePool", "ReduceMean"]
+OTHERS = ["Relu", "Clip", "Add", "MaxPool", "GlobalAveragePool", "AveragePool", "ReduceMean"]
 """Operators between convolutions that have a form in int8."""
 
 
 def quantize(content: bytes, description: Description, batches: Iterable[np.ndarray]) -> bytes:
-    """Return an ONNX file with weights and activations in int8, in the form of QDQ.
+    """Return an ONNX file with int8 weights and uint8 activations, in the form of QDQ.
 
-    Weights have a scale for each channel; activations have one, from their largest values over the images.
+    Weights have a scale for each channel; activations have one, from their range over the images.
     Decoding of boxes and normalization stay in fp32.
 
     Args:
@@ -49,6 +49,7 @@ def quantize(content: bytes, description: Description, batches: Iterable[np.ndar
             str(result),
             _Reader(batches),
             quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,  # signed ones are slow on x86
             per_channel=True,
             op_types_to_quantize=CONVOLUTIONS if detects else CONVOLUTIONS + OTHERS,
             nodes_to_exclude=_before_first_convolution(onnx.load(prepared)),
