@@ -81,13 +81,13 @@ JOBS_AND_BACKENDS = pytest.mark.parametrize(
         for task in TASKS
         for backend, marks, default in (
             ("dali", [needs_dali], False),
-            ("torch", [], True),
+            ("torch", [], task == "segmentation"),
             ("cached", [], False),
         )
     ],
     indirect=["job"],
 )
-"""Classification by every backend and every task by torchvision's; the other pairs are slow."""
+"""Classification by every backend, segmentation by torchvision's; the other pairs are slow."""
 
 
 @pytest.fixture(params=TASKS)
@@ -140,7 +140,7 @@ def test_tensorboard_gets_what_the_log_gets(train, demo):
     assert {"train/lr", "train/metrics/loss", "train/data_wait"} <= set(events.Tags()["scalars"])
 
 
-@jobs("classification", "segmentation")
+@jobs("classification")
 def test_the_saved_settings_repeat_the_run(train, job):
     own = {"acc1": ("--label-smoothing", "0.1"), "miou": ("--seg-loss", "dice"), "map": ()}[job.metric]
     assert train(*job.flags, "--epochs", "1", *own) == 0
@@ -383,7 +383,7 @@ def test_fit_is_the_command_from_python(tmp_path, monkeypatch, one_core, job):
     assert (outputs.raw if job.metric == "map" else outputs).shape == demo[job.metric]
 
 
-@pytest.mark.parametrize("arch", each(["lenet5", "unet/lenet5", "yolo/lenet5"], ["unet/lenet5"]))
+@pytest.mark.parametrize("arch", each(["lenet5", "unet/lenet5", "yolo/lenet5"], ["lenet5"]))
 def test_the_demo_set_and_synthetic_data_need_no_data(train, monkeypatch, tmp_path, capsys, arch):
     """And no settings but the epochs, and what does not fit so small a backbone."""
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
@@ -415,6 +415,7 @@ def test_a_lr_that_explodes_stops_with_the_step_and_keeps_the_last_checkpoint(tr
     assert Path("run/last.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_too_many_bad_files_found_while_training_stop_all_processes_with_one_line(
     tmp_path, monkeypatch, demo
 ):
@@ -561,7 +562,10 @@ def check_what_a_signal_leaves(number: signal.Signals, out: str, ranks: int) -> 
 
 @pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, demo, number, status):
     monkeypatch.chdir(tmp_path)
     with command(tmp_path, *ENDLESS, str(demo)) as process:

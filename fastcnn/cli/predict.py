@@ -193,7 +193,7 @@ class _Pictures:
     def add(self, outcome: Outcome) -> None:
         assert outcome.pixels is not None
         assert outcome.raw is not None
-        pixels = rgb(torch.from_numpy(outcome.pixels).permute(2, 0, 1))
+        pixels = rgb(torch.tensor(outcome.pixels).permute(2, 0, 1))
         drawn = self.predictor.task.draw(pixels, outcome.raw, self.predictor.class_names)
         self.save(drawn, f"{outcome.name}.png")
 

@@ -53,6 +53,7 @@ def counting(limit: int | None = None):
     return step
 
 
+@pytest.mark.slow
 def test_workers_build_a_step_time_it_and_answer():
     with Worker(counting, CPU) as one, Worker(counting, CPU, first_calls=2) as two:
         assert one.start.losses == [1, 2, 3]

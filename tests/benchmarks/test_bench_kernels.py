@@ -129,6 +129,7 @@ def test_by_default_the_depthwise_networks_come_before_those_with_norms(monkeypa
     assert {item.batch for item in items if item.what == "device"} == {256}
 
 
+@pytest.mark.slow
 def test_a_whole_run_with_timers(tmp_path, capsys):
     status, report = rehearse(tmp_path)
     printed = capsys.readouterr().out

@@ -96,6 +96,7 @@ def test_sides_in_bf16_need_a_processor_that_has_it(without_bf16):
     assert bench_layers.why_left_out(SMALL[2], bench_layers.COMPILED, CPU, quick=False) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sizes for a GPU are another table")
 def test_a_side_whose_first_call_takes_long_is_left_out(monkeypatch, without_bf16):
     monkeypatch.setattr(bench_layers, "CALL_LIMIT", 0)
@@ -106,6 +107,7 @@ def test_a_side_whose_first_call_takes_long_is_left_out(monkeypatch, without_bf1
     assert found["left_out"]["fp32 channels-last"] == "a call of 2 images took 0 s"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sizes for a GPU are another table")
 def test_a_comparison_has_rates_and_differences_of_each_side(with_bf16):
     found = bench_layers.measure(SMALL[2], quick=True).as_json()

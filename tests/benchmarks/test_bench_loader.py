@@ -100,6 +100,7 @@ def test_dalis_other_settings_are_left_out_without_a_gpu(photos):
     assert not set(found) & {"fastcnn torch", "fastcnn cached", *sides.PROCESSES[:3]}
 
 
+@pytest.mark.slow
 def test_all_that_can_be_measured_is(photos, tmp_path, monkeypatch):
     shutil.copytree(photos / "train", tmp_path / "flowers" / "train")
     monkeypatch.setattr("fastcnn.data.loaders.autoselect.SECONDS", 0.01)

@@ -189,6 +189,7 @@ def test_one_process_measures_itself(job, tmp_path):
     assert [len(seconds) for seconds in found["turns"].values()] == [2]
 
 
+@pytest.mark.slow
 def test_after_each_number_of_processes_there_is_a_file(tmp_path, monkeypatch):
     path = tmp_path / "out" / "report.json"
     monkeypatch.setattr(bench_scaling.machine, "cores_per_process", lambda ranks: 5)

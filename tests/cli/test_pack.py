@@ -300,6 +300,7 @@ def wait_for(holds: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, stop):
     """Stopped once some shards are there and the next one is begun."""

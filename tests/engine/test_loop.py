@@ -99,6 +99,7 @@ def test_a_cut_epoch_goes_on_with_another_batch_size(train: Train, demo, batch_s
     assert [(r["step"], r["epoch"]) for r in records(RUN, "epoch")] == [(10, 1), end]
 
 
+@pytest.mark.slow
 def test_a_finished_cut_run_has_nothing_left_and_goes_on_where_it_was_cut_when_given_more(
     train: Train, demo, capsys, wording
 ):
@@ -219,6 +220,7 @@ def test_an_average_of_the_first_epoch_has_its_statistics(train: Train, demo):
     assert weights["1.running_mean"].any()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_knows_that_its_average_was_the_best(train: Train, demo, monkeypatch, capsys):
     from fastcnn.engine import loop
 
@@ -234,6 +236,7 @@ def test_a_run_that_goes_on_knows_that_its_average_was_the_best(train: Train, de
     assert next(accuracies, None) is None
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_average_makes_up_for_it(train: Train, demo, capsys):
     flags = (*FLAGS, "--data", demo, "--lr", "0.05", "--epochs", "2", "--average-last", "2")
     interrupt_after(20, lambda: train(*flags))
@@ -245,6 +248,7 @@ def test_a_run_that_was_killed_before_its_average_makes_up_for_it(train: Train, 
     assert torch.load("run/average.pt")["average"]["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_averaging_goes_on_after_a_resume(train: Train, demo):
     arch = "--arch", "lenet5", "--lr", "0.05", "--epochs", "4", "--average-last", "3"
     flags = (*FLAGS, "--data", demo, *arch)
@@ -257,6 +261,7 @@ def test_averaging_goes_on_after_a_resume(train: Train, demo):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_more_epochs_averages_its_new_last_ones(train: Train, demo, capsys):
     flags = (*FLAGS, "--data", demo, "--arch", "lenet5", "--average-last", "2")
     assert train(*flags, "--epochs", "3") == 0
@@ -268,6 +273,7 @@ def test_a_run_that_is_given_more_epochs_averages_its_new_last_ones(train: Train
     assert "average of the last 2 epochs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_epoch_that_was_cut_short_and_is_finished_later_is_averaged_once(train: Train, demo, capsys):
     flags = (*FLAGS, "--data", demo, "--lr", "0.01", "--sched", "constant", "--warmup-epochs", "0")
     assert train(*flags, "--average-last", "3", "--epochs", "1.5") == 0

@@ -116,6 +116,7 @@ def two_ranks(folder: str, data: str) -> list[Any]:
     return [calls, json.dumps(result.history), texts]
 
 
+@pytest.mark.slow
 def test_rank_0_calls_it_and_all_ranks_follow(tmp_path, demo):
     first, second = run_ranks(two_ranks, str(tmp_path), str(demo))
     assert (first[0], second[0]) == ([1], [])

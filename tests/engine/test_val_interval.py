@@ -48,6 +48,7 @@ def test_lines_say_what_was_not_validated(train, demo, capsys):
     assert all(" img/s  data wait " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_checkpoints_come_as_often_as_without_and_a_resumed_run_validates_the_same_epochs(
     train, demo, monkeypatch
 ):

@@ -19,7 +19,6 @@ from fastcnn.cli.main import main
 from fastcnn.evaluation.output import choose_folder, write
 from fastcnn.evaluation.result import Evaluation
 from labeled_images import write_tagged
-from networks import each
 from ranks import run_ranks
 from runs import QUICK_SETTINGS
 
@@ -138,6 +137,7 @@ def test_several_labels_an_image_equal_scikit_learn(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_segmentation_equals_its_counts_and_the_validation_of_its_run(segmenter, tmp_path):
     predictions = tmp_path / "p.csv"
     assert main(["evaluate", str(segmenter), "--predictions", str(predictions), *LOADING]) == 0
@@ -162,6 +162,7 @@ def test_a_segmentation_equals_its_counts_and_the_validation_of_its_run(segmente
     }
 
 
+@pytest.mark.slow
 def test_a_detection_equals_pycocotools_on_its_file_of_predictions(detector, tmp_path, capsys):
     coco = pytest.importorskip("pycocotools.coco").COCO
     evaluation_of = pytest.importorskip("pycocotools.cocoeval").COCOeval
@@ -199,7 +200,8 @@ def evaluate_on_ranks(path: str, settings: dict[str, Any]) -> tuple[dict[str, An
     return found.to_json(), found.folder
 
 
-@pytest.mark.parametrize("task", each(("classifier", "segmenter", "detector"), ["classifier"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classifier", "segmenter", "detector"])
 def test_two_processes_equal_one_exactly(task, request, tmp_path, one_core):
     path = str(request.getfixturevalue(task))
     suffix = ".json" if task == "detector" else ".csv"

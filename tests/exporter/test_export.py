@@ -20,7 +20,6 @@ from fastcnn.exporter.comparison import Comparison
 from fastcnn.inference.description import KEY
 from fastcnn.inference.exported import open_exported
 from fastcnn.inference.trained import open_trained
-from networks import each
 
 CPU = torch.device("cpu")
 PLAIN = {"amp_dtype": "fp32", "channels_last": "on", "compile": "off", "data_backend": "torch", "workers": 1}
@@ -144,7 +143,8 @@ def test_int8_is_for_onnx(checkpoint):
         fastcnn.export(checkpoint, "tflite")
 
 
-@pytest.mark.parametrize("task", each(["segmentation", "detection"], ["detection"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_masks_and_boxes(train, annotated, task, capsys):
     arch = {
         "segmentation": ("--arch", "unet/lenet5"),

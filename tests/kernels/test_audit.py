@@ -135,6 +135,7 @@ def test_the_layers_are_those_of_torchvisions_networks(name):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(capsys):
     assert audit.main(["--layers", "alexnet", "--arch", "sm_90"]) == 0
     title, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()

@@ -85,6 +85,7 @@ def test_the_kernels_folder_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
+@pytest.mark.slow
 def test_the_kernels_load_torch_alone():
     code = (
         "import sys, fastcnn_kernels; unwanted = {'nvidia.dali', 'fastcnn', 'triton'} & set(sys.modules);"

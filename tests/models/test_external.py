@@ -247,6 +247,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_trains(train, demo, capsys):
     assert train("--arch", "timm/test_resnet", "--data", demo, *QUICK, "--freeze", "backbone") == 0
     assert Path("runs/timm-test_resnet-shapes/last.pt").is_file()

@@ -42,6 +42,7 @@ def changed(content: dict[str, Any], *path: Any, value: Any = None) -> dict[str,
     return copied
 
 
+@pytest.mark.slow
 def test_every_key_is_required_and_has_a_type(content):
     check_content(copy.deepcopy(content))
     older = {"val_img_size", "multi_label", "since_best", "average", "steps_per_epoch", "fastcnn"}

@@ -190,6 +190,7 @@ def test_a_run_finds_its_learning_rate_and_says_how(train, demo, monkeypatch, ca
     assert torch.load("run/last.pt")["config"]["lr"] == content["config"]["lr"]  # it is not sought again
 
 
+@pytest.mark.slow
 def test_a_run_fits_its_time_budget_and_keeps_its_length_when_it_is_resumed(train, demo, capsys):
     flags = "--arch", "lenet5", "--data", demo, "--data-backend", "torch", "--batch-size", "8"
     more = "--amp-dtype", "fp32", "--channels-last", "on", "--compile", "off", "--output-dir", "run"

@@ -91,6 +91,7 @@ def test_ranks_without_a_group_are_refused(demo, monkeypatch):
         fastcnn.loaders(data=str(demo), **SETTINGS)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_images(demo):
     settings = {"data": str(demo), **SETTINGS, **LOADER}
     (first, some), (second, rest) = run_ranks(samples, settings)
@@ -118,6 +119,7 @@ def run_block(number: int, demo: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return names
 
 
+@pytest.mark.slow
 def test_the_plain_loop_of_the_page_runs(demo, tmp_path, monkeypatch, capsys):
     run_block(0, demo, tmp_path, monkeypatch)
     lines = capsys.readouterr().out.splitlines()

@@ -127,7 +127,7 @@ def test_a_run_on_five_channels_measures_them_predicts_and_previews(train, tmp_p
     assert 0.3 < content["mean"][0] < 0.5
     assert main(["predict", "run/best.pt", str(data / "val")]) == 0
     assert capsys.readouterr().out.count("%") >= 8
-    assert len(list(Path("predictions").rglob("*.png"))) == 8
+    assert len(list(Path("predictions").rglob("*.png"))) == 8 + 1  # and the grid
     assert main(["preview", *FLAGS, "--data", str(data)]) == 0
     assert Path("preview.png").is_file()
 

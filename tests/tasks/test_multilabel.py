@@ -74,6 +74,7 @@ def validate_part(rank_of: int) -> dict[str, float]:
     return validated(logits[dist.get_rank() :: rank_of], targets[dist.get_rank() :: rank_of])
 
 
+@pytest.mark.slow
 def test_two_ranks_compute_the_metrics_of_all_samples():
     logits, targets = scored(45, 3)
     whole = validated(logits, targets)

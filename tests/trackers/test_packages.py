@@ -71,6 +71,7 @@ def test_trackio(tmp_path, monkeypatch):
     assert any("Bottleneck" in str(metrics) for _, metrics in rows)
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -283,6 +283,7 @@ MOBILE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "extra"),
     [
@@ -331,6 +332,7 @@ def test_a_run_with_a_hidden_layer_becomes_a_network_again(train, demo):
     assert changed(network.state_dict(), torch.load("run/best.pt")["weights"]) == set()
 
 
+@pytest.mark.slow
 def test_what_the_optimizer_and_the_network_are_made_of_stays_in_a_resumed_run(train, demo, capsys):
     assert train(*QUICK, "--data", demo, "--epochs", "1", "--output-dir", "run") == 0
     for name, then, now in (
@@ -344,6 +346,7 @@ def test_what_the_optimizer_and_the_network_are_made_of_stays_in_a_resumed_run(t
         assert expected in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoints_from_before_these_settings_are_resumed_and_loaded(train, demo):
     assert train(*QUICK, "--data", demo, "--epochs", "1", "--output-dir", "run") == 0
     content = torch.load("run/last.pt")

@@ -668,6 +668,7 @@ def test_loading_threads_give_way_to_the_step_beside_them_and_nothing_else_does(
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
 
 
+@pytest.mark.slow
 def test_loading_threads_leave_the_step_its_own_also_if_it_has_computed_nothing_yet():
     code = """
 import numpy as np, torch

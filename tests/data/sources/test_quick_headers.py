@@ -200,6 +200,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(damaged())
 def test_of_a_damaged_file_nothing_is_reported_that_pillow_does_not_report(data):

@@ -161,6 +161,7 @@ def test_padded_samples_count_for_nothing():
     assert alone.compute() == {"samples": 0, "loss": 0, "map": 0, "map50": 0}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_precision_as_one():
     found = run_ranks(worker_two_detectors.results)
     one = validate(0, 1, batch_size=3)
