@@ -295,7 +295,9 @@ def page(machines: dict[str, Files]) -> str:
                 parts += ["\nSingle layers: [kernels/README.md](../kernels/README.md).\n"]
             if content["what"] == "million-files":
                 parts += million_files_section(content)
-        shown = ("ladder", "kernels", "million-files")
+            if content["what"] == "exported networks":
+                parts += exported_networks_section(content)
+        shown = ("ladder", "kernels", "million-files", "exported networks")
         others = [p for p, c in files.items() if c["what"] not in shown and "baseline" not in c]
         if others:
             listed = ", ".join(f"[{path.stem}](results/{machine}/{path.name})" for path in others)
@@ -337,6 +339,27 @@ def million_files_section(content: Content) -> list[str]:
         "`python benchmarks/million_files.py measure FOLDER`\n",
         table(["", "processor time", "of this, reading", "peak memory"], rows),
         f"\nWhole processes, with imports; of two ranks the sum of the times. {describe(content)}.\n",
+    ]
+
+
+def exported_networks_section(content: Content) -> list[str]:
+    """Table of `export_networks.py`: one row per network and format."""
+    batches = content["settings"]["batches"]
+    rows = []
+    for name, found in content["networks"].items():
+        for side, seconds in found["seconds"].items():
+            equal = ["", ""]
+            if side in found["difference"]:
+                equal = [f"{found['difference'][side]:.1e}", f"{100 * found['agreement'][side]:.3f}%"]
+            times = [f"{1000 * seconds[str(n)]['median']:.1f}" for n in batches]
+            rows.append([f"{name}, {found['size']} px", side, *times, *equal])
+    heads = ["", "", *(f"ms, batch {n}" for n in batches), "largest difference", "equal predictions"]
+    return [
+        "### Exported networks\n",
+        "`python benchmarks/export_networks.py --photos FOLDER`\n",
+        table(heads, rows),
+        f"\nRandom weights, {content['settings']['photos']} photos; differences are relative to the largest "
+        f"output of eager PyTorch. {describe(content)}.\n",
     ]
 
 
