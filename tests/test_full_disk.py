@@ -145,6 +145,7 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().out == "line\n"
 
 
+@pytest.mark.slow
 def test_the_room_for_checkpoints_is_compared_before_the_first_step(train, demo, capsys, monkeypatch):
     flags = (*FLAGS, "--data", demo, "--epochs", "1")
     assert train(*flags) == 0

@@ -34,6 +34,7 @@ def imbalanced(tmp_path: Path) -> Path:
 MULTI = ("--labels", "tags.csv", "--val-split", "0.25", "--epochs", "8")
 
 
+@pytest.mark.slow
 def test_several_labels_an_image_are_trained_validated_and_predicted(train: Train, tagged, capsys):
     flags = (*FAST, "--data", tagged, *MULTI, "--mixup", "0.2", "--model-ema", "--model-ema-decay", "0.8")
     assert train(*flags, "--label-smoothing", "0.05", "--output-dir", "run") == 0

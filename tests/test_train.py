@@ -643,6 +643,7 @@ def test_another_ctrl_c_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp
     assert torch.load("run/last.pt")["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_processes(
     train, tmp_path, demo, wording
 ):
@@ -657,6 +658,7 @@ def test_a_resumed_epoch_goes_on_at_the_same_fraction_with_another_number_of_pro
     assert [first["step"], second["step"]] == [5, 10]
 
 
+@pytest.mark.slow
 def test_two_processes_validate_every_image_once_and_only_the_first_speaks(tmp_path, monkeypatch, demo):
     monkeypatch.chdir(tmp_path)
     flags = ("--data", str(demo), "--data-backend", "torch", "--epochs", "2", "--output-dir", "run")

@@ -115,6 +115,7 @@ def test_the_fourth_channel_is_zero_and_changes_nothing():
     torch.testing.assert_close(network(padded), expected)
 
 
+@pytest.mark.slow
 def test_eager_networks_have_none_of_our_layers():
     for name in ("mobilenet_v2", "alexnet"):
         network = build(name, num_classes=10)

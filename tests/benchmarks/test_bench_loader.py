@@ -52,6 +52,7 @@ def test_a_folder_without_images_says_what_to_write(tmp_path, wording):
     wording(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["photos", "demo"], indirect=True)
 @pytest.mark.parametrize("name", sides.PROCESSES)
 def test_every_side_of_processes_gives_batches_of_all_images(job, name):

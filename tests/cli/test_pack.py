@@ -349,6 +349,7 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path, capsys, monkeypatch)
     assert len(read(shards).train) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", ["max_size", "quality", "shard_images", "a new image", "an edited image", "a renamed class"]
 )

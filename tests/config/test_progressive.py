@@ -311,6 +311,7 @@ def count_graphs(monkeypatch: pytest.MonkeyPatch, backend: str) -> list[int]:
     return after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "extra",

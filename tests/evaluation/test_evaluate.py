@@ -250,6 +250,7 @@ def test_data_with_fewer_classes_in_any_layout_is_matched_by_name(classifier, de
     assert by_name(tmp_path / "few.csv").items() <= by_name(tmp_path / "all.csv").items()
 
 
+@pytest.mark.slow
 def test_boxes_are_matched_by_name(annotated, detector, tmp_path):
     """COCO's categories without the first three, numbered backwards."""
     content = json.loads((annotated / "annotations" / "val.json").read_text())
@@ -280,6 +281,7 @@ def test_undecodable_images_are_counted_and_named(classifier, demo, tmp_path):
     assert "49 images without 1 undecodable ones" in found.describe().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_views_splits_and_sizes_change_what_is_judged(classifier, monkeypatch):
     plain = fastcnn.evaluate(classifier, workers=1)
     assert plain.folder is None

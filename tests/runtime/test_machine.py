@@ -196,6 +196,7 @@ def test_a_compiled_trial_runs(monkeypatch):
     assert "without, after" in why
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_freed_memory_is_used_again_without_asking_the_system():
     """Blocks of 64 MiB: the default allocator maps each of them anew, page by page."""

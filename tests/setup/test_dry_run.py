@@ -161,6 +161,7 @@ def test_the_steepest_fall_is_found():
     assert steepest(trials) == pytest.approx(10 ** (60 / 20 - 5), rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_learning_rate_and_says_how(train, demo, monkeypatch, capsys):
     flags = (
         "--arch",

@@ -128,6 +128,7 @@ def test_every_network_is_checked_without_arithmetic(arch, monkeypatch: pytest.M
     check(config, build_network(config))
 
 
+@pytest.mark.slow
 def test_two_photos_and_batches_of_one_are_one_line_with_status_2(tmp_path, train, capsys):
     for phase in ("train", "val"):
         for name, color in (("cat", (200, 0, 0)), ("dog", (0, 0, 200))):

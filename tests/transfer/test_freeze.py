@@ -313,6 +313,7 @@ def test_a_run_says_what_is_frozen_and_when_that_ends(train, demo, capsys, wordi
     wording.line(out, "epoch 2: all")
 
 
+@pytest.mark.slow
 def test_a_frozen_run_goes_on_unfrozen_when_told(train, demo):
     flags = (*QUICK, "--data", demo, "--freeze", "backbone", "--output-dir", "run")
     assert train(*flags, "--epochs", "1") == 0

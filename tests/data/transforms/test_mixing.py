@@ -228,6 +228,7 @@ def test_mixup_cutmix_and_none_are_one_graph(backend, monkeypatch):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_mixes_what_it_would_have(train, demo):
     flags = (*QUICK, "--data", demo, "--data-backend", "torch", "--epochs", "2", "--deterministic")
     flags += ("--mixup", "0.8", "--cutmix", "1", "--mixup-prob", "0.9")
