@@ -87,6 +87,7 @@ def run_of(demo: Path, annotated: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("task", each(TASKS, ["classification"]))
 def test_the_report_of_a_run(run_of, task, capsys):
     folder = run_of(task)
+    capsys.readouterr()  # the training's
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out.startswith(f"wrote {folder}/report.html (")
     page = (folder / "report.html").read_text()
@@ -147,6 +148,7 @@ def test_runs_of_different_tasks_are_compared(run_of, tmp_path, capsys, monkeypa
 @pytest.mark.slow
 def test_runs_are_listed(run_of, capsys):
     folders = [run_of(task) for task in TASKS]
+    capsys.readouterr()  # the training's
     assert main(["runs", str(folders[0].parent), "--json"]) == 0
     listed = {run["name"]: run for run in json.loads(capsys.readouterr().out)}
     assert {name: run["metric"] for name, run in listed.items()} == METRICS
