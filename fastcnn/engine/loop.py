@@ -139,7 +139,7 @@ class Trainer:
         self.on_epoch: OnEpoch | None = None
         self.stopped = False  # True after a signal
         self.out_of_patience = False
-        self.told_to_stop = False  # True after on_epoch
+        self.stop_requested = False  # True after on_epoch
         self.announced = False  # True after the early report of the bottleneck
         self.seconds = 0.0
         self._pictures = BestEffort(f"the pictures {checkpointer.folder / PICTURE}", logger.info)
@@ -186,7 +186,7 @@ class Trainer:
     @property
     def ended_early(self) -> bool:
         """Whether the run ends before its last epoch, by --patience or on_epoch."""
-        return self.out_of_patience or self.told_to_stop
+        return self.out_of_patience or self.stop_requested
 
     def unfreeze_layers(self, epoch: int) -> None:
         """Unfreeze all layers before the epoch of --unfreeze-epoch."""
@@ -320,19 +320,19 @@ class Trainer:
             state.device,
         )
         saved = self.checkpoint(gallery, is_best=is_best)
-        if self._ask(record) and not state.done:
-            self.told_to_stop = True
+        if self._wants_stop(record) and not state.done:
+            self.stop_requested = True
             if not saved:
                 self.checkpointer.save(self.epoch_metrics)
-            self.logger.info("stopping: on_epoch asks for it")
+            self.logger.info("stopping: on_epoch returned true")
         if self.out_of_patience:
             self.logger.info(
                 f"stopping: the last {run.since_best} validations were no better than the best one"
             )
-        elif not self.stopped and not self.told_to_stop:
+        elif not self.stopped and not self.stop_requested:
             self.announce_bottleneck()
 
-    def _ask(self, record: dict[str, Any]) -> bool:
+    def _wants_stop(self, record: dict[str, Any]) -> bool:
         """Return whether `on_epoch` stops the run. All ranks call it."""
         if self.on_epoch is None:
             return False
