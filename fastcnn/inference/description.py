@@ -125,7 +125,7 @@ def parse_description(text: str) -> Description:
         try:
             check_type(values[name], kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            raise ValueError(f"its metadata has a {name} of the wrong type") from error
+            raise ValueError(f"in its metadata {name} has the wrong type") from error
     values["class_names"] = tuple(map(printable, values["class_names"]))
     description = Description(**values)
     _check(description)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.errors import UserError
 from fastcnn.inference.description import KEY, MAX_BYTES, Description, parse_description
+from fastcnn.runtime.machine import is_out_of_memory
 from fastcnn.runtime.tensor_file import check_regular
 from fastcnn.tasks.base import Task
 from fastcnn.tasks.detection.task import FixedBoxes
@@ -92,7 +93,8 @@ class Exported:
         detection.
 
         Raises:
-            UserError: images of another size or number of channels.
+            UserError: images of another size or number of channels, or a file that fails on them or returns
+                something else.
         """
         shape = self.channels, self.size, self.size
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != shape:
@@ -100,8 +102,32 @@ class Exported:
                 f"{self.path}: takes uint8 images [N, {', '.join(map(str, shape))}], and these are "
                 f"{images.dtype} {list(images.shape)}"
             )
-        outputs = self.run(images)
+        try:
+            outputs = self.run(images)
+        except Exception as error:  # of any class
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{self.path}: its network fails on these images ({type(error).__name__}); use another file"
+            ) from error
+        if not self._fits(outputs, len(images)):
+            raise UserError(f"{self.path}: its outputs do not fit its metadata; use another file")
         return FixedBoxes(*outputs) if self.task_name == "detection" else outputs[0]
+
+    def _fits(self, outputs: tuple[Tensor, ...], count: int) -> bool:
+        """Return whether outputs for `count` images have the shapes and ranges of their task."""
+        classes = len(self.class_names)
+        if self.task_name != "detection":
+            (logits,) = outputs
+            axes = 4 if self.task_name == "segmentation" else 2
+            whole = tuple(logits.shape[:2]) == (count, classes) and logits.ndim == axes and logits.numel() > 0
+            return whole and logits.is_floating_point()
+        _, scores, labels, counts = outputs
+        rows = scores.shape[-1]
+        shapes = [tuple(output.shape) for output in outputs]
+        if shapes != [(count, rows, 4), (count, rows), (count, rows), (count,)]:
+            return False
+        return bool(((0 <= labels) & (labels < classes)).all() and ((0 <= counts) & (counts <= rows)).all())
 
 
 def is_exported(path: Path) -> bool:

@@ -40,14 +40,14 @@ def test_a_description_is_read_as_it_was_written():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"size": "32"}, "a size of the wrong type"),
+        ({"size": "32"}, "size has the wrong type"),
         ({"size": 10**9}, "a number out of range"),
-        ({"class_names": [1, 2]}, "a class_names of the wrong type"),
+        ({"class_names": [1, 2]}, "class_names has the wrong type"),
         ({"class_names": []}, "a task that is not its network's"),
         ({"task": "detection"}, "a task that is not its network's"),
         ({"std": [0.2, 0.2, 0.0]}, "a wrong mean, std or crop_pct"),
         ({"mean": [0.5]}, "a wrong mean, std or crop_pct"),
-        ({"crop_mode": "left"}, "a crop_mode of the wrong type"),
+        ({"crop_mode": "left"}, "crop_mode has the wrong type"),
         ({"format": 2}, "is not of format 1"),
         ({"mean": [float("nan")] * 3}, "a number out of range"),
     ],
