@@ -133,7 +133,9 @@ class Checkpointer:
         self.since_best = content["since_best"]
         self.average.load_state_dict(content["average"])
         before, now = content["order"], self._order()
-        changed = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name) != now[name]]
+        changed = [
+            f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
+        ]
         accum, schedule = self.state.options.accum_steps, self.state.schedule
         epoch = int(content["epoch"])  # a run of 9.5 epochs resumes within the tenth
         self.state.step = epoch * schedule.steps_per_epoch

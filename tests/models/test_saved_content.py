@@ -77,6 +77,7 @@ def test_what_older_versions_did_not_write_is_completed(content):
         (("class_names",), ["x"] * 11),
         (("best",), {"acc1": 3.0}),
         (("scaler",), {"scale": 1.0}),
+        (("order",), {"--seed": 0}),
         (("arch",), "lenet5\nx"),
         (("img_size",), 64),
         (("config", "img_size"), 10**9),
