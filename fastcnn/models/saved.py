@@ -137,6 +137,8 @@ def check_content(content: dict[str, Any]) -> None:
         raise ValueError("step, epoch or the loader's position is out of range")
     if content["best"] and not {"samples", "bad", "epoch"} <= content["best"].keys():
         raise ValueError("best lacks samples, bad or epoch")
+    if config.model_ema and content["ema"] is None:
+        raise ValueError("ema is missing, and its settings have one")
     if "training images" not in content["order"]:
         raise ValueError("order lacks the training images")
     if content["scaler"] and not content["scaler"].keys() >= set(SCALER):

@@ -165,6 +165,11 @@ COMMANDS = (
 )
 
 
+def test_a_missing_average_of_the_weights_is_named(content):
+    with pytest.raises(ValueError, match="ema is missing"):
+        check_content({**copy.deepcopy(content), "ema": None})
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_code_that_a_checkpoint_names_does_not_run_unless_the_user_names_it(evil, command, capsys, one_core):
     assert main(list(command)) == 2
