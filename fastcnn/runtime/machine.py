@@ -67,9 +67,17 @@ def prepare(device: torch.device, cores: int, *, deterministic: bool) -> None:
         torch.set_num_threads(cores)  # torchrun sets one thread per process
         keep_freed_memory()
     torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed
-    torch.use_deterministic_algorithms(deterministic)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+    set_determinism(enabled=deterministic)
+
+
+def set_determinism(*, enabled: bool) -> None:
+    """Choose deterministic algorithms or not; call it before the first product on a GPU.
+
+    Torch reads cuBLAS's variable once, at that product, and without it raises RuntimeError from then on.
+    """
+    torch.use_deterministic_algorithms(enabled)
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def keep_freed_memory() -> None:

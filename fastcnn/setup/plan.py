@@ -163,6 +163,7 @@ def make_plan(config: Config, ranks: Ranks, device: torch.device, lock: RunLock 
     start = observe_start(config, ranks, device, lock)
     from_main(lambda: chosen_trackers(start.config.tracker))  # before the data are read
     content = start.checkpoint
+    machine.set_determinism(enabled=start.config.deterministic)  # before the trials of `resolved`
     config, reasons, source = resolved(start.config, ranks, device)
     reasons = {**start.kept, **reasons}
     if config.anchors == "auto" and has_anchors(config.arch):

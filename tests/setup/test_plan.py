@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastcnn.config import Config
 from fastcnn.data.transforms.color import IMAGENET_COMPONENTS
 from fastcnn.runtime.distributed import Ranks
+from fastcnn.setup import plan as planning
 from fastcnn.setup import transforms
 from fastcnn.setup.build import build
 from fastcnn.setup.plan import make_plan
@@ -77,3 +80,30 @@ def test_anchors_of_the_smallest_boxes_are_never_0(tmp_path: Path, one_core: Non
     assert isinstance(plan.config.anchors, tuple)
     assert len(plan.config.anchors) == 6
     assert min(plan.config.anchors) > 0
+
+
+@pytest.fixture
+def cublas(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
+    """The variable of cuBLAS as its first call reads it, in the search for a batch size on a GPU."""
+    read: list[str | None] = []
+
+    def search(build: Callable[[], nn.Module], config: Config, *rest: Any) -> int:
+        read.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        raise KeyboardInterrupt  # a plan for a GPU goes no further here
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(planning, "find_batch_size", search)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    before = torch.are_deterministic_algorithms_enabled()
+    yield read
+    torch.use_deterministic_algorithms(before)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_cublas_is_deterministic_from_its_first_call_on(cublas: list[str | None], deterministic: bool):
+    config = Config(arch="lenet5", data="synthetic", batch_size="max", deterministic=deterministic)
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(config, Ranks(), torch.device("cuda", 0))
+    assert cublas == [":4096:8" if deterministic else None]
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
