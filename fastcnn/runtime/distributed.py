@@ -184,7 +184,11 @@ def is_distributed() -> bool:
 def data_parallel(
     model: nn.Module, device: torch.device, bucket_cap_mb: int | None
 ) -> DistributedDataParallel:
-    """Wrap a model in DDP. Buffers stay local in steps and are averaged over ranks before each validation."""
+    """Wrap a model in DDP. Buffers stay local in steps and are averaged over ranks before each validation.
+
+    Gradients are set to None after each step. DDP then copies them into its buckets all the same, at once for
+    a bucket where this torch can; as views of the buckets they are not copied back.
+    """
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # torch 2.14
     settings: dict[str, Any] = {
@@ -192,6 +196,8 @@ def data_parallel(
         "gradient_as_bucket_view": True,
         "bucket_cap_mb": bucket_cap_mb,
     }
+    if "batched_grad_copy" in names:  # of newer torch
+        settings["batched_grad_copy"] = True
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, **settings
     )

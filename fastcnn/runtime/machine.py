@@ -66,6 +66,7 @@ def prepare(device: torch.device, cores: int, *, deterministic: bool) -> None:
     if device.type == "cpu":
         torch.set_num_threads(cores)  # torchrun sets one thread per process
         keep_freed_memory()
+    limit_compilers(cores)
     torch.backends.cudnn.benchmark = not deterministic  # shapes are fixed
     set_determinism(enabled=deterministic)
 
@@ -78,6 +79,20 @@ def set_determinism(*, enabled: bool) -> None:
     torch.use_deterministic_algorithms(enabled)
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def limit_compilers(cores: int) -> None:
+    """Limit the processes of torch.compile to the cores of this process; torch takes those of the node.
+
+    $TORCHINDUCTOR_COMPILE_THREADS overrides it.
+    """
+    if COMPILE_THREADS in os.environ:
+        return
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:  # not imported here, which is slow
+        os.environ[COMPILE_THREADS] = str(min(32, cores))
+    else:
+        config.compile_threads = min(config.compile_threads, cores)
 
 
 def keep_freed_memory() -> None:
@@ -99,6 +114,8 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
+COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+"""Environment variable that torch reads at its first compilation."""
 EMULATED = 4
 """Min slowdown of a product against float32 for a dtype to count as emulated."""
 NATIVE_DTYPES = "FASTCNN_NATIVE_DTYPES"

@@ -18,7 +18,7 @@ from fastcnn.engine.cuda_graph import WARMUP_STEPS
 from fastcnn.engine.state import TrainState, to_training
 from fastcnn.engine.step import update
 from fastcnn.runtime import machine
-from fastcnn.runtime.distributed import Ranks
+from fastcnn.runtime.distributed import Ranks, wait_for_all
 from fastcnn.setup.cpu_trials import Shape, random_images
 from fastcnn.setup.dry_run import updates
 from fastcnn.tasks.base import Task
@@ -49,14 +49,26 @@ def kernels_ahead(
 ) -> Iterator[None]:
     """On a GPU, compile the Triton kernels of a network's layers in other processes while the block runs.
 
-    Only the first process of each machine compiles.
+    Only the first process of each machine compiles. At the end the others wait for it and find the kernels
+    in the cache, instead of compiling them one by one. All ranks call it.
 
     Args:
         dtype: data type of the activations.
     """
-    if device.type != "cuda" or ranks.local_rank > 0 or why_not_triton(device) is not None:
+    if device.type != "cuda":
         yield
         return
+    if ranks.local_rank > 0 or why_not_triton(device) is not None:
+        yield
+    else:
+        capability, cores = torch.cuda.get_device_capability(device), machine.cores_per_process(ranks)
+        with precompiling(_calls(network, shapes, dtype), capability, cores):
+            yield
+    wait_for_all()
+
+
+def _calls(network: nn.Module, shapes: InputShapes, dtype: torch.dtype) -> list[Call]:
+    """Return the distinct calls of Triton kernels in the training and validation of a network."""
     calls: list[Call] = []
     with suppress(RuntimeError):  # a network with data-dependent control flow compiles at its first step
         for size in (*shapes.sizes, shapes.val_size):
@@ -64,9 +76,7 @@ def kernels_ahead(
             calls += [
                 call for call in layer_calls if size in shapes.sizes or call.kind in ("forward", "norm")
             ]
-    capability, cores = torch.cuda.get_device_capability(device), machine.cores_per_process(ranks)
-    with precompiling(list(dict.fromkeys(calls)), capability, cores):
-        yield
+    return list(dict.fromkeys(calls))
 
 
 def warm_up_sizes(state: TrainState, shapes: InputShapes) -> None:

@@ -178,13 +178,15 @@ def test_on_a_gpu_a_step_compiles_nothing_more(tmp_path):
 
 
 @pytest.mark.parametrize(("rank", "device", "expected"), [(0, "cuda", 1), (1, "cuda", 0), (0, "cpu", 0)])
-def test_before_a_training_the_first_process_of_a_machine_compiles(monkeypatch, rank, device, expected):
+def test_before_a_training_the_first_process_of_a_machine_compiles_and_all_wait_for_it(
+    monkeypatch, rank, device, expected
+):
     told: list[tuple[Any, ...]] = []
 
     @contextmanager
     def precompiling(*arguments: Any) -> Iterator[None]:
-        told.append(arguments)
         yield
+        told.append(arguments)
 
     monkeypatch.setattr(warmup, "precompiling", precompiling)
     monkeypatch.setattr(warmup, "why_not_triton", lambda device: None)
@@ -192,9 +194,12 @@ def test_before_a_training_the_first_process_of_a_machine_compiles(monkeypatch, 
     ranks = Ranks(rank, 2, rank, 2)
     shapes = warmup.InputShapes(sizes=[16, 32], val_size=48, batch_size=4, channels=3)
     where, dtype = torch.device(device), torch.bfloat16
+    order: list[str] = []
+    monkeypatch.setattr(warmup, "wait_for_all", lambda: order.append(f"wait, {len(told)} compiled"))
     with warmup.kernels_ahead(Network(), shapes, device=where, dtype=dtype, ranks=ranks):
-        pass
+        order.append("block")
     assert len(told) == expected
+    assert order == ["block", *([f"wait, {expected} compiled"] if device == "cuda" else [])]
     for calls, capability, _ in told:
         assert capability == (9, 0)
         assert {call.input[2] for call in calls if call.kind == "weight_grad"} == {16, 8, 32}

@@ -42,6 +42,23 @@ def test_buckets_are_torchs_own_or_as_told_also_after_unfreezing(results):
     assert [result["lenet5 unfrozen"]["bucket bytes"] for result in results] == [3 * 2**20] * 2
 
 
+@pytest.mark.parametrize("newer", [True, False], ids=["newer torch", "older torch"])
+def test_gradients_are_copied_into_buckets_at_once_where_torch_can(monkeypatch, newer):
+    given: dict[str, Any] = {}
+
+    def older(module, device_ids, bucket_cap_mb, broadcast_buffers, gradient_as_bucket_view):
+        given.update(gradient_as_bucket_view=gradient_as_bucket_view)
+
+    def newest(
+        module, device_ids, bucket_cap_mb, forward_sync_buffers, gradient_as_bucket_view, batched_grad_copy
+    ):
+        given.update(gradient_as_bucket_view=gradient_as_bucket_view, batched_grad_copy=batched_grad_copy)
+
+    monkeypatch.setattr(distributed, "DistributedDataParallel", newest if newer else older)
+    distributed.data_parallel(torch.nn.Linear(1, 1), torch.device("cpu"), None)
+    assert given == {"gradient_as_bucket_view": True, **({"batched_grad_copy": True} if newer else {})}
+
+
 def test_a_nan_on_one_rank_stops_updates_on_all(results):
     for result in results:
         assert "step 2" in result["spoiled"]["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -72,6 +73,39 @@ def test_a_dtype_that_is_asked_for_and_emulated_is_not_timed(without_bf16, chann
 
 def never() -> float:
     raise AssertionError("something was timed")
+
+
+# Processes of the compiler
+
+
+@pytest.fixture
+def no_compiler(monkeypatch) -> None:
+    """Nothing was compiled in this process yet."""
+    monkeypatch.setenv(machine.COMPILE_THREADS, "")
+    monkeypatch.delenv(machine.COMPILE_THREADS)
+    monkeypatch.delitem(sys.modules, "torch._inductor.config", raising=False)
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(6, "6"), (96, "32")])
+def test_the_compiler_gets_the_cores_of_this_process_and_no_more_than_torch_takes(
+    monkeypatch, no_compiler, cores, processes
+):
+    machine.limit_compilers(cores)
+    assert os.environ[machine.COMPILE_THREADS] == processes
+
+
+@pytest.mark.parametrize(("own", "expected"), [(32, 6), (1, 1)])
+def test_a_compiler_that_was_imported_is_limited_too(monkeypatch, no_compiler, own, expected):
+    config = SimpleNamespace(compile_threads=own)
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", config)
+    machine.limit_compilers(6)
+    assert config.compile_threads == expected
+
+
+def test_the_users_number_of_compilers_stays(monkeypatch, no_compiler):
+    monkeypatch.setenv(machine.COMPILE_THREADS, "20")
+    machine.limit_compilers(6)
+    assert os.environ[machine.COMPILE_THREADS] == "20"
 
 
 # What the processor computes in
