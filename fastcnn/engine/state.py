@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.torch_version import TorchVersion
 
 from fastcnn.config.settings import ClipMode, Views
 from fastcnn.data.transforms.mixing import Mixing, mixed
@@ -149,7 +150,8 @@ def build_state(
     eval_model: nn.Module = Normalized(network, mean, std, channels_last=options.channels_last).to(device)
     if options.compile:
         torch._dynamo.reset()  # its limit on recompilations includes the networks of earlier runs
-        eval_model = cast(nn.Module, torch.compile(eval_model, dynamic=False))
+        compiler = compiler_options(device, channels_last=options.channels_last)
+        eval_model = cast(nn.Module, torch.compile(eval_model, dynamic=False, options=compiler))
     train_model = eval_model
     timer = step_timer_for(device)
     if is_distributed():
@@ -171,6 +173,20 @@ def build_state(
         timer=timer,
         recorded=RecordedSteps(optimizer, CudaRecorder(device)) if options.cuda_graph else None,
     )
+
+
+def compiler_options(device: torch.device, *, channels_last: bool) -> dict[str, Any] | None:
+    """Return Inductor's options for a network in channels-last or NCHW memory; None for its defaults.
+
+    Inductor converts convolutions in NCHW memory to channels-last. From torch 2.13 on it overlooks those of a
+    backward graph (pytorch issue 189239), unless the conversion is forced.
+    """
+    if channels_last or device.type != "cuda" or TorchVersion(torch.__version__) < (2, 13):
+        return None
+    from torch._inductor import config
+
+    option = "force_layout_optimization"
+    return {option: True} if hasattr(config, option) else None
 
 
 def unfreeze(state: TrainState) -> None:
