@@ -170,8 +170,9 @@ def _why_no_triton(layer: nn.Conv2d, x: Tensor) -> str | None:
 
 
 def _geometry(layer: nn.Conv2d) -> Geometry:
-    assert not isinstance(layer.padding, str)
-    return depthwise.pair(layer.stride), depthwise.pair(layer.padding), depthwise.pair(layer.dilation)
+    padding, more = depthwise.explicit_padding(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
+    assert more == (0, 0)  # as with every kernel that runs on Triton
+    return depthwise.pair(layer.stride), padding, depthwise.pair(layer.dilation)
 
 
 # Errors

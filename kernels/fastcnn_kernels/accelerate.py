@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastcnn_kernels._trial import Input, Measure, Times, Trial, microseconds, try_layer
 from fastcnn_kernels.depthwise_conv import DepthwiseConv2d
@@ -215,6 +216,8 @@ def _why_not(layer: nn.Module, device: torch.device) -> str | None:
     """Reason to keep a layer whatever its input; None if there is none."""
     if MARK in vars(layer):
         return "swapped before"
+    if is_parametrized(layer):
+        return f"its {' and '.join(layer.parametrizations)} is parametrized"  # type: ignore[arg-type]
     if type(layer) not in SWAPS:
         return f"its class is {type(layer).__name__}, which may compute something else"
     if "forward" in vars(layer):
@@ -226,10 +229,11 @@ def _why_not(layer: nn.Module, device: torch.device) -> str | None:
     if isinstance(layer, nn.Conv2d):
         if layer.out_channels != layer.in_channels:
             return f"{layer.out_channels // layer.in_channels} outputs for each channel"
-        if layer._parameters.get("weight") is None:
-            return "its weight is computed by a hook"
-        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-            return f"padding {layer.padding!r}, padding mode {layer.padding_mode!r}"
+        for name in ("weight", "bias"):
+            if getattr(layer, name) is not None and layer._parameters.get(name) is None:
+                return f"its {name} is computed by a hook"
+        if layer.padding_mode != "zeros":
+            return f"padding mode {layer.padding_mode!r}"
         return why_no_kernel(layer.kernel_size, layer.stride, layer.dilation)
     return None
 

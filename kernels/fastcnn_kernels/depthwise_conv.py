@@ -351,7 +351,7 @@ def depthwise_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
+    padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
     """Depthwise convolution as `torch.nn.functional.conv2d(..., groups=C)`.
@@ -367,7 +367,8 @@ def depthwise_conv2d(
         input: [N, C, H, W] or [C, H, W].
         weight: [C, 1, K, L], of the input's dtype or float32.
         bias: [C].
-        stride, padding, dilation: numbers, for both axes or (vertical, horizontal).
+        stride, padding, dilation: numbers, for both axes or (vertical, horizontal). "valid" is no padding, and
+            "same", at stride 1, one that keeps the size.
 
     Returns:
         [N, C, (H + 2 * padding - dilation * (K - 1) - 1) // stride + 1, likewise], of the input's dtype and
@@ -393,11 +394,14 @@ def depthwise_conv2d(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} on {tensor.device}, input on {input.device}: move one of them")
-    geometry = pair(stride), pair(padding), pair(dilation)
+    before, more = explicit_padding(padding, weight.shape[2:], stride, dilation)
+    geometry = pair(stride), before, pair(dilation)
     if min(geometry[0]) < 1 or min(geometry[1]) < 0 or min(geometry[2]) < 1:
         raise ValueError(
             f"stride {stride}, padding {padding}, dilation {dilation}: at least 1, 0 and 1 are possible"
         )
+    if any(more):
+        input = F.pad(input, (0, more[1], 0, more[0]))
     size = output_size(input, weight, *geometry)
     if min(size[2:]) < 1:
         raise ValueError(
@@ -440,7 +444,7 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(self.padding, str) or self.padding_mode != "zeros":
+        if self.padding_mode != "zeros":
             return super().forward(input)
         return depthwise_conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
@@ -454,10 +458,35 @@ def autocast_input(input: Tensor) -> Tensor:
     return input.to(torch.get_autocast_dtype(device))
 
 
+def explicit_padding(
+    padding: int | Sequence[int] | str,
+    kernel: Sequence[int],
+    stride: int | Sequence[int],
+    dilation: int | Sequence[int],
+) -> tuple[Pair, Pair]:
+    """Return the zeros on each side, vertical and horizontal, and those more at the bottom and on the right.
+
+    Only "same" needs more on one side, where `dilation * (kernel - 1)` is odd.
+
+    Raises:
+        ValueError: another text than "same" and "valid", or "same" at a stride.
+    """
+    if not isinstance(padding, str):
+        return pair(padding), (0, 0)
+    if padding not in ("same", "valid"):
+        raise ValueError(f'padding {padding!r}: use "same", "valid", a number, or (vertical, horizontal)')
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if max(pair(stride)) > 1:
+        raise ValueError(f'padding "same" at stride {stride}: use numbers, "same" keeps the size at stride 1')
+    high, wide = (d * (k - 1) for k, d in zip(kernel, pair(dilation)))
+    return (high // 2, wide // 2), (high % 2, wide % 2)
+
+
 def pair(value: int | Sequence[int]) -> Pair:
     if isinstance(value, int):
         return value, value
-    if len(value) not in (1, 2):  # also rejects "same" and "valid"
+    if len(value) not in (1, 2):
         raise ValueError(f"{value!r}: use a number for both axes, or (vertical, horizontal)")
     return value[0], value[-1]
 

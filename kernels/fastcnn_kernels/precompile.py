@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn_kernels import support
-from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, output_size, pair
+from fastcnn_kernels.depthwise_conv import DepthwiseConv2d, explicit_padding, output_size
 from fastcnn_kernels.layers import NETWORKS, Depthwise, Norm
 from fastcnn_kernels.lrn import LocalResponseNorm
 
@@ -97,8 +97,9 @@ def calls_of(model: nn.Module, input_size: Sequence[int], dtype: torch.dtype) ->
 def _calls(layer: nn.Module, shape: tuple[int, ...], dtype: str) -> Iterator[Call]:
     if isinstance(layer, DepthwiseConv2d):
         square = len(set(layer.kernel_size)) == len(set(layer.stride)) == 1
-        if not square or isinstance(layer.padding, str) or layer.dilation != (1, 1):
+        if not square or layer.padding_mode != "zeros" or layer.dilation != (1, 1):
             return
+        padding, _ = explicit_padding(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
         for kind in ("forward", "input_grad", "weight_grad"):
             yield Call(
                 kind=kind,
@@ -106,7 +107,7 @@ def _calls(layer: nn.Module, shape: tuple[int, ...], dtype: str) -> Iterator[Cal
                 dtype=dtype,
                 size=layer.kernel_size[0],
                 stride=layer.stride[0],
-                padding=pair(layer.padding),
+                padding=padding,
                 bias=layer.bias is not None and kind != "input_grad",
                 weight_dtype=str(layer.weight.dtype).removeprefix("torch."),
             )

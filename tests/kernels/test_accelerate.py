@@ -14,7 +14,9 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.ao.nn.intrinsic import ConvReLU2d
 from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastcnn_kernels import DepthwiseConv2d, _trial, dispatch
 from fastcnn_kernels._trial import Run, Times
@@ -50,6 +52,12 @@ def network(library: str, name: str) -> nn.Module:
 def depthwise(channels: int = 8, kernel: int = 3, stride: int = 1, **settings: Any) -> nn.Conv2d:
     settings = {"padding": kernel // 2, "groups": channels, **settings}
     return nn.Conv2d(channels, channels, kernel, stride, **settings)
+
+
+def legacy_weight_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
 
 
 class Network(nn.Sequential):
@@ -172,17 +180,18 @@ def test_local_response_normalization_is_swapped():
         nn.Conv2d(8, 8, (3, 5), groups=8),
         depthwise(8, 3, 3),
         depthwise(8, 3, dilation=2),
-        depthwise(8, 3, padding="same"),
         depthwise(8, 3, padding_mode="reflect"),
         nn.Conv2d(8, 16, 3, groups=8),
         DepthwiseConv2d(8, 3),
         parametrizations.weight_norm(depthwise(8)),
         prune.identity(depthwise(8), "weight"),
+        prune.identity(depthwise(8), "bias"),
+        legacy_weight_norm(depthwise(8)),
         depthwise(8, device="meta"),
     ],
     ids=[
-        *("9 x 9", "3 x 5", "stride", "dilation", "padding same", "padding mode", "two outputs", "ours"),
-        *("weight norm", "pruned", "meta"),
+        *("9 x 9", "3 x 5", "stride", "dilation", "padding mode", "two outputs", "ours"),
+        *("weight norm", "pruned", "pruned bias", "old weight norm", "meta"),
     ],
 )
 def test_a_layer_that_ours_cannot_be_keeps_its_class_and_has_a_reason(layer, wording):
@@ -220,7 +229,72 @@ def test_a_module_under_two_names_is_swapped_once():
     model = nn.ModuleDict({"a": shared, "b": shared})
     assert [row.name for row in accelerate(model).rows] == ["a"]
     assert model["a"] is model["b"] is shared
+    original = nn.Sequential(*[copy.deepcopy(shared)] * 2)
+    restore(original)
+    assert_same_results(nn.Sequential(shared, shared), original, images(2, 3, 8, 8))
     assert restore(model) == 1
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("sample", [None, images(2, 8, 9, 9)], ids=["", "sample"])
+def test_a_padding_that_is_a_word_is_ours_too(padding, sample):
+    model = nn.Sequential(depthwise(8, 5, padding=padding))
+    original = copy.deepcopy(model)
+    measure = None if sample is None else stopwatch(50, 40, 30)
+    assert accelerate(model, sample, _measure=measure).rows[0].swapped
+    assert type(model[0]) is DepthwiseConv2d
+    assert_same_results(model, original, images(2, 8, 9, 9))
+
+
+def test_layers_with_the_same_weight_are_swapped_and_keep_it():
+    model = nn.Sequential(depthwise(8), nn.ReLU(), depthwise(8, stride=2))
+    model[2].weight = model[0].weight
+    original = copy.deepcopy(model)
+    assert [row.swapped for row in accelerate(model).rows] == [True, True]
+    assert model[2].weight is model[0].weight
+    assert len(list(model.parameters())) == 3
+    assert_same_results(model, original, images(2, 8, 9, 9))
+
+
+def test_hooks_that_change_inputs_outputs_and_gradients_do_so_afterwards():
+    def hooked() -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(depthwise(8), nn.ReLU())
+        model[0].register_forward_pre_hook(lambda layer, args: (2 * args[0][:, :, 1:],))
+        model[0].register_forward_hook(lambda layer, args, output: output + 1)
+        model[0].register_full_backward_hook(lambda layer, inputs, outputs: (3 * inputs[0],))
+        return model
+
+    model = hooked()
+    report = accelerate(model, images(2, 8, 9, 9))
+    assert report.rows[0].swapped
+    assert report.rows[0].input == (2, 8, 8, 9)
+    assert_same_results(model, hooked(), images(2, 8, 9, 9))
+
+
+@pytest.mark.parametrize("order", ["fused first", "swapped first"])
+def test_a_convolution_that_is_fused_with_its_batch_norm_is_swapped_and_restored(order):
+    torch.manual_seed(0)
+    conv, norm = depthwise(8, bias=False).eval(), nn.BatchNorm2d(8).eval()
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.running_mean)
+    plain = nn.Sequential(copy.deepcopy(conv), norm)
+    if order == "swapped first":
+        accelerate(conv)
+    fused = fuse_conv_bn_eval(conv, norm)
+    assert accelerate(fused).rows[0].swapped
+    assert type(fused) is DepthwiseConv2d
+    x = images(2, 8, 9, 9)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert restore(fused) == 1
+    assert type(fused) is nn.Conv2d
+
+
+def test_a_convolution_of_a_fused_module_is_swapped():
+    model = ConvReLU2d(depthwise(8), nn.ReLU())
+    original = copy.deepcopy(model)
+    assert [(row.name, row.swapped) for row in accelerate(model).rows] == [("0", True)]
+    assert_same_results(model, original, images(2, 8, 9, 9))
 
 
 def test_a_second_call_changes_nothing():

@@ -6,6 +6,7 @@ Here on the CPU, where PyTorch does the work; the Triton kernels' own tests are 
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -125,6 +126,24 @@ def test_a_setting_may_be_a_sequence_of_one_as_in_conv2d():
     x, weight = random(2, 3, 8, 8), random(3, 1, 3, 3, seed=1)
     ours = depthwise_conv2d(x, weight, stride=[2], padding=(1,), dilation=[2])
     torch.testing.assert_close(ours, F.conv2d(x, weight, stride=[2], padding=(1,), dilation=[2], groups=3))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("kernel", "dilation"), [((3, 3), 1), ((4, 2), 1), ((2, 5), (3, 2)), ((1, 4), 1)])
+@pytest.mark.parametrize("axes", ["batch", "image"])
+def test_a_padding_may_be_a_word_as_in_conv2d(padding, kernel, dilation, axes):
+    x = random(2, 3, 11, 12).to(memory_format=CHANNELS_LAST) if axes == "batch" else random(3, 11, 12)
+    x, weight = x.requires_grad_(), random(3, 1, *kernel, seed=1).requires_grad_()
+    ours = depthwise_conv2d(x, weight, None, 1, padding, dilation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of the copy that an odd padding takes
+        theirs = F.conv2d(x, weight, None, 1, padding, dilation, groups=3)
+    torch.testing.assert_close(ours, theirs)
+    upstream = random(*theirs.shape, seed=3)
+    for gradients in zip(*(torch.autograd.grad(y, [x, weight], upstream) for y in (ours, theirs))):
+        torch.testing.assert_close(*gradients)
+    if axes == "batch":
+        assert ours.is_contiguous(memory_format=CHANNELS_LAST)
 
 
 def test_one_image_without_a_batch_axis_and_an_empty_batch():
@@ -377,7 +396,8 @@ def test_the_launcher_refuses_what_32_bits_cannot_count_and_tensors_that_do_not_
         {"bias": random(4)},
         {"weight": random(3, 1, 3, 3).to("meta")},
         {"bias": random(3).to("meta")},
-        {"padding": "same"},
+        {"padding": "same", "stride": 2},
+        {"padding": "full"},
         {"stride": (1, 1, 1)},
         {"stride": 0},
         {"padding": -1},
@@ -385,7 +405,7 @@ def test_the_launcher_refuses_what_32_bits_cannot_count_and_tensors_that_do_not_
     ],
     ids=[
         *("axes", "dense weight", "more weights", "more biases", "weight elsewhere", "bias elsewhere"),
-        *("same", "three strides", "no stride", "negative padding", "too small"),
+        *("same", "no such padding", "three strides", "no stride", "negative padding", "too small"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, wording):

@@ -79,10 +79,12 @@ def test_a_model_s_calls_are_those_of_its_layers_in_a_step():
 
 
 def test_what_has_no_kernel_is_no_call():
+    padded = DepthwiseConv2d(8, 3)
+    padded.padding_mode = "circular"
     layers = [
         DepthwiseConv2d(8, (3, 5)),
         DepthwiseConv2d(8, 3, dilation=2),
-        DepthwiseConv2d(8, 3, padding="same"),
+        padded,
     ]
     for layer in layers:
         assert calls_of(layer, (1, 8, 16, 16), torch.float32) == []
@@ -204,6 +206,12 @@ def test_before_a_training_the_first_process_of_a_machine_compiles_and_all_wait_
         assert capability == (9, 0)
         assert {call.input[2] for call in calls if call.kind == "weight_grad"} == {16, 8, 32}
         assert {call.input[2] for call in calls if call.kind == "forward"} == {16, 8, 32, 48, 24}
+
+
+@pytest.mark.parametrize(("padding", "zeros"), [("same", (2, 2)), ("valid", (0, 0))])
+def test_a_padding_that_is_a_word_is_compiled_as_numbers(padding, zeros):
+    calls = calls_of(DepthwiseConv2d(8, 5, padding=padding), (2, 8, 9, 9), torch.bfloat16)
+    assert [call.padding for call in calls] == [zeros] * 3
 
 
 @pytest.fixture
