@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from fastcnn.bench import timing
-from fastcnn.profiling.step_timer import HostClock
+from fastcnn.profiling.clock import HostClock
 from fastcnn.runtime import machine
 
 Step = Callable[[], Any]

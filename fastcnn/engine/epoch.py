@@ -89,6 +89,8 @@ def train_epoch(
     steps = samples = 0
     data_seconds, start = 0.0, time.perf_counter()
     for group, waited in islice(_groups(iter(loader), state.options.accum_steps, state.timer), limit):
+        if steps + 1 == log_interval:
+            state.timer.before_last_step()
         train_step(state, task, group, metrics)
         state.timer.after_step()
         steps += 1

@@ -21,7 +21,8 @@ from fastcnn.errors import TrainingError
 from fastcnn.optim.build import add_momentum_buffers
 from fastcnn.optim.ema import EMA
 from fastcnn.optim.schedules import Schedule
-from fastcnn.profiling.step_timer import HostClock, StepTimer, step_timer_for
+from fastcnn.profiling.clock import HostClock
+from fastcnn.profiling.step_timer import StepTimer, step_timer_for
 from fastcnn.runtime.distributed import data_parallel, is_distributed
 from fastcnn.transfer.freeze import Frozen
 

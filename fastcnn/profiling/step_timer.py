@@ -7,96 +7,22 @@ work, the marks around that wait complete back to back. Only an idle device show
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastcnn.profiling.bottleneck import Timing
+from fastcnn.profiling.clock import Clock, CudaClock, HostClock
 
 MAX_TIMED_STEPS = 1000
 """Max measured steps per log interval, from its start: marks take memory until they are read."""
 LONGEST_HOLD = 1.0
 """Max duration of a stall, in seconds."""
-
-
-class Clock(Protocol):
-    """A device's timeline, read from the host."""
-
-    def mark(self) -> Any:
-        """Mark the moment at which the device finishes all work queued until now."""
-
-    def seconds(self, first: Any, second: Any) -> float:
-        """Return the seconds between two marks that the device has passed."""
-
-    def reuse(self) -> None:
-        """Release all marks."""
-
-    def host(self) -> float:
-        """Return the host's time in seconds."""
-
-    def cpu_contention(self) -> float:
-        """Return the seconds so far in which this thread was runnable without a core; 0 if unknown."""
-
-    def stall_device(self, seconds: float) -> bool:
-        """Stall the device for about `seconds`; False, without effect, if it is the host itself."""
-
-
-class HostClock:
-    """The host's timeline, for training on the CPU."""
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def seconds(self, first: float, second: float) -> float:
-        return second - first
-
-    def reuse(self) -> None:
-        pass
-
-    def host(self) -> float:
-        return time.perf_counter()
-
-    def cpu_contention(self) -> float:
-        try:
-            with open("/proc/thread-self/schedstat") as file:  # Linux: nanoseconds run, waited; turns
-                return int(file.read().split()[1]) / 1e9
-        except OSError:
-            return 0.0
-
-    def stall_device(self, seconds: float) -> bool:
-        return False
-
-
-class CudaClock(HostClock):
-    """CUDA events in the current stream, reused after each reading."""
-
-    def __init__(self) -> None:
-        self._events: list[torch.cuda.Event] = []
-        self._used = 0
-
-    def mark(self) -> Any:
-        if self._used == len(self._events):
-            self._events.append(torch.cuda.Event(enable_timing=True))
-        event = self._events[self._used]
-        self._used += 1
-        event.record()
-        return event
-
-    def seconds(self, first: Any, second: Any) -> float:
-        return first.elapsed_time(second) / 1000
-
-    def reuse(self) -> None:
-        self._used = 0
-
-    def stall_device(self, seconds: float) -> bool:
-        torch.cuda._sleep(int(seconds * 2e9))  # cycles, at about 2 GHz
-        return True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,7 +36,9 @@ class _Step:
     last_gradient: Any = None
     reduced: Any = None
     stalled: bool = False
-    """The device was stalled until the host had queued the step."""
+    """The device was stalled while the host queued the step."""
+    kernels_only: bool = False
+    """The stall lasted until the whole step was queued, so that its time is that of its kernels."""
     counts: bool = True
     """False for a step whose communication was not measured."""
 
@@ -121,6 +49,9 @@ class StepTimer:
     Pure kernel time is measured by stalling the device until the host has queued a whole step. A stall delays
     the run by about one step, in the first step of log intervals 1, 2, 4, 8, ...; interval 0 contains
     start-up. Time of a step beyond its kernel time is launch overhead: the device idles.
+
+    A GPU's queue takes about 1,000 launches. A step with more of them outlasts the stall, since the host
+    waits for room. Then the last step of these intervals is traced instead, before the interval's wait.
     """
 
     def __init__(self, clock: Clock, at_most: int = MAX_TIMED_STEPS) -> None:
@@ -134,6 +65,7 @@ class StepTimer:
         self._paused = 0.0
         self._contention = 0.0  # total at the first step since the last reading
         self._windows = 0
+        self._outlasts = False  # the host cannot queue a step while the device is stalled
         self._kernels: float | None = None  # seconds of a step's kernels, as last measured
         self._hooks: list[RemovableHandle] = []
         self._last: Tensor | None = None
@@ -149,16 +81,30 @@ class StepTimer:
         stalled = False
         if not self._steps:
             self._contention = self.clock.cpu_contention()
-            if self._windows and self._windows & (self._windows - 1) == 0:
+            if self._measures_kernels() and not self._outlasts:
                 stalled = self.clock.stall_device(min(1.5 * self._queueing, LONGEST_HOLD))
         self._step = _Step(waiting=self._waiting, start=self.clock.mark(), stalled=stalled)
         self._began = self.clock.host()
+
+    def before_last_step(self) -> None:
+        """Trace the coming step, the last before a reading, if stalls do not measure its kernels."""
+        if self._outlasts and self._measures_kernels():
+            self.clock.start_trace()
+            if self._step is not None:
+                self._step.counts = False  # launches take longer in a trace
+
+    def _measures_kernels(self) -> bool:
+        """Return whether kernel time is measured in this log interval: 1, 2, 4, 8, ..."""
+        return self._windows > 0 and self._windows & (self._windows - 1) == 0
 
     def after_step(self) -> None:
         """Mark the end of the step."""
         if self._step is None:
             return
         self._queueing = min(self._queueing, self.clock.host() - self._began)
+        if self._step.stalled:
+            self._step.kernels_only = not self.clock.passed(self._step.start)
+            self._outlasts = not self._step.kernels_only
         self._step.end = self.clock.mark()
         self._steps.append(self._step)
         self._step = None
@@ -173,6 +119,7 @@ class StepTimer:
     def reset(self) -> None:
         """Discard the measured kernel time, after a change of the step."""
         self._windows, self._kernels, self._queueing = 0, None, LONGEST_HOLD
+        self._outlasts = False
 
     def follow_gradients(self, network: nn.Module) -> None:
         """Identify the last gradient of the next backward pass, and mark it from then on."""
@@ -218,7 +165,7 @@ class StepTimer:
                 gaps += between(before.end, step.waiting)
             exposed = between(step.last_gradient, step.reduced) if step.reduced is not None else 0.0
             took = between(step.start, step.end) - exposed
-            if step.stalled:
+            if step.kernels_only:
                 self._kernels = took
             if step.stalled or not step.counts:
                 continue
@@ -226,6 +173,9 @@ class StepTimer:
             data += between(step.waiting, step.start)
             inside += took
             communication += exposed
+        traced = self.clock.stop_trace()
+        if traced is not None:
+            self._kernels = traced
         launching = max(0.0, inside - counted * self._kernels) if self._kernels is not None else 0.0
         measured = len(self._steps) / max(steps, 1)
         synchronising = gaps + self._paused * measured

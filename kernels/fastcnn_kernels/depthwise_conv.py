@@ -367,8 +367,8 @@ def depthwise_conv2d(
         input: [N, C, H, W] or [C, H, W].
         weight: [C, 1, K, L], of the input's dtype or float32.
         bias: [C].
-        stride, padding, dilation: numbers, for both axes or (vertical, horizontal). "valid" is no padding, and
-            "same", at stride 1, one that keeps the size.
+        stride, padding, dilation: numbers, for both axes or (vertical, horizontal). The padding "valid" is
+            none, and "same", at stride 1, keeps the size.
 
     Returns:
         [N, C, (H + 2 * padding - dilation * (K - 1) - 1) // stride + 1, likewise], of the input's dtype and

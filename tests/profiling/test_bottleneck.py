@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -30,7 +32,9 @@ from fastcnn.models import build
 from fastcnn.optim.build import build_optimizer
 from fastcnn.optim.schedules import Schedule
 from fastcnn.profiling.bottleneck import Diagnosis, Headroom, Timing, diagnose
-from fastcnn.profiling.step_timer import CudaClock, HostClock, StepTimer
+from fastcnn.profiling.clock import CudaClock, HostClock
+from fastcnn.profiling.kernel_trace import KernelTrace
+from fastcnn.profiling.step_timer import StepTimer
 from fastcnn.transfer.freeze import Frozen
 from ranks import run_ranks
 from training import TASK, batches
@@ -206,15 +210,24 @@ class Device:
     """Simulated: kernels run in order, none before it was queued. Its time and the host's pass as told, so
     what is measured is exact."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 10**9) -> None:
         self.now = self.free = 0.0
+        self.room = room
+        self.queue: deque[float] = deque()
+        self.traced: float | None = None
+        self.traces = self.stalls = 0
 
     def spend(self, seconds: float) -> None:
         """The host does something."""
         self.now += seconds
 
     def launch(self, seconds: float) -> None:
+        if len(self.queue) == self.room:
+            self.now = max(self.now, self.queue.popleft())  # the host waits for room
         self.free = max(self.free, self.now) + seconds
+        self.queue.append(self.free)
+        if self.traced is not None:
+            self.traced += seconds
 
     def wait(self) -> None:
         self.now = max(self.now, self.free)
@@ -235,8 +248,20 @@ class Device:
         return 0.0
 
     def stall_device(self, seconds: float) -> bool:
+        self.stalls += 1
         self.launch(seconds)
         return True
+
+    def passed(self, mark: float) -> bool:
+        return mark <= self.now
+
+    def start_trace(self) -> None:
+        self.traces += 1
+        self.traced = 0.0
+
+    def stop_trace(self) -> float | None:
+        seconds, self.traced = self.traced, None
+        return seconds
 
 
 MS = 1e-3
@@ -251,21 +276,23 @@ def simulate(
     log: float = 0.0,
     throttled: float = 1.0,
     unfrozen: float = 1.0,
+    device: Device | None = None,
+    launches: int = 10,
 ) -> Timing:
-    """Steps of ten kernels, each queued in `queueing` and done in `kernel` seconds.
+    """Steps of `launches` kernels, each queued in `queueing` and done in `kernel` seconds.
 
     Args:
         load: seconds that the host waits for a batch, copy: that the device then copies it.
         save: of the host after each step, log: after each window of ten.
         throttled: factor of the kernels' time from the sixth window on, unfrozen: the same, after unfreezing.
     """
-    device = Device()
+    device = device or Device()
     steps = 0
 
     def forward() -> None:
         nonlocal steps
         steps += 1
-        for _ in range(10):
+        for _ in range(launches):
             device.spend(queueing)
             device.launch(kernel * (throttled * unfrozen if steps > 50 else 1))
 
@@ -323,6 +350,68 @@ def test_on_a_device_with_a_queue_what_starves_it_is_named(case):
     assert timing.communication == 0
 
 
+MANY: dict[str, tuple[float, float, str, float]] = {
+    "kernels are long": (0.01 * MS, 0.02 * MS, "computing", 1),
+    "kernels are short": (0.02 * MS, 0.002 * MS, "launching", 0.9),
+    "kernels are a little shorter": (0.02 * MS, 0.015 * MS, "launching", 0.25),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_steps_of_more_launches_than_the_queue_takes_are_traced(case):
+    queueing, kernel, bound, share = MANY[case]
+    device = Device(room=1024)
+    timing = simulate(queueing, kernel, device=device, launches=3000)
+    found = diagnosis_of(timing)
+    assert found.bound == bound, (timing.shares(), found)
+    assert timing.shares()[bound] == pytest.approx(share, abs=0.03)
+    assert device.stalls == 1  # no other is tried
+    assert device.traces == 5  # of 20 log intervals: 1, 2, 4, 8 and 16
+
+
+def test_steps_that_the_queue_takes_are_not_traced():
+    device = Device(room=1024)
+    simulate(**SHORT, device=device, launches=500)
+    assert (device.stalls, device.traces) == (5, 0)
+
+
+def test_a_trace_counts_the_kernels_of_the_trainings_stream(monkeypatch):
+    def event(stream: int, microseconds: float, device: str = "CUDA", annotation: bool = False) -> Any:
+        return SimpleNamespace(
+            device_type=getattr(torch.autograd.DeviceType, device),
+            device_resource_id=stream,
+            is_user_annotation=annotation,
+            time_range=SimpleNamespace(elapsed_us=lambda: microseconds),
+        )
+
+    class Profile:
+        active = False
+
+        def __init__(self, activities: list[Any]) -> None: ...
+
+        def start(self) -> None:
+            if Profile.active:
+                raise RuntimeError("profiler is already enabled on this thread")
+            Profile.active = True
+
+        def stop(self) -> None:
+            Profile.active = False
+
+        def events(self) -> list[Any]:
+            training, nccl = [event(7, 200.0), event(7, 300.0)], [event(20, 5000.0)]
+            return [*training, *nccl, event(7, 9000.0, annotation=True), event(7, 400.0, "CPU")]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    trace = KernelTrace()
+    assert trace.stop() is None
+    trace.start()
+    assert trace.stop() == pytest.approx(500e-6)
+    assert trace.stop() is None
+    Profile.active = True  # the user's own
+    trace.start()
+    assert trace.stop() is None
+
+
 def test_figures_are_what_would_be_reached():
     slow, fast = (simulate(0.1 * MS, 1 * MS, load) for load in (50 * MS, 0))
     images = 32 * slow.steps / slow.seconds
@@ -350,6 +439,9 @@ def test_events_are_made_once_and_never_waited_for(monkeypatch):
 
         def record(self) -> None:
             self.milliseconds += 1500.0 * len(made)
+
+        def query(self) -> bool:
+            return False
 
         def elapsed_time(self, other: Event) -> float:
             return other.milliseconds - self.milliseconds
