@@ -182,7 +182,7 @@ def compiler_options(device: torch.device, *, channels_last: bool) -> dict[str, 
     Inductor converts convolutions in NCHW memory to channels-last. From torch 2.13 on it overlooks those of a
     backward graph (pytorch issue 189239), unless the conversion is forced.
     """
-    if channels_last or device.type != "cuda" or TorchVersion(torch.__version__) < (2, 13):
+    if channels_last or device.type != "cuda" or TorchVersion(torch.__version__) < "2.13":
         return None
     from torch._inductor import config
 

@@ -35,4 +35,5 @@ class KernelTrace:
             if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
                 streams[event.device_resource_id].append(event.time_range.elapsed_us())
         self._profiler = None
-        return sum(max(streams.values(), key=len)) / 1e6 if streams else None
+        training = max(streams.values(), key=len, default=[])
+        return sum(training) / 1e6 if training else None

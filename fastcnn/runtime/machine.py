@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -88,7 +89,7 @@ def limit_compilers(cores: int) -> None:
     """
     if COMPILE_THREADS in os.environ:
         return
-    config = sys.modules.get("torch._inductor.config")
+    config: Any = sys.modules.get("torch._inductor.config")
     if config is None:  # not imported here, which is slow
         os.environ[COMPILE_THREADS] = str(min(32, cores))
     else:

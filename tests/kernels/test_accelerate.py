@@ -257,12 +257,15 @@ def test_layers_with_the_same_weight_are_swapped_and_keep_it():
 
 
 def test_hooks_that_change_inputs_outputs_and_gradients_do_so_afterwards():
+    def triple(layer: nn.Module, inputs: Any, outputs: Any) -> tuple[Tensor]:
+        return (3 * inputs[0],)
+
     def hooked() -> nn.Sequential:
         torch.manual_seed(0)
         model = nn.Sequential(depthwise(8), nn.ReLU())
         model[0].register_forward_pre_hook(lambda layer, args: (2 * args[0][:, :, 1:],))
         model[0].register_forward_hook(lambda layer, args, output: output + 1)
-        model[0].register_full_backward_hook(lambda layer, inputs, outputs: (3 * inputs[0],))
+        model[0].register_full_backward_hook(triple)
         return model
 
     model = hooked()
@@ -277,6 +280,7 @@ def test_a_convolution_that_is_fused_with_its_batch_norm_is_swapped_and_restored
     torch.manual_seed(0)
     conv, norm = depthwise(8, bias=False).eval(), nn.BatchNorm2d(8).eval()
     nn.init.uniform_(norm.weight)
+    assert norm.running_mean is not None
     nn.init.uniform_(norm.running_mean)
     plain = nn.Sequential(copy.deepcopy(conv), norm)
     if order == "swapped first":

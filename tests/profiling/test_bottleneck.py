@@ -267,7 +267,14 @@ class Device:
 MS = 1e-3
 
 
-def simulate(
+def simulate(*seconds: float, **settings: float) -> Timing:
+    """`simulate_on` a device with room for all launches of steps of ten kernels."""
+    return simulate_on(Device(), 10, *seconds, **settings)
+
+
+def simulate_on(
+    device: Device,
+    launches: int,
     queueing: float,
     kernel: float,
     load: float = 0.0,
@@ -276,8 +283,6 @@ def simulate(
     log: float = 0.0,
     throttled: float = 1.0,
     unfrozen: float = 1.0,
-    device: Device | None = None,
-    launches: int = 10,
 ) -> Timing:
     """Steps of `launches` kernels, each queued in `queueing` and done in `kernel` seconds.
 
@@ -286,7 +291,6 @@ def simulate(
         save: of the host after each step, log: after each window of ten.
         throttled: factor of the kernels' time from the sixth window on, unfrozen: the same, after unfreezing.
     """
-    device = device or Device()
     steps = 0
 
     def forward() -> None:
@@ -361,7 +365,7 @@ MANY: dict[str, tuple[float, float, str, float]] = {
 def test_steps_of_more_launches_than_the_queue_takes_are_traced(case):
     queueing, kernel, bound, share = MANY[case]
     device = Device(room=1024)
-    timing = simulate(queueing, kernel, device=device, launches=3000)
+    timing = simulate_on(device, 3000, queueing, kernel)
     found = diagnosis_of(timing)
     assert found.bound == bound, (timing.shares(), found)
     assert timing.shares()[bound] == pytest.approx(share, abs=0.03)
@@ -371,7 +375,7 @@ def test_steps_of_more_launches_than_the_queue_takes_are_traced(case):
 
 def test_steps_that_the_queue_takes_are_not_traced():
     device = Device(room=1024)
-    simulate(**SHORT, device=device, launches=500)
+    simulate_on(device, 500, **SHORT)
     assert (device.stalls, device.traces) == (5, 0)
 
 
