@@ -379,21 +379,7 @@ def depthwise_conv2d(
     """
     if input.dim() == 3:
         return depthwise_conv2d(input[None], weight, bias, stride, padding, dilation)[0]
-    if input.dim() != 4:
-        raise ValueError(f"input {tuple(input.shape)}: expected [N, C, H, W] or [C, H, W]")
-    channels = input.shape[1]
-    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
-        raise ValueError(
-            f"weight {tuple(weight.shape)}: expected ({channels}, 1, K, L) for an input of {channels} "
-            "channels"
-        )
-    if bias is not None and bias.shape != (channels,):
-        raise ValueError(
-            f"bias {tuple(bias.shape)}: expected ({channels},) for an input of {channels} channels"
-        )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(f"{name} on {tensor.device}, input on {input.device}: move one of them")
+    _check_tensors(input, weight, bias)
     before, more = explicit_padding(padding, weight.shape[2:], stride, dilation)
     geometry = pair(stride), before, pair(dilation)
     if min(geometry[0]) < 1 or min(geometry[1]) < 0 or min(geometry[2]) < 1:
@@ -409,6 +395,25 @@ def depthwise_conv2d(
             f"{padding} and dilation {dilation}; use a larger padding"
         )
     return torch.ops.fastcnn.depthwise_conv2d(autocast_input(input), weight, bias, *geometry)
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError for incompatible shapes and for tensors on several devices."""
+    if input.dim() != 4:
+        raise ValueError(f"input {tuple(input.shape)}: expected [N, C, H, W] or [C, H, W]")
+    channels = input.shape[1]
+    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(
+            f"weight {tuple(weight.shape)}: expected ({channels}, 1, K, L) for an input of {channels} "
+            "channels"
+        )
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(
+            f"bias {tuple(bias.shape)}: expected ({channels},) for an input of {channels} channels"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{name} on {tensor.device}, input on {input.device}: move one of them")
 
 
 class DepthwiseConv2d(nn.Conv2d):
