@@ -169,7 +169,10 @@ def _read_json(path: Path, bad: BadLabels) -> Table:
                 bad.add(f"{path}, line {number}", "not a JSON object")
     names = list(dict.fromkeys(name for _, row in objects for name in row))
     _check_cells(path, len(names), len(objects))
-    columns = {name: [_stripped(row.get(name)) for _, row in objects] for name in names}
+    columns: dict[str, list[Any]] = {name: [None] * len(objects) for name in names}
+    for i, (_, row) in enumerate(objects):
+        for name, cell in row.items():
+            columns[name][i] = _stripped(cell)
     return Table(path=path, columns=columns, lines=[number for number, _ in objects])
 
 
