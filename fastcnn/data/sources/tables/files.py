@@ -20,9 +20,9 @@ from fastcnn.errors import UserError
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 DELIMITERS = (",", ";", "\t", "|")
 SAMPLE = 50
+"""Rows by which the delimiter is chosen."""
 MAX_CELLS = 100_000_000
 """Max cells of a table whose file may be much smaller: compressed, or of objects with few keys each."""
-"""Rows by which the delimiter is chosen."""
 
 Row = tuple[int, list[Any]]
 """Number of the first line, and the cells."""
