@@ -37,6 +37,10 @@ def trained_network(name: str, size: int | None = None) -> Trained:
     for module in network.modules():
         if isinstance(module, nn.Linear):  # some last layers start with zeros
             nn.init.normal_(module.weight, 0, 0.05)
+        if isinstance(module, nn.Conv2d) and name.startswith(("googlenet", "inception")):
+            nn.init.kaiming_normal_(
+                module.weight, nonlinearity="relu"
+            )  # else all images have the same outputs
     for layer in getattr(network, "predictors", ()):  # many boxes
         nn.init.normal_(layer.weight, 0, 0.2)
         nn.init.normal_(layer.bias, 0, 0.5)
