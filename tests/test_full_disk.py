@@ -179,7 +179,7 @@ def test_a_limit_of_file_sizes_ends_both_ranks_in_one_line(tmp_path, demo):
     assert "ulimit -f" in line
     assert "Traceback" not in err + silent
     assert sorted(path.suffix for path in (tmp_path / "run").iterdir() if "tfevents" not in path.name) == [
-        *(".jsonl", ".png", ".yaml")
+        *(".json", ".jsonl", ".png", ".yaml")
     ]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.config import Config
+from fastcnn.exporter.comparison import Comparison
 from fastcnn.exporter.formats import SUFFIXES, WRITERS, Format
 from fastcnn.inference.exported import open_exported
 from fastcnn.inference.trained import Trained
@@ -69,9 +70,11 @@ def assert_equal(trained: Trained, file: Path) -> None:
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
         assert expected.std(0).max() > 0
     else:
-        task = trained.build_task()
-        for rows, others in zip(task.predict(found), task.predict(expected), strict=True):
-            assert torch.allclose(torch.from_numpy(rows), torch.from_numpy(others), atol=1e-3)
+        task, comparison = trained.build_task(), Comparison(multi_label=False)
+        for rows, others in zip(task.predict(expected), task.predict(found), strict=True):
+            comparison.add_boxes(rows, others, trained.size)
+        assert comparison.agreement == 1
+        assert comparison.difference < 1e-4
 
 
 @pytest.mark.slow
