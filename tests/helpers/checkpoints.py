@@ -36,7 +36,7 @@ def write_checkpoint(
     content = torch.load(SAVED, weights_only=True)
     names = list(classes) or sorted(name.replace(" ", "_") for name in CLASS_NAMES)
     chosen: dict[str, Any] = {"num_classes": len(names), "in_chans": 3, "exif": "upright"}
-    chosen["train_crop"] = "random-resized"
+    chosen |= {"train_crop": "random-resized", "model_ema": False}
     chosen |= {**NETWORKS[task], **settings}
     chosen.setdefault("val_img_size", chosen["img_size"])
     content["config"] = {**content["config"], **chosen}
