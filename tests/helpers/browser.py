@@ -92,9 +92,9 @@ class Page:
         while self.run("document.readyState") != "complete" or self.run("location.protocol") != "file:":
             assert time.monotonic() < deadline, "the page is not loaded"
             time.sleep(0.05)
-        self.settle()
+        self.wait_for_frames()
 
-    def settle(self) -> None:
+    def wait_for_frames(self) -> None:
         """Wait for two frames."""
         self.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(0))))")
 
@@ -107,12 +107,12 @@ class Page:
     def mouse(self, kind: str, x: float, y: float, **params: Any) -> None:
         """Send "mouseMoved", "mousePressed" or "mouseReleased" at a place of the window."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **params)
-        self.settle()
+        self.wait_for_frames()
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
-        self.settle()
+        self.wait_for_frames()
 
     def picture(self, path: Path) -> None:
         """Save the whole page as a PNG."""

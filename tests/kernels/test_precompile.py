@@ -65,11 +65,11 @@ def test_a_model_s_calls_are_those_of_its_layers_in_a_step():
     model = Network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = calls_of(model, (4, 3, 16, 16), torch.bfloat16)
-    told = (4, 8, 16, 16), "bfloat16", 3, 2, (1, 1)
+    geometry = (4, 8, 16, 16), "bfloat16", 3, 2, (1, 1)
     assert found[:3] == [
-        call("forward", *told, bias=True),
-        call("input_grad", *told),
-        call("weight_grad", *told, bias=True),
+        call("forward", *geometry, bias=True),
+        call("input_grad", *geometry),
+        call("weight_grad", *geometry, bias=True),
     ]
     again = (4, 8, 8, 8), "bfloat16", 5, 1, (2, 2)
     assert found[3:6] == [call(kind, *again) for kind in ("forward", "input_grad", "weight_grad")]
@@ -126,15 +126,15 @@ print(json.dumps(hits))
 @needs_triton
 def test_what_was_compiled_is_what_a_launch_looks_for(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    told = json.dumps([vars(call) for call in SMALL])
+    calls_json = json.dumps([vars(call) for call in SMALL])
 
     def hits(tensors: str) -> list[bool]:
-        command = [sys.executable, "-c", HITS, tensors, told]
+        command = [sys.executable, "-c", HITS, tensors, calls_json]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
     command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", "sm_90", "--from-stdin"]
-    subprocess.run(command, env=environment, input=told, text=True, check=True)
+    subprocess.run(command, env=environment, input=calls_json, text=True, check=True)
     found = entries(tmp_path)
     assert len(found) >= 5  # taps, convolution, correlation, sums, normalization
     launched = hits("real")
@@ -169,8 +169,8 @@ def test_on_a_gpu_a_step_compiles_nothing_more(tmp_path):
     calls += [call(kind, (2, 8, 5, 5), "bfloat16", 5) for kind in ("norm", "norm_grad")]
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
     command = [sys.executable, "-m", "fastcnn_kernels.precompile", "--arch", arch, "--from-stdin"]
-    told = json.dumps([vars(call) for call in calls])
-    subprocess.run(command, env=environment, input=told, text=True, check=True)
+    calls_json = json.dumps([vars(call) for call in calls])
+    subprocess.run(command, env=environment, input=calls_json, text=True, check=True)
     done = subprocess.run(
         [sys.executable, "-c", ON_A_GPU], env=environment, capture_output=True, text=True, check=True
     )
@@ -183,12 +183,12 @@ def test_on_a_gpu_a_step_compiles_nothing_more(tmp_path):
 def test_before_a_training_the_first_process_of_a_machine_compiles_and_all_wait_for_it(
     monkeypatch, rank, device, expected
 ):
-    told: list[tuple[Any, ...]] = []
+    compiled: list[tuple[Any, ...]] = []
 
     @contextmanager
     def precompiling(*arguments: Any) -> Iterator[None]:
         yield
-        told.append(arguments)
+        compiled.append(arguments)
 
     monkeypatch.setattr(warmup, "precompiling", precompiling)
     monkeypatch.setattr(warmup, "why_not_triton", lambda device: None)
@@ -197,12 +197,12 @@ def test_before_a_training_the_first_process_of_a_machine_compiles_and_all_wait_
     shapes = warmup.InputShapes(sizes=[16, 32], val_size=48, batch_size=4, channels=3)
     where, dtype = torch.device(device), torch.bfloat16
     order: list[str] = []
-    monkeypatch.setattr(warmup, "wait_for_all", lambda: order.append(f"wait, {len(told)} compiled"))
+    monkeypatch.setattr(warmup, "wait_for_all", lambda: order.append(f"wait, {len(compiled)} compiled"))
     with warmup.kernels_ahead(Network(), shapes, device=where, dtype=dtype, ranks=ranks):
         order.append("block")
-    assert len(told) == expected
+    assert len(compiled) == expected
     assert order == ["block", *([f"wait, {expected} compiled"] if device == "cuda" else [])]
-    for calls, capability, _ in told:
+    for calls, capability, _ in compiled:
         assert capability == (9, 0)
         assert {call.input[2] for call in calls if call.kind == "weight_grad"} == {16, 8, 32}
         assert {call.input[2] for call in calls if call.kind == "forward"} == {16, 8, 32, 48, 24}

@@ -391,7 +391,7 @@ def test_a_chart_shows_values_under_the_cursor_and_zooms(tmp_path, opened):
     low, high = page.run(scale)
     assert (round(low, 1), round(high, 1)) == (1, 3)
     page.run("document.getElementById('reset').click()")
-    page.settle()
+    page.wait_for_frames()
     assert page.run(scale) == [0, 4]
 
     page.run("document.querySelector('figure[data-chart=acc1]').focus()")
