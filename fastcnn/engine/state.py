@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from fastcnn.optim.ema import EMA
 from fastcnn.optim.schedules import Schedule
 from fastcnn.profiling.clock import HostClock
 from fastcnn.profiling.step_timer import StepTimer, step_timer_for
+from fastcnn.runtime import machine
 from fastcnn.runtime.distributed import data_parallel, is_distributed
 from fastcnn.transfer.freeze import Frozen
 
@@ -125,9 +126,7 @@ class TrainState:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass in `options.amp_dtype`."""
-        if self.options.amp_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.options.amp_dtype)
+        return machine.autocast(self.device, self.options.amp_dtype)
 
 
 def build_state(

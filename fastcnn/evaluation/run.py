@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fastcnn.config import Config, task_of
 from fastcnn.config.auto import check_size
 from fastcnn.config.duration import parse_time
-from fastcnn.data.loaders.base import Loader
+from fastcnn.data.loaders.base import ImageLoader, Loader
 from fastcnn.data.sources.dataset import Source, Split
 from fastcnn.engine.state import Normalized
 from fastcnn.engine.tta import mean_over_views
@@ -78,9 +78,7 @@ class Subject:
     dtype: torch.dtype
 
     def autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return machine.autocast(self.device, self.dtype)
 
 
 def evaluate(request: Request, flags: Config) -> Evaluation:
@@ -194,17 +192,14 @@ def _judge_of(subject: Subject) -> Judge:
 
 
 @torch.inference_mode()
-def _predict(subject: Subject, judge: Judge, loader: Loader, ranks: Ranks) -> None:
+def _predict(subject: Subject, judge: Judge, loader: ImageLoader, ranks: Ranks) -> None:
     """Give a judge the predictions for this rank's images."""
-    views = subject.trained.config.tta
-    count = len(subject.split)
-    start, end = count * ranks.rank // ranks.world_size, count * (ranks.rank + 1) // ranks.world_size
+    views, sampler = subject.trained.config.tta, loader.sampler
+    order = sampler.order(epoch=0)
     for step, batch in enumerate(tqdm(loader, leave=False, disable=None if ranks.is_main else True)):
-        first = start + step * len(batch.mask)
-        samples = torch.arange(first, first + len(batch.mask)).clamp(max=end - 1).numpy()
         with subject.autocast():
             outputs = mean_over_views(subject.model, batch.images, views)
-        judge.add(outputs, batch, samples)
+        judge.add(outputs, batch, sampler.indices(order, step))
 
 
 def _share_bad_files(loader: Loader) -> None:

@@ -12,7 +12,7 @@ from fastcnn.config import Config, has_anchors
 from fastcnn.config.auto import resolve
 from fastcnn.data.sources.dataset import Source
 from fastcnn.errors import UserError
-from fastcnn.inference.trained import Trained
+from fastcnn.inference.trained import Trained, complete_names
 from fastcnn.inference.validation import open_judged
 from fastcnn.models.create import build_network
 from fastcnn.models.parts import classifier_names
@@ -21,7 +21,6 @@ from fastcnn.setup.observe import observe_environment
 from fastcnn.setup.pixels import resolve_levels, resolve_normalization
 from fastcnn.transfer.adapt import load_exactly
 from fastcnn.transfer.weights import Weights, download_pretrained, read_weights
-from fastcnn.viz.pictures import printable
 
 BATCH_SIZE = 64
 """Images of a forward pass, unless set."""
@@ -107,4 +106,4 @@ def _class_names(weights: Weights, source: Source, config: Config, flag: str) ->
             f"{flag}: {count:,} classes without names, and --data {config.data} has {len(names):,}; use data "
             "with all classes, whose sorted names are in the order of the network"
         )
-    return (*map(printable, names), *(f"class {i}" for i in range(len(names), count)))
+    return complete_names(names, count)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -95,11 +96,11 @@ def open_trained(path: Path, source_flag: str, arch: str | None = None) -> Train
         config=from_saved(content["config"]),
         mean=tuple(content["mean"]),
         std=tuple(content["std"]),
-        class_names=_class_names(content),
+        class_names=complete_names(content["class_names"], content["num_classes"]),
         multi_label=content["multi_label"],
     )
 
 
-def _class_names(content: dict[str, Any]) -> tuple[str, ...]:
-    names = [printable(name) for name in content["class_names"]]
-    return (*names, *(f"class {i}" for i in range(len(names), content["num_classes"])))
+def complete_names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return a printable name for each of `count` classes, of which the last ones may have none."""
+    return (*map(printable, names), *(f"class {i}" for i in range(len(names), count)))

@@ -10,7 +10,7 @@ from fastcnn.config import FIELDS, Config, to_plain
 from fastcnn.config.auto import merge_resumed_config
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import Loader, LoaderArgs
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import DOWNLOADED, NAMED, Source, Split
 from fastcnn.data.sources.splits import WHOLE
@@ -92,7 +92,7 @@ def fit_source(trained: Trained, config: Config, source: Source) -> Source:
 
 def evaluation_loader(
     split: Split, trained: Trained, config: Config, *, ranks: Ranks, device: torch.device, phase: str
-) -> Loader:
+) -> ImageLoader:
     """Return this rank's loader of all images of a split, in their order, as validated. All ranks call it.
 
     Args:
@@ -108,7 +108,7 @@ def evaluation_loader(
     )
     sampler.check()
 
-    def make() -> Loader:
+    def make() -> ImageLoader:
         bad = BadFiles(split, phase, config.max_bad_fraction, alone=ranks.world_size == 1)
         bad.check_all()
         return MAKERS["torch"](
