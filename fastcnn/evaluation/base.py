@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.sources.dataset import Split
@@ -80,6 +82,33 @@ class Judge(Protocol):
 
     def predictions(self, rows: Any, trained: Trained, split: Split) -> Any:
         """Return the predictions as rows of CSV, or as a JSON value."""
+
+
+class Parts:
+    """Values of the real samples of all batches."""
+
+    def __init__(self) -> None:
+        self._samples: list[np.ndarray] = []
+        self._masks: list[Tensor] = []
+        self._values: list[tuple[Tensor, ...]] = []
+
+    def add(self, samples: np.ndarray, mask: Tensor, *values: Tensor) -> None:
+        """Add a batch; does not wait for the device.
+
+        Args:
+            samples: numbers of the samples, int64 [N].
+            mask: True for real samples, bool [N].
+            values: [N, ...] each.
+        """
+        self._samples.append(samples)
+        self._masks.append(mask)
+        self._values.append(values)
+
+    def joined(self) -> tuple[np.ndarray, list[Tensor]]:
+        """Return the numbers of the real samples, and their values on the CPU."""
+        real = torch.cat(self._masks).cpu()
+        values = [torch.cat(parts).cpu()[real] for parts in zip(*self._values)]
+        return np.concatenate(self._samples)[real.numpy()], values
 
 
 def over_ranks(rows: Rows) -> Rows | None:

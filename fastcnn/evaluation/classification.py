@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.sources.dataset import Split
 from fastcnn.evaluation import figures, pictures
-from fastcnn.evaluation.base import Findings, Shown, percent
+from fastcnn.evaluation.base import Findings, Parts, Shown, percent
 from fastcnn.inference.trained import Trained
 from fastcnn.tasks.class_losses import ONE_LABEL, split_outputs
 from fastcnn.tasks.classification import Classification
@@ -51,8 +50,7 @@ class ClassJudge:
         self.criterion = task
         self.top = min(TOP, task.num_classes)
         self.terms = task.terms(device, train=False)
-        self.samples: list[np.ndarray] = []
-        self.parts: list[tuple[Tensor, ...]] = []
+        self.parts = Parts()
 
     def add(self, outputs: object, batch: Batch, samples: np.ndarray) -> None:
         logits = split_outputs(outputs)[0].float()
@@ -60,12 +58,11 @@ class ClassJudge:
         bce = self.criterion.kind == "bce"
         probabilities = (logits.sigmoid() if bce else logits.softmax(1)).gather(1, classes)
         losses = ONE_LABEL[self.criterion.kind](logits, batch.targets, self.terms)
-        self.samples.append(samples)
-        self.parts.append((batch.mask, batch.targets, classes, probabilities, losses))
+        self.parts.add(samples, batch.mask, batch.targets, classes, probabilities, losses)
 
     def rows(self) -> ClassRows:
-        real, *values = (torch.cat(part).cpu().numpy() for part in zip(*self.parts))
-        return ClassRows(np.concatenate(self.samples)[real], *(value[real] for value in values))
+        samples, values = self.parts.joined()
+        return ClassRows(samples, *(value.numpy() for value in values))
 
     def judge(self, rows: ClassRows, trained: Trained, split: Split) -> Findings:
         names = trained.class_names

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.sources.dataset import Split
 from fastcnn.evaluation import figures
-from fastcnn.evaluation.base import Findings, mean, percent
+from fastcnn.evaluation.base import Findings, Parts, mean, percent
 from fastcnn.inference.trained import Trained
 from fastcnn.tasks.class_losses import SEVERAL_LABELS, split_outputs
 from fastcnn.tasks.multilabel import THRESHOLD, MultiLabelClassification, average_precision
@@ -40,20 +39,16 @@ class LabelJudge:
     def __init__(self, task: MultiLabelClassification, device: torch.device) -> None:
         self.criterion = task
         self.terms = task.terms(device, train=False)
-        self.samples: list[np.ndarray] = []
-        self.parts: list[tuple[Tensor, ...]] = []
+        self.parts = Parts()
 
     def add(self, outputs: object, batch: Batch, samples: np.ndarray) -> None:
         logits = split_outputs(outputs)[0].float()
         losses = SEVERAL_LABELS[self.criterion.kind](logits, batch.targets, self.terms)
-        self.samples.append(samples)
-        self.parts.append((batch.mask, batch.targets, logits, losses))
+        self.parts.add(samples, batch.mask, batch.targets, logits, losses)
 
     def rows(self) -> LabelRows:
-        real, targets, logits, losses = (torch.cat(part).cpu() for part in zip(*self.parts))
-        probabilities = logits[real].double().sigmoid().numpy()
-        samples = np.concatenate(self.samples)[real.numpy()]
-        return LabelRows(samples, targets[real].numpy(), probabilities, losses[real].numpy())
+        samples, (targets, logits, losses) = self.parts.joined()
+        return LabelRows(samples, targets.numpy(), logits.double().sigmoid().numpy(), losses.numpy())
 
     def judge(self, rows: LabelRows, trained: Trained, split: Split) -> Findings:
         truths, predicted = rows.truths.astype(bool), rows.probabilities > THRESHOLD

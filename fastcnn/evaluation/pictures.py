@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import PurePath
 from typing import Any
 
@@ -11,10 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastcnn.data.batch import ShardedSampler
-from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import LoaderArgs
-from fastcnn.data.loaders.registry import MAKERS
+from fastcnn.data.loaders.first_images import quiet_loader
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.transforms.transform import Transform
 from fastcnn.evaluation.base import Sample
@@ -32,15 +30,10 @@ def load_samples(
     """Return samples of a split as they are validated, with predictions. No collective."""
     chosen = split.take(np.array(numbers, dtype=np.int64))
     device = next(model.parameters()).device
-    sampler = ShardedSampler(count=len(chosen), batch_size=len(chosen), rank=0, world_size=1, train=False)
-    bad = BadFiles(chosen, "pictured", max_fraction=1, quiet=True)
-    loader = MAKERS["torch"](
-        LoaderArgs(split=chosen, transform=transform, sampler=sampler, device=device, workers=1, bad=bad)
-    )
-    try:
+    with closing(
+        quiet_loader(chosen, transform, phase="pictured", batch_size=len(chosen), device=device, workers=1)
+    ) as loader:
         (batch,) = loader
-    finally:
-        loader.close()
     targets, predictions = batch.targets.cpu().numpy(), task.predict(model(batch.images))
     return [Sample(rgb(batch.images[i]), predictions[i], targets[i]) for i in range(len(chosen))]
 

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastcnn.data.batch import Batch
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.targets import IGNORE
 from fastcnn.evaluation import figures, pictures
-from fastcnn.evaluation.base import Findings, Shown, mean, percent
+from fastcnn.evaluation.base import Findings, Parts, Shown, mean, percent
 from fastcnn.evaluation.classification import confusion_table
 from fastcnn.inference.trained import Trained
 from fastcnn.tasks.segmentation import Segmentation, logits_and_targets
@@ -42,8 +41,7 @@ class PixelJudge:
     def __init__(self, task: Segmentation, device: torch.device) -> None:
         self.criterion = task
         self.confusion = torch.zeros(task.num_classes, task.num_classes, dtype=torch.int64, device=device)
-        self.samples: list[np.ndarray] = []
-        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.parts = Parts()
 
     def add(self, outputs: object, batch: Batch, samples: np.ndarray) -> None:
         logits, targets = logits_and_targets(outputs, batch)
@@ -53,12 +51,11 @@ class PixelJudge:
         found = found[:, :-1].view(count, classes, classes)
         counts = torch.stack([found.sum(2), found.sum(1), found.diagonal(dim1=1, dim2=2)], 1)
         self.confusion += found.sum(0)
-        self.samples.append(samples)
-        self.parts.append((batch.mask, counts.int()))
+        self.parts.add(samples, batch.mask, counts.int())
 
     def rows(self) -> PixelRows:
-        real, counts = (torch.cat(part).cpu().numpy() for part in zip(*self.parts))
-        return PixelRows(np.concatenate(self.samples)[real], counts[real], [self.confusion.cpu().numpy()])
+        samples, (counts,) = self.parts.joined()
+        return PixelRows(samples, counts.numpy(), [self.confusion.cpu().numpy()])
 
     def judge(self, rows: PixelRows, trained: Trained, split: Split) -> Findings:
         names, confusion = trained.class_names, np.sum(rows.confusions, axis=0)

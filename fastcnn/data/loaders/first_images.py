@@ -1,9 +1,10 @@
-"""Training images for data-dependent initialization of a network."""
+"""Some images of a split as they are validated, by one process alone."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fastcnn.data.batch import ShardedSampler
 from fastcnn.data.loaders.bad_files import BadFiles
-from fastcnn.data.loaders.base import LoaderArgs
+from fastcnn.data.loaders.base import ImageLoader, LoaderArgs
 from fastcnn.data.loaders.registry import MAKERS
 from fastcnn.data.sources.dataset import Split
 from fastcnn.data.transforms.transform import Transform
@@ -28,7 +29,9 @@ def first_images(
     count: int,
     workers: int,
 ) -> Tensor:
-    """Return images evenly spread over the split, since folders are ordered by class.
+    """Return images for the initialization of a network, evenly spread over the split.
+
+    Folders are ordered by class.
 
     Args:
         split: has images.
@@ -42,23 +45,26 @@ def first_images(
     """
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64)
     some = dataclasses.replace(split.take(chosen), annotations=None)
-    sampler = ShardedSampler(
-        count=len(some), batch_size=min(BATCH, len(some)), rank=0, world_size=1, train=False
+    loader = quiet_loader(
+        some,
+        transform,
+        phase="training",
+        batch_size=min(BATCH, len(some)),
+        device=torch.device("cpu"),
+        workers=workers,
     )
-    bad = BadFiles(some, "training", max_fraction=1, quiet=True)  # the run's own loader reports them
-    loader = MAKERS["torch"](
-        LoaderArgs(
-            split=some,
-            transform=transform,
-            sampler=sampler,
-            device=torch.device("cpu"),
-            workers=workers,
-            bad=bad,
-        )
-    )
-    try:
+    with closing(loader):
         images = torch.cat([batch.images[batch.mask] for batch in loader])
-    finally:
-        loader.close()
     shape = 1, -1, 1, 1
     return (images / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+
+
+def quiet_loader(
+    split: Split, transform: Transform, *, phase: str, batch_size: int, device: torch.device, workers: int
+) -> ImageLoader:
+    """Return a loader of all images of a split in their order; undecodable ones are reported elsewhere."""
+    sampler = ShardedSampler(count=len(split), batch_size=batch_size, rank=0, world_size=1, train=False)
+    bad = BadFiles(split, phase, max_fraction=1, quiet=True)
+    return MAKERS["torch"](
+        LoaderArgs(split=split, transform=transform, sampler=sampler, device=device, workers=workers, bad=bad)
+    )
